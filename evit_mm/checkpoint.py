@@ -1,0 +1,256 @@
+"""Reading checkpoints: safely, and by name.
+
+A leaf of the package: pure functions from files and dicts to dicts, so that the backbone itself can
+take the authors' files wherever it is built. Nothing here ever unpickles arbitrary objects.
+
+Names follow the authors' files; h heads, w window side.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+from urllib.parse import urlparse
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own abbreviation
+from mmengine.dist import barrier, get_local_rank
+from mmengine.logging import HistoryBuffer, print_log
+from torch import Tensor, nn
+
+# What mmengine's CheckpointHook writes beside tensors: its scalar histories, which are numpy
+# arrays. The dtypes are those of the numbers that it logs.
+MMENGINE_TYPES = [
+    HistoryBuffer,
+    np.ndarray,
+    np.dtype,
+    np.dtypes.Float64DType,
+    np.dtypes.Float32DType,
+    np.dtypes.Int64DType,
+    np.dtypes.Int32DType,
+    np._core.multiarray._reconstruct,
+    np._core.multiarray.scalar,
+]
+# The authors' ImageNet files keep their command line beside the weights.
+AUTHORS_TYPES = [argparse.Namespace]
+# Entries that follow from the architecture and are made anew when it is built.
+DERIVED = ('attention_bias_idxs', 'num_batches_tracked')
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be read or does not fit; the message names the file and the mend."""
+
+
+def allow_mmengine_types() -> None:
+    """Let ``torch.load(weights_only=True)`` read what mmengine itself saves, and no more.
+
+    From torch 2.6 on, mmengine's own ``torch.load`` calls are weights-only; without this, testing
+    and resuming from its training checkpoints fail.
+    """
+    torch.serialization.add_safe_globals(MMENGINE_TYPES)
+
+
+def read_checkpoint(source: str | Path) -> Any:
+    """Read a ``.pth`` file from disk or a URL without ever running code in it.
+
+    Args:
+        source: Path or http(s) URL; a URL is downloaded once into torch hub's cache.
+
+    Returns:
+        What the file holds, tensors on the CPU.
+
+    Raises:
+        CheckpointError: The file is missing, cannot be fetched, is truncated or no checkpoint, or
+            holds types other than tensors, plain Python values and those listed in this module.
+    """
+    path = _fetch(str(source)) if _is_url(source) else Path(source).expanduser()
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint '{path}' does not exist; give the path of a .pth file")
+    try:
+        with torch.serialization.safe_globals(MMENGINE_TYPES + AUTHORS_TYPES):
+            return torch.load(path, map_location='cpu', weights_only=True)
+    except pickle.UnpicklingError as error:
+        if 'Unsupported' in str(error) or 'weights_only' in str(error):
+            reason = str(error).replace('WeightsUnpickler error: ', '')
+            kinds = [line.strip() for line in reason.splitlines() if 'nsupported' in line]
+            raise CheckpointError(
+                f"checkpoint '{path}' was refused, nothing in it was run: it holds more than "
+                f'weights ({(kinds or [reason])[0][:200]}); save it again with its state dict alone'
+            ) from None
+        raise _unreadable(path, error) from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError) as error:
+        raise _unreadable(path, error) from None
+
+
+def extract_state_dict(
+    checkpoint: Any, prefix: str | None = None, name: str = 'checkpoint'
+) -> dict[str, Tensor]:
+    """Return the backbone's tensors out of whatever wraps them.
+
+    Takes files with ``model`` or ``state_dict`` and bare ones, names that begin with ``module.``
+    and whole detectors, from which the ``backbone.`` part is taken.
+
+    Args:
+        checkpoint: What :func:`read_checkpoint` returned.
+        prefix: Take only names with this prefix and cut it off, instead of looking for
+            ``backbone.``.
+        name: The file's name, for messages.
+
+    Returns:
+        Tensors by name, without the entries in :data:`DERIVED`.
+
+    Raises:
+        CheckpointError: There are no tensors, or none with the prefix.
+    """
+    for key in ('model', 'state_dict'):
+        if isinstance(checkpoint, Mapping) and isinstance(checkpoint.get(key), Mapping):
+            checkpoint = checkpoint[key]
+    if not isinstance(checkpoint, Mapping) or not any(map(torch.is_tensor, checkpoint.values())):
+        raise CheckpointError(
+            f"'{name}' holds no weights: expected tensors by name, alone or under 'model' or "
+            "'state_dict'"
+        )
+    state = {str(key): value for key, value in checkpoint.items() if torch.is_tensor(value)}
+    state = {key.removeprefix('module.'): value for key, value in state.items()}
+    if prefix is None:
+        prefix = 'backbone' if any(key.startswith('backbone.') for key in state) else ''
+    dotted = prefix.rstrip('.') + '.' if prefix else ''
+    found = {key[len(dotted) :]: v for key, v in state.items() if key.startswith(dotted)}
+    if not found:
+        raise CheckpointError(
+            f"'{name}' has no entry that begins with '{dotted}'; its first is '{next(iter(state))}'"
+        )
+    return {key: v for key, v in found.items() if not key.endswith(DERIVED)}
+
+
+def resize_attention_biases(biases: Tensor, window_size: int) -> Tensor:
+    """Resize relative position biases to another window, bicubic on the grid of offsets.
+
+    Source: the authors' detection code (bicubic, no corner alignment).
+
+    Args:
+        biases: ``(h, w0 * w0)`` over offsets ``(|dy|, |dx|)``, row-major.
+        window_size: The new window side w.
+
+    Returns:
+        ``(h, w * w)``.
+
+    Raises:
+        ValueError: The biases are not over a square grid.
+    """
+    side = round(biases.shape[-1] ** 0.5)
+    if biases.ndim != 2 or side * side != biases.shape[1]:
+        raise ValueError(f'attention biases must be (heads, w * w), got {tuple(biases.shape)}')
+    if side == window_size:
+        return biases
+    grid = biases.reshape(1, -1, side, side).float()
+    size = (window_size, window_size)
+    grid = F.interpolate(grid, size, mode='bicubic', align_corners=False)
+    return grid.reshape(-1, window_size**2).to(biases.dtype)
+
+
+def fit_state_dict(
+    state: Mapping[str, Tensor], model: nn.Module, name: str = 'checkpoint'
+) -> dict[str, Tensor]:
+    """Fit tensors to a model by name and shape; only what is known to differ may differ.
+
+    A classifier (``head.*``) and the stages that ``model`` does not build are left out, and
+    attention biases of another window size are resized.
+
+    Args:
+        state: What :func:`extract_state_dict` returned.
+        model: The module to load into.
+        name: The file's name, for messages.
+
+    Returns:
+        Exactly the entries of ``model.state_dict()`` (less the counters of BatchNorm), in shape.
+
+    Raises:
+        CheckpointError: An entry is missing, unexpected, mis-shaped or not finite; all are named.
+    """
+    wanted = {k: v for k, v in model.state_dict().items() if not k.endswith(DERIVED)}
+    parts = {key.split('.')[0] for key in wanted}
+    ignored = {'head', 'blocks1', 'blocks2', 'blocks3'} - parts
+    fitted, faults = {}, []
+    for key, value in state.items():
+        if key not in wanted:
+            if key.split('.')[0] not in ignored:
+                faults.append(f'unexpected: {key}')
+            continue
+        shape = tuple(wanted[key].shape)
+        if key.endswith('attention_biases') and value.ndim == 2 and value.shape[0] == shape[0]:
+            try:
+                value = resize_attention_biases(value, round(shape[1] ** 0.5))
+            except ValueError:
+                pass  # reported as mis-shaped below
+        if tuple(value.shape) != shape:
+            faults.append(f'shape: {key} is {tuple(value.shape)} in the file, {shape} in the model')
+        elif value.is_floating_point() and not torch.isfinite(value).all():
+            faults.append(f'not finite: {key}')
+        fitted[key] = value
+    faults += [f'missing: {key}' for key in wanted if key not in fitted]
+    if faults:
+        shown = '\n  '.join(faults[:20])
+        more = f'\n  ... and {len(faults) - 20} more' if len(faults) > 20 else ''
+        raise CheckpointError(
+            f"'{name}' does not fit {type(model).__name__}; is `arch` the one of the file?\n"
+            f'  {shown}{more}'
+        )
+    return fitted
+
+
+def load_pretrained(model: nn.Module, source: str | Path, prefix: str | None = None) -> None:
+    """Load ImageNet weights, or a detector's backbone, into an EfficientViT.
+
+    Args:
+        model: The backbone; changed in place, and only if everything fits.
+        source: Path or URL.
+        prefix: See :func:`extract_state_dict`.
+
+    Raises:
+        CheckpointError: The file cannot be read or does not fit.
+    """
+    state = extract_state_dict(read_checkpoint(source), prefix, name=str(source))
+    fitted = fit_state_dict(state, model, name=str(source))
+    resized = [k for k, v in fitted.items() if v.shape != state[k].shape]
+    model.load_state_dict(fitted, strict=False)  # fit_state_dict has been strict
+    note = f', resized {len(resized)} attention biases' if resized else ''
+    print_log(f'loaded {len(fitted)} entries of {source}{note}', logger='current')
+
+
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    size = path.stat().st_size
+    return CheckpointError(
+        f"'{path}' ({size} bytes) is not a readable checkpoint, truncated or of another kind; "
+        f'fetch or save it again ({str(error).splitlines()[0][:120] if str(error) else error!r})'
+    )
+
+
+def _is_url(source: str | Path) -> bool:
+    return str(source).startswith(('http://', 'https://'))
+
+
+def _fetch(url: str) -> Path:
+    """Download into torch hub's cache, once per node, and return the file's path."""
+    path = Path(torch.hub.get_dir()) / 'checkpoints' / Path(urlparse(url).path).name
+    if get_local_rank() == 0 and not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter('ignore')
+                torch.hub.download_url_to_file(url, str(path))
+        except (URLError, OSError) as error:
+            raise CheckpointError(
+                f'cannot download {url} ({error}). Fetch it on a machine with network and save it '
+                f"as '{path}', or point the config at the file: --cfg-options "
+                'model.backbone.init_cfg.checkpoint=FILE (model.backbone.init_cfg=None trains from '
+                'scratch)'
+            ) from None
+    barrier()
+    return path

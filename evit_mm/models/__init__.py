@@ -1,0 +1,7 @@
+"""Networks, registered in mmengine's root registry; needs neither mmdet nor mmpretrain."""
+
+from .efficientvit import EfficientViT, EfficientViTHead
+from .efficientvit_fpn import EfficientViTFPN
+from .variants import VARIANTS, Variant
+
+__all__ = ['VARIANTS', 'EfficientViT', 'EfficientViTFPN', 'EfficientViTHead', 'Variant']

@@ -1,0 +1,106 @@
+"""Cascaded group attention inside windows (arXiv 2305.07027, section 2.2).
+
+Shapes: B batch (windows count as batch), C channels, h heads, D = C / h channels of one head's
+value, K channels of its query and key, w window side, N = w * w tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .layers import ConvBN
+from .window import window_partition, window_unpartition
+
+
+def relative_offsets(window_size: int) -> Tensor:
+    """Return which bias each pair of tokens shares: the offset ``(|dy|, |dx|)``, row-major.
+
+    Args:
+        window_size: Window side w.
+
+    Returns:
+        ``(N, N)`` int64, entry ``|dy| * w + |dx|`` for the tokens of a pair.
+    """
+    steps = torch.arange(window_size)
+    ys, xs = (grid.flatten() for grid in torch.meshgrid(steps, steps, indexing='ij'))
+    dy = (ys[:, None] - ys[None, :]).abs()
+    dx = (xs[:, None] - xs[None, :]).abs()
+    return dy * window_size + dx
+
+
+class CascadedGroupAttention(nn.Module):
+    """Attention whose heads each see a slice of the channels plus the previous head's output.
+
+    Args:
+        dim: Channels C.
+        key_dim: Channels K of one head's query and key.
+        num_heads: Heads h; must divide ``dim``.
+        window_size: Window side w; the input must be exactly ``w x w``.
+        kernel_sizes: Depthwise kernel on the query of each head, one per head.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        key_dim: int,
+        num_heads: int,
+        window_size: int,
+        kernel_sizes: tuple[int, ...],
+    ) -> None:
+        super().__init__()
+        value_dim = dim // num_heads
+        self.split_sizes = (key_dim, key_dim, value_dim)
+        self.scale = key_dim**-0.5
+        self.window_size = window_size
+        self.qkvs = nn.ModuleList(
+            ConvBN(value_dim, 2 * key_dim + value_dim) for _ in range(num_heads)
+        )
+        self.dws = nn.ModuleList(
+            ConvBN(key_dim, key_dim, kernel_size, groups=key_dim)
+            for kernel_size in kernel_sizes[:num_heads]
+        )
+        self.proj = nn.Sequential(nn.ReLU(), ConvBN(dim, dim, bn_weight=0.0))
+        self.attention_biases = nn.Parameter(torch.zeros(num_heads, window_size**2))
+        # not persistent: it follows from the window size, and a stale copy in a file of another
+        # window size must never be loaded
+        self.register_buffer(
+            'attention_bias_idxs', relative_offsets(window_size), persistent=False
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attend within each window: ``(B, C, w, w) -> (B, C, w, w)``."""
+        biases = self.attention_biases[:, self.attention_bias_idxs]  # (h, N, N)
+        slices = x.chunk(len(self.qkvs), dim=1)
+        heads: list[Tensor] = []
+        for part, qkv, dw, bias in zip(slices, self.qkvs, self.dws, biases, strict=True):
+            feat = part + heads[-1] if heads else part  # the cascade
+            q, k, v = qkv(feat).split(self.split_sizes, dim=1)
+            q = dw(q).flatten(2).transpose(1, 2) * self.scale  # (B, N, K)
+            attention = (q @ k.flatten(2) + bias).softmax(dim=-1)  # (B, N, N)
+            head = attention @ v.flatten(2).transpose(1, 2)  # (B, N, D)
+            heads.append(head.transpose(1, 2).reshape_as(part))
+        return self.proj(torch.cat(heads, dim=1))
+
+
+class WindowAttention(nn.Module):
+    """:class:`CascadedGroupAttention` on every window of a map of any size.
+
+    ``(B, C, H, W) -> (B, C, H, W)``; arguments as :class:`CascadedGroupAttention`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        key_dim: int,
+        num_heads: int,
+        window_size: int,
+        kernel_sizes: tuple[int, ...],
+    ) -> None:
+        super().__init__()
+        self.attn = CascadedGroupAttention(dim, key_dim, num_heads, window_size, kernel_sizes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Cut into windows, attend in each, put together again."""
+        windows = window_partition(x, self.attn.window_size)
+        return window_unpartition(self.attn(windows), *x.shape[2:])

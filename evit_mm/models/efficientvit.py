@@ -1,0 +1,318 @@
+"""EfficientViT: memory-efficient vision transformer with cascaded group attention.
+
+Microsoft's model (arXiv 2305.07027), not MIT-HAN's of the same name. Submodule names are those of
+the authors' checkpoints.
+
+Shapes: B batch, C channels, H x W input size; h = ceil(H / s), w = ceil(W / s) at stride s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from mmengine.model import BaseModule
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+from ..checkpoint import load_pretrained
+from .attention import WindowAttention
+from .layers import FFN, BNLinear, ConvBN, Residual, SqueezeExcite, mean_pool
+from .variants import NUM_STAGES, Variant, resolve_arch
+
+
+class EfficientViTBlock(nn.Module):
+    """The sandwich: depthwise conv and FFN, window attention, depthwise conv and FFN.
+
+    ``(B, C, h, w) -> (B, C, h, w)``. With BatchNorm at its initial values it is the identity.
+    """
+
+    def __init__(self, variant: Variant, stage: int, drop_path_rate: float = 0.0) -> None:
+        super().__init__()
+        dim, rate = variant.embed_dims[stage], drop_path_rate
+        attention = WindowAttention(
+            dim,
+            variant.key_dims[stage],
+            variant.num_heads[stage],
+            variant.window_sizes[stage],
+            variant.kernel_sizes,
+        )
+        self.dw0 = Residual(ConvBN(dim, dim, 3, groups=dim, bn_weight=0.0), rate)
+        self.ffn0 = Residual(FFN(dim), rate)
+        self.mixer = Residual(attention, rate)
+        self.dw1 = Residual(ConvBN(dim, dim, 3, groups=dim, bn_weight=0.0), rate)
+        self.ffn1 = Residual(FFN(dim), rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the five residual branches."""
+        x = self.ffn0(self.dw0(x))
+        x = self.mixer(x)
+        return self.ffn1(self.dw1(x))
+
+
+class PatchMerging(nn.Module):
+    """Halve the size with an inverted residual: ``(B, C, h, w) -> (B, C', h / 2, w / 2)``."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        hidden = 4 * in_channels
+        self.conv1 = ConvBN(in_channels, hidden)
+        self.act = nn.ReLU()
+        self.conv2 = ConvBN(hidden, hidden, 3, stride=2, groups=hidden)
+        self.se = SqueezeExcite(hidden)
+        self.conv3 = ConvBN(hidden, out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Expand, stride, gate, project; odd sizes round up."""
+        x = self.act(self.conv1(x))
+        x = self.act(self.conv2(x))
+        return self.conv3(self.se(x))
+
+
+def conv_ffn(dim: int, drop_path_rate: float) -> nn.Sequential:
+    """Return the depthwise conv and FFN that stand before and after a :class:`PatchMerging`."""
+    return nn.Sequential(
+        Residual(ConvBN(dim, dim, 3, groups=dim), drop_path_rate),
+        Residual(FFN(dim), drop_path_rate),
+    )
+
+
+@MODELS.register_module()
+class EfficientViT(BaseModule):
+    """EfficientViT backbone: feature maps at strides 16, 32 and 64.
+
+    Registered in mmengine's root registry, so that ``dict(type='EfficientViT', arch='m4')`` works
+    in every OpenMMLab library once ``evit_mm`` is imported.
+
+    Args:
+        arch: ``'m0'`` to ``'m5'``, or a dict with :class:`~evit_mm.models.variants.Variant`'s
+            fields.
+        in_channels: Channels of the input image.
+        out_indices: Stages to return, increasing, of 0 (stride 16), 1 (32) and 2 (64). Stages
+            after the last of them are not built.
+        out_stem: Return the stem's stride-8 map, with half of stage 0's channels, as a further
+            first output.
+        frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the first k stages: no
+            gradients, and BatchNorm in eval mode.
+        norm_eval: Keep every BatchNorm in eval mode while training; its affine weights still
+            learn. The published detector was trained so.
+        drop_path_rate: Stochastic depth of the last block; grows linearly from 0 at the first.
+        with_cp: Recompute each block in the backward pass to save memory. Gradients and BatchNorm
+            statistics stay those of the plain run.
+        window_sizes: Window side of each stage in place of the variant's; the ImageNet
+            classifiers have (7, 7, 4).
+        init_cfg: As everywhere in OpenMMLab. ``dict(type='Pretrained', checkpoint=PATH_OR_URL)``
+            takes the authors' files as they are, see :func:`evit_mm.checkpoint.load_pretrained`.
+
+    Attributes:
+        variant: The checked architecture.
+        out_channels: Channels of each output.
+        strides: Stride of each output.
+
+    Raises:
+        KeyError: ``arch`` is unknown.
+        TypeError: ``arch`` or ``window_sizes`` has the wrong type.
+        ValueError: An argument is out of range.
+
+    Example:
+        >>> import torch
+        >>> from evit_mm.models import EfficientViT
+        >>> backbone = EfficientViT(arch='m4').eval()
+        >>> [tuple(out.shape) for out in backbone(torch.rand(1, 3, 256, 320))]
+        [(1, 128, 16, 20), (1, 256, 8, 10), (1, 384, 4, 5)]
+        >>> backbone.out_channels, backbone.strides
+        ((128, 256, 384), (16, 32, 64))
+    """
+
+    def __init__(
+        self,
+        arch: str | Mapping[str, Any] | Variant = 'm4',
+        in_channels: int = 3,
+        out_indices: Sequence[int] = (0, 1, 2),
+        out_stem: bool = False,
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        drop_path_rate: float = 0.0,
+        with_cp: bool = False,
+        window_sizes: Sequence[int] | None = None,
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
+        super().__init__(init_cfg=init_cfg)
+        variant = resolve_arch(arch)
+        if window_sizes is not None:
+            variant = Variant(**{**variant.__dict__, 'window_sizes': window_sizes})
+        out_indices = _check_out_indices(out_indices)
+        num_stages = out_indices[-1] + 1
+        if not -1 <= frozen_stages <= num_stages:
+            raise ValueError(
+                f'frozen_stages must be -1 (none), 0 (stem) or up to {num_stages} (the stages '
+                f'that out_indices={out_indices} needs), got {frozen_stages}'
+            )
+        if not 0 <= drop_path_rate < 1:
+            raise ValueError(f'drop_path_rate must be in [0, 1), got {drop_path_rate}')
+        if in_channels < 1:
+            raise ValueError(f'in_channels must be positive, got {in_channels}')
+
+        dims = variant.embed_dims
+        self.variant = variant
+        self.out_indices = out_indices
+        self.out_stem = out_stem
+        self.frozen_stages = frozen_stages
+        self.norm_eval = norm_eval
+        self.with_cp = with_cp
+        stem_out = ((dims[0] // 2, 8),) if out_stem else ()
+        outputs = (*stem_out, *((dims[i], 16 << i) for i in out_indices))
+        self.out_channels, self.strides = zip(*outputs, strict=True)
+
+        self.patch_embed = nn.Sequential(
+            ConvBN(in_channels, dims[0] // 8, 3, stride=2),
+            nn.ReLU(),
+            ConvBN(dims[0] // 8, dims[0] // 4, 3, stride=2),
+            nn.ReLU(),
+            ConvBN(dims[0] // 4, dims[0] // 2, 3, stride=2),
+            nn.ReLU(),
+            ConvBN(dims[0] // 2, dims[0], 3, stride=2),
+        )
+        num_blocks = sum(variant.depths)
+        rates = iter(drop_path_rate * i / max(num_blocks - 1, 1) for i in range(num_blocks))
+        for stage in range(num_stages):
+            stage_rates = [next(rates) for _ in range(variant.depths[stage])]
+            blocks = [EfficientViTBlock(variant, stage, rate) for rate in stage_rates]
+            if stage > 0:
+                blocks = [
+                    conv_ffn(dims[stage - 1], stage_rates[0]),
+                    PatchMerging(dims[stage - 1], dims[stage]),
+                    conv_ffn(dims[stage], stage_rates[0]),
+                    *blocks,
+                ]
+            self.add_module(f'blocks{stage + 1}', nn.Sequential(*blocks))
+        self._freeze()
+
+    @property
+    def stages(self) -> list[nn.Sequential]:
+        """The stages that are built, first to last."""
+        return [getattr(self, f'blocks{i + 1}') for i in range(self.out_indices[-1] + 1)]
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Compute the feature maps.
+
+        Args:
+            x: Normalised images ``(B, in_channels, H, W)``, any size from 16 x 16 up.
+
+        Returns:
+            One ``(B, C, ceil(H / s), ceil(W / s))`` per entry of ``strides``.
+        """
+        outputs = []
+        for index, layer in enumerate(self.patch_embed):
+            x = layer(x)
+            if self.out_stem and index == len(self.patch_embed) - 2:
+                outputs.append(x)
+        for index, stage in enumerate(self.stages):
+            for block in stage:
+                x = self._recomputed(block, x) if self.with_cp and self.training else block(x)
+            if index in self.out_indices:
+                outputs.append(x)
+        return tuple(outputs)
+
+    def train(self, mode: bool = True) -> EfficientViT:
+        """Set the mode; frozen stages, and with ``norm_eval`` every BatchNorm, stay in eval."""
+        super().train(mode)
+        for part in self._frozen_parts():
+            part.eval()
+        if mode and self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
+
+    def init_weights(self) -> None:
+        """Initialise as ``init_cfg`` says; ``Pretrained`` files are checked name by name.
+
+        Raises:
+            evit_mm.checkpoint.CheckpointError: A ``Pretrained`` file does not fit.
+        """
+        if self.is_init or not self.init_cfg:
+            super().init_weights()
+            return
+        init_cfg = self.init_cfg
+        cfgs = [init_cfg] if isinstance(init_cfg, Mapping) else list(init_cfg)
+        pretrained = [cfg for cfg in cfgs if cfg.get('type') == 'Pretrained']
+        # mmengine's own Pretrained loads what happens to match and only warns about the rest
+        self.init_cfg = [cfg for cfg in cfgs if cfg not in pretrained]
+        try:
+            super().init_weights()
+        finally:
+            self.init_cfg = init_cfg
+        for cfg in pretrained:
+            load_pretrained(self, cfg['checkpoint'], prefix=cfg.get('prefix'))
+
+    def _frozen_parts(self) -> list[nn.Module]:
+        return [self.patch_embed, *self.stages][: self.frozen_stages + 1]
+
+    def _freeze(self) -> None:
+        for part in self._frozen_parts():
+            part.eval().requires_grad_(False)
+
+    @staticmethod
+    def _recomputed(block: nn.Module, x: Tensor) -> Tensor:
+        def contexts() -> tuple[Any, Any]:
+            return nullcontext(), _statistics_kept(block)
+
+        return checkpoint(block, x, use_reentrant=False, context_fn=contexts)
+
+
+@MODELS.register_module()
+class EfficientViTHead(BaseModule):
+    """The authors' classification head: mean over the last map, BatchNorm, linear layer.
+
+    Args:
+        in_channels: Channels of the backbone's last output.
+        num_classes: Classes.
+        init_cfg: As everywhere in OpenMMLab.
+
+    Example:
+        >>> import torch
+        >>> head = EfficientViTHead(384, 1000).eval()
+        >>> head((torch.rand(2, 384, 4, 4),)).shape
+        torch.Size([2, 1000])
+    """
+
+    def __init__(
+        self, in_channels: int, num_classes: int = 1000, init_cfg: dict | None = None
+    ) -> None:
+        super().__init__(init_cfg=init_cfg)
+        self.head = BNLinear(in_channels, num_classes)
+
+    def forward(self, feats: tuple[Tensor, ...]) -> Tensor:
+        """Return the logits ``(B, num_classes)`` from the backbone's outputs."""
+        return self.head(mean_pool(feats[-1]))
+
+
+def _check_out_indices(out_indices: Sequence[int]) -> tuple[int, ...]:
+    indices = tuple(out_indices)
+    known = set(range(NUM_STAGES))
+    if not indices or not set(indices) <= known or sorted(set(indices)) != list(indices):
+        raise ValueError(
+            f'out_indices must be increasing stages out of {sorted(known)}, got {out_indices!r}'
+        )
+    return indices
+
+
+@contextmanager
+def _statistics_kept(block: nn.Module) -> Iterator[None]:
+    """Keep BatchNorm's running statistics while a block is computed a second time."""
+    norms = [m for m in block.modules() if isinstance(m, _BatchNorm) and m.training]
+    momenta = [norm.momentum for norm in norms]
+    counts = [norm.num_batches_tracked.clone() for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum, count in zip(norms, momenta, counts, strict=True):
+            norm.momentum = momentum
+            norm.num_batches_tracked.copy_(count)

@@ -1,0 +1,131 @@
+"""The one table of the family: EfficientViT-M0 to M5, and the check of a custom architecture.
+
+Source of the figures: arXiv 2305.07027, table 3, and the authors' classification code. M0 has the
+query kernels of its ImageNet weights, (5, 5, 5, 5).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+NUM_STAGES = 3
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One architecture of the family; plural names hold one value per stage.
+
+    Args:
+        embed_dims: Channels of each stage; the first must be a multiple of 8 for the stem.
+        depths: Blocks of each stage.
+        num_heads: Attention heads of each stage; must divide the stage's channels.
+        kernel_sizes: Query depthwise kernel of head 0, 1, ...; a stage with h heads uses the
+            first h. Odd numbers.
+        key_dims: Channels of one head's query and key, per stage.
+        window_sizes: Side of the attention windows in tokens, per stage.
+
+    Raises:
+        TypeError: A field is not a sequence of integers.
+        ValueError: A field has the wrong length or an impossible value.
+    """
+
+    embed_dims: tuple[int, ...]
+    depths: tuple[int, ...]
+    num_heads: tuple[int, ...]
+    kernel_sizes: tuple[int, ...]
+    key_dims: tuple[int, ...] = (16, 16, 16)
+    window_sizes: tuple[int, ...] = (7, 7, 7)
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            object.__setattr__(self, field.name, self._integers(field.name))
+        if self.embed_dims[0] % 8:
+            raise ValueError(
+                f'arch: embed_dims[0] is {self.embed_dims[0]}; the stem needs a multiple of 8'
+            )
+        for stage, (dim, heads) in enumerate(zip(self.embed_dims, self.num_heads, strict=True)):
+            if dim % heads:
+                raise ValueError(
+                    f'arch: num_heads[{stage}] = {heads} does not divide '
+                    f'embed_dims[{stage}] = {dim}'
+                )
+        if len(self.kernel_sizes) < max(self.num_heads):
+            raise ValueError(
+                f'arch: kernel_sizes has {len(self.kernel_sizes)} entries, '
+                f'but a stage has {max(self.num_heads)} heads; give one kernel per head'
+            )
+        even = [k for k in self.kernel_sizes if k % 2 == 0]
+        if even:
+            raise ValueError(f'arch: kernel_sizes must be odd, got {self.kernel_sizes}')
+
+    def _integers(self, name: str) -> tuple[int, ...]:
+        value = getattr(self, name)
+        is_sequence = isinstance(value, (list, tuple))
+        if not is_sequence or not all(type(item) is int for item in value):
+            raise TypeError(f'arch: {name} must be a sequence of integers, got {value!r}')
+        if name != 'kernel_sizes' and len(value) != NUM_STAGES:
+            raise ValueError(f'arch: {name} must have {NUM_STAGES} entries, got {value!r}')
+        if not all(item > 0 for item in value):
+            raise ValueError(f'arch: {name} must be positive, got {value!r}')
+        return tuple(value)
+
+
+VARIANTS: dict[str, Variant] = {
+    'm0': Variant((64, 128, 192), (1, 2, 3), (4, 4, 4), (5, 5, 5, 5)),
+    'm1': Variant((128, 144, 192), (1, 2, 3), (2, 3, 3), (7, 5, 3, 3)),
+    'm2': Variant((128, 192, 224), (1, 2, 3), (4, 3, 2), (7, 5, 3, 3)),
+    'm3': Variant((128, 240, 320), (1, 2, 3), (4, 3, 4), (5, 5, 5, 5)),
+    'm4': Variant((128, 256, 384), (1, 2, 3), (4, 4, 4), (7, 5, 3, 3)),
+    'm5': Variant((192, 288, 384), (1, 3, 4), (3, 3, 4), (7, 5, 3, 3)),
+}
+
+
+def resolve_arch(arch: str | Mapping[str, Any] | Variant) -> Variant:
+    """Turn what a config gives as ``arch`` into a checked :class:`Variant`.
+
+    Args:
+        arch: A name of :data:`VARIANTS` (any case), a mapping of :class:`Variant`'s fields, or a
+            :class:`Variant`.
+
+    Returns:
+        The variant.
+
+    Raises:
+        KeyError: The name or a key of the mapping is unknown, or a needed key is missing.
+        TypeError: ``arch`` or a field has the wrong type.
+        ValueError: A field has an impossible value.
+
+    Example:
+        >>> resolve_arch('m4').embed_dims
+        (128, 256, 384)
+        >>> tiny = dict(embed_dims=(16, 24, 32), depths=(1, 1, 1), num_heads=(2, 2, 2),
+        ...             kernel_sizes=(3, 3))
+        >>> resolve_arch(tiny).window_sizes
+        (7, 7, 7)
+    """
+    if isinstance(arch, Variant):
+        return arch
+    if isinstance(arch, str):
+        if arch.lower() not in VARIANTS:
+            raise KeyError(f"unknown arch '{arch}'; choose from {', '.join(VARIANTS)}")
+        return VARIANTS[arch.lower()]
+    if not isinstance(arch, Mapping):
+        raise TypeError(f'arch must be a name or a dict, got {type(arch).__name__}')
+    known = [field.name for field in fields(Variant)]
+    for key in arch:
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, n=1)
+            hint = f", did you mean '{close[0]}'?" if close else ''
+            raise KeyError(f"arch has no key '{key}'{hint} (keys: {', '.join(known)})")
+    missing = [name for name in known[:4] if name not in arch]
+    if missing:
+        raise KeyError(f'arch lacks {", ".join(missing)}')
+    return Variant(**arch)
+
+
+def as_dict(variant: Variant) -> dict[str, tuple[int, ...]]:
+    """Return the variant as the ``arch`` dict that builds it again."""
+    return asdict(variant)

@@ -1,0 +1,93 @@
+"""Helpers that several rooms' tests share: tiny architectures, known weights, the real data."""
+
+import os
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import evit_mm
+
+ROOT = Path(evit_mm.__file__).resolve().parents[1]
+DATA = Path(os.environ.get('EVIT_MM_TEST_DATA', ROOT.parent / 'shared' / 'data'))
+TINY = {
+    'embed_dims': (16, 24, 32),
+    'depths': (1, 1, 2),
+    'num_heads': (2, 2, 2),
+    'kernel_sizes': (5, 3),
+    'key_dims': (4, 4, 4),
+}
+
+
+@pytest.fixture
+def tiny() -> dict:
+    """An architecture with every part of the real ones and about 40 thousand parameters."""
+    return dict(TINY)
+
+
+@pytest.fixture(scope='session')
+def real_data():
+    """Return a function that gives a folder of the real test data, or skips saying why."""
+
+    def folder(name: str) -> Path:
+        path = DATA / name
+        if not path.is_dir():
+            pytest.skip(f'real test data {name} not found beside the checkout')
+        return path
+
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+    np.random.seed(0)
+
+
+def golden_weights(model: torch.nn.Module, prefix: str = '') -> torch.nn.Module:
+    """Fill a model with the weights that the golden figures were made with, by name."""
+    for name, tensor in model.state_dict().items():
+        if name.endswith(('attention_bias_idxs', 'num_batches_tracked')):
+            continue
+        name = prefix + name
+        seed = zlib.crc32(name.encode())
+        x = np.random.default_rng(seed).standard_normal(tuple(tensor.shape)).astype(np.float32)
+        if name.endswith('running_var'):
+            x = 0.5 + np.abs(x)
+        elif name.endswith('running_mean'):
+            x = 0.1 * x
+        elif name.endswith('bn.weight'):
+            x = 1 + 0.1 * x
+        elif name.endswith('bias'):
+            x = 0.1 * x
+        elif not name.endswith('attention_biases'):
+            x = x * np.sqrt(1 / np.prod(tensor.shape[1:]))
+        tensor.copy_(torch.from_numpy(np.asarray(x, np.float32)))
+    return model
+
+
+def randomise(model: torch.nn.Module, gain: float = 0.5) -> torch.nn.Module:
+    """Give every parameter and BatchNorm statistic a value of its own, with tame activations."""
+    generator = torch.Generator().manual_seed(1)
+    for name, tensor in model.state_dict().items():
+        if not tensor.is_floating_point():
+            continue
+        x = torch.randn(tensor.shape, generator=generator)
+        if name.endswith('running_var'):
+            x = 0.5 + x.abs()
+        elif name.endswith('bn.weight'):
+            x = gain * (1 + 0.2 * x)
+        elif tensor.ndim < 2:
+            x = 0.1 * x
+        elif not name.endswith('attention_biases'):
+            x = x / tensor[0].numel() ** 0.5
+        tensor.copy_(x)
+    return model
+
+
+def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Return the relative L2 error of one tensor against another."""
+    difference = (found.double() - expected.double()).norm()
+    return float(difference / expected.double().norm().clamp_min(1e-30))
