@@ -1,6 +1,6 @@
 """Reading checkpoints: safely, and by name.
 
-A leaf of the package: pure functions from files and dicts to dicts, so that the backbone itself can
+Pure functions from files and dicts to dicts, so that the backbone itself can
 take the authors' files wherever it is built. Nothing here ever unpickles arbitrary objects.
 
 Names follow the authors' files; h heads, w window side.
@@ -24,6 +24,8 @@ from mmengine.dist import barrier, get_local_rank
 from mmengine.logging import HistoryBuffer, print_log
 from torch import Tensor, nn
 
+from .errors import CheckpointError
+
 # What mmengine's CheckpointHook writes beside tensors: its scalar histories, which are numpy
 # arrays. The dtypes are those of the numbers that it logs.
 MMENGINE_TYPES = [
@@ -41,10 +43,6 @@ MMENGINE_TYPES = [
 AUTHORS_TYPES = [argparse.Namespace]
 # Entries that follow from the architecture and are made anew when it is built.
 DERIVED = ('attention_bias_idxs', 'num_batches_tracked')
-
-
-class CheckpointError(ValueError):
-    """A checkpoint cannot be read or does not fit; the message names the file and the mend."""
 
 
 def allow_mmengine_types() -> None:
@@ -189,20 +187,27 @@ def fit_state_dict(
                 value = resize_attention_biases(value, round(shape[1] ** 0.5))
             except ValueError:
                 pass  # reported as mis-shaped below
-        if tuple(value.shape) != shape:
-            faults.append(f'shape: {key} is {tuple(value.shape)} in the file, {shape} in the model')
-        elif value.is_floating_point() and not torch.isfinite(value).all():
-            faults.append(f'not finite: {key}')
         fitted[key] = value
-    faults += [f'missing: {key}' for key in wanted if key not in fitted]
-    if faults:
-        shown = '\n  '.join(faults[:20])
-        more = f'\n  ... and {len(faults) - 20} more' if len(faults) > 20 else ''
-        raise CheckpointError(
-            f"'{name}' does not fit {type(model).__name__}; is `arch` the one of the file?\n"
-            f'  {shown}{more}'
-        )
+    _report(faults + _differences(fitted, wanted), type(model).__name__, name)
     return fitted
+
+
+def check_state_dict(
+    state: Mapping[str, Tensor], model: nn.Module, name: str = 'checkpoint'
+) -> None:
+    """Check that a checkpoint holds exactly a model's entries.
+
+    Args:
+        state: What :func:`extract_state_dict` returned.
+        model: The module, perhaps wrapped for several processes.
+        name: The file's name, for messages.
+
+    Raises:
+        CheckpointError: As :func:`fit_state_dict`, with nothing allowed to differ.
+    """
+    wanted = {k.removeprefix('module.'): v for k, v in model.state_dict().items()}
+    wanted = {k: v for k, v in wanted.items() if not k.endswith(DERIVED)}
+    _report(_differences(state, wanted), type(model).__name__, name)
 
 
 def load_pretrained(model: nn.Module, source: str | Path, prefix: str | None = None) -> None:
@@ -222,6 +227,29 @@ def load_pretrained(model: nn.Module, source: str | Path, prefix: str | None = N
     model.load_state_dict(fitted, strict=False)  # fit_state_dict has been strict
     note = f', resized {len(resized)} attention biases' if resized else ''
     print_log(f'loaded {len(fitted)} entries of {source}{note}', logger='current')
+
+
+def _differences(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
+    faults = [f'unexpected: {key}' for key in found if key not in wanted]
+    for key, tensor in wanted.items():
+        if key not in found:
+            faults.append(f'missing: {key}')
+        elif found[key].shape != tensor.shape:
+            shapes = f'{tuple(found[key].shape)} in the file, {tuple(tensor.shape)} in the model'
+            faults.append(f'shape: {key} is {shapes}')
+        elif not torch.isfinite(found[key]).all():
+            faults.append(f'not finite: {key}')
+    return faults
+
+
+def _report(faults: list[str], model_name: str, name: str) -> None:
+    if faults:
+        shown = '\n  '.join(faults[:20])
+        more = f'\n  ... and {len(faults) - 20} more' if len(faults) > 20 else ''
+        raise CheckpointError(
+            f"'{name}' does not fit {model_name}; is it of the same config and arch?\n"
+            f'  {shown}{more}'
+        )
 
 
 def _unreadable(path: Path, error: Exception) -> CheckpointError:

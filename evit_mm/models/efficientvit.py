@@ -233,7 +233,7 @@ class EfficientViT(BaseModule):
         """Initialise as ``init_cfg`` says; ``Pretrained`` files are checked name by name.
 
         Raises:
-            evit_mm.checkpoint.CheckpointError: A ``Pretrained`` file does not fit.
+            evit_mm.errors.CheckpointError: A ``Pretrained`` file does not fit.
         """
         if self.is_init or not self.init_cfg:
             super().init_weights()

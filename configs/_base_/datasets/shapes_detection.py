@@ -1,0 +1,51 @@
+"""The built-in data set (``python tools/make_shapes.py data/shapes``), at its own 256x256."""
+
+_base_ = './coco_detection.py'
+
+data_root = 'data/shapes/'
+scale = (256, 256)
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations', with_bbox=True),
+    dict(type='Resize', scale=scale, keep_ratio=True),
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='PackDetInputs'),
+]
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=scale, keep_ratio=True),
+    dict(type='LoadAnnotations', with_bbox=True),
+    dict(
+        type='PackDetInputs',
+        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
+    ),
+]
+metainfo = dict(
+    classes=('circle', 'square', 'triangle', 'star', 'cross'),
+    palette=[(230, 60, 60), (60, 150, 230), (250, 200, 50), (80, 190, 90), (180, 90, 210)],
+)
+train_dataloader = dict(
+    batch_size=8,
+    dataset=dict(
+        data_root=data_root,
+        ann_file='annotations/instances_train.json',
+        data_prefix=dict(img='train/'),
+        # images without objects teach what is background
+        filter_cfg=dict(filter_empty_gt=False),
+        pipeline=train_pipeline,
+        metainfo=metainfo,
+    ),
+)
+val_dataloader = dict(
+    batch_size=8,
+    dataset=dict(
+        data_root=data_root,
+        ann_file='annotations/instances_val.json',
+        data_prefix=dict(img='val/'),
+        pipeline=test_pipeline,
+        metainfo=metainfo,
+    ),
+)
+test_dataloader = val_dataloader
+val_evaluator = dict(ann_file=data_root + 'annotations/instances_val.json')
+test_evaluator = val_evaluator

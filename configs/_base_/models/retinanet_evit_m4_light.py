@@ -1,0 +1,12 @@
+"""A light head (64 channels, 2 convs) for small images, trained from scratch: BatchNorm learns."""
+
+_base_ = './retinanet_evit_m4.py'
+
+model = dict(
+    backbone=dict(norm_eval=False),
+    neck=dict(out_channels=64),
+    # the same steps on any number of processes
+    bbox_head=dict(
+        type='SyncedRetinaHead', in_channels=64, feat_channels=64, stacked_convs=2
+    ),
+)

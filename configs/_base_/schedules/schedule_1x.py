@@ -1,0 +1,18 @@
+"""The authors' detection recipe: 12 epochs, AdamW, steps at 8 and 11, batch 16 = 8 GPUs x 2."""
+
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=12, val_interval=1)
+val_cfg = dict(type='ValLoop')
+test_cfg = dict(type='TestLoop')
+
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=500),
+    dict(type='MultiStepLR', begin=0, end=12, by_epoch=True, milestones=[8, 11], gamma=0.1),
+]
+optim_wrapper = dict(
+    type='OptimWrapper',
+    optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),
+    # the authors switch decay off for these alone
+    paramwise_cfg=dict(custom_keys={'attention_biases': dict(decay_mult=0.0)}),
+)
+# `--auto-scale-lr` scales the rate when GPUs x batch size is not 16
+auto_scale_lr = dict(enable=False, base_batch_size=16)

@@ -1,0 +1,17 @@
+"""EfficientViT-M2 RetinaNet on COCO; the recipe of ``retinanet_evit_m4_coco.py``.
+
+No AP is published for it. Here: not run on COCO.
+"""
+
+_base_ = './retinanet_evit_m4_coco.py'
+
+model = dict(
+    backbone=dict(
+        arch='m2',
+        init_cfg=dict(
+            checkpoint='https://github.com/xinyuliu-jeffrey/EfficientViT_Model_Zoo/'
+            'releases/download/v1.0/efficientvit_m2.pth'
+        ),
+    ),
+    neck=dict(in_channels=[128, 192, 224]),
+)

@@ -1,0 +1,25 @@
+"""EfficientViT-M4 RetinaNet on COCO with the authors' recipe (8 GPUs x 2 images, 12 epochs).
+
+Published: 32.7 AP on val2017 (arXiv 2305.07027). Here: not run on COCO.
+
+The ImageNet weights are fetched from the authors' release on first use. Where it cannot be
+reached, download the file elsewhere and add
+``--cfg-options model.backbone.init_cfg.checkpoint=efficientvit_m4.pth``.
+"""
+
+_base_ = [
+    './_base_/models/retinanet_evit_m4.py',
+    './_base_/datasets/coco_detection.py',
+    './_base_/schedules/schedule_1x.py',
+    './_base_/default_runtime.py',
+]
+
+model = dict(
+    backbone=dict(
+        init_cfg=dict(
+            type='Pretrained',
+            checkpoint='https://github.com/xinyuliu-jeffrey/EfficientViT_Model_Zoo/'
+            'releases/download/v1.0/efficientvit_m4.pth',
+        )
+    )
+)

@@ -1,0 +1,17 @@
+"""EfficientViT-M5 RetinaNet on COCO; the recipe of ``retinanet_evit_m4_coco.py``.
+
+Published: 34.3 AP with this recipe (arXiv 2503.23135). Here: not run on COCO.
+"""
+
+_base_ = './retinanet_evit_m4_coco.py'
+
+model = dict(
+    backbone=dict(
+        arch='m5',
+        init_cfg=dict(
+            checkpoint='https://github.com/xinyuliu-jeffrey/EfficientViT_Model_Zoo/'
+            'releases/download/v1.0/efficientvit_m5.pth'
+        ),
+    ),
+    neck=dict(in_channels=[192, 288, 384]),
+)

@@ -1,0 +1,310 @@
+"""A look at a COCO-format data set before anything long starts.
+
+mmdet silently skips classes that the annotation file lacks, numbers labels in the file's order,
+and drops boxes without area; each of these ends in a low AP hours later. Here they are named.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import mmcv
+from mmengine.config import Config
+from mmengine.logging import print_log
+
+from ..errors import DataError
+
+NUM_DECODED = 8  # images opened per split; enough to see a systematic fault
+MAX_NAMED = 5
+
+
+def check_config_data(cfg: Config, splits: Sequence[str] = ('train', 'val')) -> None:
+    """Check every COCO data set that a config's dataloaders read, and its evaluator's file.
+
+    Args:
+        cfg: The config; only ``CocoDataset`` on local disks is looked at, inside wrappers too.
+        splits: Of ``train``, ``val`` and ``test``.
+
+    Raises:
+        DataError: Something would fail or silently go wrong; all findings are in the message.
+    """
+    faults: list[str] = []
+    seen: set[str] = set()
+    for split in splits:
+        loader = cfg.get(f'{split}_dataloader')
+        if not loader:
+            continue
+        for dataset in _coco_datasets(loader['dataset']):
+            key = repr((dataset, split == 'train'))
+            if key in seen:
+                continue
+            seen.add(key)
+            found, notes = check_coco(**_paths(dataset), training=split == 'train')
+            faults += [f'{split}: {fault}' for fault in found]
+            for note in notes:
+                print_log(f'{split}: {note}', logger='current', level=logging.WARNING)
+            faults += [
+                f'{split}: {fault}'
+                for fault in (*_num_classes_faults(cfg, dataset), *_evaluator_faults(cfg, split))
+            ]
+    if faults:
+        lines = '\n  '.join(dict.fromkeys(faults))
+        raise DataError(f'the data set does not fit ({cfg.filename}):\n  {lines}')
+
+
+def check_coco(
+    ann_file: str | Path,
+    img_dir: str | Path,
+    classes: Sequence[str] | None = None,
+    training: bool = False,
+) -> tuple[list[str], list[str]]:
+    """Check one annotation file in COCO's format and its images.
+
+    Args:
+        ann_file: JSON with ``images``, ``annotations`` and ``categories``.
+        img_dir: Folder that ``file_name`` is relative to.
+        classes: Names that the config trains, in its order; None for COCO's own.
+        training: The file is for training, where no box at all is an error.
+
+    Returns:
+        Faults that must be mended, and notes on what will be left out; each is a sentence.
+    """
+    ann_file, img_dir = Path(ann_file), Path(img_dir)
+    if not ann_file.is_file():
+        return [_missing_file(ann_file)], []
+    try:
+        coco = json.loads(ann_file.read_text(encoding='utf-8'))
+    except (ValueError, UnicodeDecodeError) as error:
+        return [f"'{ann_file}' is not valid JSON ({error}); export it again"], []
+    faults = _structure_faults(coco, ann_file)
+    if faults:
+        return faults, []
+    faults += _class_faults(coco, ann_file, classes)
+    faults += _reference_faults(coco, ann_file)
+    faults += _image_faults(coco['images'], ann_file, img_dir)
+    notes = _box_notes(coco, ann_file)
+    if not coco['annotations']:
+        empty = f"'{ann_file}' has no annotations"
+        if training:
+            faults.append(f'{empty}; training needs at least one box')
+        else:
+            notes.append(f'{empty}; every AP will be -1')
+    return faults, notes
+
+
+def _coco_datasets(dataset: Any) -> Iterator[Mapping[str, Any]]:
+    """Yield the CocoDataset configs inside wrappers such as RepeatDataset or ConcatDataset."""
+    if isinstance(dataset, (list, tuple)):
+        for item in dataset:
+            yield from _coco_datasets(item)
+    elif isinstance(dataset, Mapping):
+        if dataset.get('type') in ('CocoDataset', 'mmdet.CocoDataset'):
+            yield dataset
+        for key in ('dataset', 'datasets'):
+            yield from _coco_datasets(dataset.get(key))
+
+
+def _paths(dataset: Mapping[str, Any]) -> dict[str, Any]:
+    root = Path(dataset.get('data_root') or '')
+    prefix = (dataset.get('data_prefix') or {}).get('img', '')
+    classes = (dataset.get('metainfo') or {}).get('classes')
+    if classes is None:
+        from mmdet.datasets import CocoDataset
+
+        classes = CocoDataset.METAINFO['classes']
+    return {
+        'ann_file': root / dataset['ann_file'],
+        'img_dir': root / prefix,
+        'classes': classes,
+    }
+
+
+def _num_classes_faults(cfg: Config, dataset: Mapping[str, Any]) -> list[str]:
+    classes = _paths(dataset)['classes']
+    heads = {'bbox_head': cfg.model.get('bbox_head')}
+    for name, head in heads.items():
+        number = head.get('num_classes') if isinstance(head, Mapping) else None
+        if number is not None and not isinstance(classes, str) and number != len(classes):
+            return [
+                f'model.{name}.num_classes is {number} but the data set has {len(classes)} '
+                f'classes; set model.{name}.num_classes={len(classes)}'
+            ]
+    return []
+
+
+def _evaluator_faults(cfg: Config, split: str) -> list[str]:
+    evaluator = cfg.get(f'{split}_evaluator')
+    if not isinstance(evaluator, Mapping) or not evaluator.get('ann_file'):
+        return []
+    found = Path(evaluator['ann_file'])
+    files = [_paths(d)['ann_file'] for d in _coco_datasets(cfg[f'{split}_dataloader']['dataset'])]
+    if len(files) == 1 and os.path.abspath(found) != os.path.abspath(files[0]):
+        return [
+            f"{split}_evaluator.ann_file is '{found}' but {split}_dataloader reads '{files[0]}'; "
+            f'set {split}_evaluator.ann_file={files[0]}'
+        ]
+    return []
+
+
+def _missing_file(ann_file: Path) -> str:
+    text = f"annotation file '{ann_file}' does not exist"
+    if ann_file.parent.parent.name == 'coco':
+        return (
+            f'{text}; lay COCO 2017 out as {ann_file.parent.parent}/annotations/'
+            'instances_{train,val}2017.json, train2017/ and val2017/, or try '
+            'configs/retinanet_evit_m4_shapes.py, which runs without it (make train)'
+        )
+    if 'shapes' in str(ann_file.parent.parent.name):
+        return f'{text}; draw it: python tools/make_shapes.py {ann_file.parent.parent}'
+    return f'{text}; check data_root and ann_file'
+
+
+def _structure_faults(coco: Any, ann_file: Path) -> list[str]:
+    needed = {
+        'images': ('id', 'file_name', 'width', 'height'),
+        'annotations': ('id', 'image_id', 'category_id', 'bbox', 'area', 'iscrowd'),
+        'categories': ('id', 'name'),
+    }
+    faults = []
+    for part, keys in needed.items():
+        items = coco.get(part) if isinstance(coco, Mapping) else None
+        if not isinstance(items, list) or not all(isinstance(item, Mapping) for item in items):
+            faults.append(f"'{ann_file}' has no list '{part}'; it is not in COCO's format")
+            continue
+        for key in keys:
+            lacking = sum(key not in item for item in items)
+            mend = {'area': ' (width times height of the box)', 'iscrowd': ' (0)'}.get(key, '')
+            if lacking:
+                faults.append(f"'{ann_file}': {lacking} {part} lack '{key}'; add it{mend}")
+    return faults
+
+
+def _class_faults(
+    coco: Mapping[str, Any], ann_file: Path, classes: Sequence[str] | None
+) -> list[str]:
+    if classes is None:
+        return []
+    names = [category['name'] for category in coco['categories']]
+    if isinstance(classes, str):
+        return [f"metainfo.classes is the string '{classes}'; write ('{classes}',) with a comma"]
+    missing = [name for name in classes if name not in names]
+    if missing:
+        return [
+            f"'{ann_file}' lacks {_some(missing)} of metainfo.classes, which mmdet would skip "
+            f'silently; its categories are {_some(names)}; set metainfo.classes to those'
+        ]
+    in_file_order = [name for name in names if name in classes]
+    if in_file_order != list(classes):
+        return [
+            f"metainfo.classes is not in the order of '{ann_file}', so names would be swapped: "
+            f'set metainfo.classes={tuple(in_file_order)}'
+        ]
+    return []
+
+
+def _reference_faults(coco: Mapping[str, Any], ann_file: Path) -> list[str]:
+    faults = []
+    for part in ('images', 'annotations', 'categories'):
+        counts = Counter(item['id'] for item in coco[part])
+        repeated = [identity for identity, count in counts.items() if count > 1]
+        if repeated:
+            faults.append(f"'{ann_file}': {part} share the ids {_some(repeated)}; make them unique")
+    for key, part in (('image_id', 'images'), ('category_id', 'categories')):
+        known = {item['id'] for item in coco[part]}
+        wrong = [a['id'] for a in coco['annotations'] if a[key] not in known]
+        if wrong:
+            faults.append(
+                f"'{ann_file}': annotations {_some(wrong)} have a {key} that no entry of "
+                f"'{part}' has; mend or remove them"
+            )
+    broken = [a['id'] for a in coco['annotations'] if not _is_box(a['bbox'])]
+    if broken:
+        faults.append(
+            f"'{ann_file}': the bbox of annotations {_some(broken)} is not four finite numbers "
+            '[x, y, width, height]; mend or remove them'
+        )
+    return faults
+
+
+def _image_faults(
+    images: Sequence[Mapping[str, Any]], ann_file: Path, img_dir: Path
+) -> list[str]:
+    if not images:
+        return [f"'{ann_file}' lists no images"]
+    if not img_dir.is_dir():
+        return [f"image folder '{img_dir}' does not exist; check data_root and data_prefix.img"]
+    present: dict[Path, set[str]] = {}
+    missing = []
+    for image in images:
+        path = img_dir / image['file_name']
+        if path.parent not in present:  # one listing per folder, not a stat per image
+            listed = os.scandir(path.parent) if path.parent.is_dir() else []
+            present[path.parent] = {entry.name for entry in listed}
+        if path.name not in present[path.parent]:
+            missing.append(image['file_name'])
+    if missing:
+        return [
+            f"'{ann_file}' names {len(missing)} of {len(images)} images that '{img_dir}' lacks "
+            f'({_some(missing)}); check data_prefix.img or copy them there'
+        ]
+    faults = []
+    for image in images[:: max(len(images) // NUM_DECODED, 1)][:NUM_DECODED]:
+        path = img_dir / image['file_name']
+        pixels = mmcv.imread(str(path))
+        if pixels is None:
+            faults.append(f"image '{path}' cannot be decoded; replace it or remove its entry")
+            continue
+        height, width = pixels.shape[:2]
+        if (image['width'], image['height']) != (width, height):
+            faults.append(
+                f"image '{path}' is {width}x{height} but '{ann_file}' says "
+                f'{image["width"]}x{image["height"]} (rotated by its EXIF tag?); its boxes would '
+                'not fit; mend the entry or save the image again'
+            )
+    return faults
+
+
+def _box_notes(coco: Mapping[str, Any], ann_file: Path) -> list[str]:
+    sizes = {image['id']: (image['width'], image['height']) for image in coco['images']}
+    empty, outside = [], []
+    for annotation in coco['annotations']:
+        if not _is_box(annotation['bbox']) or annotation['image_id'] not in sizes:
+            continue
+        x, y, w, h = annotation['bbox']
+        width, height = sizes[annotation['image_id']]
+        if w < 1 or h < 1 or annotation['area'] <= 0:
+            empty.append(annotation['id'])
+        elif x >= width or y >= height or x + w <= 0 or y + h <= 0:
+            outside.append(annotation['id'])
+    notes = []
+    if empty:
+        notes.append(
+            f"'{ann_file}': {len(empty)} boxes have no area or are under a pixel wide and will "
+            f'be left out (annotations {_some(empty)})'
+        )
+    if outside:
+        notes.append(
+            f"'{ann_file}': {len(outside)} boxes lie outside their image and will be left out "
+            f'(annotations {_some(outside)}); is bbox [x, y, width, height] in pixels?'
+        )
+    return notes
+
+
+def _is_box(box: Any) -> bool:
+    return (
+        isinstance(box, list)
+        and len(box) == 4
+        and all(isinstance(v, (int, float)) and math.isfinite(v) for v in box)
+    )
+
+
+def _some(items: Sequence[Any]) -> str:
+    shown = ', '.join(str(item) for item in items[:MAX_NAMED])
+    return shown + (f', ... ({len(items)} in all)' if len(items) > MAX_NAMED else '')

@@ -1,0 +1,276 @@
+"""The built-in data set: drawn shapes in COCO's layout, the same for the same seed.
+
+Five classes of textured shapes on textured backgrounds, small, medium and large in COCO's sense,
+overlapping, with crowds of tiny ones marked ``iscrowd`` and some images without any object.
+Boxes, masks and areas are those of the visible pixels.
+
+Masks are ``(H, W)`` bool, images ``(H, W, 3)`` uint8 in BGR, sizes in pixels.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.random import Generator
+from rich.progress import track
+
+from ..errors import DataError
+
+SHAPE_CLASSES = ('circle', 'square', 'triangle', 'star', 'cross')
+# Diameter ranges that fall into COCO's small (< 32^2), medium and large (> 96^2) areas for every
+# class: a star covers the least of its diameter's square, 0.28, a square up to 1.
+DIAMETERS = {'small': (13, 30), 'medium': (50, 94), 'large': (128, 190)}
+EMPTY_SHARE = 0.05
+CROWD_SHARE = 0.08
+MIN_VISIBLE = 0.6  # share of an object that must stay visible
+
+
+def make_shapes(
+    root: str | Path,
+    num_train: int = 480,
+    num_val: int = 120,
+    size: tuple[int, int] = (256, 256),
+    seed: int = 0,
+    quiet: bool = False,
+) -> Path:
+    """Draw the data set, unless the same one is already there.
+
+    Args:
+        root: Folder to make: ``train/``, ``val/``, ``annotations/instances_{train,val}.json``.
+        num_train: Training images.
+        num_val: Validation images.
+        size: Width and height of an image, at least 32.
+        seed: Seed; another one draws other images.
+        quiet: Show no progress bar.
+
+    Returns:
+        The folder.
+
+    Raises:
+        DataError: ``root`` holds something else, or an argument is out of range.
+    """
+    root = Path(root)
+    if num_train < 1 or num_val < 1 or min(size) < 32:
+        raise DataError(
+            f'shapes: need at least one image per split and 32 pixels a side, got {num_train} '
+            f'train, {num_val} val, size {size[0]}x{size[1]}'
+        )
+    settings = {'train': num_train, 'val': num_val, 'size': list(size), 'seed': seed}
+    if root.exists():
+        if _settings_of(root) == settings:
+            return root
+        if not root.is_dir() or any(root.iterdir()):
+            raise DataError(f"'{root}' holds something else; remove it or choose another folder")
+    part = root.with_name(f'{root.name}.part')  # renamed when whole, so never half a data set
+    shutil.rmtree(part, ignore_errors=True)
+    for split, count in (('train', num_train), ('val', num_val)):
+        (part / split).mkdir(parents=True)
+        (part / 'annotations').mkdir(exist_ok=True)
+        coco = _empty_coco(settings)
+        for index in track(range(count), description=f'drawing {split}', disable=quiet):
+            rng = np.random.default_rng([seed, split == 'val', index])
+            image, annotations = draw_image(rng, size)
+            name = f'{index + 1:06d}.jpg'
+            cv2.imwrite(str(part / split / name), image, [cv2.IMWRITE_JPEG_QUALITY, 92])
+            coco['images'].append(
+                {'id': index + 1, 'file_name': name, 'width': size[0], 'height': size[1]}
+            )
+            for annotation in annotations:
+                identity = {'id': len(coco['annotations']) + 1, 'image_id': index + 1}
+                coco['annotations'].append({**identity, **annotation})
+        (part / 'annotations' / f'instances_{split}.json').write_text(json.dumps(coco))
+    if root.exists():
+        root.rmdir()
+    part.rename(root)
+    return root
+
+
+def draw_image(rng: Generator, size: tuple[int, int]) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """Draw one image.
+
+    Args:
+        rng: Source of randomness.
+        size: Width and height.
+
+    Returns:
+        The image and its annotations in COCO's form, without ``id`` and ``image_id``.
+    """
+    width, height = size
+    image = _texture(rng, height, width, contrast=0.25)
+    owner = np.zeros((height, width), np.int32)  # which object's pixel it is, 0 background
+    full_areas: list[int] = []
+    categories: list[int] = []
+    crowds: set[int] = set()
+    if rng.random() >= EMPTY_SHARE:
+        # large ones first, so that small ones lie on top of them and not beneath
+        names = ['large'] * rng.integers(0, 4) + ['medium'] * rng.integers(0, 3)
+        names += ['small'] * rng.integers(0, 3)
+        names = names or ['medium']
+        for name in names:
+            category = int(rng.integers(len(SHAPE_CLASSES)))
+            diameter = rng.uniform(*DIAMETERS[name])
+            mask = _place(rng, owner, full_areas, category, diameter)
+            if mask is not None:
+                _paint(rng, image, mask)
+                categories.append(category)
+                full_areas.append(int(mask.sum()))
+                owner[mask] = len(full_areas)
+        if rng.random() < CROWD_SHARE:
+            category = int(rng.integers(len(SHAPE_CLASSES)))
+            mask = _crowd(rng, owner, image, category)
+            if mask.any():
+                categories.append(category)
+                full_areas.append(int(mask.sum()))
+                owner[mask] = len(full_areas)
+                crowds.add(len(full_areas))
+    noise = rng.normal(0, 6, image.shape)
+    image = np.clip(image + noise, 0, 255).astype(np.uint8)
+    annotations = [
+        _annotation(owner == number, category, iscrowd=number in crowds)
+        for number, category in enumerate(categories, start=1)
+    ]
+    return image, annotations
+
+
+def shape_mask(
+    category: int, center: tuple[float, float], diameter: float, angle: float, size: tuple[int, int]
+) -> np.ndarray:
+    """Return the pixels of one shape.
+
+    Args:
+        category: Index into :data:`SHAPE_CLASSES`.
+        center: x and y.
+        diameter: Of the circle around it.
+        angle: Rotation in radians.
+        size: Width and height of the image.
+
+    Returns:
+        ``(H, W)`` bool.
+    """
+    canvas = np.zeros((size[1], size[0]), np.uint8)
+    radius = diameter / 2
+    name = SHAPE_CLASSES[category]
+    if name == 'circle':
+        turns, radii = np.linspace(0, 2 * np.pi, 48, endpoint=False), np.array([1.0])
+    elif name == 'star':
+        turns, radii = np.arange(10) * np.pi / 5, np.array([1.0, 0.45])
+    elif name == 'cross':  # a plus: three corners per arm
+        half = np.arctan(1 / 3)
+        turns = (np.arange(4)[:, None] * np.pi / 2 + [-half, half, np.pi / 4]).ravel()
+        radii = np.array([1.0, 1.0, np.sqrt(0.2)])
+    else:
+        corners = {'square': 4, 'triangle': 3}[name]
+        turns, radii = np.arange(corners) * 2 * np.pi / corners, np.array([1.0])
+    radii = radius * np.resize(radii, turns.shape)
+    points = np.stack([np.cos(turns + angle), np.sin(turns + angle)], 1) * radii[:, None] + center
+    cv2.fillPoly(canvas, [np.round(points * 16).astype(np.int32)], 1, shift=4)
+    return canvas.astype(bool)
+
+
+def _place(
+    rng: Generator, owner: np.ndarray, full_areas: list[int], category: int, diameter: float
+) -> np.ndarray | None:
+    """Find a place that leaves every object visible enough; None after some tries."""
+    height, width = owner.shape
+    diameter = min(diameter, 0.85 * min(height, width))
+    for _ in range(20):
+        center = rng.uniform(diameter * 0.4, [width - diameter * 0.4, height - diameter * 0.4])
+        mask = shape_mask(category, tuple(center), diameter, rng.uniform(0, 6.28), (width, height))
+        remaining = np.bincount(owner[~mask], minlength=len(full_areas) + 1)[1:]
+        if mask.any() and np.all(remaining >= MIN_VISIBLE * np.array(full_areas)):
+            return mask
+    return None
+
+
+def _crowd(rng: Generator, owner: np.ndarray, image: np.ndarray, category: int) -> np.ndarray:
+    """Paint a heap of tiny shapes of one class on free ground and return its mask."""
+    height, width = owner.shape
+    heap = np.zeros((height, width), bool)
+    middle = rng.uniform(0.2, 0.8, 2) * [width, height]
+    for _ in range(int(rng.integers(8, 16))):
+        center = middle + rng.normal(0, 0.07, 2) * min(height, width)
+        angle, diameter = rng.uniform(0, 6.28), rng.uniform(10, 16)
+        mask = shape_mask(category, tuple(center), diameter, angle, (width, height)) & (owner == 0)
+        _paint(rng, image, mask)
+        heap |= mask
+    return heap
+
+
+def _paint(rng: Generator, image: np.ndarray, mask: np.ndarray) -> None:
+    """Fill the mask with a texture that stands out from what is there."""
+    if not mask.any():
+        return
+    ys, xs = np.nonzero(mask)
+    window = np.s_[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1]
+    image, mask = image[window], mask[window]
+    texture = _texture(rng, *mask.shape, contrast=0.45)
+    away = np.sign(127.5 - image[mask].mean(0)) * rng.uniform(30, 80, 3)
+    image[mask] = np.clip(texture[mask] * 0.7 + 127.5 * 0.3 + away, 0, 255)
+
+
+def _texture(rng: Generator, height: int, width: int, contrast: float) -> np.ndarray:
+    """Return a coloured pattern ``(H, W, 3)`` float32: stripes, checks, blobs or a gradient."""
+    ys, xs = np.mgrid[:height, :width].astype(np.float32)
+    angle, period = rng.uniform(0, np.pi), rng.uniform(6, 40)
+    along = (xs * np.cos(angle) + ys * np.sin(angle)) * 2 * np.pi / period
+    across = (ys * np.cos(angle) - xs * np.sin(angle)) * 2 * np.pi / period
+    kind = rng.integers(4)
+    if kind == 0:
+        pattern = np.sin(along)
+    elif kind == 1:
+        pattern = np.sign(np.sin(along) * np.sin(across))
+    elif kind == 2:
+        coarse = rng.normal(size=(max(height // 16, 2), max(width // 16, 2))).astype(np.float32)
+        pattern = np.tanh(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC))
+    else:
+        pattern = np.sin(along * period / (2 * max(height, width)))
+    low, high = rng.uniform(30, 225, (2, 3)).astype(np.float32)
+    mix = 0.5 + contrast * pattern[..., None]
+    return (low * (1 - mix) + high * mix).astype(np.float32)
+
+
+def _annotation(mask: np.ndarray, category: int, iscrowd: bool) -> dict[str, Any]:
+    ys, xs = np.nonzero(mask)
+    x, y = int(xs.min()), int(ys.min())
+    box = [x, y, int(xs.max()) - x + 1, int(ys.max()) - y + 1]
+    if iscrowd:
+        segmentation: Any = {'size': list(mask.shape), 'counts': _run_lengths(mask)}
+    else:
+        kind = cv2.RETR_EXTERNAL
+        contours, _ = cv2.findContours(mask.astype(np.uint8), kind, cv2.CHAIN_APPROX_SIMPLE)
+        # a polygon needs three points; a sliver of one or two pixels has fewer
+        segmentation = [c.ravel().tolist() for c in contours if len(c) >= 3]
+    return {
+        'category_id': category + 1,
+        'bbox': box,
+        'area': int(mask.sum()),
+        'segmentation': segmentation,
+        'iscrowd': int(iscrowd),
+    }
+
+
+def _run_lengths(mask: np.ndarray) -> list[int]:
+    """Return COCO's uncompressed RLE: lengths of runs in column order, the first of zeros."""
+    flat = np.concatenate([[False], mask.ravel(order='F')])
+    edges = np.flatnonzero(flat[1:] != flat[:-1])
+    return np.diff(np.concatenate([[0], edges, [mask.size]])).tolist()
+
+
+def _empty_coco(settings: dict[str, Any]) -> dict[str, Any]:
+    categories = [{'id': i + 1, 'name': name} for i, name in enumerate(SHAPE_CLASSES)]
+    info = {'description': 'drawn shapes of evit_mm', 'settings': settings}
+    return {'info': info, 'images': [], 'annotations': [], 'categories': categories}
+
+
+def _settings_of(root: Path) -> dict[str, Any] | None:
+    """Return what the data set in a folder was drawn with, None for anything else."""
+    try:
+        with open(root / 'annotations' / 'instances_val.json') as file:
+            return json.load(file)['info']['settings']
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

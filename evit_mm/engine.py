@@ -1,0 +1,440 @@
+"""From a config to a run: what the tools for training, testing and prediction call."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import mmcv
+import mmengine.device.utils
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner, find_latest_checkpoint
+from rich.progress import track
+
+from .checkpoint import check_state_dict, extract_state_dict, read_checkpoint
+from .datasets import check_config_data
+from .errors import CheckpointError, ConfigError, DataError
+
+IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
+# COCO numbers its 80 categories 1 to 90 with these ten left out
+COCO_ID_GAPS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
+
+
+def train(
+    config: str | Path,
+    work_dir: str | None = None,
+    resume: str | None = None,
+    amp: bool = False,
+    auto_scale_lr: bool = False,
+    launcher: str = 'none',
+    cfg_options: Mapping[str, Any] | None = None,
+    seed: int | None = None,
+    device: str | None = None,
+) -> Runner:
+    """Train a detector as its config says.
+
+    Args:
+        config: Config file.
+        work_dir: Where logs and checkpoints go; else the config's, else ``work_dirs/NAME``.
+        resume: ``'auto'`` goes on from the last checkpoint in ``work_dir``, if there is one; a
+            path goes on from that file.
+        amp: Train in mixed precision.
+        auto_scale_lr: Scale the learning rate to the actual batch size.
+        launcher: ``'none'``, ``'pytorch'``, ``'slurm'`` or ``'mpi'``.
+        cfg_options: Overrides of the config, dotted keys.
+        seed: Seed of everything random; None draws one, which the log states.
+        device: ``'cpu'``, ``'cuda'``, ``'cuda:1'``, ...; None takes a GPU where there is one.
+
+    Returns:
+        The runner, after training.
+
+    Raises:
+        EvitError: The config, the data set or a checkpoint cannot be used.
+    """
+    cfg = load_config(config, cfg_options, work_dir)
+    if amp:
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    if auto_scale_lr:
+        if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+            raise ConfigError(f'{config}: --auto-scale-lr needs auto_scale_lr.base_batch_size')
+        cfg.auto_scale_lr.enable = True
+    if seed is not None:
+        cfg.randomness = {**cfg.get('randomness', {}), 'seed': seed}
+    _prepare_resume(cfg, resume)
+    set_device(device)
+    if _is_first_process():
+        check_config_data(cfg, ('train', 'val'))
+    runner = build_runner(cfg, launcher)
+    with _config_faults(cfg):
+        runner.train()
+    return runner
+
+
+def test(
+    config: str | Path,
+    checkpoint: str | Path,
+    out: str | None = None,
+    show_dir: str | None = None,
+    work_dir: str | None = None,
+    launcher: str = 'none',
+    cfg_options: Mapping[str, Any] | None = None,
+    device: str | None = None,
+) -> dict[str, float]:
+    """Evaluate a checkpoint on the config's test set.
+
+    Args:
+        config: Config file.
+        checkpoint: What :func:`train` saved.
+        out: ``FILE.pkl`` takes mmdet's dump of all predictions, ``FILE.json`` COCO-style results.
+        show_dir: Folder for pictures, ground truth on the left and detections on the right.
+        work_dir: As in :func:`train`.
+        launcher: As in :func:`train`.
+        cfg_options: As in :func:`train`.
+        device: As in :func:`train`.
+
+    Returns:
+        The metrics by name.
+
+    Raises:
+        EvitError: The config, the data set or the checkpoint cannot be used.
+    """
+    cfg = load_config(config, cfg_options, work_dir)
+    if out and not out.endswith(('.pkl', '.pickle', '.json')):
+        raise ConfigError(f"--out '{out}' must end in .pkl or .json")
+    if out and out.endswith('.json'):
+        # CocoMetric appends '.bbox.json' to the prefix
+        cfg.test_evaluator.outfile_prefix = out.removesuffix('.json').removesuffix('.bbox')
+    if show_dir:
+        hook = {'draw': True, 'test_out_dir': os.path.abspath(show_dir)}
+        cfg.default_hooks.visualization.update(hook)
+    _drop_pretrained(cfg)
+    set_device(device)
+    if _is_first_process():
+        check_config_data(cfg, ('test',))
+    runner = build_runner(cfg, launcher)
+    state = extract_state_dict(read_checkpoint(checkpoint), prefix='', name=str(checkpoint))
+    check_state_dict(state, runner.model, name=str(checkpoint))
+    # only now, so that mmengine does not load with warnings what was refused above
+    runner.load_checkpoint(str(checkpoint))
+    runner._has_loaded = True
+    if out and not out.endswith('.json'):
+        from mmdet.evaluation import DumpDetResults
+
+        runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=out))
+    with _config_faults(cfg):
+        return runner.test()
+
+
+def predict(
+    config: str | Path,
+    checkpoint: str | Path,
+    source: str | Path,
+    out_dir: str | Path,
+    score_thr: float = 0.3,
+    cfg_options: Mapping[str, Any] | None = None,
+    device: str | None = None,
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Detect objects in an image or in all images under a folder.
+
+    Writes each picture with its detections to ``out_dir`` under its own relative name, and all
+    detections to ``out_dir/results.json`` in COCO's result format, with ``file_name`` and
+    ``category_name`` added. Ids are those of the config's annotation file where it can be read;
+    otherwise ``image_id`` is the file's stem (a number if it is one) and ``category_id`` counts
+    from 1, or is COCO's own for its 80 classes.
+
+    Args:
+        config: Config file.
+        checkpoint: What :func:`train` saved.
+        source: Image or folder.
+        out_dir: Folder to write to.
+        score_thr: Score from which a detection is drawn; the JSON has all.
+        cfg_options: As in :func:`train`.
+        device: As in :func:`train`.
+
+    Returns:
+        The detections, and one sentence per image that could not be used.
+
+    Raises:
+        EvitError: The config or the checkpoint cannot be used, or there is no image.
+    """
+    from mmdet.apis import inference_detector
+    from mmdet.registry import VISUALIZERS
+    from mmdet.utils import get_test_pipeline_cfg
+
+    cfg = load_config(config, cfg_options)
+    images = list_images(source)
+    root = Path(source) if Path(source).is_dir() else Path(source).parent
+    set_device(device)
+    model = load_detector(cfg, checkpoint)
+    pipeline = get_test_pipeline_cfg(cfg)
+    pipeline = [step for step in pipeline if step['type'] != 'LoadAnnotations']
+    pipeline[0] = {'type': 'mmdet.LoadImageFromNDArray'}
+    pipeline = _compose(pipeline)
+    visualizer = VISUALIZERS.build({'type': 'DetLocalVisualizer', 'name': 'predict'})
+    visualizer.dataset_meta = model.dataset_meta
+    image_ids, category_ids = _coco_ids(cfg, model.dataset_meta['classes'])
+
+    out_dir = Path(out_dir)
+    results, faults = [], []
+    for path in track(images, description='detecting'):
+        name = str(path.relative_to(root))
+        try:
+            pixels = mmcv.imread(str(path))
+            if pixels is None:
+                raise DataError('it cannot be decoded')
+            sample = inference_detector(model, pixels, test_pipeline=pipeline)
+        except (DataError, ValueError, OSError, mmcv_error()) as error:
+            faults.append(f"'{path}' was left out: {str(error).strip() or type(error).__name__}")
+            continue
+        target = out_dir / name
+        if target.suffix.lower() not in ('.jpg', '.jpeg', '.png'):
+            target = target.with_name(f'{target.name}.png')
+        visualizer.add_datasample(
+            name,
+            mmcv.bgr2rgb(pixels),
+            data_sample=sample,
+            draw_gt=False,
+            pred_score_thr=score_thr,
+            out_file=str(target),
+        )
+        image_id = image_ids.get(name, int(path.stem) if path.stem.isdigit() else path.stem)
+        results += _to_coco(
+            sample.pred_instances.cpu(), image_id, name, model.dataset_meta['classes'], category_ids
+        )
+    out_dir.mkdir(parents=True, exist_ok=True)
+    (out_dir / 'results.json').write_text(json.dumps(results))
+    return results, faults
+
+
+def load_config(
+    config: str | Path,
+    cfg_options: Mapping[str, Any] | None = None,
+    work_dir: str | None = None,
+) -> Config:
+    """Read a config, apply overrides and settle its work dir.
+
+    Args:
+        config: Config file.
+        cfg_options: Overrides, dotted keys.
+        work_dir: Overrides the config's.
+
+    Returns:
+        The config.
+
+    Raises:
+        ConfigError: The file is missing or broken, or a top-level key is misspelt.
+    """
+    if not Path(config).is_file():
+        raise ConfigError(f"config '{config}' does not exist; see configs/")
+    try:
+        cfg = Config.fromfile(str(config))
+        if cfg_options:
+            cfg.merge_from_dict(dict(cfg_options))
+    except (SyntaxError, KeyError, TypeError, AttributeError, OSError, ImportError) as error:
+        raise ConfigError(f"config '{config}' cannot be read: {error}") from error
+    known = set(inspect.signature(Runner.__init__).parameters) | {'auto_scale_lr'}
+    for key in cfg:
+        close = difflib.get_close_matches(key, known, n=1, cutoff=0.85)
+        if key not in known and close:
+            raise ConfigError(f"{config}: unknown key '{key}', did you mean '{close[0]}'?")
+    if work_dir is not None:
+        cfg.work_dir = work_dir
+    elif cfg.get('work_dir') is None:
+        cfg.work_dir = str(Path('work_dirs') / Path(config).stem)
+    return cfg
+
+
+def build_runner(cfg: Config, launcher: str = 'none') -> Runner:
+    """Build mmengine's runner; several processes without a GPU talk over gloo.
+
+    Raises:
+        ConfigError: The model has an argument that does not exist.
+    """
+    cfg.launcher = launcher
+    if launcher != 'none' and mmengine.device.utils.get_device() == 'cpu':
+        # mmengine's own initialisation asks for a GPU
+        torch.distributed.init_process_group('gloo')
+        cfg.setdefault(
+            'model_wrapper_cfg',
+            {
+                'type': 'MMDistributedDataParallel',
+                'broadcast_buffers': False,
+                'find_unused_parameters': cfg.get('find_unused_parameters', False),
+            },
+        )
+    with _config_faults(cfg):
+        return Runner.from_cfg(cfg)
+
+
+def load_detector(cfg: Config, checkpoint: str | Path) -> torch.nn.Module:
+    """Build the config's detector with a checkpoint's weights, in eval mode on the device.
+
+    Returns:
+        The detector; ``dataset_meta`` has the class names.
+
+    Raises:
+        EvitError: The config or the checkpoint cannot be used.
+    """
+    from mmdet.registry import DATASETS, MODELS
+
+    _drop_pretrained(cfg)
+    init_default_scope(cfg.get('default_scope', 'mmdet'))
+    with _config_faults(cfg):
+        model = MODELS.build(cfg.model)
+        dataset = {**cfg.test_dataloader.dataset, 'lazy_init': True}
+        model.dataset_meta = DATASETS.build(dataset).metainfo
+    content = read_checkpoint(checkpoint)
+    state = extract_state_dict(content, prefix='', name=str(checkpoint))
+    check_state_dict(state, model, name=str(checkpoint))
+    model.load_state_dict(state, strict=False)
+    model.cfg = cfg
+    return model.to(mmengine.device.utils.get_device()).eval()
+
+
+def set_device(device: str | None) -> None:
+    """Choose the device of this process, as mmengine sees it.
+
+    Raises:
+        ConfigError: The device does not exist here.
+    """
+    if device is None:
+        return
+    try:
+        chosen = torch.device(device)
+        if chosen.type == 'cuda':
+            torch.cuda.set_device(chosen.index or 0)
+        else:
+            torch.empty(1, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"--device '{device}' cannot be used here: {reason}") from None
+    mmengine.device.utils.DEVICE = chosen.type
+
+
+def list_images(source: str | Path) -> list[Path]:
+    """Return the image itself, or all images under a folder, sorted.
+
+    Raises:
+        DataError: There is none.
+    """
+    source = Path(source)
+    if source.is_file():
+        return [source]
+    if not source.is_dir():
+        raise DataError(f"'{source}' does not exist")
+    images = sorted(p for p in source.rglob('*') if p.suffix.lower() in IMAGE_SUFFIXES)
+    if not images:
+        raise DataError(f"no image under '{source}' (looked for {', '.join(IMAGE_SUFFIXES)})")
+    return images
+
+
+def _prepare_resume(cfg: Config, resume: str | None) -> None:
+    """Point the config at the checkpoint, and take over its seed before data are shuffled."""
+    if resume is None:
+        return
+    path = find_latest_checkpoint(cfg.work_dir) if resume == 'auto' else resume
+    cfg.resume = True
+    cfg.load_from = None if resume == 'auto' else resume
+    if path is None:
+        return
+    content = read_checkpoint(path)
+    if not isinstance(content, Mapping) or 'optimizer' not in content:
+        raise CheckpointError(
+            f"'{path}' has weights but no optimizer state, so it cannot be resumed; start from it "
+            f'with --cfg-options load_from={path}'
+        )
+    seed = content.get('meta', {}).get('seed')
+    if seed is not None and cfg.get('randomness', {}).get('seed') is None:
+        # mmengine restores the seed only after the sampler has drawn its own
+        cfg.randomness = {**cfg.get('randomness', {}), 'seed': seed}
+
+
+def _drop_pretrained(cfg: Config) -> None:
+    """A checkpoint is about to be loaded; do not fetch ImageNet weights first."""
+    backbone = cfg.model.get('backbone')
+    if isinstance(backbone, ConfigDict):
+        backbone.init_cfg = None
+
+
+def _is_first_process() -> bool:
+    return os.environ.get('RANK', os.environ.get('SLURM_PROCID', '0')) == '0'
+
+
+@contextmanager
+def _config_faults(cfg: Config) -> Iterator[None]:
+    """Turn a misspelt argument anywhere in the config into one clear sentence."""
+    try:
+        yield
+    except (TypeError, KeyError) as error:
+        text = str(error)
+        argument = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", text)
+        if argument:
+            raise ConfigError(
+                f"{cfg.filename}: {argument[1]} has no argument '{argument[2]}'"
+            ) from error
+        if 'is not in the' in text and 'registry' in text:
+            raise ConfigError(f'{cfg.filename}: {text.split(". ")[0]}') from error
+        raise
+
+
+def _compose(pipeline: Sequence[Mapping[str, Any]]) -> Any:
+    from mmcv.transforms import Compose
+
+    return Compose([dict(step) for step in pipeline])
+
+
+def mmcv_error() -> type[Exception]:
+    """Return the error that OpenCV raises, for instance on an image that resizes to nothing."""
+    import cv2
+
+    return cv2.error
+
+
+def _coco_ids(cfg: Config, classes: Sequence[str]) -> tuple[dict[str, int], list[int]]:
+    """Return image ids by file name, and the category id of each label."""
+    dataset = cfg.test_dataloader.dataset
+    ann_file = Path(dataset.get('data_root') or '') / dataset.get('ann_file', '')
+    if ann_file.is_file():
+        coco = json.loads(ann_file.read_text(encoding='utf-8'))
+        by_name = {category['name']: category['id'] for category in coco['categories']}
+        if all(name in by_name for name in classes):
+            images = {image['file_name']: image['id'] for image in coco['images']}
+            return images, [by_name[name] for name in classes]
+    if len(classes) == 80 and classes[0] == 'person' and classes[-1] == 'toothbrush':
+        return {}, [i for i in range(1, 91) if i not in COCO_ID_GAPS]
+    return {}, list(range(1, len(classes) + 1))
+
+
+def _to_coco(
+    instances: Any,
+    image_id: int | str,
+    file_name: str,
+    classes: Sequence[str],
+    category_ids: Sequence[int],
+) -> list[dict[str, Any]]:
+    found = []
+    for box, score, label in zip(
+        instances.bboxes.tolist(), instances.scores.tolist(), instances.labels.tolist(), strict=True
+    ):
+        x1, y1, x2, y2 = box
+        found.append(
+            {
+                'image_id': image_id,
+                'category_id': category_ids[label],
+                'bbox': [x1, y1, x2 - x1, y2 - y1],
+                'score': score,
+                'file_name': file_name,
+                'category_name': classes[label],
+            }
+        )
+    return found

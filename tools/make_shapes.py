@@ -1,0 +1,31 @@
+"""Draw the built-in data set: python tools/make_shapes.py DIR [options]."""
+
+import argparse
+import sys
+
+from evit_mm.datasets import make_shapes
+from evit_mm.errors import EvitError
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Read ``WxH``."""
+    width, height = text.lower().split('x')
+    return int(width), int(height)
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description='Draw a small COCO-format data set of shapes')
+    parser.add_argument('root', metavar='DIR', help='folder to make')
+    parser.add_argument('--train', dest='num_train', type=int, default=480, help='training images')
+    parser.add_argument('--val', dest='num_val', type=int, default=120, help='validation images')
+    parser.add_argument('--size', type=parse_size, default=(256, 256), help='WxH in pixels')
+    parser.add_argument('--seed', type=int, default=0)
+    return parser.parse_args()
+
+
+if __name__ == '__main__':
+    try:
+        print(f'shapes data set: {make_shapes(**vars(parse_args()))}')
+    except EvitError as error:
+        sys.exit(f'error: {error}')
