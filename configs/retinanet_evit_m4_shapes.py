@@ -9,8 +9,8 @@ _base_ = [
 
 model = dict(bbox_head=dict(num_classes=5))
 
-max_epochs = 16
-train_cfg = dict(max_epochs=max_epochs, val_interval=4)
+max_epochs = 14
+train_cfg = dict(max_epochs=max_epochs, val_interval=7)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
     dict(

@@ -12,6 +12,7 @@ import argparse
 import pickle
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -183,10 +184,8 @@ def fit_state_dict(
             continue
         shape = tuple(wanted[key].shape)
         if key.endswith('attention_biases') and value.ndim == 2 and value.shape[0] == shape[0]:
-            try:
+            with suppress(ValueError):  # reported as mis-shaped below
                 value = resize_attention_biases(value, round(shape[1] ** 0.5))
-            except ValueError:
-                pass  # reported as mis-shaped below
         fitted[key] = value
     _report(faults + _differences(fitted, wanted), type(model).__name__, name)
     return fitted

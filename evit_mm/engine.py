@@ -377,7 +377,9 @@ def _config_faults(cfg: Config) -> Iterator[None]:
         yield
     except (TypeError, KeyError) as error:
         text = str(error)
-        argument = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", text)
+        argument = re.search(
+            r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", text
+        )
         if argument:
             raise ConfigError(
                 f"{cfg.filename}: {argument[1]} has no argument '{argument[2]}'"

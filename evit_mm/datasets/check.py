@@ -233,9 +233,7 @@ def _reference_faults(coco: Mapping[str, Any], ann_file: Path) -> list[str]:
     return faults
 
 
-def _image_faults(
-    images: Sequence[Mapping[str, Any]], ann_file: Path, img_dir: Path
-) -> list[str]:
+def _image_faults(images: Sequence[Mapping[str, Any]], ann_file: Path, img_dir: Path) -> list[str]:
     if not images:
         return [f"'{ann_file}' lists no images"]
     if not img_dir.is_dir():

@@ -22,12 +22,13 @@ from rich.progress import track
 from ..errors import DataError
 
 SHAPE_CLASSES = ('circle', 'square', 'triangle', 'star', 'cross')
+HUES = (0, 210, 50, 120, 285)  # degrees; objects are strongly coloured, backgrounds dull
 # Diameter ranges that fall into COCO's small (< 32^2), medium and large (> 96^2) areas for every
 # class: a star covers the least of its diameter's square, 0.28, a square up to 1.
-DIAMETERS = {'small': (13, 30), 'medium': (50, 94), 'large': (128, 190)}
+DIAMETERS = {'small': (20, 31), 'medium': (50, 94), 'large': (128, 190)}
 EMPTY_SHARE = 0.05
 CROWD_SHARE = 0.08
-MIN_VISIBLE = 0.6  # share of an object that must stay visible
+MIN_VISIBLE = 0.75  # share of an object that must stay visible
 
 
 def make_shapes(
@@ -101,7 +102,10 @@ def draw_image(rng: Generator, size: tuple[int, int]) -> tuple[np.ndarray, list[
         The image and its annotations in COCO's form, without ``id`` and ``image_id``.
     """
     width, height = size
-    image = _texture(rng, height, width, contrast=0.25)
+    grounds = [
+        _color(rng.uniform(0, 360), rng.uniform(0, 0.3), rng.uniform(0.2, 0.9)) for _ in 'ab'
+    ]
+    image = _texture(rng, height, width, *grounds)
     owner = np.zeros((height, width), np.int32)  # which object's pixel it is, 0 background
     full_areas: list[int] = []
     categories: list[int] = []
@@ -116,7 +120,7 @@ def draw_image(rng: Generator, size: tuple[int, int]) -> tuple[np.ndarray, list[
             diameter = rng.uniform(*DIAMETERS[name])
             mask = _place(rng, owner, full_areas, category, diameter)
             if mask is not None:
-                _paint(rng, image, mask)
+                _paint(rng, image, mask, category)
                 categories.append(category)
                 full_areas.append(int(mask.sum()))
                 owner[mask] = len(full_areas)
@@ -196,25 +200,33 @@ def _crowd(rng: Generator, owner: np.ndarray, image: np.ndarray, category: int) 
         center = middle + rng.normal(0, 0.07, 2) * min(height, width)
         angle, diameter = rng.uniform(0, 6.28), rng.uniform(10, 16)
         mask = shape_mask(category, tuple(center), diameter, angle, (width, height)) & (owner == 0)
-        _paint(rng, image, mask)
+        _paint(rng, image, mask, category)
         heap |= mask
     return heap
 
 
-def _paint(rng: Generator, image: np.ndarray, mask: np.ndarray) -> None:
-    """Fill the mask with a texture that stands out from what is there."""
+def _paint(rng: Generator, image: np.ndarray, mask: np.ndarray, category: int) -> None:
+    """Fill the mask with a texture in a strong colour near the class's own."""
     if not mask.any():
         return
     ys, xs = np.nonzero(mask)
     window = np.s_[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1]
     image, mask = image[window], mask[window]
-    texture = _texture(rng, *mask.shape, contrast=0.45)
-    away = np.sign(127.5 - image[mask].mean(0)) * rng.uniform(30, 80, 3)
-    image[mask] = np.clip(texture[mask] * 0.7 + 127.5 * 0.3 + away, 0, 255)
+    hue = (HUES[category] + rng.normal(0, 8)) % 360
+    low, high = (_color(hue, rng.uniform(0.6, 1), v) for v in rng.uniform([0.4, 0.75], [0.7, 1]))
+    image[mask] = _texture(rng, *mask.shape, low, high)[mask]
 
 
-def _texture(rng: Generator, height: int, width: int, contrast: float) -> np.ndarray:
-    """Return a coloured pattern ``(H, W, 3)`` float32: stripes, checks, blobs or a gradient."""
+def _color(hue: float, saturation: float, value: float) -> np.ndarray:
+    """Return a BGR colour, 0 to 255, from hue in degrees and two shares."""
+    hsv = np.array([[[hue, saturation, value]]], np.float32)
+    return 255 * cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)[0, 0]
+
+
+def _texture(
+    rng: Generator, height: int, width: int, low: np.ndarray, high: np.ndarray
+) -> np.ndarray:
+    """Return stripes, checks, blobs or a gradient between two colours, ``(H, W, 3)`` float32."""
     ys, xs = np.mgrid[:height, :width].astype(np.float32)
     angle, period = rng.uniform(0, np.pi), rng.uniform(6, 40)
     along = (xs * np.cos(angle) + ys * np.sin(angle)) * 2 * np.pi / period
@@ -229,8 +241,7 @@ def _texture(rng: Generator, height: int, width: int, contrast: float) -> np.nda
         pattern = np.tanh(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC))
     else:
         pattern = np.sin(along * period / (2 * max(height, width)))
-    low, high = rng.uniform(30, 225, (2, 3)).astype(np.float32)
-    mix = 0.5 + contrast * pattern[..., None]
+    mix = 0.5 + 0.45 * pattern[..., None]
     return (low * (1 - mix) + high * mix).astype(np.float32)
 
 

@@ -64,9 +64,7 @@ class CascadedGroupAttention(nn.Module):
         self.attention_biases = nn.Parameter(torch.zeros(num_heads, window_size**2))
         # not persistent: it follows from the window size, and a stale copy in a file of another
         # window size must never be loaded
-        self.register_buffer(
-            'attention_bias_idxs', relative_offsets(window_size), persistent=False
-        )
+        self.register_buffer('attention_bias_idxs', relative_offsets(window_size), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend within each window: ``(B, C, w, w) -> (B, C, w, w)``."""

@@ -87,8 +87,7 @@ class EfficientViTFPN(BaseModule):
             ConvModule(channels, out_channels, 1, act_cfg=None) for channels in in_channels
         )
         self.fpn_convs = nn.ModuleList(
-            ConvModule(out_channels, out_channels, 3, padding=1, act_cfg=None)
-            for _ in in_channels
+            ConvModule(out_channels, out_channels, 3, padding=1, act_cfg=None) for _ in in_channels
         )
         self.extra_trans_convs = nn.ModuleList(
             _TransposedConv(out_channels) for _ in range(num_extra_trans_convs)

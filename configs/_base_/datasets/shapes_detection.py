@@ -1,9 +1,9 @@
-"""The built-in data set (``python tools/make_shapes.py data/shapes``), at its own 256x256."""
+"""The built-in data set (``python tools/make_shapes.py data/shapes``), 256x256 seen at 192x192."""
 
 _base_ = './coco_detection.py'
 
 data_root = 'data/shapes/'
-scale = (256, 256)
+scale = (192, 192)
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True),

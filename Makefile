@@ -1,0 +1,31 @@
+# make train   set up, train the detector on the built-in shapes, evaluate it, draw pictures
+# make test    set up, run the tests
+# make env     set up alone
+# VENV= chooses the environment (default .venv), PYTHON= the interpreter that makes it.
+
+VENV ?= .venv
+PYTHON ?= python3
+SHAPES := configs/retinanet_evit_m4_shapes.py
+WORK := work_dirs/retinanet_evit_m4_shapes
+ENV = py=$$(requirements/env.sh '$(VENV)' '$(PYTHON)') && export PYTHONPATH='$(CURDIR)'
+.PHONY: env train test lint
+
+env:
+	@$(ENV)
+
+# ARGS=--resume goes on with an interrupted training
+train:
+	@$(ENV) && \
+	"$$py" tools/make_shapes.py data/shapes && \
+	"$$py" tools/train.py $(SHAPES) --seed 0 --work-dir $(WORK) $(ARGS) && \
+	"$$py" tools/test.py $(SHAPES) "$$(cat $(WORK)/last_checkpoint)" --work-dir $(WORK) \
+	    --show-dir $(WORK)/pictures
+
+# ARGS="-m 'not slow'" leaves out what trains or starts several processes
+test:
+	@$(ENV) && \
+	"$$py" -m pytest --cov --cov-report=term --cov-fail-under=90 --durations=10 $(ARGS)
+
+lint:
+	@$(ENV) && \
+	"$$py" -m ruff check . && "$$py" -m ruff format --check . && "$$py" -m mypy

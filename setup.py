@@ -1,0 +1,34 @@
+"""Package of EfficientViT for OpenMMLab; the tested stack is pinned in ``requirements/``."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+here = Path(__file__).parent
+version = re.search(r"__version__ = '(.+)'", (here / 'evit_mm' / '__init__.py').read_text())[1]
+
+setup(
+    name='evit_mm',
+    version=version,
+    description='EfficientViT (Microsoft) for OpenMMLab: backbone, neck, detectors on COCO',
+    long_description=(here / 'README.md').read_text(encoding='utf-8'),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    packages=find_packages(include=['evit_mm', 'evit_mm.*']),
+    python_requires='>=3.10',
+    # torch 2.6 is the first whose torch.load is weights-only by default, which mmengine relies on
+    install_requires=[
+        'torch>=2.6',
+        'torchvision',
+        'mmengine>=0.10.7',
+        'mmcv>=2.0.0rc4,<2.2.0',
+        'numpy>=1.25',
+        'rich',
+        'opencv-python',
+    ],
+    extras_require={
+        'det': ['mmdet>=3.3.0', 'pycocotools'],
+        'cls': ['mmpretrain>=1.2.0', 'timm>=1.0.31'],
+    },
+)

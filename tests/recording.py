@@ -1,0 +1,45 @@
+"""Hooks for the tests: write each iteration's loss to a file, or die between two iterations."""
+
+import json
+import os
+import signal
+
+import torch
+from mmengine.dist import all_reduce
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+
+@HOOKS.register_module()
+class RecordLossHook(Hook):
+    """Append ``[iteration, loss averaged over processes]`` to a file of JSON lines."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        loss = torch.tensor(float(outputs['loss']))
+        all_reduce(loss, 'mean')
+        if runner.rank == 0:
+            with open(self.path, 'a') as file:
+                file.write(json.dumps([runner.iter, loss.item()]) + '\n')
+
+
+@HOOKS.register_module()
+class KillHook(Hook):
+    """Kill the process without warning after an iteration."""
+
+    priority = 'LOWEST'
+
+    def __init__(self, after_iter):
+        self.after_iter = after_iter
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if runner.iter == self.after_iter:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def read_losses(path):
+    """Return the losses by iteration; a later line of the same iteration wins."""
+    with open(path) as file:
+        return dict(json.loads(line) for line in file)

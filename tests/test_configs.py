@@ -1,0 +1,110 @@
+"""Every config is complete, says what to expect, and builds."""
+
+import ast
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+
+from evit_mm.engine import load_config
+
+from .conftest import ROOT
+
+CONFIGS = sorted((ROOT / 'configs').glob('*.py'))
+COCO = [path for path in CONFIGS if path.stem.endswith('_coco')]
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)
+def test_docstring_says_how_its_result_is_known(path):
+    docstring = ast.get_docstring(ast.parse(path.read_text()))
+    assert docstring
+    assert 'not run' in docstring or 'Measured' in docstring
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)
+def test_bases_are_here_and_at_most_three_layers(path):
+    def depth(file):
+        bases = Config._get_base_files(str(file))
+        bases = [bases] if isinstance(bases, str) else bases
+        assert not any('::' in base for base in bases)
+        return 1 + max((depth(file.parent / base) for base in bases), default=0)
+
+    assert depth(path) <= 3
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)
+def test_detector_builds_trains_a_step_and_predicts(path):
+    from mmdet.registry import MODELS
+    from mmdet.testing import demo_mm_inputs
+
+    cfg = load_config(path)
+    init_default_scope('mmdet')
+    cfg.model.backbone.init_cfg = None
+    model = MODELS.build(cfg.model)
+    model.init_weights()
+    assert tuple(model.backbone.out_channels) == tuple(cfg.model.neck.in_channels)
+    inputs = demo_mm_inputs(
+        2, [[3, 64, 96], [3, 96, 64]], num_classes=cfg.model.bbox_head.num_classes
+    )
+    data = model.data_preprocessor(inputs, True)
+    losses = model.train().loss(**data)
+    total = sum(sum(v) if isinstance(v, list) else v for v in losses.values())
+    total.backward()
+    assert torch.isfinite(total)
+    assert all(p.grad is not None for p in model.parameters())
+    found = model.eval().predict(**model.data_preprocessor(inputs, False))
+    assert len(found) == 2 and 'scores' in found[0].pred_instances
+
+
+@pytest.mark.parametrize('path', COCO, ids=lambda p: p.stem)
+def test_coco_recipe_is_the_authors(path):
+    cfg = load_config(path)
+    optimizer = cfg.optim_wrapper.optimizer
+    assert (optimizer.type, optimizer.lr, optimizer.weight_decay) == ('AdamW', 1e-4, 0.05)
+    assert tuple(optimizer.betas) == (0.9, 0.999)
+    assert 'clip_grad' not in cfg.optim_wrapper
+    assert cfg.train_cfg.max_epochs == 12
+    warmup, steps = cfg.param_scheduler
+    assert (warmup.start_factor, warmup.end, warmup.by_epoch) == (0.001, 500, False)
+    assert (steps.milestones, steps.gamma) == ([8, 11], 0.1)
+    assert cfg.train_dataloader.batch_size * 8 == cfg.auto_scale_lr.base_batch_size == 16
+    assert cfg.model.backbone.norm_eval and cfg.model.backbone.get('frozen_stages', -1) == -1
+    assert cfg.model.backbone.arch in cfg.model.backbone.init_cfg.checkpoint
+    assert cfg.model.neck.num_extra_trans_convs == 1 and cfg.model.neck.num_outs == 5
+    scales = [t.scale for t in cfg.train_dataloader.dataset.pipeline if t.type == 'Resize']
+    assert scales == [(1333, 800)]
+
+
+def test_weight_decay_is_off_for_attention_biases_alone():
+    from mmdet.registry import MODELS
+    from mmengine.optim import build_optim_wrapper
+
+    cfg = load_config(ROOT / 'configs' / 'retinanet_evit_m4_coco.py')
+    init_default_scope('mmdet')
+    cfg.model.backbone.init_cfg = None
+    model = MODELS.build(cfg.model)
+    wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    names = {id(p): name for name, p in model.named_parameters()}
+    for group in wrapper.param_groups:
+        for parameter in group['params']:
+            is_bias = names[id(parameter)].endswith('attention_biases')
+            assert group['weight_decay'] == (0.0 if is_bias else 0.05)
+
+
+def test_light_head_differs_from_the_full_one_only_where_it_says():
+    light = load_config(ROOT / 'configs' / 'retinanet_evit_m4_shapes.py').model
+    coco = load_config(ROOT / 'configs' / 'retinanet_evit_m4_coco.py').model
+    assert light.backbone == {'type': 'EfficientViT', 'arch': 'm4', 'norm_eval': False}
+    assert light.neck == {**coco.neck, 'out_channels': 64}
+    changed = {k for k in coco.bbox_head if light.bbox_head[k] != coco.bbox_head[k]}
+    assert changed == {
+        'type',
+        'num_classes',
+        'in_channels',
+        'stacked_convs',
+        'feat_channels',
+        'anchor_generator',
+        'loss_bbox',
+    }
+    assert light.train_cfg == coco.train_cfg and light.test_cfg == coco.test_cfg

@@ -1,0 +1,84 @@
+"""What the documents tell a user to do is done here."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from evit_mm.engine import load_config
+
+from .conftest import ROOT
+
+
+def blocks(path, language):
+    return re.findall(rf'```{language}\n(.*?)```', path.read_text(), re.DOTALL)
+
+
+@pytest.mark.slow
+def test_your_data_page_on_the_blood_cells(real_data, tmp_path):
+    """Write the page's config, run its commands on a folder laid out as it says."""
+    bccd = real_data('bccd')
+    page = ROOT / 'docs' / 'your_data.md'
+    (tmp_path / 'data').mkdir()
+    (tmp_path / 'data' / 'cells').symlink_to(bccd)
+    for name in ('configs', 'tools', 'evit_mm'):
+        (tmp_path / name).symlink_to(ROOT / name)
+    config = blocks(page, 'python')[0]
+    assert len(config.strip().splitlines()) <= 12
+    (tmp_path / 'my_cells.py').write_text(config)
+    commands = [c for b in blocks(page, 'bash') for c in b.strip().splitlines()]
+    tools = ['train', 'test', 'predict']
+    assert [re.search(r'tools/(\w+)\.py', c)[1] for c in commands] == tools
+    small = (
+        'train_cfg.max_epochs=1 train_dataloader.dataset.indices=16 '
+        'val_dataloader.dataset.indices=8 test_dataloader.dataset.indices=8 '
+        'model.test_cfg.score_thr=0.0'
+    )
+    for command in commands:
+        # one short epoch in place of thirty; everything else is the page's
+        command = command.replace('epoch_30.pth', 'epoch_1.pth')
+        arguments = [*shlex.split(command)[1:], '--cfg-options', *small.split()]
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            cwd=tmp_path,
+            env={**os.environ, 'PYTHONPATH': str(tmp_path)},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / 'work_dirs' / 'my_cells' / 'epoch_1.pth').is_file()
+    assert len(list((tmp_path / 'pictures').glob('*.jpg'))) == 8
+    assert (tmp_path / 'found' / 'results.json').is_file()
+
+
+def test_readme_names_only_files_that_exist():
+    text = (ROOT / 'README.md').read_text() + (ROOT / 'docs' / 'your_data.md').read_text()
+    named = set(re.findall(r'\b(?:configs|tools|docs|requirements)/[\w./{}-]+\w', text))
+    assert len(named) > 5
+    for name in named:
+        if '{' not in name and 'work_dirs' not in name:
+            assert (ROOT / name).exists(), name
+
+
+def test_readme_snippet_is_a_working_detector(tmp_path):
+    snippet = next(b for b in blocks(ROOT / 'README.md', 'python') if 'custom_imports' in b)
+    base = ROOT / 'configs' / 'retinanet_evit_m4_coco.py'
+    (tmp_path / 'mine.py').write_text(f'_base_ = {str(base)!r}\n{snippet}')
+    cfg = load_config(tmp_path / 'mine.py')
+    assert cfg.model.backbone.type == 'EfficientViT'
+    cfg.model.backbone.init_cfg = None
+    from mmdet.registry import MODELS
+    from mmengine.registry import init_default_scope
+
+    init_default_scope('mmdet')
+    model = MODELS.build(cfg.model)
+    assert tuple(model.backbone.out_channels) == tuple(cfg.model.neck.in_channels)
+
+
+def test_licence_and_notice():
+    assert 'Apache License' in (ROOT / 'LICENSE').read_text()
+    notice = (ROOT / 'NOTICE').read_text()
+    assert 'MIT License' in notice and 'Copyright (c) Microsoft Corporation' in notice

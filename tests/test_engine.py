@@ -1,0 +1,408 @@
+"""The tools from end to end, in this process: train, resume, evaluate, draw, predict."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from evit_mm import engine
+from evit_mm.datasets import make_shapes
+from evit_mm.errors import CheckpointError, ConfigError, DataError
+
+from .conftest import ROOT, TINY
+from .recording import read_losses
+
+CONFIG = """
+_base_ = {base!r}
+custom_imports = dict(imports=['evit_mm', 'evit_mm.heads', 'tests.recording'])
+model = dict(
+    backbone=dict(arch={arch!r}),
+    neck=dict(in_channels=[16, 24, 32], out_channels=16),
+    bbox_head=dict(in_channels=16, feat_channels=16, stacked_convs=1),
+)
+data = dict(data_root={data!r})
+loader = dict(num_workers=0, persistent_workers=False, dataset=data)
+train_dataloader = dict(batch_size=8, **loader)
+val_dataloader = loader
+test_dataloader = loader
+val_evaluator = dict(ann_file={data!r} + '/annotations/instances_val.json')
+test_evaluator = val_evaluator
+train_cfg = dict(max_epochs=2, val_interval=2)
+default_hooks = dict(logger=dict(interval=1))
+"""
+
+
+def write_config(folder: Path, data: Path, extra: str = '') -> str:
+    base = str(ROOT / 'configs' / 'retinanet_evit_m4_shapes.py')
+    path = folder / 'tiny.py'
+    path.write_text(CONFIG.format(base=base, arch=TINY, data=str(data)) + extra)
+    return str(path)
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    return make_shapes(tmp_path_factory.mktemp('data') / 'set', 24, 8, size=(96, 80), quiet=True)
+
+
+@pytest.fixture(scope='module')
+def trained(data, tmp_path_factory):
+    """A config and the checkpoint that two epochs of it leave."""
+    folder = tmp_path_factory.mktemp('trained')
+    config = write_config(folder, data)
+    runner = engine.train(config, work_dir=str(folder / 'work'), seed=1, device='cpu')
+    assert runner.iter == 6
+    return config, folder / 'work' / 'epoch_2.pth'
+
+
+def test_training_leaves_checkpoint_log_and_best(trained):
+    _, checkpoint = trained
+    content = torch.load(checkpoint)  # weights-only is torch's default
+    assert content['meta']['seed'] == 1
+    assert content['meta']['dataset_meta']['classes'][3] == 'star'
+    assert list(checkpoint.parent.glob('best_coco_bbox_mAP*.pth'))
+    log = next(checkpoint.parent.glob('*/*.log')).read_text()
+    assert 'coco/bbox_mAP' in log
+
+
+def test_resume_goes_on_where_it_stopped(trained, tmp_path):
+    config, checkpoint = trained
+    options = {'train_cfg.max_epochs': 3, 'train_cfg.val_interval': 3}
+    by_file = engine.train(
+        config, str(tmp_path / 'a'), resume=str(checkpoint), cfg_options=options, device='cpu'
+    )
+    assert (by_file.epoch, by_file.iter, by_file.seed) == (3, 9, 1)
+    shutil.copytree(checkpoint.parent, tmp_path / 'b')
+    (tmp_path / 'b' / 'last_checkpoint').write_text(str(checkpoint))
+    auto = engine.train(
+        config, str(tmp_path / 'b'), resume='auto', cfg_options=options, device='cpu'
+    )
+    assert auto.iter == 9
+    for a, b in zip(by_file.model.parameters(), auto.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_resume_auto_without_a_checkpoint_starts_anew(trained, tmp_path):
+    config, _ = trained
+    options = {'train_cfg.max_epochs': 1}
+    runner = engine.train(config, str(tmp_path), resume='auto', cfg_options=options, device='cpu')
+    assert runner.iter == 3
+
+
+def test_resume_runs_nothing_from_the_checkpoint(trained, tmp_path):
+    config, checkpoint = trained
+    content = torch.load(checkpoint)
+    trap = tmp_path / 'went_off'
+    content['meta']['config'] = f'import os\nos.mkdir({str(trap)!r})\n'
+    torch.save(content, tmp_path / 'evil.pth')
+    options = {'train_cfg.max_epochs': 3, 'train_cfg.val_interval': 9}
+    engine.train(
+        config,
+        str(tmp_path / 'work'),
+        resume=str(tmp_path / 'evil.pth'),
+        cfg_options=options,
+        device='cpu',
+    )
+    assert not trap.exists()
+
+
+def test_resume_needs_optimizer_state(trained, tmp_path):
+    config, checkpoint = trained
+    torch.save({'state_dict': torch.load(checkpoint)['state_dict']}, tmp_path / 'w.pth')
+    with pytest.raises(CheckpointError, match='no optimizer state.*load_from='):
+        engine.train(config, str(tmp_path / 'work'), resume=str(tmp_path / 'w.pth'))
+
+
+@pytest.mark.parametrize('amp', [False, True])
+def test_amp_and_scaled_rate_reach_the_optimizer(trained, tmp_path, amp):
+    config, _ = trained
+    options = {
+        'train_dataloader.batch_size': 4,
+        'train_cfg.max_epochs': 1,
+        'param_scheduler': None,
+        'optim_wrapper.dtype': 'bfloat16',
+    }
+    if not amp:
+        del options['optim_wrapper.dtype']
+    runner = engine.train(
+        config, str(tmp_path), amp=amp, auto_scale_lr=True, cfg_options=options, device='cpu'
+    )
+    assert type(runner.optim_wrapper).__name__ == ('AmpOptimWrapper' if amp else 'OptimWrapper')
+    assert runner.optim_wrapper.get_lr()['lr'][0] == pytest.approx(1e-3 * 4 / 8)
+
+
+def test_evaluation_writes_pictures_and_results(trained, tmp_path):
+    config, checkpoint = trained
+    metrics = engine.test(
+        config,
+        checkpoint,
+        out=str(tmp_path / 'all.pkl'),
+        show_dir=str(tmp_path / 'pictures'),
+        work_dir=str(tmp_path / 'work'),
+        device='cpu',
+    )
+    assert 0 <= metrics['coco/bbox_mAP'] <= 1
+    pictures = sorted((tmp_path / 'pictures').glob('*.jpg'))
+    assert len(pictures) == 8
+    assert cv2.imread(str(pictures[0])).shape == (80, 192, 3)  # ground truth beside detections
+    assert (tmp_path / 'all.pkl').stat().st_size > 1000
+    engine.test(
+        config,
+        checkpoint,
+        out=str(tmp_path / 'r.json'),
+        work_dir=str(tmp_path / 'work'),
+        cfg_options={'model.test_cfg.score_thr': 0.0},
+        device='cpu',
+    )
+    results = json.loads((tmp_path / 'r.bbox.json').read_text())
+    assert {'image_id', 'category_id', 'bbox', 'score'} == set(results[0])
+
+
+def test_evaluation_equals_that_of_training(trained, tmp_path):
+    config, checkpoint = trained
+    log = next(checkpoint.parent.glob('*/vis_data/scalars.json')).read_text().splitlines()
+    during = json.loads(log[-1])
+    after = engine.test(config, checkpoint, work_dir=str(tmp_path), device='cpu')
+    assert after['coco/bbox_mAP_50'] == during['coco/bbox_mAP_50']
+
+
+def save_odd_images(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 255, (60, 90, 3), np.uint8)
+    (folder / 'deep').mkdir(parents=True)
+    cv2.imwrite(str(folder / '17.jpg'), image)
+    cv2.imwrite(str(folder / 'deep' / '17.png'), image)
+    cv2.imwrite(str(folder / 'grey.png'), image[..., 0])
+    Image.fromarray(np.dstack([image, image[..., :1]])).save(folder / 'rgba.png')
+    cv2.imwrite(str(folder / 'sixteen.png'), image[..., 0].astype(np.uint16) * 257)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(image).save(folder / 'turned.jpg', exif=exif)
+    cv2.imwrite(str(folder / 'thin.png'), rng.integers(0, 255, (2000, 5, 3), np.uint8))
+    cv2.imwrite(str(folder / 'wide.bmp'), rng.integers(0, 255, (5, 2000, 3), np.uint8))
+    (folder / 'broken.jpg').write_bytes(b'\xff\xd8\xff\xe0 broken')
+    (folder / 'notes.txt').write_text('not an image')
+
+
+def test_prediction_takes_odd_images_and_names_the_broken_one(trained, tmp_path):
+    config, checkpoint = trained
+    save_odd_images(tmp_path / 'in')
+    results, faults = engine.predict(
+        config,
+        checkpoint,
+        tmp_path / 'in',
+        tmp_path / 'out',
+        score_thr=0.0,
+        cfg_options={'model.test_cfg.score_thr': 0.0},
+        device='cpu',
+    )
+    assert len(faults) == 1 and 'broken.jpg' in faults[0] and 'cannot be decoded' in faults[0]
+    names = {
+        '17.jpg',
+        'deep/17.png',
+        'grey.png',
+        'rgba.png',
+        'sixteen.png',
+        'turned.jpg',
+        'thin.png',
+        'wide.bmp',
+    }
+    assert {r['file_name'] for r in results} == names
+    for name in names - {'wide.bmp'}:
+        assert (tmp_path / 'out' / name).is_file()
+    assert (tmp_path / 'out' / 'wide.bmp.png').is_file()
+    assert cv2.imread(str(tmp_path / 'out' / 'turned.jpg')).shape[:2] == (90, 60)
+    assert json.loads((tmp_path / 'out' / 'results.json').read_text()) == results
+    seen = {r['file_name']: r for r in results}
+    assert seen['17.jpg']['image_id'] == 17 and seen['grey.png']['image_id'] == 'grey'
+    assert all(
+        r['category_name'] in ('circle', 'square', 'triangle', 'star', 'cross') for r in results
+    )
+    for r in results:
+        x, y, w, h = r['bbox']
+        limit = (2000, 5) if r['file_name'] == 'wide.bmp' else (90, 2000)
+        assert x >= 0 and y >= 0 and x + w <= limit[0] + 1e-3 and y + h <= limit[1] + 1e-3
+
+
+def test_sixteen_bit_and_grey_images_are_seen_alike(trained, tmp_path):
+    config, checkpoint = trained
+    grey = np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)
+    cv2.imwrite(str(tmp_path / 'a.png'), grey)
+    cv2.imwrite(str(tmp_path / 'b.png'), grey.astype(np.uint16) * 257)
+    options = {'model.test_cfg.score_thr': 0.0}
+    found = [
+        engine.predict(config, checkpoint, tmp_path / n, tmp_path / 'out', 1.0, options, 'cpu')[0]
+        for n in ('a.png', 'b.png')
+    ]
+    assert len(found[0]) == len(found[1]) > 0
+    for a, b in zip(*found, strict=True):
+        assert a['bbox'] == pytest.approx(b['bbox'], abs=1)
+
+
+def test_predictions_carry_the_data_sets_ids(trained, data, tmp_path):
+    config, checkpoint = trained
+    results, _ = engine.predict(
+        config,
+        checkpoint,
+        data / 'val',
+        tmp_path,
+        cfg_options={'model.test_cfg.score_thr': 0.0},
+        device='cpu',
+    )
+    coco = json.loads((data / 'annotations' / 'instances_val.json').read_text())
+    names = {c['id']: c['name'] for c in coco['categories']}
+    files = {i['id']: i['file_name'] for i in coco['images']}
+    assert len({r['image_id'] for r in results}) == 8
+    assert all(names[r['category_id']] == r['category_name'] for r in results)
+    assert all(files[r['image_id']] == r['file_name'] for r in results)
+
+
+def test_category_ids_of_coco_without_its_annotation_file():
+    cfg = engine.load_config(ROOT / 'configs' / 'retinanet_evit_m4_coco.py')
+    cfg.test_dataloader.dataset.data_root = 'nowhere'
+    from mmdet.datasets import CocoDataset
+
+    classes = CocoDataset.METAINFO['classes']
+    _, ids = engine._coco_ids(cfg, classes)
+    assert (len(ids), ids[0], ids[11], ids[-1]) == (80, 1, 13, 90)  # stop sign is 13
+    assert engine._coco_ids(cfg, ('a', 'b'))[1] == [1, 2]
+
+
+def test_a_checkpoint_of_another_model_is_refused(trained, tmp_path):
+    config, checkpoint = trained
+    other = {'model.backbone.arch.depths': [1, 1, 1]}
+    with pytest.raises(CheckpointError, match=r'unexpected: backbone\.blocks3\.4'):
+        engine.test(config, checkpoint, work_dir=str(tmp_path), cfg_options=other, device='cpu')
+    with pytest.raises(CheckpointError, match='does not fit'):
+        engine.predict(config, checkpoint, ROOT, tmp_path, cfg_options=other, device='cpu')
+
+
+def test_truncated_checkpoint_is_named(trained, tmp_path):
+    config, checkpoint = trained
+    cut = tmp_path / 'cut.pth'
+    cut.write_bytes(checkpoint.read_bytes()[:50000])
+    with pytest.raises(CheckpointError, match=r'cut\.pth'):
+        engine.test(config, cut, work_dir=str(tmp_path), device='cpu')
+    with pytest.raises(CheckpointError, match=r'cut\.pth'):
+        engine.train(config, str(tmp_path), resume=str(cut), device='cpu')
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ({'model.backbone.frozen_stage': 1}, "EfficientViT has no argument 'frozen_stage'"),
+        ({'model.backbon.arch': 'm0'}, "RetinaNet has no argument 'backbon'"),
+        ({'train_dataloder.batch_size': 4}, "unknown key 'train_dataloder', did you mean"),
+        ({'model.backbone.type': 'EfficientVit'}, 'EfficientVit is not in the'),
+        ({'train_dataloader.dataset.pipelin': []}, "no argument 'pipelin'"),
+    ],
+)
+def test_misspelt_keys_are_named(trained, tmp_path, options, message):
+    config, _ = trained
+    with pytest.raises(ConfigError, match=message):
+        engine.train(config, str(tmp_path), cfg_options=options, device='cpu')
+
+
+def test_missing_and_broken_configs_devices_and_sources_are_named(trained, tmp_path):
+    config, checkpoint = trained
+    with pytest.raises(ConfigError, match=r"config 'no\.py' does not exist"):
+        engine.load_config('no.py')
+    (tmp_path / 'broken.py').write_text('a = (')
+    with pytest.raises(ConfigError, match=r"broken\.py' cannot be read"):
+        engine.load_config(tmp_path / 'broken.py')
+    with pytest.raises(ConfigError, match="--device 'gpu'"):
+        engine.set_device('gpu')
+    with pytest.raises(ConfigError, match=r'must end in \.pkl or \.json'):
+        engine.test(config, checkpoint, out='x.txt')
+    with pytest.raises(DataError, match='does not exist'):
+        engine.list_images(tmp_path / 'none')
+    with pytest.raises(DataError, match='no image under'):
+        engine.list_images(tmp_path)
+    with pytest.raises(ConfigError, match='base_batch_size'):
+        engine.train(config, auto_scale_lr=True, cfg_options={'auto_scale_lr': {}})
+
+
+def test_work_dir_of_the_command_line_wins(trained):
+    config, _ = trained
+    assert engine.load_config(config).work_dir == 'work_dirs/tiny'
+    assert engine.load_config(config, {'work_dir': 'a'}).work_dir == 'a'
+    assert engine.load_config(config, {'work_dir': 'a'}, 'b').work_dir == 'b'
+
+
+def run_tool(*args, cwd=ROOT, **env):
+    import os
+
+    return subprocess.run(
+        [sys.executable, *map(str, args)],
+        cwd=cwd,
+        env={**os.environ, 'PYTHONPATH': str(ROOT), **env},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_tools_print_one_line_for_a_mendable_error(tmp_path):
+    done = run_tool('tools/train.py', 'configs/retinanet_evit_m4_coco.py', '--work-dir', tmp_path)
+    assert done.returncode == 1
+    assert 'error: the data set does not fit' in done.stderr
+    assert 'Traceback' not in done.stderr
+    done = run_tool('tools/predict.py', 'no.py', 'x.pth', 'y.jpg', '--out', tmp_path)
+    assert done.returncode == 1 and done.stderr.endswith('does not exist; see configs/\n')
+
+
+@pytest.mark.slow
+def test_killed_between_iterations_and_resumed_equals_uninterrupted(data, tmp_path):
+    """SIGKILL after iteration 4 of 9; the run goes on from epoch 1 with the very same losses."""
+    losses = {}
+    for name in ('whole', 'killed'):
+        folder = tmp_path / name
+        folder.mkdir()
+        record = folder / 'losses.jsonl'
+        hooks = [{'type': 'NumClassCheckHook'}, {'type': 'RecordLossHook', 'path': str(record)}]
+        extra = (
+            'train_cfg = dict(max_epochs=3, val_interval=3)\n'
+            'train_dataloader["dataset"]["pipeline"] = [\n'
+            '    dict(type="LoadImageFromFile"),\n'
+            '    dict(type="LoadAnnotations", with_bbox=True),\n'
+            '    dict(type="Resize", scale=(96, 96), keep_ratio=True),\n'
+            '    dict(type="PackDetInputs"),\n]\n'
+        )
+        kill = [{'type': 'KillHook', 'after_iter': 4}] if name == 'killed' else []
+        config = write_config(folder, data, f'{extra}custom_hooks = {hooks + kill}\n')
+        command = ('tools/train.py', config, '--work-dir', folder / 'work', '--device', 'cpu')
+        done = run_tool(*command)
+        if name == 'killed':
+            assert done.returncode == -9, done.stderr[-3000:]
+            assert sorted(read_losses(record)) == [0, 1, 2, 3, 4]
+            config = write_config(folder, data, f'{extra}custom_hooks = {hooks}\n')
+            record.unlink()
+            # the seed was drawn at random in the first run; the resumed one must take it over
+            done = run_tool(*command, '--resume')
+        assert done.returncode == 0, done.stderr[-3000:]
+        losses[name] = (read_losses(record), done, folder)
+    # the two runs drew different seeds, so compare with a whole run on the killed run's seed
+    seed = torch.load(losses['killed'][2] / 'work' / 'epoch_1.pth')['meta']['seed']
+    folder = losses['whole'][2]
+    (folder / 'losses.jsonl').unlink()
+    done = run_tool(
+        'tools/train.py',
+        folder / 'tiny.py',
+        '--work-dir',
+        folder / 'again',
+        '--seed',
+        seed,
+        '--device',
+        'cpu',
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    whole, resumed = read_losses(folder / 'losses.jsonl'), losses['killed'][0]
+    assert sorted(whole) == list(range(9)) and sorted(resumed) == list(range(3, 9))
+    for iteration, loss in resumed.items():
+        assert loss == pytest.approx(whole[iteration], rel=1e-4), iteration
