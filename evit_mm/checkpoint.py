@@ -27,6 +27,21 @@ from torch import Tensor, nn
 
 from .errors import CheckpointError
 
+
+
+def _history_method(owner: Any, name: str) -> Any:
+    """Stand in for ``getattr`` in mmengine's pickles, which name HistoryBuffer's statistics so.
+
+    Allowing ``getattr`` itself would let a file reach attributes of anything.
+
+    Raises:
+        pickle.UnpicklingError: Anything else is asked for.
+    """
+    if owner is not HistoryBuffer or name not in ('min', 'max', 'current', 'mean'):
+        raise pickle.UnpicklingError(f'Unsupported getattr of {name!r}')
+    return getattr(owner, name)
+
+
 # What mmengine's CheckpointHook writes beside tensors: its scalar histories, which are numpy
 # arrays. The dtypes are those of the numbers that it logs.
 MMENGINE_TYPES = [
@@ -39,6 +54,8 @@ MMENGINE_TYPES = [
     np.dtypes.Int32DType,
     np._core.multiarray._reconstruct,
     np._core.multiarray.scalar,
+    (_history_method, 'builtins.getattr'),
+    (_history_method, '__builtin__.getattr'),  # its name in pickle protocol 2
 ]
 # The authors' ImageNet files keep their command line beside the weights.
 AUTHORS_TYPES = [argparse.Namespace]
@@ -71,8 +88,11 @@ def read_checkpoint(source: str | Path) -> Any:
     path = _fetch(str(source)) if _is_url(source) else Path(source).expanduser()
     if not path.is_file():
         raise CheckpointError(f"checkpoint '{path}' does not exist; give the path of a .pth file")
+    allow_mmengine_types()
+    # leaving safe_globals forbids what it was given, even what somebody had allowed before
+    extra = [t for t in AUTHORS_TYPES if t not in torch.serialization.get_safe_globals()]
     try:
-        with torch.serialization.safe_globals(MMENGINE_TYPES + AUTHORS_TYPES):
+        with torch.serialization.safe_globals(extra):
             return torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as error:
         if 'Unsupported' in str(error) or 'weights_only' in str(error):

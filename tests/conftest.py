@@ -89,5 +89,6 @@ def randomise(model: torch.nn.Module, gain: float = 0.5) -> torch.nn.Module:
 
 def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
     """Return the relative L2 error of one tensor against another."""
+    found, expected = found.detach(), expected.detach()
     difference = (found.double() - expected.double()).norm()
     return float(difference / expected.double().norm().clamp_min(1e-30))

@@ -84,8 +84,8 @@ def test_stages_that_are_not_built_are_left_out(tmp_path, tiny, published):
         (lambda s: s.update(extra=torch.ones(1)), 'unexpected: extra'),
         (lambda s: s.update({'blocks1.9.x': torch.ones(1)}), r'unexpected: blocks1\.9\.x'),
         (
-            lambda s: s.update({'patch_embed.0.c.weight': torch.ones(2, 3, 3, 3)}),
-            r'shape: patch_embed\.0\.c\.weight is \(2, 3, 3, 3\) in the file',
+            lambda s: s.update({'patch_embed.0.c.weight': torch.ones(4, 3, 3, 3)}),
+            r'shape: patch_embed\.0\.c\.weight is \(4, 3, 3, 3\) in the file',
         ),
         (
             lambda s: s['patch_embed.0.bn.weight'].fill_(float('nan')),
@@ -180,11 +180,70 @@ def test_mmengine_types_are_allowed_and_no_more(tmp_path):
     history = HistoryBuffer([1.0, 2.0], [1, 1])
     path = save(tmp_path / 'log.pth', {'message_hub': {'loss': history}, 'n': np.float64(3)})
     assert torch.load(path)['message_hub']['loss'].mean() == 1.5
+    ckpt.read_checkpoint(path)
+    assert not trap.exists()
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(path)  # mmengine's own way is as safe
+    assert not trap.exists()
+    pickle.loads(pickle.dumps(Bomb(trap)))  # the bomb is real
+    assert trap.exists()
+
+
+@pytest.mark.parametrize('cut', [0, 10, 0.5, 0.99])
+def test_truncated_files_are_named(tmp_path, published, cut):
+    buffer = io.BytesIO()
+    torch.save(published, buffer)
+    whole = buffer.getvalue()
+    path = tmp_path / 'cut.pth'
+    path.write_bytes(whole[: cut if isinstance(cut, int) else int(len(whole) * cut)])
+    with pytest.raises(CheckpointError, match=r"cut\.pth' .*fetch or save it again"):
+        ckpt.read_checkpoint(path)
+
+
+@pytest.mark.parametrize('text', ['just text', '<html>404</html>', '{"a": 1}'])
+def test_other_files_named_pth_are_refused(tmp_path, text):
+    path = tmp_path / 'page.pth'
+    path.write_text(text)
+    with pytest.raises(CheckpointError, match=r'page\.pth'):
+        ckpt.read_checkpoint(path)
+
+
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match=r"none\.pth' does not exist"):
+        ckpt.read_checkpoint(tmp_path / 'none.pth')
+
+
+def test_mmengine_types_are_allowed_and_no_more(tmp_path):
+    history = HistoryBuffer([1.0, 2.0], [1, 1])
+    path = save(tmp_path / 'log.pth', {'message_hub': {'loss': history}, 'n': np.float64(3)})
+    assert torch.load(path)['message_hub']['loss'].mean() == 1.5
     found = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     assert found == []
+    ckpt.read_checkpoint(path)
+    assert torch.load(path)['n'] == 3  # reading has not forbidden them again
     argparse_file = save(tmp_path / 'args.pth', {'args': argparse.Namespace(a=1)})
+    assert ckpt.read_checkpoint(argparse_file)['args'].a == 1
     with pytest.raises(pickle.UnpicklingError):
         torch.load(argparse_file)  # allowed while an ImageNet file is read, not everywhere
+
+
+class Getattr:
+    def __init__(self, owner, name):
+        self.arguments = owner, name
+
+    def __reduce__(self):
+        return getattr, self.arguments
+
+
+@pytest.mark.parametrize(
+    ('owner', 'name'), [(HistoryBuffer, '__init__'), (HistoryBuffer, 'data'), (np.ndarray, 'dump')]
+)
+def test_getattr_is_limited_to_the_statistics_of_a_history(tmp_path, owner, name):
+    path = save(tmp_path / 'reach.pth', {'w': torch.ones(1), 'x': Getattr(owner, name)})
+    with pytest.raises(CheckpointError, match='was refused'):
+        ckpt.read_checkpoint(path)
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(path)
 
 
 def test_a_url_is_downloaded_once_into_the_cache(tmp_path, monkeypatch, published, tiny):

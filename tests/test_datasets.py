@@ -125,7 +125,7 @@ def first(key, value):
         (lambda c: c['annotations'][0].pop('area'), "1 annotations lack 'area'; add it .width"),
         (lambda c: c['annotations'][0].pop('iscrowd'), "lack 'iscrowd'; add it .0."),
         (lambda c: c['images'][3].pop('height'), "1 images lack 'height'"),
-        (lambda c: c['categories'].pop(0), 'lacks circle of metainfo.classes'),
+        (lambda c: c['categories'][0].update(name='disc'), 'lacks circle of metainfo.classes'),
         (lambda c: c['categories'].reverse(), 'not in the order of'),
         (lambda c: c['images'].append(dict(c['images'][0])), 'images share the ids 1'),
         (first('image_id', 999), "have a image_id that no entry of 'images' has"),

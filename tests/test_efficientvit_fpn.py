@@ -71,7 +71,7 @@ def test_initialisation_is_the_published_one():
     assert 0.95 * bound < conv.weight.abs().max() <= bound  # Xavier-uniform
     trans = neck.extra_trans_convs[0].conv
     # torch counts a transposed convolution's fan-out as its second axis times the kernel
-    assert trans.weight.std() == pytest.approx((2 / (64 * 4)) ** 0.5, rel=0.05)
+    assert trans.weight.std().item() == pytest.approx((2 / (64 * 4)) ** 0.5, rel=0.05)
     assert trans.weight.abs().max() > 3 * trans.weight.std()  # normal, not uniform
     assert all((p == 0).all() for n, p in neck.named_parameters() if n.endswith('bias'))
 

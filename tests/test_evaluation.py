@@ -21,7 +21,7 @@ def test_the_coco_apis_own_case_to_three_decimals(real_data):
     ann_file = folder / 'instances_val2014_100.json'
     text = (folder / 'val2014_fake_eval_res.txt').read_text()
     section = re.split(r'type\s*=\s*\W*bbox', text)[1]
-    published = [float(v) for v in re.findall(r'=\s*(-?\d\.\d+)', section)][:12]
+    published = [float(v) for v in re.findall(r'\] =\s*(-?\d\.\d+)', section)][:12]
     assert len(published) == 12 and published[0] == 0.505
 
     init_default_scope('mmdet')

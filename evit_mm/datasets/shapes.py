@@ -25,7 +25,7 @@ SHAPE_CLASSES = ('circle', 'square', 'triangle', 'star', 'cross')
 HUES = (0, 210, 50, 120, 285)  # degrees; objects are strongly coloured, backgrounds dull
 # Diameter ranges that fall into COCO's small (< 32^2), medium and large (> 96^2) areas for every
 # class: a star covers the least of its diameter's square, 0.28, a square up to 1.
-DIAMETERS = {'small': (20, 31), 'medium': (50, 94), 'large': (128, 190)}
+DIAMETERS = {'small': (24, 31), 'medium': (50, 94), 'large': (128, 190)}
 EMPTY_SHARE = 0.05
 CROWD_SHARE = 0.08
 MIN_VISIBLE = 0.75  # share of an object that must stay visible
