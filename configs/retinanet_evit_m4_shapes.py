@@ -1,4 +1,7 @@
-"""EfficientViT-M4 with a light head on the built-in shapes, from scratch; two cores suffice."""
+"""EfficientViT-M4 with a light head on the built-in shapes, from scratch; two cores suffice.
+
+Measured here: see docs/results.md.
+"""
 
 _base_ = [
     './_base_/models/retinanet_evit_m4_light.py',

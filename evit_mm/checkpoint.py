@@ -28,7 +28,6 @@ from torch import Tensor, nn
 from .errors import CheckpointError
 
 
-
 def _history_method(owner: Any, name: str) -> Any:
     """Stand in for ``getattr`` in mmengine's pickles, which name HistoryBuffer's statistics so.
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import cv2
 import mmcv
 import mmengine.device.utils
 import torch
@@ -61,17 +62,19 @@ def train(
         EvitError: The config, the data set or a checkpoint cannot be used.
     """
     cfg = load_config(config, cfg_options, work_dir)
+    set_device(device)
     if amp:
+        if mmengine.device.utils.get_device() == 'cpu':
+            raise ConfigError('--amp needs a GPU; leave it out to train on the CPU')
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
     if auto_scale_lr:
-        if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+        if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
             raise ConfigError(f'{config}: --auto-scale-lr needs auto_scale_lr.base_batch_size')
         cfg.auto_scale_lr.enable = True
     if seed is not None:
         cfg.randomness = {**cfg.get('randomness', {}), 'seed': seed}
     _prepare_resume(cfg, resume)
-    set_device(device)
     if _is_first_process():
         check_config_data(cfg, ('train', 'val'))
     runner = build_runner(cfg, launcher)
@@ -193,8 +196,12 @@ def predict(
             if pixels is None:
                 raise DataError('it cannot be decoded')
             sample = inference_detector(model, pixels, test_pipeline=pipeline)
-        except (DataError, ValueError, OSError, mmcv_error()) as error:
-            faults.append(f"'{path}' was left out: {str(error).strip() or type(error).__name__}")
+        except (DataError, OSError) as error:
+            faults.append(f"'{path}' was left out: {error}")
+            continue
+        except cv2.error:
+            height, width = pixels.shape[:2]
+            faults.append(f"'{path}' was left out: {width}x{height} pixels are too thin to resize")
             continue
         target = out_dir / name
         if target.suffix.lower() not in ('.jpg', '.jpeg', '.png'):
@@ -393,13 +400,6 @@ def _compose(pipeline: Sequence[Mapping[str, Any]]) -> Any:
     from mmcv.transforms import Compose
 
     return Compose([dict(step) for step in pipeline])
-
-
-def mmcv_error() -> type[Exception]:
-    """Return the error that OpenCV raises, for instance on an image that resizes to nothing."""
-    import cv2
-
-    return cv2.error
 
 
 def _coco_ids(cfg: Config, classes: Sequence[str]) -> tuple[dict[str, int], list[int]]:

@@ -48,12 +48,13 @@ def test_detector_builds_trains_a_step_and_predicts(path):
         2, [[3, 64, 96], [3, 96, 64]], num_classes=cfg.model.bbox_head.num_classes
     )
     data = model.data_preprocessor(inputs, True)
-    losses = model.train().loss(**data)
+    losses = model.train().loss(data['inputs'], data['data_samples'])
     total = sum(sum(v) if isinstance(v, list) else v for v in losses.values())
     total.backward()
     assert torch.isfinite(total)
     assert all(p.grad is not None for p in model.parameters())
-    found = model.eval().predict(**model.data_preprocessor(inputs, False))
+    data = model.data_preprocessor(inputs, False)
+    found = model.eval().predict(data['inputs'], data['data_samples'])
     assert len(found) == 2 and 'scores' in found[0].pred_instances
 
 
@@ -86,7 +87,7 @@ def test_weight_decay_is_off_for_attention_biases_alone():
     model = MODELS.build(cfg.model)
     wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
     names = {id(p): name for name, p in model.named_parameters()}
-    for group in wrapper.param_groups:
+    for group in wrapper.optimizer.param_groups:
         for parameter in group['params']:
             is_bias = names[id(parameter)].endswith('attention_biases')
             assert group['weight_decay'] == (0.0 if is_bias else 0.05)

@@ -64,6 +64,7 @@ def check_coco(
     img_dir: str | Path,
     classes: Sequence[str] | None = None,
     training: bool = False,
+    scale: tuple[int, int] | None = None,
 ) -> tuple[list[str], list[str]]:
     """Check one annotation file in COCO's format and its images.
 
@@ -72,6 +73,7 @@ def check_coco(
         img_dir: Folder that ``file_name`` is relative to.
         classes: Names that the config trains, in its order; None for COCO's own.
         training: The file is for training, where no box at all is an error.
+        scale: What images are resized to with their ratio kept, as in mmdet's Resize.
 
     Returns:
         Faults that must be mended, and notes on what will be left out; each is a sentence.
@@ -89,6 +91,7 @@ def check_coco(
     faults += _class_faults(coco, ann_file, classes)
     faults += _reference_faults(coco, ann_file)
     faults += _image_faults(coco['images'], ann_file, img_dir)
+    faults += _thin_faults(coco['images'], ann_file, scale)
     notes = _box_notes(coco, ann_file)
     if not coco['annotations']:
         empty = f"'{ann_file}' has no annotations"
@@ -119,7 +122,10 @@ def _paths(dataset: Mapping[str, Any]) -> dict[str, Any]:
         from mmdet.datasets import CocoDataset
 
         classes = CocoDataset.METAINFO['classes']
+    steps = [step for step in dataset.get('pipeline') or [] if step.get('type') == 'Resize']
+    keeps_ratio = len(steps) == 1 and steps[0].get('keep_ratio') and 'scale' in steps[0]
     return {
+        'scale': tuple(steps[0]['scale']) if keeps_ratio else None,
         'ann_file': root / dataset['ann_file'],
         'img_dir': root / prefix,
         'classes': classes,
@@ -267,6 +273,24 @@ def _image_faults(images: Sequence[Mapping[str, Any]], ann_file: Path, img_dir: 
                 'not fit; mend the entry or save the image again'
             )
     return faults
+
+
+def _thin_faults(
+    images: Sequence[Mapping[str, Any]], ann_file: Path, scale: tuple[int, int] | None
+) -> list[str]:
+    if scale is None:
+        return []
+    thin = []
+    for image in images:
+        size = image['width'], image['height']
+        if min(size) < 1 or min(mmcv.rescale_size(size, scale)) < 1:
+            thin.append(f'{image["file_name"]} ({size[0]}x{size[1]})')
+    if not thin:
+        return []
+    return [
+        f"'{ann_file}': resized to {scale}, these images are thinner than a pixel: {_some(thin)}; "
+        'remove them or raise the scale'
+    ]
 
 
 def _box_notes(coco: Mapping[str, Any], ann_file: Path) -> list[str]:
