@@ -275,6 +275,7 @@ def build_runner(cfg: Config, launcher: str = 'none') -> Runner:
             'model_wrapper_cfg',
             {
                 'type': 'MMDistributedDataParallel',
+                'device_ids': None,
                 'broadcast_buffers': False,
                 'find_unused_parameters': cfg.get('find_unused_parameters', False),
             },

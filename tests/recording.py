@@ -4,7 +4,6 @@ import json
 import os
 import signal
 
-import torch
 from mmengine.dist import all_reduce
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
@@ -18,7 +17,7 @@ class RecordLossHook(Hook):
         self.path = path
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        loss = torch.tensor(float(outputs['loss']))
+        loss = outputs['loss'].detach().cpu().float()
         all_reduce(loss, 'mean')
         if runner.rank == 0:
             with open(self.path, 'a') as file:
