@@ -28,7 +28,7 @@ HUES = (0, 210, 50, 120, 285)  # degrees; objects are strongly coloured, backgro
 DIAMETERS = {'small': (24, 31), 'medium': (50, 94), 'large': (128, 190)}
 EMPTY_SHARE = 0.05
 CROWD_SHARE = 0.08
-MIN_VISIBLE = 0.75  # share of an object that must stay visible
+MIN_VISIBLE = 0.8  # share of an object that must stay visible
 
 
 def make_shapes(
