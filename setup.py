@@ -23,7 +23,7 @@ setup(
         'torchvision',
         'mmengine>=0.10.7',
         'mmcv>=2.0.0rc4,<2.2.0',
-        'numpy>=1.25',
+        'numpy>=2',
         'rich',
         'opencv-python',
     ],

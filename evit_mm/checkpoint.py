@@ -53,6 +53,9 @@ MMENGINE_TYPES = [
     np.dtypes.Int32DType,
     np._core.multiarray._reconstruct,
     np._core.multiarray.scalar,
+    # numpy 1's names of the two, in files written with it
+    (np._core.multiarray._reconstruct, 'numpy.core.multiarray._reconstruct'),
+    (np._core.multiarray.scalar, 'numpy.core.multiarray.scalar'),
     (_history_method, 'builtins.getattr'),
     (_history_method, '__builtin__.getattr'),  # its name in pickle protocol 2
 ]
@@ -94,9 +97,13 @@ def read_checkpoint(source: str | Path) -> Any:
         with torch.serialization.safe_globals(extra):
             return torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as error:
-        if 'Unsupported' in str(error) or 'weights_only' in str(error):
+        if any(sign in str(error) for sign in ('GLOBAL', 'getattr of', 'call reduce')):
             reason = str(error).replace('WeightsUnpickler error: ', '')
-            kinds = [line.strip() for line in reason.splitlines() if 'nsupported' in line]
+            kinds = [
+                line.strip()
+                for line in reason.splitlines()
+                if 'GLOBAL' in line or 'getattr of' in line
+            ]
             raise CheckpointError(
                 f"checkpoint '{path}' was refused, nothing in it was run: it holds more than "
                 f'weights ({(kinds or [reason])[0][:200]}); save it again with its state dict alone'

@@ -7,8 +7,10 @@ import inspect
 import json
 import os
 import re
+import traceback
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,16 @@ import mmcv
 import mmengine.device.utils
 import torch
 from mmengine.config import Config, ConfigDict
+from mmengine.model import is_model_wrapper
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner, find_latest_checkpoint
 from rich.progress import track
 
+from . import models
 from .checkpoint import check_state_dict, extract_state_dict, read_checkpoint
-from .datasets import check_config_data
-from .errors import CheckpointError, ConfigError, DataError
+from .datasets.check import check_config_data, dataset_paths
+from .errors import CheckpointError, ConfigError, DataError, EvitError
+from .hooks import DropCheckpointConfigHook
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 # COCO numbers its 80 categories 1 to 90 with these ten left out
@@ -74,10 +79,16 @@ def train(
         cfg.auto_scale_lr.enable = True
     if seed is not None:
         cfg.randomness = {**cfg.get('randomness', {}), 'seed': seed}
-    _prepare_resume(cfg, resume)
+    if seed is not None and seed < 0:
+        raise ConfigError(f'--seed must not be negative, got {seed}')
+    state = _prepare_resume(cfg, resume)
     if _is_first_process():
         check_config_data(cfg, ('train', 'val'))
     runner = build_runner(cfg, launcher)
+    if state is not None:
+        check_state_dict(state, _unwrap(runner.model), name=str(cfg.load_from or 'last checkpoint'))
+    elif cfg.get('load_from'):
+        _check_start(cfg.load_from, _unwrap(runner.model))
     with _config_faults(cfg):
         runner.train()
     return runner
@@ -115,8 +126,9 @@ def test(
     if out and not out.endswith(('.pkl', '.pickle', '.json')):
         raise ConfigError(f"--out '{out}' must end in .pkl or .json")
     if out and out.endswith('.json'):
-        # CocoMetric appends '.bbox.json' to the prefix
-        cfg.test_evaluator.outfile_prefix = out.removesuffix('.json').removesuffix('.bbox')
+        if not isinstance(cfg.test_evaluator, Mapping):
+            raise ConfigError(f"{config}: --out '{out}' needs one test_evaluator, not a list")
+        cfg.test_evaluator.outfile_prefix = out.removesuffix('.json')
     if show_dir:
         hook = {'draw': True, 'test_out_dir': os.path.abspath(show_dir)}
         cfg.default_hooks.visualization.update(hook)
@@ -125,17 +137,25 @@ def test(
     if _is_first_process():
         check_config_data(cfg, ('test',))
     runner = build_runner(cfg, launcher)
-    state = extract_state_dict(read_checkpoint(checkpoint), prefix='', name=str(checkpoint))
-    check_state_dict(state, runner.model, name=str(checkpoint))
-    # only now, so that mmengine does not load with warnings what was refused above
-    runner.load_checkpoint(str(checkpoint))
+    content = read_checkpoint(checkpoint)
+    state = extract_state_dict(content, prefix='', name=str(checkpoint))
+    check_state_dict(state, _unwrap(runner.model), name=str(checkpoint))
+    _check_classes(content, runner.test_dataloader.dataset.metainfo, checkpoint)
+    # what has been checked is what gets loaded; hooks such as EMA's see it first, as in mmengine
+    content = {**content, 'state_dict': state}
+    runner.call_hook('after_load_checkpoint', checkpoint=content)
+    _unwrap(runner.model).load_state_dict(content['state_dict'], strict=False)
     runner._has_loaded = True
     if out and not out.endswith('.json'):
         from mmdet.evaluation import DumpDetResults
 
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=out))
     with _config_faults(cfg):
-        return runner.test()
+        metrics = runner.test()
+    if out and out.endswith('.json') and runner.rank == 0:
+        # CocoMetric appends the kind of result to its prefix
+        Path(out.removesuffix('.json') + '.bbox.json').replace(out)
+    return metrics
 
 
 def predict(
@@ -151,9 +171,10 @@ def predict(
 
     Writes each picture with its detections to ``out_dir`` under its own relative name, and all
     detections to ``out_dir/results.json`` in COCO's result format, with ``file_name`` and
-    ``category_name`` added. Ids are those of the config's annotation file where it can be read;
-    otherwise ``image_id`` is the file's stem (a number if it is one) and ``category_id`` counts
-    from 1, or is COCO's own for its 80 classes.
+    ``category_name`` added. Ids are those of the config's annotation file where it can be read and
+    names this very image; otherwise ``image_id`` is the file's stem (a number if it is one; the
+    relative name where stems repeat) and ``category_id`` counts from 1, or is COCO's own for its
+    80 classes.
 
     Args:
         config: Config file.
@@ -175,8 +196,15 @@ def predict(
     from mmdet.utils import get_test_pipeline_cfg
 
     cfg = load_config(config, cfg_options)
-    images = list_images(source)
     root = Path(source) if Path(source).is_dir() else Path(source).parent
+    out_dir = Path(out_dir)
+    if out_dir.resolve() == root.resolve():
+        raise ConfigError(f"--out '{out_dir}' is where the images are; choose another folder")
+    images = [p for p in list_images(source) if out_dir.resolve() not in p.resolve().parents]
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out '{out_dir}' cannot be written: {error}") from None
     set_device(device)
     model = load_detector(cfg, checkpoint)
     pipeline = get_test_pipeline_cfg(cfg)
@@ -186,19 +214,20 @@ def predict(
     visualizer = VISUALIZERS.build({'type': 'DetLocalVisualizer', 'name': 'predict'})
     visualizer.dataset_meta = model.dataset_meta
     image_ids, category_ids = _coco_ids(cfg, model.dataset_meta['classes'])
+    stems = Counter(path.stem for path in images)
 
-    out_dir = Path(out_dir)
     results, faults = [], []
     for path in track(images, description='detecting'):
         name = str(path.relative_to(root))
         try:
             pixels = mmcv.imread(str(path))
-            if pixels is None:
-                raise DataError('it cannot be decoded')
-            sample = inference_detector(model, pixels, test_pipeline=pipeline)
-        except (DataError, OSError) as error:
-            faults.append(f"'{path}' was left out: {error}")
+        except (OSError, cv2.error):  # OpenCV raises on an empty file and returns None on others
+            pixels = None
+        if pixels is None:
+            faults.append(f"'{path}' was left out: it cannot be decoded")
             continue
+        try:
+            sample = inference_detector(model, pixels, test_pipeline=pipeline)
         except cv2.error:
             height, width = pixels.shape[:2]
             faults.append(f"'{path}' was left out: {width}x{height} pixels are too thin to resize")
@@ -214,11 +243,11 @@ def predict(
             pred_score_thr=score_thr,
             out_file=str(target),
         )
-        image_id = image_ids.get(name, int(path.stem) if path.stem.isdigit() else path.stem)
+        stem = path.stem if stems[path.stem] == 1 else name
+        image_id = image_ids.get(path.resolve(), int(stem) if stem.isdecimal() else stem)
         results += _to_coco(
             sample.pred_instances.cpu(), image_id, name, model.dataset_meta['classes'], category_ids
         )
-    out_dir.mkdir(parents=True, exist_ok=True)
     (out_dir / 'results.json').write_text(json.dumps(results))
     return results, faults
 
@@ -243,17 +272,24 @@ def load_config(
     """
     if not Path(config).is_file():
         raise ConfigError(f"config '{config}' does not exist; see configs/")
-    try:
+    known = set(inspect.signature(Runner.__init__).parameters) | {'auto_scale_lr'}
+    try:  # a config is a program and can fail in any way
         cfg = Config.fromfile(str(config))
+        own = set(cfg)
         if cfg_options:
             cfg.merge_from_dict(dict(cfg_options))
-    except (SyntaxError, KeyError, TypeError, AttributeError, OSError, ImportError) as error:
-        raise ConfigError(f"config '{config}' cannot be read: {error}") from error
-    known = set(inspect.signature(Runner.__init__).parameters) | {'auto_scale_lr'}
-    for key in cfg:
-        close = difflib.get_close_matches(key, known, n=1, cutoff=0.85)
-        if key not in known and close:
-            raise ConfigError(f"{config}: unknown key '{key}', did you mean '{close[0]}'?")
+    except Exception as error:
+        reason = f'{type(error).__name__}: {error}'
+        raise ConfigError(f"config '{config}' cannot be read ({reason})") from error
+    for key in set(cfg) - known:
+        # a config may name things of its own; on the command line a new name is a slip
+        close = difflib.get_close_matches(key, known, n=1, cutoff=0.85 if key in own else 0.5)
+        if close or key not in own:
+            hint = f", did you mean '{close[0]}'?" if close else ''
+            raise ConfigError(f"{config}: unknown key '{key}'{hint}")
+    for key in ('model', 'test_dataloader'):
+        if not isinstance(cfg.get(key), Mapping):
+            raise ConfigError(f"{config}: '{key}' is missing")
     if work_dir is not None:
         cfg.work_dir = work_dir
     elif cfg.get('work_dir') is None:
@@ -281,7 +317,10 @@ def build_runner(cfg: Config, launcher: str = 'none') -> Runner:
             },
         )
     with _config_faults(cfg):
-        return Runner.from_cfg(cfg)
+        runner = Runner.from_cfg(cfg)
+    # here and not only in the configs, whose custom_hooks a user's own list replaces
+    runner.register_hook(DropCheckpointConfigHook())
+    return runner
 
 
 def load_detector(cfg: Config, checkpoint: str | Path) -> torch.nn.Module:
@@ -304,6 +343,7 @@ def load_detector(cfg: Config, checkpoint: str | Path) -> torch.nn.Module:
     content = read_checkpoint(checkpoint)
     state = extract_state_dict(content, prefix='', name=str(checkpoint))
     check_state_dict(state, model, name=str(checkpoint))
+    _check_classes(content, model.dataset_meta, checkpoint)
     model.load_state_dict(state, strict=False)
     model.cfg = cfg
     return model.to(mmengine.device.utils.get_device()).eval()
@@ -346,25 +386,53 @@ def list_images(source: str | Path) -> list[Path]:
     return images
 
 
-def _prepare_resume(cfg: Config, resume: str | None) -> None:
-    """Point the config at the checkpoint, and take over its seed before data are shuffled."""
+def _prepare_resume(cfg: Config, resume: str | None) -> dict[str, torch.Tensor] | None:
+    """Point the config at the checkpoint, take over its seed, and return its weights."""
     if resume is None:
-        return
+        return None
     path = find_latest_checkpoint(cfg.work_dir) if resume == 'auto' else resume
     cfg.resume = True
     cfg.load_from = None if resume == 'auto' else resume
     if path is None:
-        return
+        return None
     content = read_checkpoint(path)
     if not isinstance(content, Mapping) or 'optimizer' not in content:
         raise CheckpointError(
             f"'{path}' has weights but no optimizer state, so it cannot be resumed; start from it "
             f'with --cfg-options load_from={path}'
         )
-    seed = content.get('meta', {}).get('seed')
+    seed = (content.get('meta') or {}).get('seed')
     if seed is not None and cfg.get('randomness', {}).get('seed') is None:
         # mmengine restores the seed only after the sampler has drawn its own
         cfg.randomness = {**cfg.get('randomness', {}), 'seed': seed}
+    return extract_state_dict(content, prefix='', name=str(path))
+
+
+def _check_start(path: str, model: torch.nn.Module) -> None:
+    """Check ``load_from``: only a head may differ, as with another number of classes."""
+    state = extract_state_dict(read_checkpoint(path), prefix='', name=path)
+    body = torch.nn.Module()
+    for name in ('backbone', 'neck'):
+        if hasattr(model, name):
+            body.add_module(name, getattr(model, name))
+    part = {k: v for k, v in state.items() if k.split('.')[0] in ('backbone', 'neck')}
+    check_state_dict(part, body, name=path)
+
+
+def _check_classes(
+    content: Mapping[str, Any], metainfo: Mapping[str, Any], checkpoint: str | Path
+) -> None:
+    """Refuse class names that the checkpoint was not trained with; labels are only numbers."""
+    trained = ((content.get('meta') or {}).get('dataset_meta') or {}).get('classes')
+    if trained is not None and list(trained) != list(metainfo['classes']):
+        raise ConfigError(
+            f"'{checkpoint}' was trained with the classes {tuple(trained)}, the config names "
+            f'{tuple(metainfo["classes"])}; set metainfo.classes to those of the checkpoint'
+        )
+
+
+def _unwrap(model: torch.nn.Module) -> torch.nn.Module:
+    return model.module if is_model_wrapper(model) else model
 
 
 def _drop_pretrained(cfg: Config) -> None:
@@ -383,8 +451,13 @@ def _config_faults(cfg: Config) -> Iterator[None]:
     """Turn a misspelt argument anywhere in the config into one clear sentence."""
     try:
         yield
-    except (TypeError, KeyError) as error:
+    except (TypeError, KeyError, ValueError) as error:
+        if isinstance(error, EvitError):
+            raise
         text = str(error)
+        frames = traceback.extract_tb(error.__traceback__)
+        if Path(frames[-1].filename).parent == Path(models.__file__).parent:
+            raise ConfigError(f'{cfg.filename}: {error.args[0]}') from error
         argument = re.search(
             r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", text
         )
@@ -403,16 +476,15 @@ def _compose(pipeline: Sequence[Mapping[str, Any]]) -> Any:
     return Compose([dict(step) for step in pipeline])
 
 
-def _coco_ids(cfg: Config, classes: Sequence[str]) -> tuple[dict[str, int], list[int]]:
-    """Return image ids by file name, and the category id of each label."""
-    dataset = cfg.test_dataloader.dataset
-    ann_file = Path(dataset.get('data_root') or '') / dataset.get('ann_file', '')
-    if ann_file.is_file():
-        coco = json.loads(ann_file.read_text(encoding='utf-8'))
+def _coco_ids(cfg: Config, classes: Sequence[str]) -> tuple[dict[Path, int], list[int]]:
+    """Return image ids by path, and the category id of each label."""
+    paths = dataset_paths(cfg.test_dataloader.dataset)
+    with suppress(OSError, ValueError, KeyError, TypeError):  # without it, ids are made up below
+        coco = json.loads(paths['ann_file'].read_text(encoding='utf-8'))
         by_name = {category['name']: category['id'] for category in coco['categories']}
-        if all(name in by_name for name in classes):
-            images = {image['file_name']: image['id'] for image in coco['images']}
-            return images, [by_name[name] for name in classes]
+        ids = [by_name[name] for name in classes]
+        folder = paths['img_dir']
+        return {(folder / i['file_name']).resolve(): i['id'] for i in coco['images']}, ids
     if len(classes) == 80 and classes[0] == 'person' and classes[-1] == 'toothbrush':
         return {}, [i for i in range(1, 91) if i not in COCO_ID_GAPS]
     return {}, list(range(1, len(classes) + 1))

@@ -19,4 +19,4 @@ class DropCheckpointConfigHook(Hook):
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict) -> None:  # noqa: ARG002
         """Drop ``meta.config``."""
-        checkpoint.get('meta', {}).pop('config', None)
+        (checkpoint.get('meta') or {}).pop('config', None)

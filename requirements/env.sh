@@ -58,7 +58,9 @@ fi
 
 chosen=$(cd "$(dirname "$chosen")" && pwd)/$(basename "$chosen")
 
+used_as_it_is=1
 if ! holds "$chosen"; then
+    used_as_it_is=
     free_gb=$(($(df -Pk "$(dirname "$venv")" | awk 'NR == 2 { print $4 }') / 1048576))
     if ! "$chosen" -c 'import torch' 2>/dev/null && [ "$free_gb" -lt 12 ]; then
         fail "the disk has $free_gb GB free where $venv lies, the stack needs 12; free some or set VENV= elsewhere"
@@ -94,7 +96,7 @@ if ! holds "$chosen"; then
     fi
     rm -f "$log"
 fi
-if ! has_evit_mm "$chosen"; then
+if [ -z "$used_as_it_is" ] && ! has_evit_mm "$chosen"; then
     "$chosen" -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e . >&2
 fi
 echo "$chosen"

@@ -130,8 +130,15 @@ def first(key, value):
         (lambda c: c['images'].append(dict(c['images'][0])), 'images share the ids 1'),
         (first('image_id', 999), "have a image_id that no entry of 'images' has"),
         (first('category_id', 77), "category_id that no entry of 'categories' has"),
-        (first('bbox', [1, 2, 3]), 'is not four finite numbers'),
+        (first('bbox', [1, 2, 3]), 'bbox of 1 annotations is not four finite numbers'),
         (first('bbox', [1, 2, float('nan'), 4]), 'is not four finite numbers'),
+        (first('bbox', ['1', 2, 3, 4]), 'is not four finite numbers'),
+        (first('area', None), 'area of 1 annotations is not a finite number'),
+        (first('iscrowd', '0'), "iscrowd of 1 annotations is not 0 or 1, the first is '0'"),
+        (first('id', [1]), 'id of 1 annotations is not a number'),
+        (lambda c: c['images'][0].update(width='256'), 'width of 1 images is not a whole'),
+        (lambda c: c['images'][0].update(file_name=None), 'file_name of 1 images is not a name'),
+        (lambda c: c['categories'][1].update(name='circle'), 'several categories are named circle'),
         (
             lambda c: c['images'][2].update(file_name='gone.jpg'),
             r'names 1 of 40 images .*gone\.jpg',
@@ -164,9 +171,31 @@ def test_what_will_be_left_out_is_noted(copy, change, message):
     assert len(notes) == 1 and message in notes[0]
 
 
-def test_no_annotations_are_a_fault_in_training(copy):
-    edit(copy, lambda c: c['annotations'].clear())
-    assert 'needs at least one box' in check(copy, training=True)[0][0]
+def make_all(key, value):
+    return lambda coco: [a.update({key: value}) for a in coco['annotations']]
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        lambda c: c['annotations'].clear(),
+        make_all('iscrowd', 1),
+        make_all('bbox', [900, 900, 10, 10]),
+        make_all('area', 0),
+    ],
+)
+def test_no_usable_box_is_a_fault_in_training(copy, change):
+    edit(copy, change)
+    assert 'training needs at least one' in check(copy, training=True)[0][0]
+
+
+def test_images_that_are_no_files_are_named(copy):
+    path = copy / 'val' / '000001.jpg'
+    path.write_bytes(b'')
+    assert 'cannot be decoded' in check(copy)[0][0]
+    path.unlink()
+    path.mkdir()
+    assert 'cannot be decoded' in check(copy)[0][0]
 
 
 def test_gaps_in_category_ids_are_fine(copy):

@@ -148,6 +148,7 @@ def test_in_channels_and_window_sizes_reach_the_network(tiny):
         ({'out_indices': ()}, ValueError, 'out_indices'),
         ({'out_indices': (2, 1)}, ValueError, 'increasing'),
         ({'out_indices': (1, 1)}, ValueError, 'increasing'),
+        ({'out_indices': 1}, ValueError, 'increasing'),
         ({'frozen_stages': 4}, ValueError, 'frozen_stages'),
         ({'frozen_stages': -2}, ValueError, 'frozen_stages'),
         ({'frozen_stages': 3, 'out_indices': (0, 1)}, ValueError, 'up to 2'),

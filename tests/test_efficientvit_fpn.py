@@ -87,6 +87,8 @@ def test_init_cfg_overrides_the_published_initialisation():
     ('kwargs', 'error', 'message'),
     [
         ({'in_channels': 128}, TypeError, 'in_channels must be a sequence'),
+        ({'in_channels': []}, TypeError, 'in_channels must be a sequence'),
+        ({'in_channels': '8'}, TypeError, 'in_channels must be a sequence'),
         ({'num_extra_trans_convs': 3}, ValueError, '0, 1 or 2'),
         ({'num_outs': 3, 'num_extra_trans_convs': 1}, ValueError, 'at least 4'),
     ],
@@ -100,3 +102,13 @@ def test_wrong_inputs_are_named():
     neck = EfficientViTFPN((128, 256), 8, 2)
     with pytest.raises(ValueError, match=r'in_channels=\(128, 256\) but got maps with \(16, 24\)'):
         neck([torch.rand(1, 16, 4, 4), torch.rand(1, 24, 2, 2)])
+    with pytest.raises(ValueError, match='but got maps with'):
+        EfficientViTFPN((8,), 8, 1)(torch.rand(1, 8, 8, 8))  # one map in place of a list
+
+
+def test_a_second_initialisation_keeps_what_was_learned():
+    neck = EfficientViTFPN((8,), 8, 1)
+    neck.init_weights()
+    before = {name: tensor.clone() for name, tensor in neck.state_dict().items()}
+    neck.init_weights()
+    assert all(torch.equal(t, before[name]) for name, t in neck.state_dict().items())

@@ -101,6 +101,11 @@ def test_resume_runs_nothing_from_the_checkpoint(trained, tmp_path):
     content = torch.load(checkpoint)
     trap = tmp_path / 'went_off'
     content['meta']['config'] = f'import os\nos.mkdir({str(trap)!r})\n'
+    # as a user's own list would, this replaces the hooks of the base config
+    config = write_config(tmp_path, ROOT, 'custom_hooks = []\n')
+    shutil.copy(trained[0], config)
+    with open(config, 'a') as file:
+        file.write('custom_hooks = []\n')
     torch.save(content, tmp_path / 'evil.pth')
     options = {'train_cfg.max_epochs': 3, 'train_cfg.val_interval': 9}
     engine.train(
@@ -157,7 +162,7 @@ def test_evaluation_writes_pictures_and_results(trained, tmp_path):
         work_dir=str(tmp_path / 'work'),
         device='cpu',
     )
-    results = json.loads((tmp_path / 'r.bbox.json').read_text())
+    results = json.loads((tmp_path / 'r.json').read_text())
     assert {'image_id', 'category_id', 'bbox', 'score'} == set(results[0])
 
 
@@ -184,6 +189,7 @@ def save_odd_images(folder: Path) -> None:
     Image.fromarray(image).save(folder / 'turned.jpg', exif=exif)
     cv2.imwrite(str(folder / 'thin.png'), rng.integers(0, 255, (2000, 5, 3), np.uint8))
     cv2.imwrite(str(folder / 'wide.bmp'), rng.integers(0, 255, (5, 2000, 3), np.uint8))
+    (folder / 'empty.jpg').write_bytes(b'')
     (folder / 'broken.jpg').write_bytes(b'\xff\xd8\xff\xe0 broken')
     (folder / 'notes.txt').write_text('not an image')
 
@@ -200,7 +206,8 @@ def test_prediction_takes_odd_images_and_names_the_broken_one(trained, tmp_path)
         cfg_options={'test_dataloader.dataset.pipeline.1.scale': (800, 400)},
         device='cpu',
     )
-    assert len(faults) == 1 and 'broken.jpg' in faults[0] and 'cannot be decoded' in faults[0]
+    assert len(faults) == 2 and 'broken.jpg' in faults[0] and 'empty.jpg' in faults[1]
+    assert all('cannot be decoded' in fault for fault in faults)
     names = {
         '17.jpg',
         'deep/17.png',
@@ -218,7 +225,8 @@ def test_prediction_takes_odd_images_and_names_the_broken_one(trained, tmp_path)
     assert cv2.imread(str(tmp_path / 'out' / 'turned.jpg')).shape[:2] == (90, 60)
     assert json.loads((tmp_path / 'out' / 'results.json').read_text()) == results
     seen = {r['file_name']: r for r in results}
-    assert seen['17.jpg']['image_id'] == 17 and seen['grey.png']['image_id'] == 'grey'
+    assert seen['17.jpg']['image_id'] == '17.jpg'  # two have the stem 17
+    assert seen['grey.png']['image_id'] == 'grey'
     assert all(
         r['category_name'] in ('circle', 'square', 'triangle', 'star', 'cross') for r in results
     )
@@ -289,6 +297,56 @@ def test_a_checkpoint_of_another_model_is_refused(trained, tmp_path):
         engine.predict(config, checkpoint, ROOT, tmp_path, cfg_options=other, device='cpu')
 
 
+def test_resuming_or_starting_from_another_model_is_refused(trained, tmp_path):
+    config, checkpoint = trained
+    other = {'model.backbone.arch.embed_dims': [16, 24, 48], 'model.neck.in_channels': [16, 24, 48]}
+    with pytest.raises(CheckpointError, match='does not fit'):
+        engine.train(config, str(tmp_path), resume=str(checkpoint), cfg_options=other, device='cpu')
+    start = {**other, 'load_from': str(checkpoint)}
+    with pytest.raises(CheckpointError, match='does not fit'):
+        engine.train(config, str(tmp_path), cfg_options=start, device='cpu')
+    # another head is what fine-tuning is for
+    start = {
+        'load_from': str(checkpoint),
+        'model.bbox_head.stacked_convs': 2,
+        'train_cfg.max_epochs': 1,
+    }
+    assert engine.train(config, str(tmp_path), cfg_options=start, device='cpu').iter == 3
+
+
+@pytest.mark.parametrize('wrapping', ['model', 'bare'])
+def test_the_weights_that_were_checked_are_evaluated(trained, tmp_path, wrapping):
+    config, checkpoint = trained
+    expected = engine.test(config, checkpoint, work_dir=str(tmp_path), device='cpu')
+    state = torch.load(checkpoint)['state_dict']
+    torch.save({'model': state} if wrapping == 'model' else state, tmp_path / 'w.pth')
+    found = engine.test(config, tmp_path / 'w.pth', work_dir=str(tmp_path), device='cpu')
+    assert found == expected and expected['coco/bbox_mAP_50'] > 0
+
+
+def test_class_names_of_another_order_are_refused(trained, tmp_path):
+    config, checkpoint = trained
+    classes = ('square', 'circle', 'triangle', 'star', 'cross')
+    options = {'test_dataloader.dataset.metainfo.classes': classes}
+    cv2.imwrite(str(tmp_path / 'a.png'), np.zeros((64, 64, 3), np.uint8))
+    with pytest.raises(ConfigError, match='was trained with the classes'):
+        engine.predict(
+            config, checkpoint, tmp_path / 'a.png', tmp_path / 'out', 0.3, options, 'cpu'
+        )
+    with pytest.raises(DataError, match='not in the order'):
+        engine.test(config, checkpoint, work_dir=str(tmp_path), cfg_options=options, device='cpu')
+
+
+def test_prediction_never_writes_over_its_input(trained, tmp_path):
+    config, checkpoint = trained
+    cv2.imwrite(str(tmp_path / 'a.png'), np.zeros((64, 64, 3), np.uint8))
+    with pytest.raises(ConfigError, match='is where the images are'):
+        engine.predict(config, checkpoint, tmp_path, tmp_path, device='cpu')
+    for _ in range(2):  # the second run must not detect on its own pictures
+        engine.predict(config, checkpoint, tmp_path, tmp_path / 'out', device='cpu')
+    assert sorted(p.name for p in (tmp_path / 'out').iterdir()) == ['a.png', 'results.json']
+
+
 def test_truncated_checkpoint_is_named(trained, tmp_path):
     config, checkpoint = trained
     cut = tmp_path / 'cut.pth'
@@ -302,6 +360,11 @@ def test_truncated_checkpoint_is_named(trained, tmp_path):
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
+        ({'model.backbone.arch': 'm9'}, "unknown arch 'm9'"),
+        ({'model.backbone.frozen_stages': 9}, 'frozen_stages must be'),
+        ({'model.neck.num_outs': 2}, 'num_outs must be at least 4'),
+        ({'modle.type': 'x'}, "unknown key 'modle', did you mean 'model'"),
+        ({'model': 3}, "'model' is missing"),
         ({'model.backbone.frozen_stage': 1}, "EfficientViT has no argument 'frozen_stage'"),
         ({'model.backbon.arch': 'm0'}, "RetinaNet has no argument 'backbon'"),
         ({'train_dataloder.batch_size': 4}, "unknown key 'train_dataloder', did you mean"),

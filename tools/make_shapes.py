@@ -9,8 +9,11 @@ from evit_mm.errors import EvitError
 
 def parse_size(text: str) -> tuple[int, int]:
     """Read ``WxH``."""
-    width, height = text.lower().split('x')
-    return int(width), int(height)
+    try:
+        width, height = text.lower().split('x')
+        return int(width), int(height)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is not WxH, for instance 256x256") from None
 
 
 def parse_args() -> argparse.Namespace:

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import mmcv
 from mmengine.config import Config
 from mmengine.logging import print_log
@@ -46,7 +47,7 @@ def check_config_data(cfg: Config, splits: Sequence[str] = ('train', 'val')) -> 
             if key in seen:
                 continue
             seen.add(key)
-            found, notes = check_coco(**_paths(dataset), training=split == 'train')
+            found, notes = check_coco(**dataset_paths(dataset), training=split == 'train')
             faults += [f'{split}: {fault}' for fault in found]
             for note in notes:
                 print_log(f'{split}: {note}', logger='current', level=logging.WARNING)
@@ -92,11 +93,16 @@ def check_coco(
     faults += _reference_faults(coco, ann_file)
     faults += _image_faults(coco['images'], ann_file, img_dir)
     faults += _thin_faults(coco['images'], ann_file, scale)
-    notes = _box_notes(coco, ann_file)
-    if not coco['annotations']:
-        empty = f"'{ann_file}' has no annotations"
+    left_out, notes = _box_notes(coco, ann_file)
+    known = {c['id'] for c in coco['categories'] if classes is None or c['name'] in classes}
+    usable = sum(
+        a['category_id'] in known and not a['iscrowd'] and a['id'] not in left_out
+        for a in coco['annotations']
+    )
+    if not usable:
+        empty = f"'{ann_file}' has no usable box (of a class of the config, not a crowd)"
         if training:
-            faults.append(f'{empty}; training needs at least one box')
+            faults.append(f'{empty}; training needs at least one')
         else:
             notes.append(f'{empty}; every AP will be -1')
     return faults, notes
@@ -114,7 +120,8 @@ def _coco_datasets(dataset: Any) -> Iterator[Mapping[str, Any]]:
             yield from _coco_datasets(dataset.get(key))
 
 
-def _paths(dataset: Mapping[str, Any]) -> dict[str, Any]:
+def dataset_paths(dataset: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what :func:`check_coco` asks for, out of a CocoDataset config."""
     root = Path(dataset.get('data_root') or '')
     prefix = (dataset.get('data_prefix') or {}).get('img', '')
     classes = (dataset.get('metainfo') or {}).get('classes')
@@ -123,26 +130,25 @@ def _paths(dataset: Mapping[str, Any]) -> dict[str, Any]:
 
         classes = CocoDataset.METAINFO['classes']
     steps = [step for step in dataset.get('pipeline') or [] if step.get('type') == 'Resize']
-    keeps_ratio = len(steps) == 1 and steps[0].get('keep_ratio') and 'scale' in steps[0]
+    scale = steps[0].get('scale') if len(steps) == 1 and steps[0].get('keep_ratio') else None
     return {
-        'scale': tuple(steps[0]['scale']) if keeps_ratio else None,
-        'ann_file': root / dataset['ann_file'],
+        'scale': (scale, scale) if isinstance(scale, int) else scale and tuple(scale),
+        'ann_file': root / (dataset.get('ann_file') or ''),
         'img_dir': root / prefix,
         'classes': classes,
     }
 
 
 def _num_classes_faults(cfg: Config, dataset: Mapping[str, Any]) -> list[str]:
-    classes = _paths(dataset)['classes']
-    heads = {'bbox_head': cfg.model.get('bbox_head')}
-    for name, head in heads.items():
-        number = head.get('num_classes') if isinstance(head, Mapping) else None
-        if number is not None and not isinstance(classes, str) and number != len(classes):
-            return [
-                f'model.{name}.num_classes is {number} but the data set has {len(classes)} '
-                f'classes; set model.{name}.num_classes={len(classes)}'
-            ]
-    return []
+    classes = dataset_paths(dataset)['classes']
+    head = cfg.model.get('bbox_head')
+    number = head.get('num_classes') if isinstance(head, Mapping) else None
+    if number is None or isinstance(classes, str) or number == len(classes):
+        return []
+    return [
+        f'model.bbox_head.num_classes is {number} but the data set has {len(classes)} classes; '
+        f'set model.bbox_head.num_classes={len(classes)}'
+    ]
 
 
 def _evaluator_faults(cfg: Config, split: str) -> list[str]:
@@ -150,7 +156,9 @@ def _evaluator_faults(cfg: Config, split: str) -> list[str]:
     if not isinstance(evaluator, Mapping) or not evaluator.get('ann_file'):
         return []
     found = Path(evaluator['ann_file'])
-    files = [_paths(d)['ann_file'] for d in _coco_datasets(cfg[f'{split}_dataloader']['dataset'])]
+    files = [
+        dataset_paths(d)['ann_file'] for d in _coco_datasets(cfg[f'{split}_dataloader']['dataset'])
+    ]
     if len(files) == 1 and os.path.abspath(found) != os.path.abspath(files[0]):
         return [
             f"{split}_evaluator.ann_file is '{found}' but {split}_dataloader reads '{files[0]}'; "
@@ -189,6 +197,14 @@ def _structure_faults(coco: Any, ann_file: Path) -> list[str]:
             mend = {'area': ' (width times height of the box)', 'iscrowd': ' (0)'}.get(key, '')
             if lacking:
                 faults.append(f"'{ann_file}': {lacking} {part} lack '{key}'; add it{mend}")
+                continue
+            kind, is_kind = KINDS[key]
+            wrong = [item for item in items if not is_kind(item[key])]
+            if wrong:
+                faults.append(
+                    f"'{ann_file}': {key} of {len(wrong)} {part} is not {kind}, the first is "
+                    f'{wrong[0][key]!r}; mend or remove them'
+                )
     return faults
 
 
@@ -198,8 +214,11 @@ def _class_faults(
     if classes is None:
         return []
     names = [category['name'] for category in coco['categories']]
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        return [f"'{ann_file}': several categories are named {_some(repeated)}; rename them"]
     if isinstance(classes, str):
-        return [f"metainfo.classes is the string '{classes}'; write ('{classes}',) with a comma"]
+        return [f"metainfo.classes is the string '{classes}'; give a tuple such as ('{classes}',)"]
     missing = [name for name in classes if name not in names]
     if missing:
         return [
@@ -230,12 +249,6 @@ def _reference_faults(coco: Mapping[str, Any], ann_file: Path) -> list[str]:
                 f"'{ann_file}': annotations {_some(wrong)} have a {key} that no entry of "
                 f"'{part}' has; mend or remove them"
             )
-    broken = [a['id'] for a in coco['annotations'] if not _is_box(a['bbox'])]
-    if broken:
-        faults.append(
-            f"'{ann_file}': the bbox of annotations {_some(broken)} is not four finite numbers "
-            '[x, y, width, height]; mend or remove them'
-        )
     return faults
 
 
@@ -261,7 +274,10 @@ def _image_faults(images: Sequence[Mapping[str, Any]], ann_file: Path, img_dir: 
     faults = []
     for image in images[:: max(len(images) // NUM_DECODED, 1)][:NUM_DECODED]:
         path = img_dir / image['file_name']
-        pixels = mmcv.imread(str(path))
+        try:
+            pixels = mmcv.imread(str(path))
+        except (OSError, cv2.error):  # a folder, or an empty file
+            pixels = None
         if pixels is None:
             faults.append(f"image '{path}' cannot be decoded; replace it or remove its entry")
             continue
@@ -283,7 +299,7 @@ def _thin_faults(
     thin = []
     for image in images:
         size = image['width'], image['height']
-        if min(size) < 1 or min(mmcv.rescale_size(size, scale)) < 1:
+        if min(mmcv.rescale_size(size, scale)) < 1:
             thin.append(f'{image["file_name"]} ({size[0]}x{size[1]})')
     if not thin:
         return []
@@ -293,11 +309,12 @@ def _thin_faults(
     ]
 
 
-def _box_notes(coco: Mapping[str, Any], ann_file: Path) -> list[str]:
+def _box_notes(coco: Mapping[str, Any], ann_file: Path) -> tuple[set[int], list[str]]:
+    """Return the ids of the boxes that mmdet leaves out, and a note on each kind."""
     sizes = {image['id']: (image['width'], image['height']) for image in coco['images']}
     empty, outside = [], []
     for annotation in coco['annotations']:
-        if not _is_box(annotation['bbox']) or annotation['image_id'] not in sizes:
+        if annotation['image_id'] not in sizes:
             continue
         x, y, w, h = annotation['bbox']
         width, height = sizes[annotation['image_id']]
@@ -308,23 +325,46 @@ def _box_notes(coco: Mapping[str, Any], ann_file: Path) -> list[str]:
     notes = []
     if empty:
         notes.append(
-            f"'{ann_file}': {len(empty)} boxes have no area or are under a pixel wide and will "
-            f'be left out (annotations {_some(empty)})'
+            f"'{ann_file}': {len(empty)} boxes have no area or are under a pixel wide; mmdet "
+            f'leaves them out (annotations {_some(empty)})'
         )
     if outside:
         notes.append(
-            f"'{ann_file}': {len(outside)} boxes lie outside their image and will be left out "
+            f"'{ann_file}': {len(outside)} boxes lie outside their image; mmdet leaves them out "
             f'(annotations {_some(outside)}); is bbox [x, y, width, height] in pixels?'
         )
-    return notes
+    return {*empty, *outside}, notes
 
 
 def _is_box(box: Any) -> bool:
-    return (
-        isinstance(box, list)
-        and len(box) == 4
-        and all(isinstance(v, (int, float)) and math.isfinite(v) for v in box)
-    )
+    return isinstance(box, list) and len(box) == 4 and all(_is_number(v) for v in box)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and value > 0
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, (int, str))
+
+
+# What each field must be: in words, and as a test.
+KINDS = {
+    'id': ('a number', _is_id),
+    'image_id': ('a number', _is_id),
+    'category_id': ('a number', _is_id),
+    'file_name': ('a name', lambda value: isinstance(value, str) and bool(value)),
+    'name': ('a name', lambda value: isinstance(value, str)),
+    'width': ('a whole number of pixels', _is_size),
+    'height': ('a whole number of pixels', _is_size),
+    'bbox': ('four finite numbers [x, y, width, height]', _is_box),
+    'area': ('a finite number', _is_number),
+    'iscrowd': ('0 or 1', lambda value: isinstance(value, int) and value in (0, 1)),
+}
 
 
 def _some(items: Sequence[Any]) -> str:

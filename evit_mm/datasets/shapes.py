@@ -10,7 +10,7 @@ Masks are ``(H, W)`` bool, images ``(H, W, 3)`` uint8 in BGR, sizes in pixels.
 from __future__ import annotations
 
 import json
-import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +55,11 @@ def make_shapes(
     Raises:
         DataError: ``root`` holds something else, or an argument is out of range.
     """
-    root = Path(root)
-    if num_train < 1 or num_val < 1 or min(size) < 32:
+    root = Path(root).absolute()
+    if num_train < 1 or num_val < 1 or min(size) < 32 or seed < 0:
         raise DataError(
-            f'shapes: need at least one image per split and 32 pixels a side, got {num_train} '
-            f'train, {num_val} val, size {size[0]}x{size[1]}'
+            f'shapes: need at least one image per split, 32 pixels a side and a seed from 0 on, '
+            f'got {num_train} train, {num_val} val, size {size[0]}x{size[1]}, seed {seed}'
         )
     settings = {'train': num_train, 'val': num_val, 'size': list(size), 'seed': seed}
     if root.exists():
@@ -67,9 +67,20 @@ def make_shapes(
             return root
         if not root.is_dir() or any(root.iterdir()):
             raise DataError(f"'{root}' holds something else; remove it or choose another folder")
-    part = root.with_name(f'{root.name}.part')  # renamed when whole, so never half a data set
-    shutil.rmtree(part, ignore_errors=True)
-    for split, count in (('train', num_train), ('val', num_val)):
+    root.parent.mkdir(parents=True, exist_ok=True)
+    # renamed when whole, so that there is never half a data set
+    with tempfile.TemporaryDirectory(prefix=f'.{root.name}.', dir=root.parent) as folder:
+        part = _draw(Path(folder) / root.name, settings, quiet)
+        if root.exists():
+            root.rmdir()
+        part.rename(root)
+    return root
+
+
+def _draw(part: Path, settings: dict[str, Any], quiet: bool) -> Path:
+    size, seed = settings['size'], settings['seed']
+    for split in ('train', 'val'):
+        count = settings[split]
         (part / split).mkdir(parents=True)
         (part / 'annotations').mkdir(exist_ok=True)
         coco = _empty_coco(settings)
@@ -85,10 +96,7 @@ def make_shapes(
                 identity = {'id': len(coco['annotations']) + 1, 'image_id': index + 1}
                 coco['annotations'].append({**identity, **annotation})
         (part / 'annotations' / f'instances_{split}.json').write_text(json.dumps(coco))
-    if root.exists():
-        root.rmdir()
-    part.rename(root)
-    return root
+    return part
 
 
 def draw_image(rng: Generator, size: tuple[int, int]) -> tuple[np.ndarray, list[dict[str, Any]]]:

@@ -292,7 +292,7 @@ class EfficientViTHead(BaseModule):
 
 
 def _check_out_indices(out_indices: Sequence[int]) -> tuple[int, ...]:
-    indices = tuple(out_indices)
+    indices = tuple(out_indices) if isinstance(out_indices, Sequence) else ()
     known = set(range(NUM_STAGES))
     if not indices or not set(indices) <= known or sorted(set(indices)) != list(indices):
         raise ValueError(

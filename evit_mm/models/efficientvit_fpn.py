@@ -47,7 +47,7 @@ class EfficientViTFPN(BaseModule):
             Xavier-uniform, transposed ones Kaiming-normal over fan-out.
 
     Raises:
-        TypeError: ``in_channels`` is not a sequence.
+        TypeError: ``in_channels`` is not a list of integers.
         ValueError: ``num_outs`` or ``num_extra_trans_convs`` is impossible, or the inputs of
             ``forward`` do not match ``in_channels``.
 
@@ -68,7 +68,8 @@ class EfficientViTFPN(BaseModule):
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
-        if not isinstance(in_channels, Sequence):
+        is_list = isinstance(in_channels, (list, tuple)) and len(in_channels) > 0
+        if not is_list or not all(isinstance(channels, int) for channels in in_channels):
             raise TypeError(f'in_channels must be a sequence of integers, got {in_channels!r}')
         if num_extra_trans_convs not in (0, 1, 2):
             raise ValueError(
@@ -99,6 +100,8 @@ class EfficientViTFPN(BaseModule):
 
     def init_weights(self) -> None:
         """Initialise as published, then as ``init_cfg`` says."""
+        if self.is_init:  # not to wipe what has been learned since
+            return
         for module in self.modules():
             if isinstance(module, nn.ConvTranspose2d):
                 kaiming_init(module, mode='fan_out', distribution='normal')
@@ -133,7 +136,7 @@ class EfficientViTFPN(BaseModule):
         return tuple(outputs)
 
     def _check(self, inputs: Sequence[Tensor]) -> None:
-        found = tuple(x.shape[1] for x in inputs)
+        found = () if isinstance(inputs, Tensor) else tuple(x.shape[1] for x in inputs)
         if found != self.in_channels:
             raise ValueError(
                 f'EfficientViTFPN was built for in_channels={self.in_channels} but got maps with '

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from numbers import Integral
 from typing import Any
 
 NUM_STAGES = 3
@@ -64,13 +65,13 @@ class Variant:
     def _integers(self, name: str) -> tuple[int, ...]:
         value = getattr(self, name)
         is_sequence = isinstance(value, (list, tuple))
-        if not is_sequence or not all(type(item) is int for item in value):
+        if not is_sequence or not all(isinstance(item, Integral) for item in value):
             raise TypeError(f'arch: {name} must be a sequence of integers, got {value!r}')
         if name != 'kernel_sizes' and len(value) != NUM_STAGES:
             raise ValueError(f'arch: {name} must have {NUM_STAGES} entries, got {value!r}')
         if not all(item > 0 for item in value):
             raise ValueError(f'arch: {name} must be positive, got {value!r}')
-        return tuple(value)
+        return tuple(int(item) for item in value)
 
 
 VARIANTS: dict[str, Variant] = {

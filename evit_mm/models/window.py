@@ -24,8 +24,9 @@ def window_partition(x: Tensor, window_size: int) -> Tensor:
     """
     _, channels, height, width = x.shape
     w = window_size
-    x = F.pad(x, (0, -width % w, 0, -height % w))
-    rows, cols = x.shape[2] // w, x.shape[3] // w
+    # this form of the ceiling lets torch.compile see that rows * w is a multiple of w
+    rows, cols = (height + w - 1) // w, (width + w - 1) // w
+    x = F.pad(x, (0, cols * w - width, 0, rows * w - height))
     x = x.view(-1, channels, rows, w, cols, w).permute(0, 2, 4, 3, 5, 1)
     return x.reshape(-1, w, w, channels).permute(0, 3, 1, 2)
 
@@ -42,7 +43,7 @@ def window_unpartition(windows: Tensor, height: int, width: int) -> Tensor:
         ``(B, C, H, W)``, channels last in memory.
     """
     _, channels, w, _ = windows.shape
-    rows, cols = -(-height // w), -(-width // w)
+    rows, cols = (height + w - 1) // w, (width + w - 1) // w
     x = windows.permute(0, 2, 3, 1).reshape(-1, rows, cols, w, w, channels)
     x = x.permute(0, 1, 3, 2, 4, 5).reshape(-1, rows * w, cols * w, channels)
     return x[:, :height, :width].permute(0, 3, 1, 2)
