@@ -12,8 +12,8 @@ _base_ = [
 
 model = dict(bbox_head=dict(num_classes=5))
 
-max_epochs = 14
-train_cfg = dict(max_epochs=max_epochs, val_interval=7)
+max_epochs = 12
+train_cfg = dict(max_epochs=max_epochs, val_interval=6)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
     dict(

@@ -66,7 +66,9 @@ def test_readme_names_only_files_that_exist():
 def test_readme_snippet_is_a_working_detector(tmp_path):
     snippet = next(b for b in blocks(ROOT / 'README.md', 'python') if 'custom_imports' in b)
     base = ROOT / 'configs' / 'retinanet_evit_m4_coco.py'
-    (tmp_path / 'mine.py').write_text(f'_base_ = {str(base)!r}\n{snippet}')
+    first, rest = snippet.split('\n', 1)
+    assert first.startswith('_base_ = ')
+    (tmp_path / 'mine.py').write_text(f'_base_ = {str(base)!r}\n{rest}')
     cfg = load_config(tmp_path / 'mine.py')
     assert cfg.model.backbone.type == 'EfficientViT'
     cfg.model.backbone.init_cfg = None

@@ -23,9 +23,10 @@ from ..errors import DataError
 
 SHAPE_CLASSES = ('circle', 'square', 'triangle', 'star', 'cross')
 HUES = (0, 210, 50, 120, 285)  # degrees; objects are strongly coloured, backgrounds dull
-# Diameter ranges that fall into COCO's small (< 32^2), medium and large (> 96^2) areas for every
-# class: a star covers the least of its diameter's square, 0.28, a square up to 1.
-DIAMETERS = {'small': (24, 31), 'medium': (50, 94), 'large': (128, 190)}
+# What a shape covers of the square on its diameter.
+FILLS = (0.785, 0.5, 0.325, 0.33, 0.5)
+# Areas in pixels: small (< 32^2), medium and large (> 96^2) in COCO's sense.
+AREAS = {'small': (450, 1000), 'medium': (1500, 8000), 'large': (9500, 14000)}
 EMPTY_SHARE = 0.05
 CROWD_SHARE = 0.08
 MIN_VISIBLE = 0.8  # share of an object that must stay visible
@@ -61,7 +62,8 @@ def make_shapes(
             f'shapes: need at least one image per split, 32 pixels a side and a seed from 0 on, '
             f'got {num_train} train, {num_val} val, size {size[0]}x{size[1]}, seed {seed}'
         )
-    settings = {'train': num_train, 'val': num_val, 'size': list(size), 'seed': seed}
+    # a new version is another data set, so that an old folder is not taken for it
+    settings = {'version': 1, 'train': num_train, 'val': num_val, 'size': list(size), 'seed': seed}
     if root.exists():
         if _settings_of(root) == settings:
             return root
@@ -125,7 +127,7 @@ def draw_image(rng: Generator, size: tuple[int, int]) -> tuple[np.ndarray, list[
         names = names or ['medium']
         for name in names:
             category = int(rng.integers(len(SHAPE_CLASSES)))
-            diameter = rng.uniform(*DIAMETERS[name])
+            diameter = np.sqrt(rng.uniform(*AREAS[name]) / FILLS[category])
             mask = _place(rng, owner, full_areas, category, diameter)
             if mask is not None:
                 _paint(rng, image, mask, category)
