@@ -137,12 +137,9 @@ def test(
     if _is_first_process():
         check_config_data(cfg, ('test',))
     runner = build_runner(cfg, launcher)
-    content = read_checkpoint(checkpoint)
-    state = extract_state_dict(content, prefix='', name=str(checkpoint))
-    check_state_dict(state, _unwrap(runner.model), name=str(checkpoint))
-    _check_classes(content, runner.test_dataloader.dataset.metainfo, checkpoint)
+    metainfo = runner.test_dataloader.dataset.metainfo
+    content = _read_fitting(checkpoint, _unwrap(runner.model), metainfo)
     # what has been checked is what gets loaded; hooks such as EMA's see it first, as in mmengine
-    content = {**content, 'state_dict': state}
     runner.call_hook('after_load_checkpoint', checkpoint=content)
     _unwrap(runner.model).load_state_dict(content['state_dict'], strict=False)
     runner._has_loaded = True
@@ -340,11 +337,8 @@ def load_detector(cfg: Config, checkpoint: str | Path) -> torch.nn.Module:
         model = MODELS.build(cfg.model)
         dataset = {**cfg.test_dataloader.dataset, 'lazy_init': True}
         model.dataset_meta = DATASETS.build(dataset).metainfo
-    content = read_checkpoint(checkpoint)
-    state = extract_state_dict(content, prefix='', name=str(checkpoint))
-    check_state_dict(state, model, name=str(checkpoint))
-    _check_classes(content, model.dataset_meta, checkpoint)
-    model.load_state_dict(state, strict=False)
+    content = _read_fitting(checkpoint, model, model.dataset_meta)
+    model.load_state_dict(content['state_dict'], strict=False)
     model.cfg = cfg
     return model.to(mmengine.device.utils.get_device()).eval()
 
@@ -406,6 +400,17 @@ def _prepare_resume(cfg: Config, resume: str | None) -> dict[str, torch.Tensor] 
         # mmengine restores the seed only after the sampler has drawn its own
         cfg.randomness = {**cfg.get('randomness', {}), 'seed': seed}
     return extract_state_dict(content, prefix='', name=str(path))
+
+
+def _read_fitting(
+    checkpoint: str | Path, model: torch.nn.Module, metainfo: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Read a checkpoint that fits the model and its class names; weights under ``state_dict``."""
+    content = read_checkpoint(checkpoint)
+    state = extract_state_dict(content, prefix='', name=str(checkpoint))
+    check_state_dict(state, model, name=str(checkpoint))
+    _check_classes(content, metainfo, checkpoint)
+    return {**content, 'state_dict': state}
 
 
 def _check_start(path: str, model: torch.nn.Module) -> None:

@@ -1,13 +1,15 @@
+from dataclasses import asdict
+
 import pytest
 
-from evit_mm.models.variants import VARIANTS, Variant, as_dict, resolve_arch
+from evit_mm.models.variants import VARIANTS, Variant, resolve_arch
 
 
 def test_names_dicts_and_variants_are_taken():
     assert resolve_arch('M4') is VARIANTS['m4']
-    assert resolve_arch(as_dict(VARIANTS['m2'])) == VARIANTS['m2']
+    assert resolve_arch(asdict(VARIANTS['m2'])) == VARIANTS['m2']
     assert resolve_arch(VARIANTS['m0']) is VARIANTS['m0']
-    with_lists = {k: list(v) for k, v in as_dict(VARIANTS['m1']).items()}
+    with_lists = {k: list(v) for k, v in asdict(VARIANTS['m1']).items()}
     assert resolve_arch(with_lists) == VARIANTS['m1']
 
 

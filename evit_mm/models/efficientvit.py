@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 from mmengine.model import BaseModule
@@ -143,7 +144,7 @@ class EfficientViT(BaseModule):
         super().__init__(init_cfg=init_cfg)
         variant = resolve_arch(arch)
         if window_sizes is not None:
-            variant = Variant(**{**variant.__dict__, 'window_sizes': window_sizes})
+            variant = replace(variant, window_sizes=window_sizes)
         out_indices = _check_out_indices(out_indices)
         num_stages = out_indices[-1] + 1
         if not -1 <= frozen_stages <= num_stages:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from numbers import Integral
 from typing import Any
 
@@ -125,8 +125,3 @@ def resolve_arch(arch: str | Mapping[str, Any] | Variant) -> Variant:
     if missing:
         raise KeyError(f'arch lacks {", ".join(missing)}')
     return Variant(**arch)
-
-
-def as_dict(variant: Variant) -> dict[str, tuple[int, ...]]:
-    """Return the variant as the ``arch`` dict that builds it again."""
-    return asdict(variant)
