@@ -11,18 +11,22 @@ from __future__ import annotations
 import argparse
 import pickle
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 from urllib.parse import urlparse
 
+import huggingface_hub
 import numpy as np
+import safetensors.torch
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own abbreviation
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from mmengine.dist import barrier, get_local_rank
 from mmengine.logging import HistoryBuffer, print_log
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from .errors import CheckpointError
@@ -61,6 +65,11 @@ MMENGINE_TYPES = [
 ]
 # The authors' ImageNet files keep their command line beside the weights.
 AUTHORS_TYPES = [argparse.Namespace]
+TIMM_PREFIX = 'timm://'
+POINT_AT_FILE = (
+    ', or point the config at the file: --cfg-options model.backbone.init_cfg.checkpoint=FILE '
+    '(model.backbone.init_cfg=None trains from scratch)'
+)
 # Entries that follow from the architecture and are made anew when it is built.
 DERIVED = ('attention_bias_idxs', 'num_batches_tracked')
 
@@ -75,10 +84,11 @@ def allow_mmengine_types() -> None:
 
 
 def read_checkpoint(source: str | Path) -> Any:
-    """Read a ``.pth`` file from disk or a URL without ever running code in it.
+    """Read a ``.pth`` or ``.safetensors`` file without ever running code in it.
 
     Args:
-        source: Path or http(s) URL; a URL is downloaded once into torch hub's cache.
+        source: Path, http(s) URL (downloaded once into torch hub's cache), or ``timm://NAME`` for
+            timm's weights on the Hugging Face hub (in the hub's own cache).
 
     Returns:
         What the file holds, tensors on the CPU.
@@ -87,9 +97,16 @@ def read_checkpoint(source: str | Path) -> Any:
         CheckpointError: The file is missing, cannot be fetched, is truncated or no checkpoint, or
             holds types other than tensors, plain Python values and those listed in this module.
     """
-    path = _fetch(str(source)) if _is_url(source) else Path(source).expanduser()
+    path = _local_path(str(source))
     if not path.is_file():
-        raise CheckpointError(f"checkpoint '{path}' does not exist; give the path of a .pth file")
+        raise CheckpointError(
+            f"checkpoint '{path}' does not exist; give the path of a .pth or .safetensors file"
+        )
+    if path.suffix == '.safetensors':
+        try:
+            return safetensors.torch.load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise _unreadable(path, error) from None
     allow_mmengine_types()
     # leaving safe_globals forbids what it was given, even what somebody had allowed before
     extra = [t for t in AUTHORS_TYPES if t not in torch.serialization.get_safe_globals()]
@@ -181,17 +198,21 @@ def resize_attention_biases(biases: Tensor, window_size: int) -> Tensor:
 
 
 def fit_state_dict(
-    state: Mapping[str, Tensor], model: nn.Module, name: str = 'checkpoint'
+    state: Mapping[str, Tensor],
+    model: nn.Module,
+    name: str = 'checkpoint',
+    unused: Sequence[str] = ('head', 'blocks1', 'blocks2', 'blocks3'),
 ) -> dict[str, Tensor]:
     """Fit tensors to a model by name and shape; only what is known to differ may differ.
 
-    A classifier (``head.*``) and the stages that ``model`` does not build are left out, and
-    attention biases of another window size are resized.
+    A classifier and the stages that ``model`` does not build are left out, and attention biases of
+    another window size are resized.
 
     Args:
         state: What :func:`extract_state_dict` returned.
         model: The module to load into.
         name: The file's name, for messages.
+        unused: Beginnings of the names that may be left out, wherever ``model`` has none like it.
 
     Returns:
         Exactly the entries of ``model.state_dict()`` (less the counters of BatchNorm), in shape.
@@ -200,12 +221,12 @@ def fit_state_dict(
         CheckpointError: An entry is missing, unexpected, mis-shaped or not finite; all are named.
     """
     wanted = {k: v for k, v in model.state_dict().items() if not k.endswith(DERIVED)}
-    parts = {key.split('.')[0] for key in wanted}
-    ignored = {'head', 'blocks1', 'blocks2', 'blocks3'} - parts
+    parts = tuple(f'{part}.' for part in unused)
+    absent = tuple(part for part in parts if not any(key.startswith(part) for key in wanted))
     fitted, faults = {}, []
     for key, value in state.items():
         if key not in wanted:
-            if key.split('.')[0] not in ignored:
+            if not key.startswith(absent):
                 faults.append(f'unexpected: {key}')
             continue
         shape = tuple(wanted[key].shape)
@@ -235,19 +256,25 @@ def check_state_dict(
     _report(_differences(state, wanted), type(model).__name__, name)
 
 
-def load_pretrained(model: nn.Module, source: str | Path, prefix: str | None = None) -> None:
-    """Load ImageNet weights, or a detector's backbone, into an EfficientViT.
+def load_pretrained(
+    model: nn.Module,
+    source: str | Path,
+    prefix: str | None = None,
+    unused: Sequence[str] = ('head', 'blocks1', 'blocks2', 'blocks3'),
+) -> None:
+    """Load ImageNet weights, or a detector's backbone, into a backbone.
 
     Args:
         model: The backbone; changed in place, and only if everything fits.
-        source: Path or URL.
+        source: As in :func:`read_checkpoint`.
         prefix: See :func:`extract_state_dict`.
+        unused: See :func:`fit_state_dict`.
 
     Raises:
         CheckpointError: The file cannot be read or does not fit.
     """
     state = extract_state_dict(read_checkpoint(source), prefix, name=str(source))
-    fitted = fit_state_dict(state, model, name=str(source))
+    fitted = fit_state_dict(state, model, str(source), unused)
     resized = [k for k, v in fitted.items() if v.shape != state[k].shape]
     model.load_state_dict(fitted, strict=False)  # fit_state_dict has been strict
     note = f', resized {len(resized)} attention biases' if resized else ''
@@ -281,12 +308,33 @@ def _unreadable(path: Path, error: Exception) -> CheckpointError:
     size = path.stat().st_size
     return CheckpointError(
         f"'{path}' ({size} bytes) is not a readable checkpoint, truncated or of another kind; "
-        f'fetch or save it again ({str(error).splitlines()[0][:120] if str(error) else error!r})'
+        f'fetch or save it again ({_first_line(error)})'
     )
 
 
-def _is_url(source: str | Path) -> bool:
-    return str(source).startswith(('http://', 'https://'))
+def _local_path(source: str) -> Path:
+    if source.startswith(('http://', 'https://')):
+        return _fetch(source)
+    if source.startswith(TIMM_PREFIX):
+        return _fetch_timm(source)
+    return Path(source).expanduser()
+
+
+def _fetch_timm(source: str) -> Path:
+    """Download timm's weights into the Hugging Face hub's cache, and return the file's path."""
+    repo = f'timm/{source.removeprefix(TIMM_PREFIX)}'
+    try:
+        return Path(huggingface_hub.hf_hub_download(repo, 'model.safetensors'))
+    except (OSError, HfHubHTTPError, HFValidationError) as error:
+        url = f'https://huggingface.co/{repo}/resolve/main/model.safetensors'
+        raise CheckpointError(
+            f'cannot download {source} ({_first_line(error)}). Fetch {url} on a machine with '
+            f'network{POINT_AT_FILE}'
+        ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0][:200] if str(error) else repr(error)
 
 
 def _fetch(url: str) -> Path:
@@ -301,9 +349,7 @@ def _fetch(url: str) -> Path:
         except (URLError, OSError) as error:
             raise CheckpointError(
                 f'cannot download {url} ({error}). Fetch it on a machine with network and save it '
-                f"as '{path}', or point the config at the file: --cfg-options "
-                'model.backbone.init_cfg.checkpoint=FILE (model.backbone.init_cfg=None trains from '
-                'scratch)'
+                f"as '{path}'{POINT_AT_FILE}"
             ) from None
     barrier()
     return path

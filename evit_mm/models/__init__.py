@@ -2,6 +2,17 @@
 
 from .efficientvit import EfficientViT, EfficientViTHead
 from .efficientvit_fpn import EfficientViTFPN
+from .spos import SPOSHead, SPOSNet
+from .timm_mobile import TIMMMobileNet
 from .variants import VARIANTS, Variant
 
-__all__ = ['VARIANTS', 'EfficientViT', 'EfficientViTFPN', 'EfficientViTHead', 'Variant']
+__all__ = [
+    'VARIANTS',
+    'EfficientViT',
+    'EfficientViTFPN',
+    'EfficientViTHead',
+    'SPOSHead',
+    'SPOSNet',
+    'TIMMMobileNet',
+    'Variant',
+]

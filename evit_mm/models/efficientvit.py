@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from ..checkpoint import load_pretrained
 from .attention import WindowAttention
+from .backbone import Backbone, check_out_indices
 from .layers import FFN, BNLinear, ConvBN, Residual, SqueezeExcite, mean_pool
 from .variants import NUM_STAGES, Variant, resolve_arch
 
@@ -82,7 +82,7 @@ def conv_ffn(dim: int, drop_path_rate: float) -> nn.Sequential:
 
 
 @MODELS.register_module()
-class EfficientViT(BaseModule):
+class EfficientViT(Backbone):
     """EfficientViT backbone: feature maps at strides 16, 32 and 64.
 
     Registered in mmengine's root registry, so that ``dict(type='EfficientViT', arch='m4')`` works
@@ -128,6 +128,8 @@ class EfficientViT(BaseModule):
         ((128, 256, 384), (16, 32, 64))
     """
 
+    unused = ('head', 'blocks1', 'blocks2', 'blocks3')
+
     def __init__(
         self,
         arch: str | Mapping[str, Any] | Variant = 'm4',
@@ -145,13 +147,8 @@ class EfficientViT(BaseModule):
         variant = resolve_arch(arch)
         if window_sizes is not None:
             variant = replace(variant, window_sizes=window_sizes)
-        out_indices = _check_out_indices(out_indices)
+        out_indices = check_out_indices(out_indices, range(NUM_STAGES))
         num_stages = out_indices[-1] + 1
-        if not -1 <= frozen_stages <= num_stages:
-            raise ValueError(
-                f'frozen_stages must be -1 (none), 0 (stem) or up to {num_stages} (the stages '
-                f'that out_indices={out_indices} needs), got {frozen_stages}'
-            )
         if not 0 <= drop_path_rate < 1:
             raise ValueError(f'drop_path_rate must be in [0, 1), got {drop_path_rate}')
         if in_channels < 1:
@@ -161,8 +158,6 @@ class EfficientViT(BaseModule):
         self.variant = variant
         self.out_indices = out_indices
         self.out_stem = out_stem
-        self.frozen_stages = frozen_stages
-        self.norm_eval = norm_eval
         self.with_cp = with_cp
         stem_out = ((dims[0] // 2, 8),) if out_stem else ()
         outputs = (*stem_out, *((dims[i], 16 << i) for i in out_indices))
@@ -190,12 +185,16 @@ class EfficientViT(BaseModule):
                     *blocks,
                 ]
             self.add_module(f'blocks{stage + 1}', nn.Sequential(*blocks))
-        self._freeze()
+        self.freeze(frozen_stages, norm_eval)
 
     @property
     def stages(self) -> list[nn.Sequential]:
         """The stages that are built, first to last."""
         return [getattr(self, f'blocks{i + 1}') for i in range(self.out_indices[-1] + 1)]
+
+    def parts(self) -> list[list[nn.Module]]:
+        """Return the modules of the stem, then those of each stage that is built."""
+        return [[self.patch_embed], *([stage] for stage in self.stages)]
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Compute the feature maps.
@@ -217,45 +216,6 @@ class EfficientViT(BaseModule):
             if index in self.out_indices:
                 outputs.append(x)
         return tuple(outputs)
-
-    def train(self, mode: bool = True) -> EfficientViT:
-        """Set the mode; frozen stages, and with ``norm_eval`` every BatchNorm, stay in eval."""
-        super().train(mode)
-        for part in self._frozen_parts():
-            part.eval()
-        if mode and self.norm_eval:
-            for module in self.modules():
-                if isinstance(module, _BatchNorm):
-                    module.eval()
-        return self
-
-    def init_weights(self) -> None:
-        """Initialise as ``init_cfg`` says; ``Pretrained`` files are checked name by name.
-
-        Raises:
-            evit_mm.errors.CheckpointError: A ``Pretrained`` file does not fit.
-        """
-        if self.is_init or not self.init_cfg:
-            super().init_weights()
-            return
-        init_cfg = self.init_cfg
-        cfgs = [init_cfg] if isinstance(init_cfg, Mapping) else list(init_cfg)
-        pretrained = [cfg for cfg in cfgs if cfg.get('type') == 'Pretrained']
-        # mmengine's own Pretrained loads what happens to match and only warns about the rest
-        self.init_cfg = [cfg for cfg in cfgs if cfg not in pretrained]
-        try:
-            super().init_weights()
-        finally:
-            self.init_cfg = init_cfg
-        for cfg in pretrained:
-            load_pretrained(self, cfg['checkpoint'], prefix=cfg.get('prefix'))
-
-    def _frozen_parts(self) -> list[nn.Module]:
-        return [self.patch_embed, *self.stages][: self.frozen_stages + 1]
-
-    def _freeze(self) -> None:
-        for part in self._frozen_parts():
-            part.eval().requires_grad_(False)
 
     @staticmethod
     def _recomputed(block: nn.Module, x: Tensor) -> Tensor:
@@ -290,16 +250,6 @@ class EfficientViTHead(BaseModule):
     def forward(self, feats: tuple[Tensor, ...]) -> Tensor:
         """Return the logits ``(B, num_classes)`` from the backbone's outputs."""
         return self.head(mean_pool(feats[-1]))
-
-
-def _check_out_indices(out_indices: Sequence[int]) -> tuple[int, ...]:
-    indices = tuple(out_indices) if isinstance(out_indices, Sequence) else ()
-    known = set(range(NUM_STAGES))
-    if not indices or not set(indices) <= known or sorted(set(indices)) != list(indices):
-        raise ValueError(
-            f'out_indices must be increasing stages out of {sorted(known)}, got {out_indices!r}'
-        )
-    return indices
 
 
 @contextmanager

@@ -1,0 +1,21 @@
+"""MobileNetV2 1.0 RetinaNet on COCO, with the recipe of ``retinanet_evit_m4_coco.py``.
+
+Published: 28.3 AP on val2017, with FairNAS's recipe (arXiv 1907.01845).
+Here: not run on COCO. The ImageNet weights are timm's, from the Hugging Face hub.
+"""
+
+_base_ = [
+    './_base_/models/retinanet_fpn.py',
+    './_base_/datasets/coco_detection.py',
+    './_base_/schedules/schedule_1x.py',
+    './_base_/default_runtime.py',
+]
+
+model = dict(
+    backbone=dict(
+        model_name='mobilenetv2_100',
+        out_indices=(2, 4, 6),
+        init_cfg=dict(type='Pretrained', checkpoint='timm://mobilenetv2_100.ra_in1k'),
+    ),
+    neck=dict(in_channels=[32, 96, 320]),
+)

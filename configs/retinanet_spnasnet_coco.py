@@ -1,0 +1,22 @@
+"""Single-Path NAS RetinaNet on COCO, with the recipe of ``retinanet_evit_m4_coco.py``.
+
+Published: 30.7 AP on val2017, with FairNAS's recipe (arXiv 1907.01845, table 4). This is the
+network behind the row that the EfficientViT paper calls "SPOS", see docs/reproduce.md.
+Here: not run on COCO. The ImageNet weights are timm's, from the Hugging Face hub.
+"""
+
+_base_ = [
+    './_base_/models/retinanet_fpn.py',
+    './_base_/datasets/coco_detection.py',
+    './_base_/schedules/schedule_1x.py',
+    './_base_/default_runtime.py',
+]
+
+model = dict(
+    backbone=dict(
+        model_name='spnasnet_100',
+        out_indices=(2, 4, 6),
+        init_cfg=dict(type='Pretrained', checkpoint='timm://spnasnet_100.rmsp_in1k'),
+    ),
+    neck=dict(in_channels=[40, 96, 320]),
+)

@@ -1,0 +1,28 @@
+"""SPOS (Single Path One-Shot, megvii's release) RetinaNet on COCO, recipe of the EfficientViT row.
+
+No AP is published for it: the row that the EfficientViT paper calls "SPOS" is Single-Path NAS, see
+docs/reproduce.md. Here: not run on COCO.
+
+Its ImageNet weights lie on a shared drive that its repository (megvii-model/SinglePathOneShot)
+links to, without a stable address. Fetch the file of the folder ``Evaluation`` there and save it
+under the name below; ``model.backbone.init_cfg=None`` trains from scratch.
+"""
+
+_base_ = [
+    './_base_/models/retinanet_fpn.py',
+    './_base_/datasets/coco_detection.py',
+    './_base_/schedules/schedule_1x.py',
+    './_base_/default_runtime.py',
+]
+
+model = dict(
+    # the network was trained on BGR pixels from 0 to 255
+    data_preprocessor=dict(mean=[0.0, 0.0, 0.0], std=[1.0, 1.0, 1.0], bgr_to_rgb=False),
+    backbone=dict(
+        _delete_=True,
+        type='SPOSNet',
+        norm_eval=True,
+        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/spos_megvii.pth.tar'),
+    ),
+    neck=dict(in_channels=[160, 320, 640]),
+)

@@ -1,0 +1,97 @@
+"""What the backbones of the comparison share, so that one recipe treats all of them alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from mmengine.model import BaseModule
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..checkpoint import load_pretrained
+
+
+class Backbone(BaseModule):
+    """Frozen stages, BatchNorm kept in eval mode, and weights that are checked name by name.
+
+    A subclass builds its modules, defines :meth:`parts` and calls :meth:`freeze` last.
+
+    Attributes:
+        frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the first k stages.
+        norm_eval: Every BatchNorm stays in eval mode while training.
+        unused: Beginnings of the names in a published file that belong to parts which this
+            backbone may have been built without, such as the classifier.
+    """
+
+    frozen_stages: int = -1
+    norm_eval: bool = False
+    unused: tuple[str, ...] = ()
+
+    def parts(self) -> list[list[nn.Module]]:
+        """Return the modules of the stem, then those of each stage that is built."""
+        raise NotImplementedError
+
+    def freeze(self, frozen_stages: int, norm_eval: bool) -> None:
+        """Settle what will not be trained.
+
+        Raises:
+            ValueError: ``frozen_stages`` is out of range.
+        """
+        last = len(self.parts()) - 1
+        if not -1 <= frozen_stages <= last:
+            raise ValueError(
+                f'frozen_stages must be -1 (none), 0 (stem) or up to {last} (the stages that '
+                f'out_indices needs), got {frozen_stages}'
+            )
+        self.frozen_stages, self.norm_eval = frozen_stages, norm_eval
+        for module in self._frozen_modules():
+            module.eval().requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Set the mode; frozen stages, and with ``norm_eval`` every BatchNorm, stay in eval."""
+        super().train(mode)
+        for module in self._frozen_modules():
+            module.eval()
+        if mode and self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
+
+    def init_weights(self) -> None:
+        """Initialise as ``init_cfg`` says; ``Pretrained`` files are checked name by name.
+
+        Raises:
+            evit_mm.errors.CheckpointError: A ``Pretrained`` file does not fit.
+        """
+        if self.is_init or not self.init_cfg:
+            super().init_weights()
+            return
+        init_cfg = self.init_cfg
+        cfgs = [init_cfg] if isinstance(init_cfg, Mapping) else list(init_cfg)
+        pretrained = [cfg for cfg in cfgs if cfg.get('type') == 'Pretrained']
+        # mmengine's own Pretrained loads what happens to match and only warns about the rest
+        self.init_cfg = [cfg for cfg in cfgs if cfg not in pretrained]
+        try:
+            super().init_weights()
+        finally:
+            self.init_cfg = init_cfg
+        for cfg in pretrained:
+            load_pretrained(self, cfg['checkpoint'], cfg.get('prefix'), self.unused)
+
+    def _frozen_modules(self) -> list[nn.Module]:
+        return [module for part in self.parts()[: self.frozen_stages + 1] for module in part]
+
+
+def check_out_indices(out_indices: Sequence[int], known: Sequence[int]) -> tuple[int, ...]:
+    """Return the indices as a tuple.
+
+    Raises:
+        ValueError: They are none, not increasing, or not among ``known``.
+    """
+    indices = tuple(out_indices) if isinstance(out_indices, Sequence) else ()
+    if not indices or not set(indices) <= set(known) or sorted(set(indices)) != list(indices):
+        raise ValueError(
+            f'out_indices must be increasing stages out of {sorted(known)}, got {out_indices!r}'
+        )
+    return indices

@@ -1,0 +1,103 @@
+"""timm's mobile networks as backbones: MobileNetV2 and V3, EfficientNet, MixNet, Single-Path NAS.
+
+timm's own ``features_only`` takes the deepest map at each stride, which for MobileNetV3 is the
+classifier's 960-channel convolution, and mmpretrain's wrapper knows neither ``norm_eval`` nor
+frozen stages; under one recipe all backbones need the same three.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from .backbone import Backbone, check_out_indices
+
+PROBE = 64  # side of the image that finds out channels and strides
+
+
+@MODELS.register_module()
+class TIMMMobileNet(Backbone):
+    """Feature maps of a timm network that is made of ``conv_stem``, ``bn1`` and ``blocks``.
+
+    Args:
+        model_name: timm's name, such as ``'mobilenetv2_100'``.
+        out_indices: Entries of ``blocks`` to return, increasing. Later ones are not built.
+        frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the first k entries of
+            ``blocks``.
+        norm_eval: Keep every BatchNorm in eval mode while training.
+        init_cfg: As everywhere in OpenMMLab. ``dict(type='Pretrained', checkpoint='timm://NAME')``
+            takes timm's weights from the Hugging Face hub, or a file that holds them.
+
+    Attributes:
+        out_channels: Channels of each output.
+        strides: Stride of each output.
+
+    Raises:
+        ValueError: timm has no such network, it is of another kind, or an argument is out of range.
+
+    Example:
+        >>> import torch
+        >>> from evit_mm.models import TIMMMobileNet
+        >>> backbone = TIMMMobileNet('mobilenetv2_100', out_indices=(2, 4, 6)).eval()
+        >>> [tuple(out.shape) for out in backbone(torch.rand(1, 3, 64, 96))]
+        [(1, 32, 8, 12), (1, 96, 4, 6), (1, 320, 2, 3)]
+    """
+
+    unused = ('conv_head', 'bn2', 'classifier')
+
+    def __init__(
+        self,
+        model_name: str,
+        out_indices: Sequence[int],
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
+        import timm  # late: whoever builds EfficientViT alone need not wait for it
+
+        super().__init__(init_cfg=init_cfg)
+        if not timm.is_model(model_name):
+            raise ValueError(f"model_name: timm {timm.__version__} has no '{model_name}'")
+        network = timm.create_model(model_name)
+        if not all(hasattr(network, name) for name in ('conv_stem', 'bn1', 'blocks')):
+            raise ValueError(
+                f"model_name: '{model_name}' is not made of conv_stem, bn1 and blocks as timm's "
+                "EfficientNet family is; mmpretrain's TIMMBackbone takes it"
+            )
+        depth = len(network.blocks)
+        self.out_indices = check_out_indices(out_indices, range(depth))
+        num_stages = self.out_indices[-1] + 1
+        self.conv_stem, self.bn1 = network.conv_stem, network.bn1
+        self.blocks = network.blocks[:num_stages]
+        self.unused += tuple(f'blocks.{i}' for i in range(num_stages, depth))
+        self.eval()
+        with torch.no_grad():  # timm's table of channels has one entry per stride, not per block
+            maps = self(torch.zeros(1, 3, PROBE, PROBE))
+        self.train()
+        self.out_channels = tuple(x.shape[1] for x in maps)
+        self.strides = tuple(PROBE // x.shape[2] for x in maps)
+        self.freeze(frozen_stages, norm_eval)
+
+    def parts(self) -> list[list[nn.Module]]:
+        """Return the modules of the stem, then those of each entry of ``blocks``."""
+        return [[self.conv_stem, self.bn1], *([block] for block in self.blocks)]
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Compute the feature maps.
+
+        Args:
+            x: RGB images normalised with ImageNet's mean and deviation, ``(B, 3, H, W)``.
+
+        Returns:
+            One ``(B, C, ceil(H / s), ceil(W / s))`` per entry of ``strides``.
+        """
+        x = self.bn1(self.conv_stem(x))  # the activation is part of timm's bn1
+        outputs = []
+        for index, block in enumerate(self.blocks):
+            x = block(x)
+            if index in self.out_indices:
+                outputs.append(x)
+        return tuple(outputs)
