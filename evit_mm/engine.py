@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import json
+import logging
 import os
 import re
 import traceback
@@ -19,20 +20,42 @@ import mmcv
 import mmengine.device.utils
 import torch
 from mmengine.config import Config, ConfigDict
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner, find_latest_checkpoint
 from rich.progress import track
 
 from . import models
-from .checkpoint import check_state_dict, extract_state_dict, read_checkpoint
+from .checkpoint import DERIVED, check_state_dict, extract_state_dict, read_checkpoint
 from .datasets.check import check_config_data, dataset_paths
+from .datasets.check_images import check_image_data
 from .errors import CheckpointError, ConfigError, DataError, EvitError
 from .hooks import DropCheckpointConfigHook
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 # COCO numbers its 80 categories 1 to 90 with these ten left out
 COCO_ID_GAPS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
+
+
+class CheckedRunner(Runner):
+    """mmengine's runner, which loads what has been read and checked before it was started."""
+
+    content: dict[str, Any] | None = None
+
+    def load_checkpoint(self, filename: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Load :attr:`content` where it is set, else as mmengine does.
+
+        mmengine calls this when hooks such as EMA's are ready for it, and after initialisation.
+        """
+        if self.content is None:
+            return super().load_checkpoint(filename, *args, **kwargs)
+        content, self.content = self.content, None
+        self.call_hook('after_load_checkpoint', checkpoint=content)
+        _unwrap(self.model).load_state_dict(content['state_dict'], strict=False)
+        self.logger.info(f'Load checkpoint from {filename}')
+        return content
 
 
 def train(
@@ -45,8 +68,9 @@ def train(
     cfg_options: Mapping[str, Any] | None = None,
     seed: int | None = None,
     device: str | None = None,
+    hooks: Sequence[Hook] = (),
 ) -> Runner:
-    """Train a detector as its config says.
+    """Train a detector or a classifier as its config says.
 
     Args:
         config: Config file.
@@ -59,6 +83,7 @@ def train(
         cfg_options: Overrides of the config, dotted keys.
         seed: Seed of everything random; None draws one, which the log states.
         device: ``'cpu'``, ``'cuda'``, ``'cuda:1'``, ...; None takes a GPU where there is one.
+        hooks: Further hooks of the caller's own.
 
     Returns:
         The runner, after training.
@@ -71,7 +96,8 @@ def train(
     if amp:
         if mmengine.device.utils.get_device() == 'cpu':
             raise ConfigError('--amp needs a GPU; leave it out to train on the CPU')
-        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
+        cfg.optim_wrapper.type = f'Amp{kind.removeprefix("Amp")}'  # mmengine's and evit_mm's alike
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
     if auto_scale_lr:
         if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
@@ -84,12 +110,15 @@ def train(
     state = _prepare_resume(cfg, resume)
     if _is_first_process():
         check_config_data(cfg, ('train', 'val'))
+        check_image_data(cfg, ('train', 'val'))
     runner = build_runner(cfg, launcher)
+    for hook in hooks:
+        runner.register_hook(hook)
     if state is not None:
         check_state_dict(state, _unwrap(runner.model), name=str(cfg.load_from or 'last checkpoint'))
     elif cfg.get('load_from'):
-        _check_start(cfg.load_from, _unwrap(runner.model))
-    with _config_faults(cfg):
+        runner.content = _read_start(cfg.load_from, _unwrap(runner.model))
+    with config_faults(cfg):
         runner.train()
     return runner
 
@@ -108,9 +137,12 @@ def test(
 
     Args:
         config: Config file.
-        checkpoint: What :func:`train` saved.
-        out: ``FILE.pkl`` takes mmdet's dump of all predictions, ``FILE.json`` COCO-style results.
-        show_dir: Folder for pictures, ground truth on the left and detections on the right.
+        checkpoint: What :func:`train` saved; for a classifier also the authors' ImageNet file.
+        out: ``FILE.pkl`` takes the library's dump of all predictions, ``FILE.json`` COCO-style
+            results of a detector; those of masks, which may have scores of their own, go to
+            ``FILE.segm.json`` beside it.
+        show_dir: Folder for pictures: ground truth on the left and detections on the right, or
+            true and predicted class.
         work_dir: As in :func:`train`.
         launcher: As in :func:`train`.
         cfg_options: As in :func:`train`.
@@ -126,28 +158,35 @@ def test(
     if out and not out.endswith(('.pkl', '.pickle', '.json')):
         raise ConfigError(f"--out '{out}' must end in .pkl or .json")
     if out and out.endswith('.json'):
+        if _is_classifier(cfg):
+            raise ConfigError(f"--out '{out}': a classifier's predictions go to FILE.pkl")
         if not isinstance(cfg.test_evaluator, Mapping):
             raise ConfigError(f"{config}: --out '{out}' needs one test_evaluator, not a list")
         cfg.test_evaluator.outfile_prefix = out.removesuffix('.json')
     if show_dir:
-        hook = {'draw': True, 'test_out_dir': os.path.abspath(show_dir)}
+        folder = os.path.abspath(show_dir)
+        if _is_classifier(cfg):
+            hook = {'enable': True, 'interval': 1, 'out_dir': folder}
+        else:
+            hook = {'draw': True, 'test_out_dir': folder}
         cfg.default_hooks.visualization.update(hook)
     _drop_pretrained(cfg)
     set_device(device)
     if _is_first_process():
         check_config_data(cfg, ('test',))
+        check_image_data(cfg, ('test',))
     runner = build_runner(cfg, launcher)
     metainfo = runner.test_dataloader.dataset.metainfo
-    content = _read_fitting(checkpoint, _unwrap(runner.model), metainfo)
-    # what has been checked is what gets loaded; hooks such as EMA's see it first, as in mmengine
-    runner.call_hook('after_load_checkpoint', checkpoint=content)
-    _unwrap(runner.model).load_state_dict(content['state_dict'], strict=False)
-    runner._has_loaded = True
+    runner.content = _read_fitting(checkpoint, _unwrap(runner.model), metainfo)
+    runner._load_from, runner._resume = str(checkpoint), False
     if out and not out.endswith('.json'):
-        from mmdet.evaluation import DumpDetResults
+        if _is_classifier(cfg):
+            from mmengine.evaluator import DumpResults
+        else:
+            from mmdet.evaluation import DumpDetResults as DumpResults
 
-        runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=out))
-    with _config_faults(cfg):
+        runner.test_evaluator.metrics.append(DumpResults(out_file_path=out))
+    with config_faults(cfg):
         metrics = runner.test()
     if out and out.endswith('.json') and runner.rank == 0:
         # CocoMetric appends the kind of result to its prefix
@@ -168,10 +207,10 @@ def predict(
 
     Writes each picture with its detections to ``out_dir`` under its own relative name, and all
     detections to ``out_dir/results.json`` in COCO's result format, with ``file_name`` and
-    ``category_name`` added. Ids are those of the config's annotation file where it can be read and
-    names this very image; otherwise ``image_id`` is the file's stem (a number if it is one; the
-    relative name where stems repeat) and ``category_id`` counts from 1, or is COCO's own for its
-    80 classes.
+    ``category_name`` added, masks as RLE under ``segmentation``. Ids are those of the config's
+    annotation file where it can be read and names this very image; otherwise ``image_id`` is the
+    file's stem (a number if it is one; the relative name where stems repeat) and ``category_id``
+    counts from 1, or is COCO's own for its 80 classes.
 
     Args:
         config: Config file.
@@ -193,6 +232,8 @@ def predict(
     from mmdet.utils import get_test_pipeline_cfg
 
     cfg = load_config(config, cfg_options)
+    if _is_classifier(cfg):
+        raise ConfigError(f'{config} is a classifier, which detects nothing; see tools/test.py')
     root = Path(source) if Path(source).is_dir() else Path(source).parent
     out_dir = Path(out_dir)
     if out_dir.resolve() == root.resolve():
@@ -313,8 +354,8 @@ def build_runner(cfg: Config, launcher: str = 'none') -> Runner:
                 'find_unused_parameters': cfg.get('find_unused_parameters', False),
             },
         )
-    with _config_faults(cfg):
-        runner = Runner.from_cfg(cfg)
+    with config_faults(cfg):
+        runner = CheckedRunner.from_cfg(cfg)
     # here and not only in the configs, whose custom_hooks a user's own list replaces
     runner.register_hook(DropCheckpointConfigHook())
     return runner
@@ -333,7 +374,7 @@ def load_detector(cfg: Config, checkpoint: str | Path) -> torch.nn.Module:
 
     _drop_pretrained(cfg)
     init_default_scope(cfg.get('default_scope', 'mmdet'))
-    with _config_faults(cfg):
+    with config_faults(cfg):
         model = MODELS.build(cfg.model)
         dataset = {**cfg.test_dataloader.dataset, 'lazy_init': True}
         model.dataset_meta = DATASETS.build(dataset).metainfo
@@ -407,21 +448,36 @@ def _read_fitting(
 ) -> dict[str, Any]:
     """Read a checkpoint that fits the model and its class names; weights under ``state_dict``."""
     content = read_checkpoint(checkpoint)
-    state = extract_state_dict(content, prefix='', name=str(checkpoint))
+    state = _translated(extract_state_dict(content, prefix='', name=str(checkpoint)), model)
     check_state_dict(state, model, name=str(checkpoint))
     _check_classes(content, metainfo, checkpoint)
-    return {**content, 'state_dict': state}
+    # the model's own BatchNorm counters complete it: EMA's hook exchanges entry by entry
+    return {**content, 'state_dict': {**model.state_dict(), **state}}
 
 
-def _check_start(path: str, model: torch.nn.Module) -> None:
-    """Check ``load_from``: only a head may differ, as with another number of classes."""
-    state = extract_state_dict(read_checkpoint(path), prefix='', name=path)
+def _read_start(path: str, model: torch.nn.Module) -> dict[str, Any]:
+    """Read ``load_from``: only a head may differ, as with another number of classes."""
+    state = _translated(extract_state_dict(read_checkpoint(path), prefix='', name=path), model)
     body = torch.nn.Module()
     for name in ('backbone', 'neck'):
-        if hasattr(model, name):
+        if getattr(model, name, None) is not None:
             body.add_module(name, getattr(model, name))
     part = {k: v for k, v in state.items() if k.split('.')[0] in ('backbone', 'neck')}
     check_state_dict(part, body, name=path)
+    own = model.state_dict()
+    fitting = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
+    left_out = [key for key in (*state, *own) if key not in fitting and not key.endswith(DERIVED)]
+    if left_out:
+        names = ', '.join(sorted(set(left_out)))
+        text = f"'{path}' has another head; these stay as they were initialised: {names}"
+        print_log(text, logger='current', level=logging.WARNING)
+    return {'state_dict': {**own, **fitting}}
+
+
+def _translated(state: dict[str, torch.Tensor], model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Let a model that knows other names, such as the authors', give the tensors its own."""
+    translate = getattr(model, 'translate_state_dict', None)
+    return state if translate is None else translate(state)
 
 
 def _check_classes(
@@ -442,9 +498,13 @@ def _unwrap(model: torch.nn.Module) -> torch.nn.Module:
 
 def _drop_pretrained(cfg: Config) -> None:
     """A checkpoint is about to be loaded; do not fetch ImageNet weights first."""
-    backbone = cfg.model.get('backbone')
-    if isinstance(backbone, ConfigDict):
-        backbone.init_cfg = None
+    for part in (cfg.model, cfg.model.get('backbone')):
+        if isinstance(part, ConfigDict):
+            part.pop('init_cfg', None)
+
+
+def _is_classifier(cfg: Config) -> bool:
+    return cfg.get('default_scope') == 'mmpretrain'
 
 
 def _is_first_process() -> bool:
@@ -452,7 +512,7 @@ def _is_first_process() -> bool:
 
 
 @contextmanager
-def _config_faults(cfg: Config) -> Iterator[None]:
+def config_faults(cfg: Config) -> Iterator[None]:
     """Turn a misspelt argument anywhere in the config into one clear sentence."""
     try:
         yield
@@ -502,6 +562,8 @@ def _to_coco(
     classes: Sequence[str],
     category_ids: Sequence[int],
 ) -> list[dict[str, Any]]:
+    from mmdet.structures.mask import encode_mask_results
+
     found = []
     for box, score, label in zip(
         instances.bboxes.tolist(), instances.scores.tolist(), instances.labels.tolist(), strict=True
@@ -517,4 +579,7 @@ def _to_coco(
                 'category_name': classes[label],
             }
         )
+    if 'masks' in instances:
+        for entry, rle in zip(found, encode_mask_results(instances.masks.numpy()), strict=True):
+            entry['segmentation'] = {**rle, 'counts': rle['counts'].decode()}
     return found

@@ -1,4 +1,4 @@
-"""Evaluate a detector: python tools/test.py CONFIG CHECKPOINT [options]."""
+"""Evaluate a detector or classifier: python tools/test.py CONFIG CHECKPOINT [options]."""
 
 import argparse
 import os
@@ -12,12 +12,12 @@ from evit_mm.errors import EvitError
 
 def parse_args() -> argparse.Namespace:
     """Read the command line; flags and meanings are mmdet's where it has them."""
-    parser = argparse.ArgumentParser(description='Evaluate a detector')
+    parser = argparse.ArgumentParser(description='Evaluate a detector or classifier')
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('--work-dir', help='where the log goes')
     parser.add_argument('--out', help='FILE.pkl: all predictions; FILE.json: COCO-style results')
-    parser.add_argument('--show-dir', help='folder for pictures, ground truth beside detections')
+    parser.add_argument('--show-dir', help='folder for pictures, truth beside detections')
     parser.add_argument('--device', help='cpu, cuda, cuda:1, ... (default: a GPU if there is one)')
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, help='overrides, key.sub_key=value'

@@ -1,4 +1,4 @@
-"""Train a detector: python tools/train.py CONFIG [options]."""
+"""Train a detector or classifier: python tools/train.py CONFIG [options]."""
 
 import argparse
 import os
@@ -12,7 +12,7 @@ from evit_mm.errors import EvitError
 
 def parse_args() -> argparse.Namespace:
     """Read the command line; flags and meanings are mmdet's where it has them."""
-    parser = argparse.ArgumentParser(description='Train a detector')
+    parser = argparse.ArgumentParser(description='Train a detector or classifier')
     parser.add_argument('config', help='config file')
     parser.add_argument('--work-dir', help='where logs and checkpoints go')
     parser.add_argument(

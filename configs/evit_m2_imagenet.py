@@ -1,0 +1,13 @@
+"""EfficientViT-M2 on ImageNet-1k with the authors' recipe (8 GPUs x 256 images, 300 epochs).
+
+Published: 70.786 top-1, 90.150 top-5 (the authors' README). Here: not run on ImageNet.
+"""
+
+_base_ = [
+    './_base_/models/evit_m4_imagenet.py',
+    './_base_/datasets/imagenet.py',
+    './_base_/schedules/imagenet_300e.py',
+    './_base_/imagenet_runtime.py',
+]
+
+model = dict(backbone=dict(arch='m2'), head=dict(in_channels=224))
