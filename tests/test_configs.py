@@ -13,6 +13,7 @@ from .conftest import ROOT
 
 CONFIGS = sorted((ROOT / 'configs').glob('*.py'))
 COCO = [path for path in CONFIGS if path.stem.endswith('_coco')]
+DETECTORS = [path for path in CONFIGS if not path.stem.endswith('_imagenet')]
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)
@@ -33,7 +34,7 @@ def test_bases_are_here_and_at_most_three_layers(path):
     assert depth(path) <= 3
 
 
-@pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)
+@pytest.mark.parametrize('path', DETECTORS, ids=lambda p: p.stem)
 def test_detector_builds_trains_a_step_and_predicts(path):
     from mmdet.registry import MODELS
     from mmdet.testing import demo_mm_inputs
@@ -41,11 +42,19 @@ def test_detector_builds_trains_a_step_and_predicts(path):
     cfg = load_config(path)
     init_default_scope('mmdet')
     cfg.model.backbone.init_cfg = None
+    if 'roi_head' in cfg.model:  # fewer regions, or this one takes half a minute
+        cfg.model.train_cfg.rcnn.sampler.num = 32
+        cfg.model.test_cfg.rpn.max_per_img = 50
+        cfg.model.test_cfg.rcnn.max_per_img = 5
     model = MODELS.build(cfg.model)
     model.init_weights()
     assert tuple(model.backbone.out_channels) == tuple(cfg.model.neck.in_channels)
+    head = cfg.model.get('bbox_head') or cfg.model.roi_head.bbox_head
     inputs = demo_mm_inputs(
-        2, [[3, 64, 96], [3, 96, 64]], num_classes=cfg.model.bbox_head.num_classes
+        2,
+        [[3, 64, 96], [3, 96, 64]],
+        num_classes=head.num_classes,
+        with_mask='mask_head' in cfg.model.get('roi_head', {}),
     )
     data = model.data_preprocessor(inputs, True)
     losses = model.train().loss(data['inputs'], data['data_samples'])
@@ -71,10 +80,41 @@ def test_coco_recipe_is_the_authors(path):
     assert (steps.milestones, steps.gamma) == ([8, 11], 0.1)
     assert cfg.train_dataloader.batch_size * 8 == cfg.auto_scale_lr.base_batch_size == 16
     assert cfg.model.backbone.norm_eval and cfg.model.backbone.get('frozen_stages', -1) == -1
-    assert cfg.model.backbone.arch in cfg.model.backbone.init_cfg.checkpoint
-    assert cfg.model.neck.num_extra_trans_convs == 1 and cfg.model.neck.num_outs == 5
+    backbone, neck = cfg.model.backbone, cfg.model.neck
+    if backbone.type == 'EfficientViT':
+        finer = {'RetinaNet': 1, 'MaskRCNN': 2}[cfg.model.type]
+        assert neck.num_extra_trans_convs == finer and neck.num_outs == 5
+        assert backbone.arch in backbone.init_cfg.checkpoint
+    elif backbone.type == 'TIMMMobileNet':
+        assert backbone.init_cfg.checkpoint.startswith(f'timm://{backbone.model_name}.')
     scales = [t.scale for t in cfg.train_dataloader.dataset.pipeline if t.type == 'Resize']
     assert scales == [(1333, 800)]
+
+
+@pytest.mark.parametrize(
+    'name', ['mobilenetv2', 'mobilenetv3', 'efficientnet_b0', 'spnasnet', 'mixnet_m', 'spos']
+)
+def test_the_comparison_differs_in_nothing_but_backbone_and_taps(name):
+    ours = load_config(ROOT / 'configs' / f'retinanet_{name}_coco.py')
+    coco = load_config(ROOT / 'configs' / 'retinanet_evit_m4_coco.py')
+    different = {key for key in {*ours, *coco} if ours.get(key) != coco.get(key)}
+    assert different == {'model', 'work_dir'}
+    parts = {key for key in {*ours.model, *coco.model} if ours.model[key] != coco.model[key]}
+    assert parts == {'backbone', 'neck'} | ({'data_preprocessor'} if name == 'spos' else set())
+    neck = ours.model.neck
+    assert (neck.type, neck.add_extra_convs, neck.num_outs) == ('FPN', 'on_input', 5)
+    assert neck.out_channels == coco.model.neck.out_channels
+
+
+def test_spos_sees_bgr_pixels_as_they_are():
+    from mmdet.registry import MODELS
+
+    cfg = load_config(ROOT / 'configs' / 'retinanet_spos_coco.py')
+    init_default_scope('mmdet')
+    preprocessor = MODELS.build(cfg.model.data_preprocessor)
+    image = torch.randint(0, 256, (3, 32, 64), dtype=torch.uint8)  # BGR, as mmcv reads it
+    seen = preprocessor({'inputs': [image], 'data_samples': None})['inputs']
+    assert torch.equal(seen[0], image.float())
 
 
 def test_weight_decay_is_off_for_attention_biases_alone():

@@ -66,6 +66,7 @@ def check_coco(
     classes: Sequence[str] | None = None,
     training: bool = False,
     scale: tuple[int, int] | None = None,
+    with_mask: bool = False,
 ) -> tuple[list[str], list[str]]:
     """Check one annotation file in COCO's format and its images.
 
@@ -75,6 +76,7 @@ def check_coco(
         classes: Names that the config trains, in its order; None for COCO's own.
         training: The file is for training, where no box at all is an error.
         scale: What images are resized to with their ratio kept, as in mmdet's Resize.
+        with_mask: Masks are loaded too, so that every object needs a segmentation.
 
     Returns:
         Faults that must be mended, and notes on what will be left out; each is a sentence.
@@ -95,11 +97,12 @@ def check_coco(
     faults += _thin_faults(coco['images'], ann_file, scale)
     left_out, notes = _box_notes(coco, ann_file)
     known = {c['id'] for c in coco['categories'] if classes is None or c['name'] in classes}
-    usable = sum(
-        a['category_id'] in known and not a['iscrowd'] and a['id'] not in left_out
-        for a in coco['annotations']
-    )
-    if not usable:
+    loaded = [
+        a for a in coco['annotations'] if a['category_id'] in known and a['id'] not in left_out
+    ]
+    if with_mask:
+        faults += _mask_faults(loaded, ann_file)
+    if all(a['iscrowd'] for a in loaded):
         empty = f"'{ann_file}' has no usable box (of a class of the config, not a crowd)"
         if training:
             faults.append(f'{empty}; training needs at least one')
@@ -131,7 +134,9 @@ def dataset_paths(dataset: Mapping[str, Any]) -> dict[str, Any]:
         classes = CocoDataset.METAINFO['classes']
     steps = [step for step in dataset.get('pipeline') or [] if step.get('type') == 'Resize']
     scale = steps[0].get('scale') if len(steps) == 1 and steps[0].get('keep_ratio') else None
+    with_mask = any(step.get('with_mask') for step in dataset.get('pipeline') or [])
     return {
+        'with_mask': with_mask,
         'scale': (scale, scale) if isinstance(scale, int) else scale and tuple(scale),
         'ann_file': root / (dataset.get('ann_file') or ''),
         'img_dir': root / prefix,
@@ -141,14 +146,23 @@ def dataset_paths(dataset: Mapping[str, Any]) -> dict[str, Any]:
 
 def _num_classes_faults(cfg: Config, dataset: Mapping[str, Any]) -> list[str]:
     classes = dataset_paths(dataset)['classes']
-    head = cfg.model.get('bbox_head')
-    number = head.get('num_classes') if isinstance(head, Mapping) else None
-    if number is None or isinstance(classes, str) or number == len(classes):
+    if isinstance(classes, str):
         return []
-    return [
-        f'model.bbox_head.num_classes is {number} but the data set has {len(classes)} classes; '
-        f'set model.bbox_head.num_classes={len(classes)}'
-    ]
+    roi_head = cfg.model.get('roi_head') or {}
+    heads = {
+        'bbox_head': cfg.model.get('bbox_head'),
+        'roi_head.bbox_head': roi_head.get('bbox_head'),
+        'roi_head.mask_head': roi_head.get('mask_head'),
+    }
+    faults = []
+    for name, head in heads.items():
+        number = head.get('num_classes') if isinstance(head, Mapping) else None
+        if number not in (None, len(classes)):
+            faults.append(
+                f'model.{name}.num_classes is {number} but the data set has {len(classes)} '
+                f'classes; set model.{name}.num_classes={len(classes)}'
+            )
+    return faults
 
 
 def _evaluator_faults(cfg: Config, split: str) -> list[str]:
@@ -334,6 +348,25 @@ def _box_notes(coco: Mapping[str, Any], ann_file: Path) -> tuple[set[int], list[
             f'(annotations {_some(outside)}); is bbox [x, y, width, height] in pixels?'
         )
     return {*empty, *outside}, notes
+
+
+def _mask_faults(annotations: Sequence[Mapping[str, Any]], ann_file: Path) -> list[str]:
+    lacking = [a['id'] for a in annotations if not _is_segmentation(a.get('segmentation'))]
+    if not lacking:
+        return []
+    # mmdet ends with KeyError: 'mask' at the first of them, or ignores the object
+    return [
+        f"'{ann_file}': {len(lacking)} of {len(annotations)} annotations have no segmentation "
+        f'(polygons or RLE), which the pipeline loads (with_mask=True): {_some(lacking)}; add it, '
+        'remove them, or train a detector of boxes alone'
+    ]
+
+
+def _is_segmentation(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return bool(value.get('counts')) and bool(value.get('size'))
+    polygons = value if isinstance(value, list) else []
+    return any(isinstance(p, list) and len(p) >= 6 and len(p) % 2 == 0 for p in polygons)
 
 
 def _is_box(box: Any) -> bool:

@@ -1,0 +1,24 @@
+"""EfficientViT-M4 Mask R-CNN on COCO with the authors' recipe (8 GPUs x 2 images, 12 epochs).
+
+Published on val2017 (arXiv 2305.07027), AP / AP50 / AP75: boxes 32.8 / 54.4 / 34.5, masks
+31.0 / 51.2 / 32.2. Here: not run on COCO.
+
+Without a network, give the ImageNet weights as in ``retinanet_evit_m4_coco.py``.
+"""
+
+_base_ = [
+    './_base_/models/mask_rcnn_evit_m4.py',
+    './_base_/datasets/coco_instance.py',
+    './_base_/schedules/schedule_1x.py',
+    './_base_/default_runtime.py',
+]
+
+model = dict(
+    backbone=dict(
+        init_cfg=dict(
+            type='Pretrained',
+            checkpoint='https://github.com/xinyuliu-jeffrey/EfficientViT_Model_Zoo/'
+            'releases/download/v1.0/efficientvit_m4.pth',
+        )
+    )
+)
