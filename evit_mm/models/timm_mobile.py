@@ -32,6 +32,7 @@ class TIMMMobileNet(Backbone):
             takes timm's weights from the Hugging Face hub, or a file that holds them.
 
     Attributes:
+        model_name: timm's name.
         out_channels: Channels of each output.
         strides: Stride of each output.
 
@@ -67,6 +68,7 @@ class TIMMMobileNet(Backbone):
                 f"model_name: '{model_name}' is not made of conv_stem, bn1 and blocks as timm's "
                 "EfficientNet family is; mmpretrain's TIMMBackbone takes it"
             )
+        self.model_name = model_name
         depth = len(network.blocks)
         self.out_indices = check_out_indices(out_indices, range(depth))
         num_stages = self.out_indices[-1] + 1

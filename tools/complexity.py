@@ -1,0 +1,56 @@
+"""Count parameters and FLOPs: python tools/complexity.py [CONFIG ...] [options]."""
+
+import argparse
+import csv
+import io
+import json
+import sys
+from pathlib import Path
+
+from rich.progress import track
+
+from evit_mm.complexity import as_markdown, as_records, measure
+from evit_mm.errors import EvitError
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description='Count parameters and FLOPs (multiply-adds)')
+    parser.add_argument('configs', nargs='*', metavar='CONFIG', help='default: all for COCO')
+    parser.add_argument('--size', type=int, nargs=2, default=[1333, 800], metavar=('W', 'H'))
+    parser.add_argument('--format', choices=['markdown', 'csv', 'json'], default='markdown')
+    parser.add_argument('-o', '--out', type=Path, help='file to write instead of printing')
+    args = parser.parse_args()
+    if min(args.size) < 32:
+        parser.error(f'--size must be at least 32 32, got {args.size}')
+    folder = Path(__file__).resolve().parents[1] / 'configs'
+    args.configs = args.configs or sorted(folder.glob('*_coco.py'))
+    return args
+
+
+def main(args: argparse.Namespace) -> None:
+    """Count, then print or write."""
+    # the bar goes to stderr, so that the table alone can be piped
+    configs = track(args.configs, 'counting', disable=not sys.stderr.isatty())
+    rows = [measure(config, tuple(args.size)) for config in configs]
+    if args.format == 'markdown':
+        text = as_markdown(rows)
+    elif args.format == 'json':
+        text = json.dumps(as_records(rows), indent=1)
+    else:
+        buffer = io.StringIO()
+        writer = csv.DictWriter(buffer, as_records(rows)[0])
+        writer.writeheader()
+        writer.writerows(as_records(rows))
+        text = buffer.getvalue().rstrip()
+    if args.out:
+        args.out.write_text(text + '\n', encoding='utf-8')
+    else:
+        print(text)
+
+
+if __name__ == '__main__':
+    try:
+        main(parse_args())
+    except (EvitError, OSError) as error:
+        sys.exit(f'error: {error}')
