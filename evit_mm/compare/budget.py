@@ -1,0 +1,157 @@
+"""What is the same for every backbone of a comparison, and the config that follows from it."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+from .. import __version__
+from ..datasets.layout import CocoSplit, dataset_config, find_splits
+from ..errors import ConfigError
+
+CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
+HEADS = {
+    'full': '_base_/models/retinanet_evit_m4.py',
+    'light': '_base_/models/retinanet_evit_m4_light.py',
+}
+
+
+def available_models() -> dict[str, Path]:
+    """Return the backbones that can be compared: NAME of ``configs/retinanet_NAME_coco.py``."""
+    files = sorted(CONFIGS.glob('retinanet_*_coco.py'))
+    return {file.stem.removeprefix('retinanet_').removesuffix('_coco'): file for file in files}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What every run of a comparison shares.
+
+    Attributes:
+        data: Folder of a data set in COCO's format, see
+            :func:`evit_mm.datasets.layout.find_splits`.
+        epochs: Epochs of training.
+        scale: ``(width, height)`` that images are resized into, their ratio kept.
+        head: ``'full'`` is the published RetinaNet head and 256-channel neck, ``'light'`` the
+            64-channel one with 2 convolutions.
+        pretrained: Start from each config's ImageNet weights, else from scratch.
+        cfg_options: Overrides for every run's config, dotted keys.
+
+    Raises:
+        ConfigError: A value is out of range.
+        DataError: The data set cannot be used.
+    """
+
+    data: str
+    epochs: int = 12
+    scale: tuple[int, int] = (320, 240)
+    head: str = 'light'
+    pretrained: bool = False
+    cfg_options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise ConfigError(f'--epochs must be at least 1, got {self.epochs}')
+        if len(self.scale) != 2 or min(self.scale) < 32:
+            raise ConfigError(f'--scale must be WIDTHxHEIGHT of at least 32 each, got {self.scale}')
+        if self.head not in HEADS:
+            raise ConfigError(f"--head must be one of {', '.join(HEADS)}, got '{self.head}'")
+
+    def splits(self) -> tuple[CocoSplit, CocoSplit]:
+        """Return the training and the validation part of the data set."""
+        return find_splits(self.data)
+
+    def record(self) -> dict[str, Any]:
+        """Return what must not change while a comparison goes on, as JSON can hold it."""
+        record = {**asdict(self), 'scale': list(self.scale), 'version': __version__}
+        record['data'] = str(Path(self.data).resolve())
+        for split in self.splits():
+            digest = hashlib.sha256(split.ann_file.read_bytes()).hexdigest()
+            record[f'sha256 of {split.ann_file.name}'] = digest
+        return record
+
+    def config(self, model: str) -> Config:
+        """Return the config of one backbone's run.
+
+        Args:
+            model: A name out of :func:`available_models`.
+
+        Raises:
+            ConfigError: There is no such backbone.
+        """
+        coco = Config.fromfile(find_model(model))
+        parts = [
+            HEADS[self.head],
+            '_base_/datasets/coco_detection.py',
+            '_base_/schedules/schedule_scratch.py',
+            '_base_/default_runtime.py',
+        ]
+        merged: dict[str, Any] = {}
+        for part in parts:
+            merged.update(Config.fromfile(CONFIGS / part).to_dict())
+        cfg = Config(merged)
+        # the backbone, its neck and the pixels that it wants; everything else is common
+        channels = cfg.model.neck.out_channels
+        for key in ('backbone', 'neck', 'data_preprocessor'):
+            cfg.model[key] = coco.model[key]
+        cfg.model.neck.out_channels = channels
+        cfg.model.backbone.norm_eval = False
+        if not self.pretrained:
+            cfg.model.backbone.init_cfg = None
+        self._set_data(cfg)
+        self._set_schedule(cfg)
+        if self.cfg_options:
+            cfg.merge_from_dict(dict(self.cfg_options))
+        return cfg
+
+    def _set_data(self, cfg: Config) -> None:
+        train, val = self.splits()
+        cfg.model.bbox_head.num_classes = len(train.classes)
+        for key, split in (('train_dataloader', train), ('val_dataloader', val)):
+            loader = cfg[key]
+            pipeline = loader.dataset.pipeline
+            for step in pipeline:
+                if step['type'] == 'Resize':
+                    step['scale'] = self.scale
+            loader.dataset.update(dataset_config(split, pipeline))
+            loader.batch_size = 8
+            # workers that start anew each epoch are seeded anew, so that a resumed run sees the
+            # same flips as an uninterrupted one
+            loader.persistent_workers = False
+        # images without objects teach what is background
+        cfg.train_dataloader.dataset.filter_cfg = {'filter_empty_gt': False}
+        cfg.val_evaluator.ann_file = str(val.ann_file)
+        cfg.test_dataloader, cfg.test_evaluator = cfg.val_dataloader, cfg.val_evaluator
+        for unused in ('train_pipeline', 'test_pipeline', 'data_root', 'dataset_type'):
+            cfg.pop(unused, None)  # they have been read, and would mislead in the saved config
+
+    def _set_schedule(self, cfg: Config) -> None:
+        cfg.max_epochs = self.epochs
+        cfg.train_cfg.max_epochs = self.epochs
+        cfg.train_cfg.val_begin = self.epochs + 1  # evaluated once, after the training
+        cfg.param_scheduler[1].T_max = self.epochs
+        cfg.default_hooks.checkpoint = {
+            'type': 'CheckpointHook',
+            'interval': 1,
+            'max_keep_ckpts': 2,
+        }
+        cfg.default_hooks.logger.interval = 10
+
+
+def find_model(name: str) -> Path:
+    """Return the config of a backbone.
+
+    Raises:
+        ConfigError: There is none; the nearest names are given.
+    """
+    models = available_models()
+    if name in models:
+        return models[name]
+    close = difflib.get_close_matches(name, models, n=1, cutoff=0.3)
+    hint = f"did you mean '{close[0]}'? " if close else ''
+    raise ConfigError(f"no backbone '{name}'; {hint}there are {', '.join(models)}")

@@ -1,0 +1,86 @@
+"""The comparison's table from full trainings that have been run one by one."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+from ..errors import DataError
+from .runs import PREFIX
+from .table import METRICS, Row, count_detector, write_tables
+
+
+def collect(
+    work_dirs: Sequence[str | Path],
+    out: str | Path,
+    published: bool = False,
+) -> list[Row]:
+    """Make the comparison's table from the work dirs that ``tools/train.py`` left.
+
+    Work dirs of the same config are seeds of one row. The figures are those of the last
+    evaluation; a training that has not reached its last epoch becomes a row that says so.
+
+    Args:
+        work_dirs: Folders with the saved config and mmengine's ``vis_data/scalars.json``.
+        out: Folder for ``table.md``, ``table.json`` and ``table.png``.
+        published: Put the published COCO figures beside the measured ones.
+
+    Returns:
+        One row per config, best first.
+
+    Raises:
+        DataError: A folder is not such a work dir.
+    """
+    rows: dict[str, Row] = {}
+    scales = set()
+    for work_dir in map(Path, work_dirs):
+        cfg, scalars = _read(work_dir)
+        name = _name(cfg)
+        row = rows.setdefault(name, Row(name, [], [], [], cfg))
+        scales.add(_scale(cfg, work_dir))
+        evaluated = [entry for entry in scalars if f'{PREFIX}mAP' in entry]
+        last, epochs = evaluated[-1]['step'] if evaluated else 0, cfg.train_cfg.max_epochs
+        if last < epochs:
+            row.failures.append(f"'{work_dir}': evaluated up to epoch {last} of {epochs}")
+            continue
+        row.metrics.append({key: evaluated[-1][PREFIX + key] for key in METRICS})
+        steps = [entry for entry in scalars if 'iter' in entry and 'time' in entry]
+        mean_step = sum(entry['time'] for entry in steps) / max(len(steps), 1)
+        row.minutes.append(mean_step * max((entry['step'] for entry in steps), default=0) / 60)
+    if len(scales) > 1:
+        raise DataError(f'the trainings have different test scales {sorted(scales)}; collect alike')
+    scale = scales.pop()
+    for row in rows.values():
+        count_detector(row, scale)
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    about = {'collected from': [Path(d).name for d in work_dirs], 'scale': list(scale)}
+    return write_tables(list(rows.values()), out, about, published=published)
+
+
+def _read(work_dir: Path) -> tuple[Config, list[dict[str, Any]]]:
+    configs = sorted(work_dir.glob('*.py'))
+    logs = sorted(work_dir.glob('*/vis_data/scalars.json'))
+    if len(configs) != 1 or not logs:
+        raise DataError(
+            f"'{work_dir}' is not a work dir of tools/train.py: expected one config (*.py, found "
+            f'{len(configs)}) and */vis_data/scalars.json (found {len(logs)})'
+        )
+    lines = [line for log in logs for line in log.read_text().splitlines()]
+    return Config.fromfile(configs[0]), [json.loads(line) for line in lines if line.strip()]
+
+
+def _name(cfg: Config) -> str:
+    return Path(cfg.filename).stem.removeprefix('retinanet_').removesuffix('_coco')
+
+
+def _scale(cfg: Config, work_dir: Path) -> tuple[int, int]:
+    steps = [s for s in cfg.test_dataloader.dataset.pipeline if s.type == 'Resize']
+    if len(steps) != 1 or math.prod(steps[0].scale) <= 0:
+        raise DataError(f"'{work_dir}': the test pipeline has no single Resize with a scale")
+    return tuple(steps[0].scale)

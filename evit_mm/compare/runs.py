@@ -1,0 +1,378 @@
+"""Training the runs of a comparison, one process each, so that none can take the others down.
+
+A comparison's folder holds ``compare.json`` (the budget), ``runs/MODEL_seedK/`` (a work dir each)
+and in the end the table. A run is finished when its ``result.json`` is there; that file is written
+last, and all at once.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from mmengine.device import get_device
+from mmengine.hooks import Hook
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ..errors import ConfigError, EvitError
+from ..published import label_of
+from .budget import Budget, find_model
+from .table import METRICS, Row, add_latency, write_tables
+
+MAX_DEATHS = 3  # without an epoch finished in between
+POLL_SECONDS = 0.5
+PREFIX = 'coco/bbox_'
+
+
+@dataclass(frozen=True)
+class Run:
+    """One backbone with one seed."""
+
+    model: str
+    seed: int
+    folder: Path
+
+    @property
+    def label(self) -> str:
+        """Name for people."""
+        return f'{label_of(self.model)}, seed {self.seed}'
+
+    def read(self, name: str) -> Any:
+        """Return what a JSON file of the run's folder holds, None where there is none."""
+        path = self.folder / name
+        return json.loads(path.read_text()) if path.is_file() else None
+
+    def write(self, name: str, content: Any) -> None:
+        """Write a JSON file of the run's folder, whole or not at all."""
+        write_json(self.folder / name, content)
+
+
+def compare(
+    budget: Budget,
+    models: Sequence[str],
+    seeds: int,
+    out: str | Path,
+    device: str | None = None,
+    published: bool = False,
+) -> list[Row]:
+    """Train, evaluate and time backbones under one budget, and write the table.
+
+    Finished runs are never repeated and unfinished ones go on from their last epoch, so that an
+    interrupted comparison is continued by the same call; more models or seeds may be added to it.
+    A run that failed is tried again.
+
+    Args:
+        budget: What all runs share.
+        models: Names out of :func:`~evit_mm.compare.budget.available_models`.
+        seeds: Runs per model, with the seeds 0, 1, ...
+        out: Folder for the runs and for ``table.md``, ``table.json`` and ``table.png``.
+        device: As in :func:`evit_mm.engine.train`.
+        published: Put the published COCO figures beside the measured ones.
+
+    Returns:
+        One row per model, best first.
+
+    Raises:
+        ConfigError: A name or number is wrong, ``out`` holds another comparison, or one is running
+            there.
+        DataError: The data set cannot be used.
+    """
+    models = list(dict.fromkeys(models))
+    for model in models:
+        find_model(model)
+    if not models:
+        raise ConfigError('--models names no backbone')
+    if seeds < 1:
+        raise ConfigError(f'--seeds must be at least 1, got {seeds}')
+    out = Path(out)
+    notes = _check_data(budget, models[0])
+    with _claimed(out):
+        _check_same_budget(out, budget)
+        runs = [Run(m, s, out / 'runs' / f'{m}_seed{s}') for s in range(seeds) for m in models]
+        _train_all(runs, budget, device)
+        rows = [_row(model, [r for r in runs if r.model == model], budget) for model in models]
+        add_latency(rows, budget.scale, budget.data, device)
+        return write_tables(rows, out, _describe(budget, seeds), notes, published)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix('.partial')
+    partial.write_text(json.dumps(content, indent=1))
+    partial.replace(path)
+
+
+def _check_data(budget: Budget, model: str) -> list[str]:
+    """Look at the data set as training does, and return what the table must mention."""
+    from ..datasets.check import check_config_data
+
+    cfg = budget.config(model)
+    check_config_data(cfg, ('train', 'val'))
+    _, val = budget.splits()
+    absent = [name for name, count in val.num_boxes.items() if count == 0]
+    if not absent:
+        return []
+    return [
+        f"'{val.ann_file.name}' has no box of {', '.join(absent)}: every AP here is the mean over "
+        f'the other {len(val.classes) - len(absent)} of {len(val.classes)} classes'
+    ]
+
+
+@contextmanager
+def _claimed(out: Path) -> Iterator[None]:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(out / '.lock')
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ConfigError(f"a comparison is running in '{out}'; wait for it, or stop it") from None
+    except OSError as error:
+        raise ConfigError(f"--out '{out}' cannot be written: {error}") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _check_same_budget(out: Path, budget: Budget) -> None:
+    path, record = out / 'compare.json', budget.record()
+    if path.is_file():
+        before = json.loads(path.read_text())
+        keys = [key for key in {**before, **record} if before.get(key) != record.get(key)]
+        if keys:
+            changes = '; '.join(f'{k}: {before.get(k)} then, {record.get(k)} now' for k in keys)
+            raise ConfigError(
+                f"'{out}' holds a comparison under another budget ({changes}); choose another "
+                '--out, or the same budget to go on with it'
+            )
+    elif (out / 'runs').exists():
+        raise ConfigError(f"'{out}' has runs but no compare.json; choose another --out")
+    write_json(path, record)
+
+
+def _train_all(runs: Sequence[Run], budget: Budget, device: str | None) -> None:
+    console = Console(stderr=True)
+    columns = (
+        TextColumn('{task.description}'),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn('epochs'),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task('comparing', total=len(runs) * budget.epochs)
+        for place, run in enumerate(runs):
+            done = place * budget.epochs
+            progress.update(task, completed=done, description=run.label)
+            if run.read('result.json') is None:
+                for epoch in _train_one(run, budget, device):
+                    progress.update(task, completed=done + epoch)
+            progress.console.print(f'{run.label}: {_outcome(run)}', highlight=False)
+        progress.update(task, completed=len(runs) * budget.epochs)
+
+
+def _train_one(run: Run, budget: Budget, device: str | None) -> Iterator[int]:
+    """Run one training in a process of its own; yield the epochs it has done, now and then."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    (run.folder / 'failure.json').unlink(missing_ok=True)
+    budget.config(run.model).dump(run.folder / 'config.py')
+    deaths, reached = 0, _epochs_done(run)
+    while True:
+        process = _context().Process(target=_work, args=(run, device))
+        process.start()
+        try:
+            while process.is_alive():
+                process.join(POLL_SECONDS)
+                yield _epochs_done(run)
+        finally:
+            if process.is_alive():
+                process.terminate()
+                process.join()
+        if process.exitcode == 0 or run.read('failure.json'):
+            return
+        deaths = 1 if _epochs_done(run) > reached else deaths + 1
+        reached = _epochs_done(run)
+        if deaths >= MAX_DEATHS:
+            run.write('failure.json', {'reason': _how_it_died(process.exitcode)})
+            return
+
+
+def _context() -> Any:
+    """Return how to start a clean process: forked off a server that has done the slow imports."""
+    if 'forkserver' not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context('spawn')
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(['evit_mm.engine', 'evit_mm.heads', 'mmdet.datasets', 'timm'])
+    return context
+
+
+def _how_it_died(exitcode: int | None) -> str:
+    if exitcode is not None and exitcode < 0:
+        name = signal.Signals(-exitcode).name
+        hint = ' (out of memory?)' if name == 'SIGKILL' else ''
+        return f'killed by {name}{hint} {MAX_DEATHS} times without finishing an epoch'
+    return f'ended with status {exitcode} {MAX_DEATHS} times without finishing an epoch'
+
+
+def _outcome(run: Run) -> str:
+    result = run.read('result.json')
+    if result is None:
+        return f'failed: {run.read("failure.json")["reason"]}'
+    return f'AP {result["metrics"]["mAP"]:.3f} in {result["seconds"] / 60:.1f} min'
+
+
+def _epochs_done(run: Run) -> int:
+    return len(run.read('progress.json') or [])
+
+
+def _work(run: Run, device: str | None) -> None:
+    """Train and evaluate one run; the whole life of its process."""
+    # an orphan of a killed comparison may live for an iteration yet
+    with FileLock(run.folder / '.lock'), open(run.folder / 'console.log', 'ab') as log:
+        os.dup2(log.fileno(), sys.stdout.fileno())
+        os.dup2(log.fileno(), sys.stderr.fileno())
+        try:
+            _train_and_evaluate(run, device)
+        except Exception as error:  # whatever it is becomes a row of the table
+            traceback.print_exc()
+            run.write('failure.json', {'reason': _reason(error), 'type': type(error).__name__})
+            sys.exit(1)
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or 'out of memory' in str(error):
+        return f'out of memory ({lines[0][:120] if lines else "no details"})'
+    if isinstance(error, EvitError):
+        return ' '.join(lines)[:300]
+    return f'{type(error).__name__}: {lines[0][:200] if lines else "no message"}'
+
+
+def _train_and_evaluate(run: Run, device: str | None) -> None:
+    from ..checkpoint import read_checkpoint
+    from ..engine import test, train
+
+    config, work_dir = str(run.folder / 'config.py'), str(run.folder)
+    hook = RunHook(run)
+    train(config, work_dir, _last_checkpoint(run), seed=run.seed, device=device, hooks=[hook])
+    last = _last_checkpoint(run)
+    metrics = test(config, last, work_dir=work_dir, device=device)
+    # mmdet gives no figures at all where not one box was found
+    figures = {name: metrics.get(PREFIX + name, 0.0) for name in METRICS}
+    content = read_checkpoint(last)
+    slim = {
+        'state_dict': content['state_dict'],
+        'meta': {'dataset_meta': content['meta']['dataset_meta']},
+    }
+    torch.save(slim, run.folder / 'weights.partial')
+    (run.folder / 'weights.partial').replace(run.folder / 'weights.pth')
+    seconds = run.read('progress.json')
+    run.write(
+        'result.json',
+        {
+            'metrics': figures,
+            'seconds': sum(seconds),
+            'epochs': len(seconds),
+            'torch': torch.__version__,
+            'threads': torch.get_num_threads(),
+            'device': torch.cuda.get_device_name() if get_device() == 'cuda' else 'CPU',
+        },
+    )
+    for checkpoint in run.folder.glob('epoch_*.pth'):  # optimizer states are of no more use
+        checkpoint.unlink()
+
+
+def _last_checkpoint(run: Run) -> str | None:
+    """Return the last whole checkpoint; by its name alone, for the folder may have been moved."""
+    pointer = run.folder / 'last_checkpoint'
+    return str(run.folder / Path(pointer.read_text()).name) if pointer.is_file() else None
+
+
+class RunHook(Hook):
+    """Keep a run's times, and end it when its loss is not finite or its comparison is gone."""
+
+    priority = 'VERY_LOW'  # after the checkpoint is written
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.parent = run, os.getppid()
+        self.start = 0.0
+
+    def before_train(self, runner: Any) -> None:
+        """Lay the weights out channels last, in which a CPU trains these networks 1.2x as fast."""
+        runner.model.to(memory_format=torch.channels_last)
+
+    def before_train_epoch(self, runner: Any) -> None:  # noqa: ARG002 - mmengine's signature
+        """Start the clock."""
+        self.start = time.perf_counter()
+
+    def after_train_iter(
+        self,
+        runner: Any,
+        batch_idx: int,  # noqa: ARG002
+        data_batch: Any = None,  # noqa: ARG002
+        outputs: dict[str, Any] | None = None,
+    ) -> None:
+        """Look at the loss, and for the process that started this one.
+
+        Raises:
+            EvitError: The loss is not finite.
+        """
+        if os.getppid() != self.parent:
+            os._exit(1)
+        wrong = [
+            k for k, v in (outputs or {}).items() if not torch.isfinite(torch.as_tensor(v)).all()
+        ]
+        if wrong:
+            raise EvitError(
+                f'{", ".join(wrong)} became NaN or infinite in iteration {runner.iter + 1}'
+            )
+
+    def after_train_epoch(self, runner: Any) -> None:
+        """Add the epoch's seconds to the run's; an epoch done again after a crash replaces it."""
+        seconds = (self.run.read('progress.json') or [])[: runner.epoch]
+        self.run.write('progress.json', [*seconds, time.perf_counter() - self.start])
+
+
+def _row(model: str, runs: Sequence[Run], budget: Budget) -> Row:
+    results = [run.read('result.json') for run in runs]
+    done = [(run, result) for run, result in zip(runs, results, strict=True) if result]
+    failures = [
+        f'seed {run.seed}: {run.read("failure.json")["reason"]}'
+        for run, result in zip(runs, results, strict=True)
+        if not result
+    ]
+    return Row(
+        name=model,
+        metrics=[result['metrics'] for _, result in done],
+        minutes=[result['seconds'] / 60 for _, result in done],
+        failures=failures,
+        config=budget.config(model),
+        weights=done[0][0].folder / 'weights.pth' if done else None,
+    )
+
+
+def _describe(budget: Budget, seeds: int) -> dict[str, Any]:
+    """Return what the table says about itself."""
+    train, val = budget.splits()
+    described = {k: v for k, v in asdict(budget).items() if k != 'data'}
+    return {
+        'data': Path(budget.data).name,
+        **described,
+        'seeds': seeds,
+        'classes': list(train.classes),
+        'images': [train.num_images, val.num_images],
+    }

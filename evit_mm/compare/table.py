@@ -1,0 +1,327 @@
+"""The table of a comparison: what was measured, how sure it is, and its picture."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.device import get_device
+
+from ..benchmark import median_and_quartiles, time_interleaved
+from ..complexity import count_parameters, detector_macs
+from ..datasets.layout import find_splits
+from ..published import PUBLISHED, label_of
+
+# As COCO's metric calls them, and as the table does.
+METRICS = {
+    'mAP': 'AP',
+    'mAP_50': 'AP50',
+    'mAP_75': 'AP75',
+    'mAP_s': 'S',
+    'mAP_m': 'M',
+    'mAP_l': 'L',
+}
+TIMED_ROUNDS = 20
+
+
+@dataclass
+class Row:
+    """One backbone of the table.
+
+    Attributes:
+        name: NAME of ``configs/retinanet_NAME_coco.py``.
+        metrics: COCO's figures of each finished run, as fractions.
+        minutes: Training time of each finished run.
+        failures: One sentence per run that failed.
+        config: The detector's config.
+        weights: Checkpoint to time it with, if there is one.
+        params: Parameters of the whole detector.
+        macs: Multiply-adds of the whole detector for one image at the table's scale.
+        latency: Seconds for one image, from pixels in memory to boxes: median and quartiles.
+    """
+
+    name: str
+    metrics: list[dict[str, float]]
+    minutes: list[float]
+    failures: list[str]
+    config: Config
+    weights: Path | None = None
+    params: int = 0
+    macs: int = 0
+    latency: tuple[float, float, float] | None = None
+    label: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.label = label_of(self.name)
+
+    def values(self, metric: str) -> list[float]:
+        """Return one figure of each run, in percent; COCO's -1 (no such object) becomes NaN."""
+        found = [100 * m[metric] for m in self.metrics if metric in m]
+        return [value if value >= 0 else math.nan for value in found]
+
+    @property
+    def ap(self) -> float:
+        """Mean AP over the finished runs, NaN where there is none."""
+        return mean(self.values('mAP')) if self.metrics else math.nan
+
+
+def count_detector(row: Row, scale: tuple[int, int]) -> torch.nn.Module:
+    """Fill in a row's parameters and multiply-adds at ``(width, height)``; return the detector."""
+    from mmdet.registry import MODELS
+    from mmengine.registry import init_default_scope
+
+    init_default_scope('mmdet')
+    cfg = row.config.model
+    cfg.backbone.init_cfg = None
+    model = MODELS.build(cfg)
+    row.params = count_parameters(model)
+    row.macs = sum(detector_macs(model, scale[1], scale[0]).values())
+    return model
+
+
+def add_latency(
+    rows: Sequence[Row], scale: tuple[int, int], data: str | Path, device: str | None
+) -> None:
+    """Count every row, and time those with weights in turns on one validation image."""
+    from mmcv.transforms import Compose
+
+    from ..engine import load_detector, set_device
+
+    set_device(device)
+    functions = {}
+    for row in rows:
+        count_detector(row, scale)
+        if row.weights is None:
+            continue
+        model = load_detector(row.config, row.weights)
+        steps = [
+            s for s in row.config.test_dataloader.dataset.pipeline if s.type != 'LoadAnnotations'
+        ]
+        _, val = find_splits(data)
+        first = json.loads(val.ann_file.read_text(encoding='utf-8'))['images'][0]
+        sample = Compose(steps)({'img_path': str(val.img_dir / first['file_name']), 'img_id': 0})
+        batch = {'inputs': [sample['inputs']], 'data_samples': [sample['data_samples']]}
+        functions[row.name] = _prediction(model, batch)
+    seconds = time_interleaved(functions, TIMED_ROUNDS) if functions else {}
+    for row in rows:
+        if row.name in seconds:
+            row.latency = median_and_quartiles(seconds[row.name])
+
+
+def _prediction(model: torch.nn.Module, batch: Mapping[str, Any]) -> Any:
+    def predict() -> Any:
+        with torch.inference_mode():
+            return model.test_step(batch)
+
+    return predict
+
+
+def ranking(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Say of every two rows whether their difference exceeds the spread over seeds.
+
+    It does where the ranges do not overlap: the worst run of one is better than the best of the
+    other. With one seed nothing can be said.
+
+    Returns:
+        Per pair ``better``, ``worse``, ``difference`` (mean AP, percent) and ``exceeds_spread``
+        (None where a row has fewer than two runs).
+    """
+    pairs = []
+    ranked = sorted((row for row in rows if row.metrics), key=lambda row: -row.ap)
+    for better, worse in combinations(ranked, 2):
+        exceeds = None
+        if min(len(better.metrics), len(worse.metrics)) > 1:
+            exceeds = min(better.values('mAP')) > max(worse.values('mAP'))
+        pairs.append(
+            {
+                'better': better.name,
+                'worse': worse.name,
+                'difference': better.ap - worse.ap,
+                'exceeds_spread': exceeds,
+            }
+        )
+    return pairs
+
+
+def write_tables(
+    rows: list[Row],
+    out: Path,
+    about: Mapping[str, Any],
+    notes: Sequence[str] = (),
+    published: bool = False,
+) -> list[Row]:
+    """Write ``table.md``, ``table.json`` and ``table.png``; return the rows, best first."""
+    rows = sorted(rows, key=lambda row: -row.ap if row.metrics else math.inf)
+    about = {**about, **_machine()}
+    text = markdown(rows, about, notes, published)
+    (out / 'table.md').write_text(text, encoding='utf-8')
+    content = {
+        'about': about,
+        'notes': list(notes),
+        'rows': [_as_json(row) for row in rows],
+        'ranking': ranking(rows),
+    }
+    (out / 'table.json').write_text(json.dumps(content, indent=1))
+    if any(row.metrics for row in rows):
+        _draw(rows, out / 'table.png', about)
+    return rows
+
+
+def markdown(
+    rows: Sequence[Row], about: Mapping[str, Any], notes: Sequence[str], published: bool
+) -> str:
+    """Return the table with what it says about itself, as Markdown."""
+    columns = ['backbone', *METRICS.values(), 'params M', 'FLOPs G', 'latency ms', 'training min']
+    if published:
+        columns += [f'{name} (COCO, published)' for name in METRICS.values()]
+    lines = [f'| {" | ".join(columns)} |', f'|{"---|" * len(columns)}']
+    for row in rows:
+        cells = [row.label, _spread(row.values('mAP'))]
+        cells += [_mean(row.values(m)) for m in list(METRICS)[1:]]
+        cells += [f'{row.params / 1e6:.2f}', f'{row.macs / 1e9:.2f}', _latency(row)]
+        cells.append(_mean(row.minutes))
+        if published:
+            figures = PUBLISHED[row.name].coco if row.name in PUBLISHED else ()
+            cells += [f'{figure:.1f}' for figure in figures]
+            cells += ['-'] * (len(columns) - len(cells))
+        lines.append(f'| {" | ".join(cells)} |')
+    facts = '; '.join(f'{key}: {_plain(value)}' for key, value in about.items())
+    lines += [
+        '',
+        'AP in percent: mean over seeds ± standard deviation (number of runs); other figures: mean '
+        'over seeds. FLOPs: multiply-adds of the whole detector for an image. Latency: from pixels '
+        'in memory to boxes, one image, median (quartiles), all backbones timed in turns.',
+        '',
+        f'{facts}.',
+    ]
+    failures = [f'- {row.label}, {failure}' for row in rows for failure in row.failures]
+    if failures:
+        lines += ['', 'Runs that failed:', '', *failures]
+    lines += [*(f'\nNote: {note}.' for note in notes), '', *_ranking_lines(rows)]
+    if published:
+        lines += [
+            '',
+            'The published columns are RetinaNet on COCO val2017 after 12 epochs from ImageNet '
+            'weights, taken from the papers and not measured here; they are of other data, another '
+            'recipe and other images than the rest of the table. What the EfficientViT paper calls '
+            '"SPOS" is Single-Path NAS; for SPOS no AP is published.',
+        ]
+    return '\n'.join(lines).rstrip() + '\n'
+
+
+def _ranking_lines(rows: Sequence[Row]) -> list[str]:
+    pairs = ranking(rows)
+    labels = {row.name: row.label for row in rows}
+    known = [pair for pair in pairs if pair['exceeds_spread'] is not None]
+    if not pairs:
+        return []
+    if not known:
+        return ['One seed: no spread is known, so no difference here is certain.']
+    lines = [
+        'Differences that exceed the spread over seeds (no run of the one reaches the other):',
+        '',
+    ]
+    lines += [_pair(pair, labels) for pair in known if pair['exceeds_spread']] or ['- none']
+    lines += ['', 'Differences within the spread, that is, undecided here:', '']
+    lines += [_pair(pair, labels) for pair in known if not pair['exceeds_spread']] or ['- none']
+    return lines
+
+
+def _pair(pair: Mapping[str, Any], labels: Mapping[str, str]) -> str:
+    better, worse = labels[pair['better']], labels[pair['worse']]
+    return f'- {better} over {worse}: {pair["difference"]:+.1f} AP'
+
+
+def _mean(values: Sequence[float]) -> str:
+    known = [value for value in values if not math.isnan(value)]
+    return f'{mean(known):.1f}' if known else '-'
+
+
+def _spread(values: Sequence[float]) -> str:
+    if not values:
+        return 'failed'
+    text = f'{mean(values):.1f}'
+    return f'{text} ± {stdev(values):.1f} ({len(values)})' if len(values) > 1 else f'{text} (1)'
+
+
+def _latency(row: Row) -> str:
+    if row.latency is None:
+        return '-'
+    middle, low, high = (1000 * value for value in row.latency)
+    return f'{middle:.1f} ({low:.1f}-{high:.1f})'
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return ', '.join(map(str, value))
+    if isinstance(value, Mapping):
+        return ', '.join(f'{k}={v}' for k, v in value.items()) or 'none'
+    return str(value)
+
+
+def _machine() -> dict[str, Any]:
+    import mmcv
+    import mmdet
+
+    on_gpu = get_device() == 'cuda'
+    return {
+        'device': torch.cuda.get_device_name() if on_gpu else f'CPU, {platform.machine()}',
+        'threads': torch.get_num_threads(),
+        'torch': torch.__version__,
+        'mmcv': mmcv.__version__,
+        'mmdet': mmdet.__version__,
+    }
+
+
+def _as_json(row: Row) -> dict[str, Any]:
+    return {
+        'name': row.name,
+        'label': row.label,
+        'runs': row.metrics,
+        'AP': None if math.isnan(row.ap) else row.ap,
+        'minutes': row.minutes,
+        'failures': row.failures,
+        'params': row.params,
+        'macs': row.macs,
+        'latency_seconds': row.latency
+        and dict(zip(('median', 'q25', 'q75'), row.latency, strict=True)),
+        'published_coco': PUBLISHED[row.name].coco if row.name in PUBLISHED else (),
+    }
+
+
+def _draw(rows: Sequence[Row], path: Path, about: Mapping[str, Any]) -> None:
+    """Draw AP against latency and against FLOPs, with the range over seeds as a bar."""
+    import matplotlib
+
+    matplotlib.use('Agg')  # there may be no screen
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), sharey=True, layout='constrained')
+    shown = [row for row in rows if row.metrics]
+    for index, row in enumerate(shown):
+        values = row.values('mAP')
+        bar = [[row.ap - min(values)], [max(values) - row.ap]]
+        places = [row.latency and 1000 * row.latency[0], row.macs / 1e9]
+        marker = 'o' if row.name.startswith('evit') else 's'
+        for axis, place in zip(axes, places, strict=True):
+            if place is None:
+                continue
+            axis.errorbar(place, row.ap, yerr=bar, fmt=marker, capsize=3, color=f'C{index % 10}')
+            axis.annotate(row.label, (place, row.ap), xytext=(6, 4), textcoords='offset points')
+    axes[0].set_xlabel('latency of the detector, ms')
+    axes[1].set_xlabel('FLOPs of the detector (multiply-adds), G')
+    axes[0].set_ylabel(f'AP on {about.get("data", "val")}, %')
+    for axis in axes:
+        axis.grid(alpha=0.3)
+        axis.margins(x=0.15)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

@@ -1,0 +1,96 @@
+"""Where a COCO-format data set keeps its parts."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import DataError
+
+
+@dataclass(frozen=True)
+class CocoSplit:
+    """One annotation file and the folder of its images.
+
+    Attributes:
+        ann_file: JSON in COCO's format.
+        img_dir: Folder that its ``file_name`` entries are relative to.
+        classes: Category names in the file's order.
+        num_images: Images that it lists.
+        num_boxes: Boxes of each class, crowds left out.
+    """
+
+    ann_file: Path
+    img_dir: Path
+    classes: tuple[str, ...]
+    num_images: int
+    num_boxes: dict[str, int]
+
+
+def find_splits(root: str | Path) -> tuple[CocoSplit, CocoSplit]:
+    """Find the training and the validation part of a data set in COCO's format.
+
+    Annotations are ``annotations/instances_{train,val}.json``, perhaps with COCO's ``2017`` before
+    the dot; images are in a folder named like the part, in ``images/`` or right in ``root``.
+
+    Args:
+        root: The data set's folder.
+
+    Returns:
+        The training and the validation part.
+
+    Raises:
+        DataError: A part is not there or cannot be read, or lists no images.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise DataError(
+            f"data set '{root}' does not exist; give the folder that holds annotations/"
+        )
+    return _find(root, 'train'), _find(root, 'val')
+
+
+def _find(root: Path, split: str) -> CocoSplit:
+    names = [f'instances_{split}.json', f'instances_{split}2017.json']
+    files = [root / 'annotations' / name for name in names]
+    ann_file = next((file for file in files if file.is_file()), None)
+    if ann_file is None:
+        raise DataError(
+            f"'{root}' has no {split} annotations: neither {names[0]} nor {names[1]} is in "
+            f"'{root / 'annotations'}'"
+        )
+    try:
+        coco = json.loads(ann_file.read_text(encoding='utf-8'))
+        images = [str(image['file_name']) for image in coco['images']]
+        classes = {category['id']: str(category['name']) for category in coco['categories']}
+        boxes = Counter(a['category_id'] for a in coco['annotations'] if not a.get('iscrowd'))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"'{ann_file}' is not in COCO's format ({type(error).__name__}: {error})"
+        ) from None
+    if not images:
+        raise DataError(f"'{ann_file}' lists no images; the data set is empty")
+    if not classes:
+        raise DataError(f"'{ann_file}' has no categories")
+    stem = ann_file.stem.removeprefix('instances_')
+    folders = [root / stem, root / 'images' / stem, root / 'images', root]
+    img_dir = next((folder for folder in folders if (folder / images[0]).is_file()), None)
+    if img_dir is None:
+        looked = ', '.join(f"'{folder}'" for folder in folders)
+        raise DataError(f"image '{images[0]}' of '{ann_file}' is in none of {looked}")
+    counts: dict[str, int] = {name: boxes.get(identity, 0) for identity, name in classes.items()}
+    return CocoSplit(ann_file, img_dir, tuple(classes.values()), len(images), counts)
+
+
+def dataset_config(split: CocoSplit, pipeline: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the parts of a ``CocoDataset`` config that depend on where the data lie."""
+    return {
+        'data_root': '',
+        'ann_file': str(split.ann_file),
+        'data_prefix': {'img': str(split.img_dir)},
+        'metainfo': {'classes': split.classes},
+        'pipeline': pipeline,
+    }
