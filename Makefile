@@ -1,4 +1,5 @@
 # make train   set up, train the detector on the built-in shapes, evaluate it, draw pictures
+# make compare set up, compare six backbones on the built-in shapes (a table, its JSON, a picture)
 # make test    set up, run the tests
 # make env     set up alone
 # VENV= chooses the environment (default .venv), PYTHON= the interpreter that makes it.
@@ -8,7 +9,7 @@ PYTHON ?= python3
 SHAPES := configs/retinanet_evit_m4_shapes.py
 WORK := work_dirs/retinanet_evit_m4_shapes
 ENV = py=$$(requirements/env.sh '$(VENV)' '$(PYTHON)') && export PYTHONPATH='$(CURDIR)'
-.PHONY: env train test lint
+.PHONY: env train compare test lint
 
 env:
 	@$(ENV)
@@ -20,6 +21,12 @@ train:
 	"$$py" tools/train.py $(SHAPES) --seed 0 --work-dir $(WORK) $(ARGS) && \
 	"$$py" tools/test.py $(SHAPES) "$$(cat $(WORK)/last_checkpoint)" --work-dir $(WORK) \
 	    --show-dir $(WORK)/pictures
+
+# interrupted, it goes on where it was; ARGS='--seeds 3 --models evit_m0 spos' chooses
+compare:
+	@$(ENV) && \
+	"$$py" tools/make_shapes.py data/shapes && \
+	"$$py" tools/compare.py --data data/shapes --scale 192x192 --out work_dirs/compare_shapes $(ARGS)
 
 # ARGS="-m 'not slow'" leaves out what trains or starts several processes
 test:

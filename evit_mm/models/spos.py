@@ -105,7 +105,8 @@ class SPOSNet(Backbone):
         frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the first k stages.
         norm_eval: Keep every BatchNorm in eval mode while training.
         init_cfg: As everywhere in OpenMMLab. ``dict(type='Pretrained', checkpoint=FILE)`` takes
-            the released checkpoint as it is.
+            the released checkpoint as it is; None leaves torch's initial weights, as EfficientViT
+            does (mmengine's Kaiming counts a depthwise kernel's fan over all channels).
 
     Attributes:
         out_channels: Channels of each output.
@@ -134,7 +135,7 @@ class SPOSNet(Backbone):
         norm_eval: bool = False,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
-        super().__init__(init_cfg=init_cfg or {'type': 'Kaiming', 'layer': 'Conv2d'})
+        super().__init__(init_cfg=init_cfg)
         if len(choices) != sum(DEPTHS) or not set(choices) <= set(range(len(KERNEL_SIZES))):
             raise ValueError(f'choices must be {sum(DEPTHS)} numbers from 0 to 3, got {choices!r}')
         self.out_indices = check_out_indices(out_indices, range(len(DEPTHS) + 1))
