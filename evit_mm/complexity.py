@@ -144,14 +144,14 @@ def detector_macs(model: nn.Module, height: int, width: int) -> dict[str, int]:
     Returns:
         Figures for ``backbone``, ``neck`` and ``head``.
     """
-    model = copy.deepcopy(model).to('meta').eval()
+    parts: Any = copy.deepcopy(model).to('meta').eval()
     image = torch.empty(1, 3, height, width, device='meta')
-    features, backbone = _run_counted(model.backbone, image)
-    levels, neck = _run_counted(model.neck, features)
-    if hasattr(model, 'bbox_head'):
-        head = count_macs(model.bbox_head, levels)
+    features, backbone = _run_counted(parts.backbone, image)
+    levels, neck = _run_counted(parts.neck, features)
+    if hasattr(parts, 'bbox_head'):
+        head = count_macs(parts.bbox_head, levels)
     else:
-        head = count_macs(model.rpn_head, levels) + _roi_macs(model.roi_head)
+        head = count_macs(parts.rpn_head, levels) + _roi_macs(parts.roi_head)
     return {'backbone': backbone, 'neck': neck, 'head': head}
 
 

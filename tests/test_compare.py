@@ -326,6 +326,14 @@ def test_a_process_that_keeps_dying_is_given_up(shapes, tmp_path, monkeypatch):
     assert row.failures == ['seed 0: out of memory (1 TiB)']
 
 
+def test_a_damaged_file_is_named(shapes, tmp_path):
+    run = runs.Run('evit_m0', 0, tmp_path / 'runs' / 'evit_m0_seed0')
+    run.write('result.json', {'metrics': {}})
+    (run.folder / 'result.json').write_text('{"metr')
+    with pytest.raises(ConfigError, match=r"result.json' cannot be read .* delete the folder"):
+        run.read('result.json')
+
+
 # --- the table
 
 

@@ -83,6 +83,14 @@ def test_published_stands_beside_counted_with_the_deviation(rows):
     assert record['macs_published'] == 365e6 and record['width'] == 1333
 
 
+def test_the_committed_table_is_what_the_command_prints(rows):
+    committed = (ROOT / 'docs' / 'complexity.md').read_text()
+    lines = as_markdown(list(rows.values())).splitlines()
+    for line in lines[: len(rows) + 2]:
+        assert line in committed
+    assert committed.endswith(lines[-1] + '\n')
+
+
 def test_masks_and_two_stages_are_counted():
     row = measure(ROOT / 'configs/mask_rcnn_evit_m4_coco.py', (256, 256))
     # one mask head: four 3x3 convolutions and a transposed one at 14 x 14, a predictor at 28 x 28

@@ -8,18 +8,15 @@ from mmengine.config import DictAction
 from evit_mm.compare import Budget, available_models, collect, compare
 from evit_mm.errors import EvitError
 
+DEFAULT = ['evit_m0', 'evit_m2', 'evit_m4', 'mobilenetv2', 'spos', 'spnasnet']
+
 
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description='Compare backbones under one budget')
     parser.add_argument('--data', help='data set in COCO format: annotations/instances_{train,val}')
-    parser.add_argument(
-        '--models',
-        nargs='+',
-        default=['evit_m0', 'evit_m2', 'evit_m4', 'mobilenetv2', 'spos', 'spnasnet'],
-        metavar='NAME',
-        help=f'of {", ".join(available_models())}',
-    )
+    names = f'of {", ".join(available_models())}'
+    parser.add_argument('--models', nargs='+', default=DEFAULT, metavar='NAME', help=names)
     parser.add_argument('--epochs', type=int, default=12)
     parser.add_argument('--seeds', type=int, default=1, help='runs per backbone')
     parser.add_argument('--scale', default='320x240', metavar='WxH', help='images fit into this')
@@ -31,9 +28,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, help='overrides for all runs'
     )
-    parser.add_argument(
-        '--collect', nargs='+', metavar='WORK_DIR', help='table of finished trainings instead'
-    )
+    parser.add_argument('--collect', nargs='+', metavar='WORK_DIR', help='finished trainings')
     args = parser.parse_args()
     if (args.data is None) == (args.collect is None):
         parser.error('give either --data or --collect')
@@ -48,9 +43,8 @@ def main(args: argparse.Namespace) -> None:
     if args.collect:
         collect(args.collect, args.out, args.published)
     else:
-        budget = Budget(
-            args.data, args.epochs, args.scale, args.head, args.pretrained, args.cfg_options or {}
-        )
+        options = args.cfg_options or {}
+        budget = Budget(args.data, args.epochs, args.scale, args.head, args.pretrained, options)
         compare(budget, args.models, args.seeds, args.out, args.device, args.published)
     with open(f'{args.out}/table.md', encoding='utf-8') as table:
         print(table.read())

@@ -51,9 +51,12 @@ class Run:
         return f'{label_of(self.model)}, seed {self.seed}'
 
     def read(self, name: str) -> Any:
-        """Return what a JSON file of the run's folder holds, None where there is none."""
-        path = self.folder / name
-        return json.loads(path.read_text()) if path.is_file() else None
+        """Return what a JSON file of the run's folder holds, None where there is none.
+
+        Raises:
+            ConfigError: Something else has changed the file.
+        """
+        return read_json(self.folder / name)
 
     def write(self, name: str, content: Any) -> None:
         """Write a JSON file of the run's folder, whole or not at all."""
@@ -108,6 +111,22 @@ def compare(
         return write_tables(rows, out, _describe(budget, seeds), notes, published)
 
 
+def read_json(path: Path) -> Any:
+    """Return what a JSON file holds, None where there is none.
+
+    Raises:
+        ConfigError: It cannot be read.
+    """
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"'{path}' cannot be read ({error}); delete the folder '{path.parent}' to do it again"
+        ) from None
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write JSON, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -150,8 +169,8 @@ def _claimed(out: Path) -> Iterator[None]:
 
 def _check_same_budget(out: Path, budget: Budget) -> None:
     path, record = out / 'compare.json', budget.record()
-    if path.is_file():
-        before = json.loads(path.read_text())
+    before = read_json(path)
+    if before is not None:
         keys = [key for key in {**before, **record} if before.get(key) != record.get(key)]
         if keys:
             changes = '; '.join(f'{k}: {before.get(k)} then, {record.get(k)} now' for k in keys)
@@ -269,7 +288,7 @@ def _train_and_evaluate(run: Run, device: str | None) -> None:
     config, work_dir = str(run.folder / 'config.py'), str(run.folder)
     hook = RunHook(run)
     train(config, work_dir, _last_checkpoint(run), seed=run.seed, device=device, hooks=[hook])
-    last = _last_checkpoint(run)
+    last = str(_last_checkpoint(run))
     metrics = test(config, last, work_dir=work_dir, device=device)
     # mmdet gives no figures at all where not one box was found
     figures = {name: metrics.get(PREFIX + name, 0.0) for name in METRICS}
@@ -280,13 +299,11 @@ def _train_and_evaluate(run: Run, device: str | None) -> None:
     }
     torch.save(slim, run.folder / 'weights.partial')
     (run.folder / 'weights.partial').replace(run.folder / 'weights.pth')
-    seconds = run.read('progress.json')
     run.write(
         'result.json',
         {
             'metrics': figures,
-            'seconds': sum(seconds),
-            'epochs': len(seconds),
+            'seconds': sum(run.read('progress.json')),
             'torch': torch.__version__,
             'threads': torch.get_num_threads(),
             'device': torch.cuda.get_device_name() if get_device() == 'cuda' else 'CPU',

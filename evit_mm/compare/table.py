@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -117,7 +117,7 @@ def add_latency(
             row.latency = median_and_quartiles(seconds[row.name])
 
 
-def _prediction(model: torch.nn.Module, batch: Mapping[str, Any]) -> Any:
+def _prediction(model: Any, batch: Mapping[str, Any]) -> Callable[[], Any]:
     def predict() -> Any:
         with torch.inference_mode():
             return model.test_step(batch)
