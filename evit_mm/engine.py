@@ -31,6 +31,7 @@ from . import models
 from .checkpoint import DERIVED, check_state_dict, extract_state_dict, read_checkpoint
 from .datasets.check import check_config_data, dataset_paths
 from .datasets.check_images import check_image_data
+from .datasets.decoding import read_image
 from .errors import CheckpointError, ConfigError, DataError, EvitError
 from .hooks import DropCheckpointConfigHook
 
@@ -257,10 +258,7 @@ def predict(
     results, faults = [], []
     for path in track(images, description='detecting'):
         name = str(path.relative_to(root))
-        try:
-            pixels = mmcv.imread(str(path))
-        except (OSError, cv2.error):  # OpenCV raises on an empty file and returns None on others
-            pixels = None
+        pixels = read_image(path)
         if pixels is None:
             faults.append(f"'{path}' was left out: it cannot be decoded")
             continue

@@ -15,15 +15,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import mmcv
 from mmengine.config import Config
 from mmengine.logging import print_log
 
 from ..errors import DataError
+from .decoding import read_image, some
 
 NUM_DECODED = 8  # images opened per split; enough to see a systematic fault
-MAX_NAMED = 5
 
 
 def check_config_data(cfg: Config, splits: Sequence[str] = ('train', 'val')) -> None:
@@ -230,14 +229,14 @@ def _class_faults(
     names = [category['name'] for category in coco['categories']]
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
-        return [f"'{ann_file}': several categories are named {_some(repeated)}; rename them"]
+        return [f"'{ann_file}': several categories are named {some(repeated)}; rename them"]
     if isinstance(classes, str):
         return [f"metainfo.classes is the string '{classes}'; give a tuple such as ('{classes}',)"]
     missing = [name for name in classes if name not in names]
     if missing:
         return [
-            f"'{ann_file}' lacks {_some(missing)} of metainfo.classes, which mmdet would skip "
-            f'silently; its categories are {_some(names)}; set metainfo.classes to those'
+            f"'{ann_file}' lacks {some(missing)} of metainfo.classes, which mmdet would skip "
+            f'silently; its categories are {some(names)}; set metainfo.classes to those'
         ]
     in_file_order = [name for name in names if name in classes]
     if in_file_order != list(classes):
@@ -254,13 +253,13 @@ def _reference_faults(coco: Mapping[str, Any], ann_file: Path) -> list[str]:
         counts = Counter(item['id'] for item in coco[part])
         repeated = [identity for identity, count in counts.items() if count > 1]
         if repeated:
-            faults.append(f"'{ann_file}': {part} share the ids {_some(repeated)}; make them unique")
+            faults.append(f"'{ann_file}': {part} share the ids {some(repeated)}; make them unique")
     for key, part in (('image_id', 'images'), ('category_id', 'categories')):
         known = {item['id'] for item in coco[part]}
         wrong = [a['id'] for a in coco['annotations'] if a[key] not in known]
         if wrong:
             faults.append(
-                f"'{ann_file}': annotations {_some(wrong)} have a {key} that no entry of "
+                f"'{ann_file}': annotations {some(wrong)} have a {key} that no entry of "
                 f"'{part}' has; mend or remove them"
             )
     return faults
@@ -283,15 +282,12 @@ def _image_faults(images: Sequence[Mapping[str, Any]], ann_file: Path, img_dir: 
     if missing:
         return [
             f"'{ann_file}' names {len(missing)} of {len(images)} images that '{img_dir}' lacks "
-            f'({_some(missing)}); check data_prefix.img or copy them there'
+            f'({some(missing)}); check data_prefix.img or copy them there'
         ]
     faults = []
     for image in images[:: max(len(images) // NUM_DECODED, 1)][:NUM_DECODED]:
         path = img_dir / image['file_name']
-        try:
-            pixels = mmcv.imread(str(path))
-        except (OSError, cv2.error):  # a folder, or an empty file
-            pixels = None
+        pixels = read_image(path)
         if pixels is None:
             faults.append(f"image '{path}' cannot be decoded; replace it or remove its entry")
             continue
@@ -318,7 +314,7 @@ def _thin_faults(
     if not thin:
         return []
     return [
-        f"'{ann_file}': resized to {scale}, these images are thinner than a pixel: {_some(thin)}; "
+        f"'{ann_file}': resized to {scale}, these images are thinner than a pixel: {some(thin)}; "
         'remove them or raise the scale'
     ]
 
@@ -340,12 +336,12 @@ def _box_notes(coco: Mapping[str, Any], ann_file: Path) -> tuple[set[int], list[
     if empty:
         notes.append(
             f"'{ann_file}': {len(empty)} boxes have no area or are under a pixel wide; mmdet "
-            f'leaves them out (annotations {_some(empty)})'
+            f'leaves them out (annotations {some(empty)})'
         )
     if outside:
         notes.append(
             f"'{ann_file}': {len(outside)} boxes lie outside their image; mmdet leaves them out "
-            f'(annotations {_some(outside)}); is bbox [x, y, width, height] in pixels?'
+            f'(annotations {some(outside)}); is bbox [x, y, width, height] in pixels?'
         )
     return {*empty, *outside}, notes
 
@@ -357,7 +353,7 @@ def _mask_faults(annotations: Sequence[Mapping[str, Any]], ann_file: Path) -> li
     # mmdet ends with KeyError: 'mask' at the first of them, or ignores the object
     return [
         f"'{ann_file}': {len(lacking)} of {len(annotations)} annotations have no segmentation "
-        f'(polygons or RLE), which the pipeline loads (with_mask=True): {_some(lacking)}; add it, '
+        f'(polygons or RLE), which the pipeline loads (with_mask=True): {some(lacking)}; add it, '
         'remove them, or train a detector of boxes alone'
     ]
 
@@ -398,8 +394,3 @@ KINDS = {
     'area': ('a finite number', _is_number),
     'iscrowd': ('0 or 1', lambda value: isinstance(value, int) and value in (0, 1)),
 }
-
-
-def _some(items: Sequence[Any]) -> str:
-    shown = ', '.join(str(item) for item in items[:MAX_NAMED])
-    return shown + (f', ... ({len(items)} in all)' if len(items) > MAX_NAMED else '')

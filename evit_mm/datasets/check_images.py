@@ -11,15 +11,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
-import mmcv
 from mmengine.config import Config
 
 from ..errors import DataError
+from .decoding import read_image, some
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif')  # mmpretrain's
 NUM_DECODED = 8  # images opened per split; enough to see a systematic fault
-MAX_NAMED = 5
 
 
 def check_image_data(cfg: Config, splits: Sequence[str] = ('train', 'val')) -> None:
@@ -96,7 +94,7 @@ def _dataset_faults(dataset: Mapping[str, Any], num_classes: int | None, field: 
     empty = [name for name in classes if samples[name] is None]
     if empty:
         return [
-            f"'{folder}': no image ({', '.join(SUFFIXES)}) of {_some(empty)}; add images, or "
+            f"'{folder}': no image ({', '.join(SUFFIXES)}) of {some(empty)}; add images, or "
             'remove the folders in every split'
         ]
     named = (dataset.get('metainfo') or {}).get('classes')
@@ -122,7 +120,7 @@ def _list_faults(list_file: Path, folder: Path, num_classes: int | None) -> list
     rows = [line.strip().rsplit(' ', 1) for line in lines]
     wrong = [i for i, row in enumerate(rows, 1) if len(row) != 2 or not row[1].isdecimal()]
     if wrong or not rows:
-        what = f'its lines {_some(wrong)} are not' if wrong else 'it is empty, lines must be'
+        what = f'its lines {some(wrong)} are not' if wrong else 'it is empty, lines must be'
         return [f"'{list_file}': {what} 'IMAGE LABEL', the label a number from 0; mend them"]
     top = max(int(label) for _, label in rows)
     if num_classes is not None and top >= num_classes:
@@ -134,18 +132,14 @@ def _list_faults(list_file: Path, folder: Path, num_classes: int | None) -> list
         name for name, _ in rows[:: max(len(rows) // 100, 1)] if not (folder / name).exists()
     ]
     if missing:
-        return [f"'{list_file}' names images that '{folder}' lacks ({_some(missing)}); copy them"]
+        return [f"'{list_file}' names images that '{folder}' lacks ({some(missing)}); copy them"]
     return _decoding_faults([folder / name for name, _ in rows])
 
 
 def _decoding_faults(paths: Sequence[Any]) -> list[str]:
     faults = []
     for path in paths[:: max(len(paths) // NUM_DECODED, 1)][:NUM_DECODED]:
-        try:
-            pixels = mmcv.imread(str(path))
-        except (OSError, cv2.error):  # a folder, or an empty file
-            pixels = None
-        if pixels is None:
+        if read_image(path) is None:
             faults.append(f"image '{path}' cannot be decoded; replace or remove it")
     return faults
 
@@ -159,8 +153,9 @@ def _order_faults(cfg: Config, dataset: Mapping[str, Any]) -> list[str]:
     trained, found = set(_class_folders(train_folder)), set(_class_folders(folder))
     if not trained or trained == found:
         return []
+    names = some(sorted(trained ^ found))
     return [
-        f"'{folder}' and '{train_folder}' differ in their class folders ({_some(trained ^ found)}),"
+        f"'{folder}' and '{train_folder}' differ in their class folders ({names}),"
         ' so the same label would mean different classes; make them the same'
     ]
 
@@ -196,8 +191,3 @@ def _images(folder: Path) -> Iterator[Path]:
                 yield Path(entry.path)
     for subfolder in subfolders:
         yield from _images(subfolder)
-
-
-def _some(items: Any) -> str:
-    shown = ', '.join(str(item) for item in sorted(items)[:MAX_NAMED])
-    return shown + (f', ... ({len(items)} in all)' if len(items) > MAX_NAMED else '')
