@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .published import PUBLISHED, Published
+from .published import PUBLISHED, TIMM_NAMES, Published
 
 PARTS = ('backbone', 'neck', 'head')
 CLASSIFIER_WINDOWS = (7, 7, 4)
@@ -88,10 +88,10 @@ def measure(config: str | Path, size: tuple[int, int] = (1333, 800)) -> Complexi
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     cfg.model.backbone.init_cfg = None
     name = Path(config).stem
-    published = next((PUBLISHED[n] for n in PUBLISHED if f'_{n}_' in f'_{name}_'), None)
     with config_faults(cfg):
         model = MODELS.build(cfg.model).eval()
         classifier = build_classifier(model.backbone)
+    published = PUBLISHED.get(system_of(model.backbone) or '')
     parts = {}
     if hasattr(model, 'bbox_head') or hasattr(model, 'roi_head'):
         macs = detector_macs(model, size[1], size[0])
@@ -111,6 +111,22 @@ def measure(config: str | Path, size: tuple[int, int] = (1333, 800)) -> Complexi
     return Complexity(name, counted, parts, size, published)
 
 
+def system_of(backbone: nn.Module) -> str | None:
+    """Return a backbone's name in :data:`~evit_mm.published.PUBLISHED`, None where it has none."""
+    from .models import VARIANTS, EfficientViT, SPOSNet, TIMMMobileNet
+    from .models.spos import RELEASED_CHOICES
+
+    if isinstance(backbone, EfficientViT):
+        for name, variant in VARIANTS.items():
+            if replace(backbone.variant, window_sizes=variant.window_sizes) == variant:
+                return f'evit_{name}'
+    if isinstance(backbone, SPOSNet) and tuple(backbone.choices) == RELEASED_CHOICES:
+        return 'spos'
+    if isinstance(backbone, TIMMMobileNet):
+        return TIMM_NAMES.get(backbone.model_name)
+    return None
+
+
 def build_classifier(backbone: nn.Module) -> nn.Module | None:
     """Return the ImageNet classifier that a backbone belongs to, None where it is not known."""
     from .models import EfficientViT, EfficientViTHead, SPOSHead, SPOSNet, TIMMMobileNet
@@ -120,7 +136,7 @@ def build_classifier(backbone: nn.Module) -> nn.Module | None:
         body = EfficientViT(backbone.variant, window_sizes=CLASSIFIER_WINDOWS)
         return nn.Sequential(body, EfficientViTHead(body.out_channels[-1]))
     if isinstance(backbone, SPOSNet):
-        return nn.Sequential(SPOSNet(out_indices=(4,)), SPOSHead())
+        return nn.Sequential(SPOSNet(backbone.choices, out_indices=(4,)), SPOSHead())
     if isinstance(backbone, TIMMMobileNet):
         import timm
 

@@ -46,6 +46,14 @@ PUBLISHED = {
     'efficientnet_b0': Published('EfficientNet-B0', 390e6, 5.3e6),
     'spos': Published('SPOS', 323e6, 3.5e6),
 }
+# timm's names of the networks above
+TIMM_NAMES = {
+    'mobilenetv2_100': 'mobilenetv2',
+    'mobilenetv3_large_100': 'mobilenetv3',
+    'spnasnet_100': 'spnasnet',
+    'mixnet_m': 'mixnet_m',
+    'efficientnet_b0': 'efficientnet_b0',
+}
 
 
 def label_of(name: str) -> str:

@@ -11,6 +11,7 @@ import time
 
 import psutil
 import pytest
+import torch
 from filelock import FileLock
 from mmengine.config import Config
 
@@ -19,7 +20,7 @@ from evit_mm.compare import Budget, available_models, collect, compare, runs
 from evit_mm.compare.table import Row, markdown, ranking
 from evit_mm.datasets import make_shapes
 from evit_mm.datasets.layout import find_splits
-from evit_mm.errors import ConfigError, DataError
+from evit_mm.errors import CheckpointError, ConfigError, DataError
 
 from .conftest import ROOT
 
@@ -66,7 +67,7 @@ def table(out):
 
 def row(name='evit_m4', *aps, failures=()):
     metrics = [dict.fromkeys(NAMES, ap / 100) for ap in aps]
-    return Row(name, metrics, [2.0] * len(aps), list(failures), Config())
+    return Row(name, Config(), metrics, [2.0] * len(aps), list(failures))
 
 
 # --- the budget
@@ -177,6 +178,36 @@ def test_a_class_without_boxes_in_val_is_mentioned(copy, tmp_path, monkeypatch):
     assert f'star: every AP here is the mean over the other {left} of 5 classes' in text
 
 
+def test_splits_with_other_categories_are_refused(copy, tmp_path):
+    edit(copy, lambda coco: coco['categories'].reverse())
+    with pytest.raises(DataError, match='the same categories in the same order'):
+        compare(small(copy), MODELS, 1, tmp_path / 'out')
+
+
+def test_nothing_to_evaluate_is_refused(copy, tmp_path):
+    edit(copy, lambda coco: coco.update(annotations=[]))
+    with pytest.raises(DataError, match='has no box at all'):
+        compare(small(copy), MODELS, 1, tmp_path / 'out')
+
+
+def test_overrides_that_cannot_work_are_refused_before_any_training(shapes, tmp_path):
+    for options, match in (
+        ({'optim_wraper.optimizer.lr': 1.0}, "the config has no 'optim_wraper"),
+        ({'train_cfg.max_epochs': 7}, 'set by --epochs'),
+        ({'model.backbone.window_sizes': [7, 7, 4]}, "SPOSNet has no argument 'window_sizes'"),
+    ):
+        budget = Budget(str(shapes), EPOCHS, (64, 64), cfg_options=options)
+        with pytest.raises(ConfigError, match=match):
+            compare(budget, ['evit_m0', 'spos'], 1, tmp_path / 'out')
+    with pytest.raises(CheckpointError, match=r'spos_megvii\.pth\.tar'):
+        compare(small(shapes, pretrained=True), ['spos'], 1, tmp_path / 'out')
+    assert not (tmp_path / 'out').exists()
+
+
+def test_flops_are_those_of_the_image_that_is_timed(shapes):
+    assert Budget(str(shapes), scale=(100, 70)).input_size() == (96, 96)  # 70 x 70, padded
+
+
 # --- runs
 
 
@@ -240,6 +271,15 @@ def process_of_the_run(parent):
     return None
 
 
+def kill_all(process, number):
+    """Kill the command alone, and see its training end."""
+    worker = process_of_the_run(process)
+    process.send_signal(number)
+    process.wait(60)
+    if worker is not None:
+        worker.wait(60)  # raises if it is still there
+
+
 @pytest.mark.slow
 def test_killed_three_times_it_ends_with_the_same_table(finished, shapes, tmp_path):
     out = tmp_path / 'out'
@@ -262,14 +302,13 @@ def test_killed_three_times_it_ends_with_the_same_table(finished, shapes, tmp_pa
 
     process = start()  # once the whole command, when the first run has an epoch
     wait(process, lambda: (first / 'progress.json').exists())
-    process.kill()
-    process.wait()
+    kill_all(process, signal.SIGTERM)
+    assert 'the same command goes on' in process.communicate()[0]
     process = start()  # once the training alone, which the command itself goes on with
     wait(process, lambda: (second / 'progress.json').exists() and process_of_the_run(process))
     process_of_the_run(process).send_signal(signal.SIGKILL)
     wait(process, lambda: (second / 'last_checkpoint').read_text().endswith('epoch_2.pth'))
-    process.kill()  # and once more the command
-    process.wait()
+    kill_all(process, signal.SIGKILL)  # and once more the command
     process = start()
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
@@ -329,9 +368,37 @@ def test_a_process_that_keeps_dying_is_given_up(shapes, tmp_path, monkeypatch):
 def test_a_damaged_file_is_named(shapes, tmp_path):
     run = runs.Run('evit_m0', 0, tmp_path / 'runs' / 'evit_m0_seed0')
     run.write('result.json', {'metrics': {}})
+    with pytest.raises(ConfigError, match=r"result.json' is not what a run writes; delete"):
+        run.result()
     (run.folder / 'result.json').write_text('{"metr')
     with pytest.raises(ConfigError, match=r"result.json' cannot be read .* delete the folder"):
-        run.read('result.json')
+        run.result()
+
+
+def test_a_torn_checkpoint_is_passed_over(tmp_path):
+    run = runs.Run('evit_m0', 0, tmp_path)
+    assert runs._last_checkpoint(run) is None
+    for epoch in (9, 10):
+        torch.save({'state_dict': {'a': torch.rand(9)}}, tmp_path / f'epoch_{epoch}.pth')
+    assert runs._last_checkpoint(run).endswith('epoch_10.pth')
+    whole = (tmp_path / 'epoch_10.pth').read_bytes()
+    (tmp_path / 'epoch_10.pth').write_bytes(whole[: len(whole) // 2])
+    assert runs._last_checkpoint(run).endswith('epoch_9.pth')
+
+
+def test_overrides_are_compared_as_they_are_stored(shapes, tmp_path):
+    options = {'optim_wrapper.optimizer.betas': (0.8, 0.99)}
+    for _ in range(2):
+        runs._check_same_budget(tmp_path, Budget(str(shapes), cfg_options=options))
+
+
+@pytest.mark.slow
+def test_weights_that_are_gone_cost_only_the_latency(finished, shapes, tmp_path):
+    out = shutil.copytree(finished, tmp_path / 'out')
+    (out / 'runs' / 'evit_m0_seed0' / 'weights.pth').unlink()
+    rows = {r.name: r for r in compare(small(shapes), MODELS, 1, out, device='cpu')}
+    assert len(rows['evit_m0'].metrics) == 1 and rows['evit_m0'].latency is None
+    assert 'not timed' in rows['evit_m0'].failures[0] and rows['mobilenetv2'].latency
 
 
 # --- the table
@@ -416,6 +483,36 @@ def test_full_trainings_are_collected_into_the_same_table(tmp_path):
     assert 'evaluated up to epoch 7 of 12' in rows[2].failures[0]
     text = (tmp_path / 'out' / 'table.md').read_text()
     assert '| EfficientViT-M4 | 32.5 ± 0.7 (2) |' in text and '28.3' in text
+
+
+def test_trainings_that_cannot_stand_together_are_refused(tmp_path):
+    folders = [work_dir(tmp_path, 'mobilenetv2', 28.3), work_dir(tmp_path, 'evit_m4', 32.0)]
+    config = folders[1] / 'retinanet_evit_m4_coco.py'
+    text = config.read_text()
+    config.write_text(text + "\ntest_dataloader['dataset']['ann_file'] = 'other.json'\n")
+    with pytest.raises(DataError, match='differ in the evaluated annotations'):
+        collect(folders, tmp_path / 'out')
+    config.write_text(text)
+    (scalars,) = folders[1].glob('*/vis_data/scalars.json')
+    scalars.write_text(scalars.read_text() + '\n{"coco/bb')  # killed while it wrote
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(ConfigError, match='cannot be written'):
+        collect(folders, tmp_path / 'file')
+    assert len(collect(folders, tmp_path / 'out')) == 2
+
+
+@pytest.mark.slow
+def test_what_training_leaves_is_collected(shapes, tmp_path):
+    from evit_mm.engine import train
+
+    cfg = small(shapes).config('evit_m0')
+    cfg.train_cfg.val_begin = 1
+    cfg.train_cfg.max_epochs = 1
+    cfg.dump(tmp_path / 'retinanet_evit_m0_coco.py')
+    train(tmp_path / 'retinanet_evit_m0_coco.py', str(tmp_path / 'work'), device='cpu')
+    (found,) = collect([tmp_path / 'work'], tmp_path / 'out')
+    assert found.name == 'evit_m0' and len(found.metrics) == 1 and not found.failures
+    assert set(found.metrics[0]) == set(NAMES) and found.minutes[0] > 0
 
 
 def test_what_is_no_work_dir_is_refused(tmp_path):

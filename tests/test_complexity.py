@@ -113,6 +113,18 @@ def test_a_backbone_without_a_known_classifier_has_no_such_figures(tmp_path):
     assert '| r18 | - | - | - |' in as_markdown([row])
 
 
+def test_published_figures_go_by_the_network_and_not_by_the_files_name(tmp_path):
+    config = tmp_path / 'my_evit_m4_small.py'
+    config.write_text(f"_base_ = '{ROOT}/configs/retinanet_evit_m0_coco.py'\n")
+    assert measure(config, (64, 64)).published.macs == 79e6
+    config.write_text(
+        f"_base_ = '{ROOT}/configs/retinanet_spos_coco.py'\n"
+        'model = dict(backbone=dict(choices=[0] * 20))\n'
+    )
+    row = measure(config, (64, 64))
+    assert row.published is None and row.classifier[1] < 322.9e6
+
+
 def test_the_command_writes_each_format(tmp_path):
     config = 'configs/retinanet_evit_m0_coco.py'
     command = [sys.executable, 'tools/complexity.py', config, '--size', '64', '64']

@@ -180,6 +180,8 @@ def test_out_indices_and_wrong_arguments():
             SPOSNet(out_indices=wrong)
     with pytest.raises(ValueError, match='frozen_stages'):
         SPOSNet(out_indices=(0,), frozen_stages=2)
-    for wrong in ([0] * 19, [4] * 20):
+    with pytest.raises(ValueError, match='frozen_stages'):
+        SPOSNet(frozen_stages='1')
+    for wrong in ([0] * 19, [4] * 20, [1.0] * 20, None):
         with pytest.raises(ValueError, match='choices'):
             SPOSNet(choices=wrong)

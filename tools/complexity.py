@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 from rich.progress import track
@@ -32,7 +33,8 @@ def main(args: argparse.Namespace) -> None:
     """Count, then print or write."""
     # the bar goes to stderr, so that the table alone can be piped
     configs = track(args.configs, 'counting', disable=not sys.stderr.isatty())
-    rows = [measure(config, tuple(args.size)) for config in configs]
+    with redirect_stdout(sys.stderr):  # where the libraries' logs go then
+        rows = [measure(config, tuple(args.size)) for config in configs]
     if args.format == 'markdown':
         text = as_markdown(rows)
     elif args.format == 'json':

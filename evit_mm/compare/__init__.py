@@ -1,7 +1,7 @@
 """The comparison: several backbones on one data set under one budget, in one table."""
 
-from .budget import Budget, available_models
+from .budget import DEFAULT_MODELS, Budget, available_models
 from .collect import collect
 from .runs import compare
 
-__all__ = ['Budget', 'available_models', 'collect', 'compare']
+__all__ = ['DEFAULT_MODELS', 'Budget', 'available_models', 'collect', 'compare']

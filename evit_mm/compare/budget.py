@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import mmcv
 from mmengine.config import Config
 
 from .. import __version__
@@ -16,6 +17,9 @@ from ..datasets.layout import CocoSplit, dataset_config, find_splits
 from ..errors import ConfigError
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
+# the sizes of EfficientViT that span the range, and what the paper sets beside it
+DEFAULT_MODELS = ('evit_m0', 'evit_m2', 'evit_m4', 'mobilenetv2', 'spos', 'spnasnet')
+DIVISOR = 32  # the configs' pad_size_divisor
 HEADS = {
     'full': '_base_/models/retinanet_evit_m4.py',
     'light': '_base_/models/retinanet_evit_m4_light.py',
@@ -82,9 +86,10 @@ class Budget:
             model: A name out of :func:`available_models`.
 
         Raises:
-            ConfigError: There is no such backbone.
+            ConfigError: There is no such backbone, or an override is wrong.
         """
-        coco = Config.fromfile(find_model(model))
+        file = find_model(model)
+        coco = Config.fromfile(file)
         parts = [
             HEADS[self.head],
             '_base_/datasets/coco_detection.py',
@@ -94,7 +99,7 @@ class Budget:
         merged: dict[str, Any] = {}
         for part in parts:
             merged.update(Config.fromfile(CONFIGS / part).to_dict())
-        cfg = Config(merged)
+        cfg = Config(merged, filename=str(file))
         # the backbone, its neck and the pixels that it wants; everything else is common
         channels = cfg.model.neck.out_channels
         for key in ('backbone', 'neck', 'data_preprocessor'):
@@ -105,9 +110,22 @@ class Budget:
             cfg.model.backbone.init_cfg = None
         self._set_data(cfg)
         self._set_schedule(cfg)
+        for key in self.cfg_options:
+            if key.split('.')[0] not in cfg:
+                raise ConfigError(
+                    f"--cfg-options: the config has no '{key}'; see {HEADS[self.head]}"
+                )
         if self.cfg_options:
             cfg.merge_from_dict(dict(self.cfg_options))
+        if cfg.train_cfg.max_epochs != self.epochs:
+            raise ConfigError('--cfg-options: the number of epochs is set by --epochs')
         return cfg
+
+    def input_size(self) -> tuple[int, int]:
+        """Return ``(width, height)`` of the first validation image as the network sees it."""
+        _, val = self.splits()
+        width, height = mmcv.rescale_size(val.first_size, self.scale)
+        return -(-width // DIVISOR) * DIVISOR, -(-height // DIVISOR) * DIVISOR
 
     def _set_data(self, cfg: Config) -> None:
         train, val = self.splits()
@@ -152,6 +170,6 @@ def find_model(name: str) -> Path:
     models = available_models()
     if name in models:
         return models[name]
-    close = difflib.get_close_matches(name, models, n=1, cutoff=0.3)
+    close = difflib.get_close_matches(name.lower(), models, n=1, cutoff=0.3)
     hint = f"did you mean '{close[0]}'? " if close else ''
     raise ConfigError(f"no backbone '{name}'; {hint}there are {', '.join(models)}")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 
 from ..errors import DataError
-from .runs import PREFIX
+from .runs import PREFIX, claimed
 from .table import METRICS, Row, count_detector, write_tables
 
 
@@ -34,15 +35,22 @@ def collect(
         One row per config, best first.
 
     Raises:
-        DataError: A folder is not such a work dir.
+        ConfigError: ``out`` cannot be written.
+        DataError: A folder is not such a work dir, or the trainings differ in data or schedule.
     """
     rows: dict[str, Row] = {}
-    scales = set()
+    alike: dict[str, tuple[Any, Path]] = {}
     for work_dir in map(Path, work_dirs):
         cfg, scalars = _read(work_dir)
         name = _name(cfg)
-        row = rows.setdefault(name, Row(name, [], [], [], cfg))
-        scales.add(_scale(cfg, work_dir))
+        row = rows.setdefault(name, Row(name, cfg))
+        for what, value in _common(cfg, work_dir).items():
+            other, where = alike.setdefault(what, (value, work_dir))
+            if value != other:
+                raise DataError(
+                    f"'{where}' and '{work_dir}' differ in {what} ({other}, {value}), so one table "
+                    'cannot hold both'
+                )
         evaluated = [entry for entry in scalars if f'{PREFIX}mAP' in entry]
         last, epochs = evaluated[-1]['step'] if evaluated else 0, cfg.train_cfg.max_epochs
         if last < epochs:
@@ -52,15 +60,16 @@ def collect(
         steps = [entry for entry in scalars if 'iter' in entry and 'time' in entry]
         mean_step = sum(entry['time'] for entry in steps) / max(len(steps), 1)
         row.minutes.append(mean_step * max((entry['step'] for entry in steps), default=0) / 60)
-    if len(scales) > 1:
-        raise DataError(f'the trainings have different test scales {sorted(scales)}; collect alike')
-    scale = scales.pop()
+    scale, _ = alike['the test scale']
     for row in rows.values():
         count_detector(row, scale)
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    about = {'collected from': [Path(d).name for d in work_dirs], 'scale': list(scale)}
-    return write_tables(list(rows.values()), out, about, published=published)
+    about = {
+        'collected from': [Path(work_dir).name for work_dir in work_dirs],
+        'evaluated on': Path(alike['the evaluated annotations'][0]).name,
+        'FLOPs at': 'x'.join(map(str, scale)),
+    }
+    with claimed(Path(out)):
+        return write_tables(list(rows.values()), Path(out), about, published=published)
 
 
 def _read(work_dir: Path) -> tuple[Config, list[dict[str, Any]]]:
@@ -71,12 +80,34 @@ def _read(work_dir: Path) -> tuple[Config, list[dict[str, Any]]]:
             f"'{work_dir}' is not a work dir of tools/train.py: expected one config (*.py, found "
             f'{len(configs)}) and */vis_data/scalars.json (found {len(logs)})'
         )
-    lines = [line for log in logs for line in log.read_text().splitlines()]
-    return Config.fromfile(configs[0]), [json.loads(line) for line in lines if line.strip()]
+    scalars = []
+    for log in logs:
+        for line in log.read_text().splitlines():
+            with suppress(ValueError):  # an interrupted run may have left half a line
+                scalars.append(json.loads(line))
+    return Config.fromfile(configs[0]), scalars
 
 
 def _name(cfg: Config) -> str:
     return Path(cfg.filename).stem.removeprefix('retinanet_').removesuffix('_coco')
+
+
+def _common(cfg: Config, work_dir: Path) -> dict[str, Any]:
+    """Return what trainings in one table must share."""
+    epochs = cfg.train_cfg.get('max_epochs')
+    annotations = cfg.test_dataloader.dataset.get('ann_file')
+    if epochs is None or annotations is None:
+        raise DataError(
+            f"'{work_dir}': its config has no train_cfg.max_epochs or no "
+            'test_dataloader.dataset.ann_file, so its figures cannot be placed'
+        )
+    dataset = cfg.test_dataloader.dataset
+    return {
+        'the test scale': _scale(cfg, work_dir),
+        'the evaluated annotations': str(Path(dataset.get('data_root') or '', annotations)),
+        'the number of epochs': epochs,
+        'the number of classes': cfg.model.bbox_head.num_classes,
+    }
 
 
 def _scale(cfg: Config, work_dir: Path) -> tuple[int, int]:

@@ -15,22 +15,24 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
-from mmengine.device import get_device
+from mmengine.config import Config
 from mmengine.hooks import Hook
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ..errors import ConfigError, EvitError
+from ..checkpoint import read_checkpoint
+from ..engine import set_device
+from ..errors import CheckpointError, ConfigError, DataError, EvitError
 from ..published import label_of
-from .budget import Budget, find_model
-from .table import METRICS, Row, add_latency, write_tables
+from .budget import Budget
+from .table import METRICS, Row, add_latency, count_detector, write_tables
 
 MAX_DEATHS = 3  # without an epoch finished in between
 POLL_SECONDS = 0.5
@@ -57,6 +59,24 @@ class Run:
             ConfigError: Something else has changed the file.
         """
         return read_json(self.folder / name)
+
+    def result(self) -> dict[str, Any] | None:
+        """Return the figures of a finished run, None where it is not finished.
+
+        Raises:
+            ConfigError: Something else has changed the file.
+        """
+        result = self.read('result.json')
+        try:
+            complete = result is None or (result['seconds'] >= 0 and 'mAP' in result['metrics'])
+        except (TypeError, KeyError):
+            complete = False
+        if not complete:
+            raise ConfigError(
+                f"'{self.folder / 'result.json'}' is not what a run writes; delete the folder "
+                f"'{self.folder}' to do it again"
+            )
+        return result
 
     def write(self, name: str, content: Any) -> None:
         """Write a JSON file of the run's folder, whole or not at all."""
@@ -89,25 +109,32 @@ def compare(
         One row per model, best first.
 
     Raises:
-        ConfigError: A name or number is wrong, ``out`` holds another comparison, or one is running
-            there.
+        ConfigError: A name, number or override is wrong, ``out`` holds another comparison, or one
+            is running there.
+        CheckpointError: ImageNet weights cannot be had.
         DataError: The data set cannot be used.
     """
     models = list(dict.fromkeys(models))
-    for model in models:
-        find_model(model)
     if not models:
         raise ConfigError('--models names no backbone')
     if seeds < 1:
         raise ConfigError(f'--seeds must be at least 1, got {seeds}')
     out = Path(out)
-    notes = _check_data(budget, models[0])
-    with _claimed(out):
+    set_device(device)
+    # whatever can be found wrong is found before the hours of training
+    rows = [Row(model, budget.config(model)) for model in models]
+    notes = _check_data(budget, rows[0].config)
+    for row in rows:
+        if budget.pretrained:
+            read_checkpoint(row.config.model.backbone.init_cfg.checkpoint)
+        count_detector(row, budget.input_size())
+    with claimed(out):
         _check_same_budget(out, budget)
         runs = [Run(m, s, out / 'runs' / f'{m}_seed{s}') for s in range(seeds) for m in models]
         _train_all(runs, budget, device)
-        rows = [_row(model, [r for r in runs if r.model == model], budget) for model in models]
-        add_latency(rows, budget.scale, budget.data, device)
+        for row in rows:
+            _fill(row, [run for run in runs if run.model == row.name])
+        add_latency(rows, budget.data)
         return write_tables(rows, out, _describe(budget, seeds), notes, published)
 
 
@@ -135,13 +162,14 @@ def write_json(path: Path, content: Any) -> None:
     partial.replace(path)
 
 
-def _check_data(budget: Budget, model: str) -> list[str]:
+def _check_data(budget: Budget, cfg: Config) -> list[str]:
     """Look at the data set as training does, and return what the table must mention."""
     from ..datasets.check import check_config_data
 
-    cfg = budget.config(model)
     check_config_data(cfg, ('train', 'val'))
     _, val = budget.splits()
+    if not any(val.num_boxes.values()):
+        raise DataError(f"'{val.ann_file}' has no box at all, so there is nothing to evaluate")
     absent = [name for name, count in val.num_boxes.items() if count == 0]
     if not absent:
         return []
@@ -152,7 +180,12 @@ def _check_data(budget: Budget, model: str) -> list[str]:
 
 
 @contextmanager
-def _claimed(out: Path) -> Iterator[None]:
+def claimed(out: Path) -> Iterator[None]:
+    """Hold a folder for one comparison.
+
+    Raises:
+        ConfigError: It cannot be written, or is held by another.
+    """
     try:
         out.mkdir(parents=True, exist_ok=True)
         lock = FileLock(out / '.lock')
@@ -168,7 +201,7 @@ def _claimed(out: Path) -> Iterator[None]:
 
 
 def _check_same_budget(out: Path, budget: Budget) -> None:
-    path, record = out / 'compare.json', budget.record()
+    path, record = out / 'compare.json', json.loads(json.dumps(budget.record()))
     before = read_json(path)
     if before is not None:
         keys = [key for key in {**before, **record} if before.get(key) != record.get(key)]
@@ -197,7 +230,7 @@ def _train_all(runs: Sequence[Run], budget: Budget, device: str | None) -> None:
         for place, run in enumerate(runs):
             done = place * budget.epochs
             progress.update(task, completed=done, description=run.label)
-            if run.read('result.json') is None:
+            if run.result() is None:
                 for epoch in _train_one(run, budget, device):
                     progress.update(task, completed=done + epoch)
             progress.console.print(f'{run.label}: {_outcome(run)}', highlight=False)
@@ -248,7 +281,7 @@ def _how_it_died(exitcode: int | None) -> str:
 
 
 def _outcome(run: Run) -> str:
-    result = run.read('result.json')
+    result = run.result()
     if result is None:
         return f'failed: {run.read("failure.json")["reason"]}'
     return f'AP {result["metrics"]["mAP"]:.3f} in {result["seconds"] / 60:.1f} min'
@@ -277,12 +310,11 @@ def _reason(error: Exception) -> str:
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or 'out of memory' in str(error):
         return f'out of memory ({lines[0][:120] if lines else "no details"})'
     if isinstance(error, EvitError):
-        return ' '.join(lines)[:300]
+        return ' '.join(line.strip() for line in lines)
     return f'{type(error).__name__}: {lines[0][:200] if lines else "no message"}'
 
 
 def _train_and_evaluate(run: Run, device: str | None) -> None:
-    from ..checkpoint import read_checkpoint
     from ..engine import test, train
 
     config, work_dir = str(run.folder / 'config.py'), str(run.folder)
@@ -304,9 +336,6 @@ def _train_and_evaluate(run: Run, device: str | None) -> None:
         {
             'metrics': figures,
             'seconds': sum(run.read('progress.json')),
-            'torch': torch.__version__,
-            'threads': torch.get_num_threads(),
-            'device': torch.cuda.get_device_name() if get_device() == 'cuda' else 'CPU',
         },
     )
     for checkpoint in run.folder.glob('epoch_*.pth'):  # optimizer states are of no more use
@@ -314,9 +343,13 @@ def _train_and_evaluate(run: Run, device: str | None) -> None:
 
 
 def _last_checkpoint(run: Run) -> str | None:
-    """Return the last whole checkpoint; by its name alone, for the folder may have been moved."""
-    pointer = run.folder / 'last_checkpoint'
-    return str(run.folder / Path(pointer.read_text()).name) if pointer.is_file() else None
+    """Return the last checkpoint that is whole; a crash may have torn the newest."""
+    files = {int(f.stem.removeprefix('epoch_')): f for f in run.folder.glob('epoch_*.pth')}
+    for epoch in sorted(files, reverse=True):
+        with suppress(CheckpointError):
+            read_checkpoint(files[epoch])
+            return str(files[epoch])
+    return None
 
 
 class RunHook(Hook):
@@ -325,7 +358,7 @@ class RunHook(Hook):
     priority = 'VERY_LOW'  # after the checkpoint is written
 
     def __init__(self, run: Run) -> None:
-        self.run, self.parent = run, os.getppid()
+        self.run, self.comparison = run, multiprocessing.parent_process()
         self.start = 0.0
 
     def before_train(self, runner: Any) -> None:
@@ -348,7 +381,7 @@ class RunHook(Hook):
         Raises:
             EvitError: The loss is not finite.
         """
-        if os.getppid() != self.parent:
+        if self.comparison is not None and not self.comparison.is_alive():
             os._exit(1)
         wrong = [
             k for k, v in (outputs or {}).items() if not torch.isfinite(torch.as_tensor(v)).all()
@@ -364,22 +397,15 @@ class RunHook(Hook):
         self.run.write('progress.json', [*seconds, time.perf_counter() - self.start])
 
 
-def _row(model: str, runs: Sequence[Run], budget: Budget) -> Row:
-    results = [run.read('result.json') for run in runs]
-    done = [(run, result) for run, result in zip(runs, results, strict=True) if result]
-    failures = [
-        f'seed {run.seed}: {run.read("failure.json")["reason"]}'
-        for run, result in zip(runs, results, strict=True)
-        if not result
-    ]
-    return Row(
-        name=model,
-        metrics=[result['metrics'] for _, result in done],
-        minutes=[result['seconds'] / 60 for _, result in done],
-        failures=failures,
-        config=budget.config(model),
-        weights=done[0][0].folder / 'weights.pth' if done else None,
-    )
+def _fill(row: Row, runs: Sequence[Run]) -> None:
+    for run in runs:
+        result = run.result()
+        if result is None:
+            row.failures.append(f'seed {run.seed}: {run.read("failure.json")["reason"]}')
+            continue
+        row.metrics.append(result['metrics'])
+        row.minutes.append(result['seconds'] / 60)
+        row.weights = row.weights or run.folder / 'weights.pth'
 
 
 def _describe(budget: Budget, seeds: int) -> dict[str, Any]:
@@ -392,4 +418,5 @@ def _describe(budget: Budget, seeds: int) -> dict[str, Any]:
         'seeds': seeds,
         'classes': list(train.classes),
         'images': [train.num_images, val.num_images],
+        'FLOPs and latency at': 'x'.join(map(str, budget.input_size())),
     }

@@ -21,6 +21,7 @@ class CocoSplit:
         classes: Category names in the file's order.
         num_images: Images that it lists.
         num_boxes: Boxes of each class, crowds left out.
+        first_size: ``(width, height)`` of the first image.
     """
 
     ann_file: Path
@@ -28,6 +29,7 @@ class CocoSplit:
     classes: tuple[str, ...]
     num_images: int
     num_boxes: dict[str, int]
+    first_size: tuple[int, int]
 
 
 def find_splits(root: str | Path) -> tuple[CocoSplit, CocoSplit]:
@@ -43,14 +45,22 @@ def find_splits(root: str | Path) -> tuple[CocoSplit, CocoSplit]:
         The training and the validation part.
 
     Raises:
-        DataError: A part is not there or cannot be read, or lists no images.
+        DataError: A part is not there or cannot be read, lists no images, or their categories
+            differ.
     """
     root = Path(root)
     if not root.is_dir():
         raise DataError(
             f"data set '{root}' does not exist; give the folder that holds annotations/"
         )
-    return _find(root, 'train'), _find(root, 'val')
+    train, val = _find(root, 'train'), _find(root, 'val')
+    if train.classes != val.classes:
+        raise DataError(
+            f"'{train.ann_file}' has the categories {train.classes}, '{val.ann_file}' has "
+            f'{val.classes}; write both files with the same categories in the same order, by which '
+            'mmdet numbers the classes'
+        )
+    return train, val
 
 
 def _find(root: Path, split: str) -> CocoSplit:
@@ -67,6 +77,7 @@ def _find(root: Path, split: str) -> CocoSplit:
         images = [str(image['file_name']) for image in coco['images']]
         classes = {category['id']: str(category['name']) for category in coco['categories']}
         boxes = Counter(a['category_id'] for a in coco['annotations'] if not a.get('iscrowd'))
+        first_size = tuple((int(i['width']), int(i['height'])) for i in coco['images'][:1])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"'{ann_file}' is not in COCO's format ({type(error).__name__}: {error})"
@@ -82,7 +93,8 @@ def _find(root: Path, split: str) -> CocoSplit:
         looked = ', '.join(f"'{folder}'" for folder in folders)
         raise DataError(f"image '{images[0]}' of '{ann_file}' is in none of {looked}")
     counts: dict[str, int] = {name: boxes.get(identity, 0) for identity, name in classes.items()}
-    return CocoSplit(ann_file, img_dir, tuple(classes.values()), len(images), counts)
+    names_in_order = tuple(classes.values())
+    return CocoSplit(ann_file, img_dir, names_in_order, len(images), counts, first_size[0])
 
 
 def dataset_config(split: CocoSplit, pipeline: list[dict[str, Any]]) -> dict[str, Any]:

@@ -38,7 +38,7 @@ class Backbone(BaseModule):
             ValueError: ``frozen_stages`` is out of range.
         """
         last = len(self.parts()) - 1
-        if not -1 <= frozen_stages <= last:
+        if not isinstance(frozen_stages, int) or not -1 <= frozen_stages <= last:
             raise ValueError(
                 f'frozen_stages must be -1 (none), 0 (stem) or up to {last} (the stages that '
                 f'out_indices needs), got {frozen_stages}'

@@ -109,6 +109,7 @@ class SPOSNet(Backbone):
             does (mmengine's Kaiming counts a depthwise kernel's fan over all channels).
 
     Attributes:
+        choices: The block at each place.
         out_channels: Channels of each output.
         strides: Stride of each output.
 
@@ -136,8 +137,12 @@ class SPOSNet(Backbone):
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
-        if len(choices) != sum(DEPTHS) or not set(choices) <= set(range(len(KERNEL_SIZES))):
+        known = range(len(KERNEL_SIZES))
+        if not isinstance(choices, Sequence) or len(choices) != sum(DEPTHS):
             raise ValueError(f'choices must be {sum(DEPTHS)} numbers from 0 to 3, got {choices!r}')
+        if not all(isinstance(choice, int) and choice in known for choice in choices):
+            raise ValueError(f'choices must be {sum(DEPTHS)} numbers from 0 to 3, got {choices!r}')
+        self.choices = tuple(choices)
         self.out_indices = check_out_indices(out_indices, range(len(DEPTHS) + 1))
         self.num_stages = min(self.out_indices[-1] + 1, len(DEPTHS))
         widths = (*STAGE_CHANNELS, LAST_CHANNELS)
