@@ -26,6 +26,10 @@ setup(
         'numpy>=2',
         'rich',
         'opencv-python',
+        'huggingface_hub',
+        'safetensors',
+        'filelock',
+        'matplotlib',
     ],
     extras_require={
         'det': ['mmdet>=3.3.0', 'pycocotools'],
