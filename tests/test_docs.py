@@ -1,10 +1,12 @@
 """What the documents tell a user to do is done here."""
 
+import json
 import os
 import re
 import shlex
 import subprocess
 import sys
+from statistics import mean, stdev
 
 import pytest
 
@@ -79,6 +81,17 @@ def test_readme_snippet_is_a_working_detector(tmp_path):
     init_default_scope('mmdet')
     model = MODELS.build(cfg.model)
     assert tuple(model.backbone.out_channels) == tuple(cfg.model.neck.in_channels)
+
+
+def test_comparison_page_has_the_table_that_the_command_wrote():
+    table = (ROOT / 'docs' / 'comparison' / 'table.md').read_text()
+    page = (ROOT / 'docs' / 'comparison.md').read_text()
+    assert table.split('\n\n')[0] in page
+    content = json.loads((ROOT / 'docs' / 'comparison' / 'table.json').read_text())
+    for row in content['rows']:
+        values = [100 * run['mAP'] for run in row['runs']]
+        assert len(values) == 3
+        assert f'| {row["label"]} | {mean(values):.1f} ± {stdev(values):.1f} (3) |' in table
 
 
 def test_licence_and_notice():

@@ -312,6 +312,9 @@ def _draw(rows: Sequence[Row], path: Path, about: Mapping[str, Any]) -> None:
 
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), sharey=True, layout='constrained')
     shown = [row for row in rows if row.metrics]
+    latencies = [1000 * row.latency[0] for row in shown if row.latency] or [0.0]
+    macs = [row.macs / 1e9 for row in shown]
+    middles = {axis: (min(x) + max(x)) / 2 for axis, x in zip(axes, (latencies, macs), strict=True)}
     for index, row in enumerate(shown):
         values = row.values('mAP')
         bar = [[row.ap - min(values)], [max(values) - row.ap]]
@@ -321,7 +324,14 @@ def _draw(rows: Sequence[Row], path: Path, about: Mapping[str, Any]) -> None:
             if place is None:
                 continue
             axis.errorbar(place, row.ap, yerr=bar, fmt=marker, capsize=3, color=f'C{index % 10}')
-            axis.annotate(row.label, (place, row.ap), xytext=(6, 4), textcoords='offset points')
+            right_half = place > middles[axis]  # labels point inwards
+            axis.annotate(
+                row.label,
+                (place, row.ap),
+                xytext=(-7 if right_half else 7, 4),
+                textcoords='offset points',
+                ha='right' if right_half else 'left',
+            )
     axes[0].set_xlabel('latency of the detector, ms')
     axes[1].set_xlabel('FLOPs of the detector (multiply-adds), G')
     axes[0].set_ylabel(f'AP on {about.get("data", "val")}, %')
