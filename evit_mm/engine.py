@@ -33,7 +33,7 @@ from .datasets.check import check_config_data, dataset_paths
 from .datasets.check_images import check_image_data
 from .datasets.decoding import read_image
 from .errors import CheckpointError, ConfigError, DataError, EvitError
-from .hooks import DropCheckpointConfigHook
+from .hooks import DropCheckpointConfigHook, FuseHook
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 # COCO numbers its 80 categories 1 to 90 with these ten left out
@@ -133,6 +133,7 @@ def test(
     launcher: str = 'none',
     cfg_options: Mapping[str, Any] | None = None,
     device: str | None = None,
+    fuse: bool = False,
 ) -> dict[str, float]:
     """Evaluate a checkpoint on the config's test set.
 
@@ -148,6 +149,7 @@ def test(
         launcher: As in :func:`train`.
         cfg_options: As in :func:`train`.
         device: As in :func:`train`.
+        fuse: Test the fast form, see :func:`evit_mm.deploy.fuse`.
 
     Returns:
         The metrics by name.
@@ -177,6 +179,8 @@ def test(
         check_config_data(cfg, ('test',))
         check_image_data(cfg, ('test',))
     runner = build_runner(cfg, launcher)
+    if fuse:
+        runner.register_hook(FuseHook())
     metainfo = runner.test_dataloader.dataset.metainfo
     runner.content = _read_fitting(checkpoint, _unwrap(runner.model), metainfo)
     runner._load_from, runner._resume = str(checkpoint), False

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 
 
@@ -20,3 +21,19 @@ class DropCheckpointConfigHook(Hook):
     def after_load_checkpoint(self, runner: Any, checkpoint: dict) -> None:  # noqa: ARG002
         """Drop ``meta.config``."""
         (checkpoint.get('meta') or {}).pop('config', None)
+
+
+@HOOKS.register_module()
+class FuseHook(Hook):
+    """Put the model into its fast form before it is tested, see :func:`evit_mm.deploy.fuse`."""
+
+    priority = 'VERY_LOW'  # after EMA has put its weights in
+
+    def before_test_epoch(self, runner: Any) -> None:
+        """Exchange the model."""
+        from .deploy import fuse
+
+        if is_model_wrapper(runner.model):
+            runner.model.module = fuse(runner.model.module.eval())
+        else:
+            runner.model = fuse(runner.model.eval())

@@ -18,6 +18,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--work-dir', help='where the log goes')
     parser.add_argument('--out', help='FILE.pkl: all predictions; FILE.json: COCO-style results')
     parser.add_argument('--show-dir', help='folder for pictures, truth beside detections')
+    parser.add_argument('--fuse', action='store_true', help='test the fast form of the network')
     parser.add_argument('--device', help='cpu, cuda, cuda:1, ... (default: a GPU if there is one)')
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, help='overrides, key.sub_key=value'
