@@ -18,7 +18,7 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from .errors import EvitError
-from .models import EfficientViT
+from .models import EfficientViT, EfficientViTHead
 from .models.attention import CascadedGroupAttention, WindowAttention
 from .models.layers import FFN, BNLinear, ConvBN, Residual
 
@@ -156,8 +156,9 @@ def fuse(model: nn.Module) -> nn.Module:
         raise EvitError(f'fuse() found no EfficientViT in this {type(model).__name__}')
     fused = copy.deepcopy(model)
     counts: Counter[str] = Counter()
-    _replace(fused, counts)
     copies = [m for m in fused.modules() if isinstance(m, EfficientViT)]
+    for part in (*copies, *(m for m in fused.modules() if isinstance(m, EfficientViTHead))):
+        _replace(part, counts)
     fused.to(memory_format=torch.channels_last)
     for original, backbone in zip(originals, copies, strict=True):
         _check(original, backbone)
@@ -181,6 +182,9 @@ def _replace(module: nn.Module, counts: Counter[str]) -> None:
         elif isinstance(child, Residual) and isinstance(child.m, WindowAttention):
             setattr(module, name, FusedWindowAttention(child.m.attn))
             counts['window attentions'] += 1
+        elif isinstance(child, nn.ReLU):
+            # of a convolution's own output, which nobody else reads
+            setattr(module, name, nn.ReLU(inplace=True))
         elif isinstance(child, BNLinear):
             setattr(module, name, _fold_bn_linear(child))
             counts['BatchNorms into linear layers'] += 1
