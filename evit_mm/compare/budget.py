@@ -6,6 +6,7 @@ import difflib
 import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -66,15 +67,16 @@ class Budget:
         if self.head not in HEADS:
             raise ConfigError(f"--head must be one of {', '.join(HEADS)}, got '{self.head}'")
 
+    @cached_property
     def splits(self) -> tuple[CocoSplit, CocoSplit]:
-        """Return the training and the validation part of the data set."""
+        """The training and the validation part of the data set, read once: COCO's take a while."""
         return find_splits(self.data)
 
     def record(self) -> dict[str, Any]:
         """Return what must not change while a comparison goes on, as JSON can hold it."""
         record = {**asdict(self), 'scale': list(self.scale), 'version': __version__}
         record['data'] = str(Path(self.data).resolve())
-        for split in self.splits():
+        for split in self.splits:
             digest = hashlib.sha256(split.ann_file.read_bytes()).hexdigest()
             record[f'sha256 of {split.ann_file.name}'] = digest
         return record
@@ -123,12 +125,12 @@ class Budget:
 
     def input_size(self) -> tuple[int, int]:
         """Return ``(width, height)`` of the first validation image as the network sees it."""
-        _, val = self.splits()
+        _, val = self.splits
         width, height = mmcv.rescale_size(val.first_size, self.scale)
         return -(-width // DIVISOR) * DIVISOR, -(-height // DIVISOR) * DIVISOR
 
     def _set_data(self, cfg: Config) -> None:
-        train, val = self.splits()
+        train, val = self.splits
         cfg.model.bbox_head.num_classes = len(train.classes)
         for key, split in (('train_dataloader', train), ('val_dataloader', val)):
             loader = cfg[key]

@@ -134,7 +134,7 @@ def compare(
         _train_all(runs, budget, device)
         for row in rows:
             _fill(row, [run for run in runs if run.model == row.name])
-        add_latency(rows, budget.data)
+        add_latency(rows, budget.splits[1].first_image)
         return write_tables(rows, out, _describe(budget, seeds), notes, published)
 
 
@@ -167,7 +167,7 @@ def _check_data(budget: Budget, cfg: Config) -> list[str]:
     from ..datasets.check import check_config_data
 
     check_config_data(cfg, ('train', 'val'))
-    _, val = budget.splits()
+    _, val = budget.splits
     if not any(val.num_boxes.values()):
         raise DataError(f"'{val.ann_file}' has no box at all, so there is nothing to evaluate")
     absent = [name for name, count in val.num_boxes.items() if count == 0]
@@ -410,7 +410,7 @@ def _fill(row: Row, runs: Sequence[Run]) -> None:
 
 def _describe(budget: Budget, seeds: int) -> dict[str, Any]:
     """Return what the table says about itself."""
-    train, val = budget.splits()
+    train, val = budget.splits
     described = {k: v for k, v in asdict(budget).items() if k != 'data'}
     return {
         'data': Path(budget.data).name,

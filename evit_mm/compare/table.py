@@ -19,7 +19,6 @@ from mmengine.device import get_device
 
 from ..benchmark import median_and_quartiles, time_interleaved
 from ..complexity import count_parameters, detector_macs
-from ..datasets.layout import find_splits
 from ..engine import config_faults, load_detector
 from ..errors import EvitError
 from ..published import PUBLISHED, label_of
@@ -45,7 +44,7 @@ class Row:
         config: The detector's config.
         metrics: COCO's figures of each finished run, as fractions.
         minutes: Training time of each finished run.
-        failures: One sentence per run that failed.
+        failures: One sentence per run that failed or could not be timed.
         weights: Checkpoint to time it with, if there is one.
         params: Parameters of the whole detector.
         macs: Multiply-adds of the whole detector for one image at the table's scale.
@@ -95,12 +94,10 @@ def count_detector(row: Row, size: tuple[int, int]) -> None:
     row.macs = sum(detector_macs(model, size[1], size[0]).values())
 
 
-def add_latency(rows: Sequence[Row], data: str | Path) -> None:
-    """Time the rows that have weights, in turns, on the first validation image."""
+def add_latency(rows: Sequence[Row], image: Path) -> None:
+    """Time the rows that have weights, in turns, on one image."""
     from mmcv.transforms import Compose
 
-    _, val = find_splits(data)
-    first = json.loads(val.ann_file.read_text(encoding='utf-8'))['images'][0]
     functions = {}
     for row in rows:
         if row.weights is None:
@@ -112,7 +109,7 @@ def add_latency(rows: Sequence[Row], data: str | Path) -> None:
             continue
         pipeline = row.config.test_dataloader.dataset.pipeline
         steps = [step for step in pipeline if step.type != 'LoadAnnotations']
-        sample = Compose(steps)({'img_path': str(val.img_dir / first['file_name']), 'img_id': 0})
+        sample = Compose(steps)({'img_path': str(image), 'img_id': 0})
         batch = {'inputs': [sample['inputs']], 'data_samples': [sample['data_samples']]}
         functions[row.name] = _prediction(model, batch)
     seconds = time_interleaved(functions, TIMED_ROUNDS) if functions else {}

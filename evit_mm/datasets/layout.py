@@ -21,7 +21,8 @@ class CocoSplit:
         classes: Category names in the file's order.
         num_images: Images that it lists.
         num_boxes: Boxes of each class, crowds left out.
-        first_size: ``(width, height)`` of the first image.
+        first_image: The first image that it lists.
+        first_size: ``(width, height)`` of that image.
     """
 
     ann_file: Path
@@ -29,6 +30,7 @@ class CocoSplit:
     classes: tuple[str, ...]
     num_images: int
     num_boxes: dict[str, int]
+    first_image: Path
     first_size: tuple[int, int]
 
 
@@ -93,8 +95,15 @@ def _find(root: Path, split: str) -> CocoSplit:
         looked = ', '.join(f"'{folder}'" for folder in folders)
         raise DataError(f"image '{images[0]}' of '{ann_file}' is in none of {looked}")
     counts: dict[str, int] = {name: boxes.get(identity, 0) for identity, name in classes.items()}
-    names_in_order = tuple(classes.values())
-    return CocoSplit(ann_file, img_dir, names_in_order, len(images), counts, first_size[0])
+    return CocoSplit(
+        ann_file=ann_file,
+        img_dir=img_dir,
+        classes=tuple(classes.values()),
+        num_images=len(images),
+        num_boxes=counts,
+        first_image=img_dir / images[0],
+        first_size=first_size[0],
+    )
 
 
 def dataset_config(split: CocoSplit, pipeline: list[dict[str, Any]]) -> dict[str, Any]:
