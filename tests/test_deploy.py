@@ -119,7 +119,21 @@ def test_a_trained_detector_has_the_same_ap(tmp_path):
     assert 'fused: ' in log.read_text()
 
 
+def test_under_autocast_it_stays_as_near_as_the_plain_form(tiny):
+    model = randomise(EfficientViT(arch=tiny)).eval()
+    x = torch.randn(1, 3, 96, 130)
+    with torch.no_grad():
+        exact = model(x)
+        with torch.autocast('cpu', torch.bfloat16):
+            outputs = zip(fuse(model)(x), model(x), exact, strict=True)
+            for found, plain, expected in outputs:
+                rounding = relative_error(plain.float(), expected)
+                assert relative_error(found.float(), expected) < 3 * rounding + 0.01
+
+
 def test_what_cannot_be_fused_is_refused(tiny):
+    with pytest.raises(EvitError, match='this EfficientViT is fused already'):
+        fuse(fuse(randomise(EfficientViT(arch=tiny)).eval()))
     with pytest.raises(EvitError, match='eval mode'):
         fuse(EfficientViT(arch=tiny))
     with pytest.raises(EvitError, match='no EfficientViT in this Conv2d'):

@@ -77,7 +77,8 @@ class CascadedGroupAttention(nn.Module):
             q = dw(q).flatten(2).transpose(1, 2) * self.scale  # (B, N, K)
             attention = (q @ k.flatten(2) + bias).softmax(dim=-1)  # (B, N, N)
             head = attention @ v.flatten(2).transpose(1, 2)  # (B, N, D)
-            heads.append(head.transpose(1, 2).reshape_as(part))
+            # channels last in memory, as the windows come: a view, no copy
+            heads.append(head.unflatten(1, part.shape[2:]).permute(0, 3, 1, 2))
         return self.proj(torch.cat(heads, dim=1))
 
 
