@@ -1,18 +1,21 @@
 """Every config is complete, says what to expect, and builds."""
 
 import ast
+import re
 
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
+from evit_mm.complexity import measure
 from evit_mm.engine import load_config
 
 from .conftest import ROOT
 
 CONFIGS = sorted((ROOT / 'configs').glob('*.py'))
 COCO = [path for path in CONFIGS if path.stem.endswith('_coco')]
+LITE = [path for path in COCO if path.stem.startswith('retinanet_lite_')]
 DETECTORS = [path for path in CONFIGS if not path.stem.endswith('_imagenet')]
 
 
@@ -82,13 +85,14 @@ def test_coco_recipe_is_the_authors(path):
     assert cfg.model.backbone.norm_eval and cfg.model.backbone.get('frozen_stages', -1) == -1
     backbone, neck = cfg.model.backbone, cfg.model.neck
     if backbone.type == 'EfficientViT':
-        finer = {'RetinaNet': 1, 'MaskRCNN': 2}[cfg.model.type]
+        finer = 0 if path in LITE else {'RetinaNet': 1, 'MaskRCNN': 2}[cfg.model.type]
         assert neck.num_extra_trans_convs == finer and neck.num_outs == 5
         assert backbone.arch in backbone.init_cfg.checkpoint
     elif backbone.type == 'TIMMMobileNet':
         assert backbone.init_cfg.checkpoint.startswith(f'timm://{backbone.model_name}.')
-    scales = [t.scale for t in cfg.train_dataloader.dataset.pipeline if t.type == 'Resize']
-    assert scales == [(1333, 800)]
+    for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
+        scales = [t.scale for t in loader.dataset.pipeline if t.type == 'Resize']
+        assert scales == [(640, 640) if path in LITE else (1333, 800)]
 
 
 @pytest.mark.parametrize(
@@ -149,3 +153,52 @@ def test_light_head_differs_from_the_full_one_only_where_it_says():
         'loss_bbox',
     }
     assert light.train_cfg == coco.train_cfg and light.test_cfg == coco.test_cfg
+
+
+@pytest.mark.parametrize('path', LITE, ids=lambda p: p.stem)
+def test_lite_detector_differs_from_the_full_one_only_where_it_says(path):
+    lite = load_config(path).model
+    full = load_config(path.with_name(path.name.replace('_lite', ''))).model
+    channels = 128 if '_m4_' in path.name else 96
+    stem = full.neck.in_channels[0] // 2
+    assert lite.backbone == {**full.backbone, 'out_stem': True}
+    assert lite.neck == {
+        **full.neck,
+        'in_channels': [stem, *full.neck.in_channels],
+        'out_channels': channels,
+        'num_extra_trans_convs': 0,
+    }
+    assert lite.bbox_head == {
+        **full.bbox_head,
+        'in_channels': channels,
+        'feat_channels': channels,
+        'stacked_convs': 2,
+        'anchor_generator': {**full.bbox_head.anchor_generator, 'scales_per_octave': 2},
+    }
+    for key in ('type', 'data_preprocessor', 'train_cfg', 'test_cfg'):
+        assert lite[key] == full[key]
+
+
+@pytest.mark.parametrize('path', LITE, ids=lambda p: p.stem)
+def test_lite_docstring_has_what_is_counted(path):
+    docstring = ast.get_docstring(ast.parse(path.read_text()))
+    stated = re.search(r'takes (\S+) G multiply-adds; (\S+) M parameters', docstring).groups()
+    parts = measure(path, (640, 640)).parts.values()
+    params, macs = (sum(figures) for figures in zip(*parts, strict=True))
+    assert stated == (f'{macs / 1e9:.2f}', f'{params / 1e6:.2f}')
+
+
+def test_lite_maps_have_the_strides_of_their_anchors():
+    from mmdet.registry import MODELS
+
+    assert len(LITE) == 3
+    for path in LITE:
+        cfg = load_config(path)
+        init_default_scope('mmdet')
+        cfg.model.backbone.init_cfg = None
+        model = MODELS.build(cfg.model).eval()
+        with torch.no_grad():
+            levels = model.extract_feat(torch.rand(1, 3, 256, 128))
+        anchors = model.bbox_head.prior_generator
+        assert [256 // level.shape[2] for level in levels] == [s[1] for s in anchors.strides]
+        assert anchors.num_base_priors == [6] * 5

@@ -1,6 +1,8 @@
 """What every run shares: hooks, logging, environment."""
 
-custom_imports = dict(imports=['evit_mm', 'evit_mm.heads'], allow_failed_imports=False)
+custom_imports = dict(
+    imports=['evit_mm', 'evit_mm.heads', 'evit_mm.metrics'], allow_failed_imports=False
+)
 default_scope = 'mmdet'
 
 default_hooks = dict(

@@ -28,9 +28,14 @@ HEADS = {
 
 
 def available_models() -> dict[str, Path]:
-    """Return the backbones that can be compared: NAME of ``configs/retinanet_NAME_coco.py``."""
+    """Return the backbones that can be compared: NAME of ``configs/retinanet_NAME_coco.py``.
+
+    The lite detectors are the same backbones under another head, which a comparison gives itself.
+    """
     files = sorted(CONFIGS.glob('retinanet_*_coco.py'))
-    return {file.stem.removeprefix('retinanet_').removesuffix('_coco'): file for file in files}
+    names = [file.stem.removeprefix('retinanet_').removesuffix('_coco') for file in files]
+    named = zip(names, files, strict=True)
+    return {name: file for name, file in named if not name.startswith('lite_')}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,25 @@
+"""EfficientViT-M0 lite RetinaNet on COCO at 640 pixels, for real time; batch 16, 12 epochs.
+
+One 640x640 image takes 7.91 G multiply-adds; 3.30 M parameters (``python tools/complexity.py
+configs/retinanet_lite_evit_m0_coco.py --size 640 640``). No AP is published for it. Here: not run
+on COCO.
+"""
+
+_base_ = [
+    './_base_/models/retinanet_evit_lite.py',
+    './_base_/datasets/coco_detection_640.py',
+    './_base_/schedules/schedule_1x.py',
+    './_base_/default_runtime.py',
+]
+
+model = dict(
+    backbone=dict(
+        arch='m0',
+        init_cfg=dict(
+            type='Pretrained',
+            checkpoint='https://github.com/xinyuliu-jeffrey/EfficientViT_Model_Zoo/'
+            'releases/download/v1.0/efficientvit_m0.pth',
+        ),
+    ),
+    neck=dict(in_channels=[32, 64, 128, 192]),
+)

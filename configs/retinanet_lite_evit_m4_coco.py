@@ -1,0 +1,26 @@
+"""EfficientViT-M4 lite RetinaNet on COCO at 640 pixels, for real time; batch 16, 12 epochs.
+
+One 640x640 image takes 13.69 G multiply-adds; 10.29 M parameters (``python tools/complexity.py
+configs/retinanet_lite_evit_m4_coco.py --size 640 640``). No AP is published for it. Here: not run
+on COCO.
+"""
+
+_base_ = [
+    './_base_/models/retinanet_evit_lite.py',
+    './_base_/datasets/coco_detection_640.py',
+    './_base_/schedules/schedule_1x.py',
+    './_base_/default_runtime.py',
+]
+
+model = dict(
+    backbone=dict(
+        arch='m4',
+        init_cfg=dict(
+            type='Pretrained',
+            checkpoint='https://github.com/xinyuliu-jeffrey/EfficientViT_Model_Zoo/'
+            'releases/download/v1.0/efficientvit_m4.pth',
+        ),
+    ),
+    neck=dict(in_channels=[64, 128, 256, 384], out_channels=128),
+    bbox_head=dict(in_channels=128, feat_channels=128),
+)
