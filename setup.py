@@ -17,9 +17,9 @@ setup(
     license='Apache-2.0',
     packages=find_packages(include=['evit_mm', 'evit_mm.*']),
     python_requires='>=3.10',
-    # torch 2.6 is the first whose torch.load is weights-only by default, which mmengine relies on
+    # torch.load is weights-only by default from 2.6 on; exports need torch.compiler.is_exporting
     install_requires=[
-        'torch>=2.6',
+        'torch>=2.7',
         'torchvision',
         'mmengine>=0.10.7',
         'mmcv>=2.0.0rc4,<2.2.0',
@@ -33,6 +33,14 @@ setup(
     ],
     extras_require={
         'det': ['mmdet>=3.3.0', 'pycocotools'],
+        'fast-eval': ['faster-coco-eval>=1.8.0'],
+        'export': [
+            'onnx>=1.20',
+            'onnxscript>=0.5',
+            'onnxruntime>=1.20',
+            'openvino>=2025.0',
+            'nncf>=2.19',
+        ],
         'cls': ['mmpretrain>=1.2.0', 'timm>=1.0.31'],
     },
 )

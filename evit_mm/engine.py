@@ -33,6 +33,7 @@ from .datasets.check import check_config_data, dataset_paths
 from .datasets.check_images import check_image_data
 from .datasets.decoding import read_image
 from .errors import CheckpointError, ConfigError, DataError, EvitError
+from .export.files import EXPORTED_SUFFIXES
 from .hooks import DropCheckpointConfigHook, FuseHook
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
@@ -139,7 +140,8 @@ def test(
 
     Args:
         config: Config file.
-        checkpoint: What :func:`train` saved; for a classifier also the authors' ImageNet file.
+        checkpoint: What :func:`train` saved; for a classifier also the authors' ImageNet file; or
+            what :func:`evit_mm.export.export` wrote.
         out: ``FILE.pkl`` takes the library's dump of all predictions, ``FILE.json`` COCO-style
             results of a detector; those of masks, which may have scores of their own, go to
             ``FILE.segm.json`` beside it.
@@ -173,6 +175,13 @@ def test(
         else:
             hook = {'draw': True, 'test_out_dir': folder}
         cfg.default_hooks.visualization.update(hook)
+    exported = Path(checkpoint).suffix in EXPORTED_SUFFIXES
+    if exported:
+        if fuse:
+            raise ConfigError(f"--fuse: '{checkpoint}' has its form already")
+        if launcher != 'none':
+            raise ConfigError(f"--launcher {launcher}: '{checkpoint}' runs in one process alone")
+        _put_exported(cfg, checkpoint)
     _drop_pretrained(cfg)
     set_device(device)
     if _is_first_process():
@@ -182,8 +191,13 @@ def test(
     if fuse:
         runner.register_hook(FuseHook())
     metainfo = runner.test_dataloader.dataset.metainfo
-    runner.content = _read_fitting(checkpoint, _unwrap(runner.model), metainfo)
-    runner._load_from, runner._resume = str(checkpoint), False
+    if exported:
+        content = {'meta': {'dataset_meta': _unwrap(runner.model).exported.metadata}}
+        _check_classes(content, metainfo, checkpoint)
+        runner._load_from, runner._resume = None, False
+    else:
+        runner.content = _read_fitting(checkpoint, _unwrap(runner.model), metainfo)
+        runner._load_from, runner._resume = str(checkpoint), False
     if out and not out.endswith('.json'):
         if _is_classifier(cfg):
             from mmengine.evaluator import DumpResults
@@ -496,6 +510,14 @@ def _check_classes(
 
 def _unwrap(model: torch.nn.Module) -> torch.nn.Module:
     return model.module if is_model_wrapper(model) else model
+
+
+def _put_exported(cfg: Config, file: str | Path) -> None:
+    """Put an exported file in the model's place; the preprocessor stays."""
+    preprocessor = cfg.model.get('data_preprocessor')
+    if _is_classifier(cfg) or preprocessor is None:
+        raise ConfigError(f"'{file}': only a detector's exported file can be evaluated")
+    cfg.model = ConfigDict(type='ExportedDetector', file=str(file), data_preprocessor=preprocessor)
 
 
 def _drop_pretrained(cfg: Config) -> None:

@@ -1,0 +1,39 @@
+"""Detect with an exported file by ONNX Runtime and numpy alone.
+
+python examples/onnx_numpy.py MODEL.onnx IMAGE.npy, the image as (H, W, 3), uint8, RGB.
+"""
+
+import json
+import sys
+
+import numpy as np
+import onnxruntime
+
+
+def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Interpolate linearly between the centres of pixels, as OpenCV does."""
+    for axis, new in enumerate((height, width)):
+        old = image.shape[axis]
+        place = ((np.arange(new) + 0.5) * old / new - 0.5).clip(0, old - 1)
+        share = np.expand_dims(place % 1, (1 - axis, 2))
+        low, high = image.take(np.int64(place), axis), image.take(np.int64(np.ceil(place)), axis)
+        image = low * (1 - share) + high * share
+    return image.round()
+
+
+session = onnxruntime.InferenceSession(sys.argv[1], providers=['CPUExecutionProvider'])
+meta = json.loads(session.get_modelmeta().custom_metadata_map['evit_mm'])
+image = np.load(sys.argv[2])
+old, new = np.array(image.shape[:2]), np.array(meta['scale'][::-1])  # height, width
+if meta['keep_ratio']:
+    new = np.int64(old * min(max(new) / max(old), min(new) / min(old)) + 0.5)
+pixels = resize(image, *new)[..., :: 1 if meta['channels'] == 'RGB' else -1]
+pixels = (pixels - meta['mean']) / meta['std']
+down, right = -new % meta['pad_size_divisor']
+pixels = np.pad(pixels, ((0, down), (0, right), (0, 0)), constant_values=meta['pad_value'])
+inputs = {'image': pixels.transpose(2, 0, 1)[None], 'size': new[None]}
+inputs = {name: np.ascontiguousarray(x, np.float32) for name, x in inputs.items()}
+boxes, scores, labels = (x[0] for x in session.run(None, inputs))
+for box, score, label in zip(boxes * np.tile((old / new)[::-1], 2), scores, labels, strict=True):
+    if score > 0:
+        print(meta['classes'][label], f'{score:.3f}', *(f'{x:.1f}' for x in box))
