@@ -66,6 +66,15 @@ def test_readme_names_only_files_that_exist():
             assert (ROOT / name).exists(), name
 
 
+def test_links_between_pages_lead_somewhere():
+    pages = [*ROOT.glob('*.md'), *(ROOT / 'docs').rglob('*.md')]
+    links = [(p, link) for p in pages for link in re.findall(r'\]\(([^)#\s]+)', p.read_text())]
+    local = [(page, link) for page, link in links if '://' not in link]
+    assert len(local) > 20
+    missing = [f'{p.name}: {link}' for p, link in local if not (p.parent / link).exists()]
+    assert not missing
+
+
 def test_readme_snippet_is_a_working_detector(tmp_path):
     snippet = next(b for b in blocks(ROOT / 'README.md', 'python') if 'custom_imports' in b)
     base = ROOT / 'configs' / 'retinanet_evit_m4_coco.py'
@@ -92,6 +101,14 @@ def test_comparison_page_has_the_table_that_the_command_wrote():
         values = [100 * run['mAP'] for run in row['runs']]
         assert len(values) == 3
         assert f'| {row["label"]} | {mean(values):.1f} ± {stdev(values):.1f} (3) |' in table
+
+
+def test_performance_page_quotes_its_tables():
+    page = (ROOT / 'docs' / 'performance.md').read_text()
+    tables = ''.join(p.read_text() for p in (ROOT / 'docs' / 'performance').glob('*.md'))
+    quoted = re.findall(r'\*\*([\d.]+%?)\*\*', page)
+    assert len(quoted) > 15
+    assert not [figure for figure in quoted if f' {figure} ' not in f'{tables} '.replace(',', ' ')]
 
 
 def test_licence_and_notice():

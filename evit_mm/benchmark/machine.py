@@ -1,0 +1,76 @@
+"""What a figure was measured on, and what that machine can do at most."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import platform
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+PACKAGES = ('torch', 'timm', 'mmengine', 'mmcv', 'mmdet', 'onnxruntime', 'openvino')
+# a 3x3 convolution as large as a detector's head has them
+CONV_CHANNELS, CONV_SIDE = 256, 100
+COPIED_FLOATS = 64 * 2**20  # beyond every cache
+
+
+def describe(threads: int) -> dict[str, Any]:
+    """Return machine, versions, threads and date of a run."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = 'not installed'
+    return {
+        'device': 'CPU',  # where the suites build their networks
+        'cpu': _cpu(),
+        'instructions': torch.backends.cpu.get_cpu_capability(),
+        'threads': threads,
+        'python': platform.python_version(),
+        **versions,
+        'commit': _commit(),
+        'date': datetime.date.today().isoformat(),
+    }
+
+
+def limits() -> dict[str, tuple[Callable[[], object], float]]:
+    """Return what shows the machine's limits, to be timed with the rest.
+
+    Returns:
+        Per name a function and what it does in one call: ``'convolution'`` floating point
+        operations (a multiply-add is two), ``'memory'`` bytes read and written.
+    """
+    conv: Any = nn.Conv2d(CONV_CHANNELS, CONV_CHANNELS, 3, padding=1).requires_grad_(False)
+    conv.to(memory_format=torch.channels_last)
+    image = torch.rand(1, CONV_CHANNELS, CONV_SIDE, CONV_SIDE)
+    image = image.to(memory_format=torch.channels_last)
+    source, target = torch.rand(COPIED_FLOATS), torch.empty(COPIED_FLOATS)
+    return {
+        'convolution': (lambda: conv(image), 2 * 9 * CONV_CHANNELS**2 * CONV_SIDE**2),
+        'memory': (lambda: target.copy_(source), 2 * 4 * COPIED_FLOATS),
+    }
+
+
+def _cpu() -> str:
+    try:
+        text = Path('/proc/cpuinfo').read_text()
+    except OSError:
+        return platform.processor() or platform.machine()
+    found = re.search(r'model name\s*:\s*(.+)', text)
+    return found[1].strip() if found else platform.machine()
+
+
+def _commit() -> str:
+    here = Path(__file__).parent
+    command = ['git', '-C', str(here), 'describe', '--always', '--dirty']
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return 'unknown'

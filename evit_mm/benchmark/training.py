@@ -1,0 +1,122 @@
+"""Training steps of a detector: our backbone, timm's in its place, and what may speed them up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from mmengine.registry import init_default_scope
+from torch import Tensor, nn
+
+# config, size as (height, width), images
+CASES = (('retinanet_evit_m4_bccd', (256, 320), 8),)
+FORMS = {
+    "timm's backbone": {'timm': True},
+    'ours': {},
+    "timm's backbone, channels last": {'timm': True, 'channels_last': True},
+    'ours, channels last': {'channels_last': True},
+    'ours, with_cp': {'with_cp': True},
+    'ours, backbone compiled': {'compile': True},
+    'ours, channels last, backbone compiled': {'compile': True, 'channels_last': True},
+}
+Step = tuple[Callable[[], object], int]
+
+
+class TimmBackbone(nn.Module):
+    """timm's EfficientViT in a detector's place for a backbone.
+
+    Args:
+        arch: ``'m0'`` to ``'m5'``.
+        norm_eval: Keep BatchNorm in eval mode while training.
+        stem: Return the stem's stride-8 map first.
+    """
+
+    def __init__(self, arch: str, norm_eval: bool, stem: bool) -> None:
+        from .suites import timm_backbone
+
+        super().__init__()
+        self.net = timm_backbone(arch, 0)
+        self.norm_eval = norm_eval
+        self.stem = stem
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return the stages' maps."""
+        kept = []
+        if self.stem:
+            hook = self.net.patch_embed_relu3.register_forward_hook(
+                lambda module, inputs, output: kept.append(output)  # noqa: ARG005
+            )
+        outputs = self.net(x)
+        if self.stem:
+            hook.remove()
+        return (*kept, *outputs)
+
+    def train(self, mode: bool = True) -> TimmBackbone:
+        """Keep BatchNorm as ``norm_eval`` says."""
+        super().train(mode)
+        if mode and self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
+        return self
+
+
+def steps() -> Iterator[tuple[str, dict[str, Step]]]:
+    """Yield groups of steps to time together, with the bytes that each keeps for its backward."""
+    for name, size, images in CASES:
+        runs = {label: _step(name, size, images, options) for label, options in FORMS.items()}
+        yield f'{name}, {size[0]}x{size[1]}, {images} images', runs
+
+
+def _step(name: str, size: tuple[int, int], images: int, options: dict[str, bool]) -> Step:
+    from mmdet.registry import MODELS
+    from mmdet.testing import demo_mm_inputs
+
+    from ..engine import load_config
+    from .suites import config_path
+
+    cfg = load_config(config_path(name))
+    init_default_scope('mmdet')
+    cfg.model.backbone.init_cfg = None
+    if options.get('with_cp'):
+        cfg.model.backbone.with_cp = True
+    torch.manual_seed(0)
+    model = MODELS.build(cfg.model)
+    model.init_weights()
+    if options.get('timm'):
+        backbone = cfg.model.backbone
+        theirs = TimmBackbone(
+            backbone.arch, backbone.get('norm_eval', False), backbone.get('out_stem', False)
+        )
+        model.backbone = theirs
+    if options.get('channels_last'):
+        model.to(memory_format=torch.channels_last)
+    model.train()
+    if options.get('compile'):
+        model.backbone.compile(dynamic=False)
+    classes = model.bbox_head.num_classes
+    batch = demo_mm_inputs(images, [[3, *size]] * images, num_classes=classes)
+    data = model.data_preprocessor(batch, True)
+
+    def run() -> None:
+        losses = model(**data, mode='loss')
+        model.parse_losses(losses)[0].backward()
+        model.zero_grad()
+
+    return run, _kept(run)
+
+
+def _kept(run: Callable[[], object]) -> int:
+    """Return the bytes of the tensors that a step's forward pass keeps for the backward."""
+    storages: dict[int, tuple[int, Any]] = {}  # kept alive, so that no address is used twice
+
+    def keep(x: Tensor) -> Tensor:
+        if not isinstance(x, nn.Parameter):
+            storage = x.untyped_storage()
+            storages[storage.data_ptr()] = (storage.nbytes(), x)
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        run()
+    return sum(size for size, _ in storages.values())

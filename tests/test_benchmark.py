@@ -1,0 +1,182 @@
+"""The benchmark measures what it says, and says what it measured. No test asserts a time."""
+
+import json
+import multiprocessing
+import os
+
+import pytest
+import torch
+from torch import nn
+
+from evit_mm.benchmark import forms, report, run, suites
+from evit_mm.benchmark.report import Row
+from evit_mm.benchmark.timing import time_in_processes
+from evit_mm.errors import ConfigError
+from evit_mm.models import EfficientViT
+
+from .conftest import randomise, relative_error
+
+
+def test_the_ratio_is_taken_round_by_round():
+    # both slowed down threefold in the second round: the ratio stays
+    rows = [
+        Row('a', 'slow', [4.0, 12.0, 4.0], 8.0),
+        Row('a', 'fast', [1.0, 3.0, 2.0], 8.0, 'slow'),
+        Row('b', 'slow', [1.0]),
+        Row('b', 'alone', [1.0], None, 'missing'),
+        Row('b', 'absent', [], None, 'slow', 'no such compiler'),
+    ]
+    assert report.ratio_of(rows[1], rows) == (4.0, 3.0, 4.0)
+    assert report.ratio_of(rows[0], rows) is report.ratio_of(rows[3], rows) is None
+    text = report.markdown('Title', rows, {'threads': 2}, ['A note.'], 16.0, 'flop')
+    assert '| a | fast | 3 | 2000.0 (1500.0 to 2500.0) | 4.00 (3.00 to 4.00) | 0 | 25% |' in text
+    assert '| b | absent | 0 | not run: no such compiler |' in text
+    assert 'A note.' in text and 'Measured with threads: 2.' in text
+    assert '| images/s |' in report.markdown('', rows, {}, [], None, 'images')
+
+
+@pytest.mark.parametrize('name', ['mobilenetv2_035', 'spos', 'efficientvit_m0'])
+def test_peers_are_folded_exactly(name):
+    if name == 'spos':
+        from evit_mm.models import SPOSNet
+
+        model = SPOSNet()
+    else:
+        timm = pytest.importorskip('timm')
+        model = timm.create_model(name, features_only=True)
+    model = randomise(model).eval()
+    image = torch.randn(2, 3, 64, 64)
+    folded = forms.fold_batchnorms(model, image)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
+    other = torch.randn(1, 3, 96, 64)
+    with torch.no_grad():
+        for found, expected in zip(folded(other), model(other), strict=True):
+            assert relative_error(found, expected) < 1e-3
+
+
+def test_a_batchnorm_elsewhere_stays_and_a_wrong_fold_is_refused(monkeypatch):
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.BatchNorm2d(4))
+    model = randomise(model).eval()
+    image = torch.randn(1, 3, 8, 8)
+    assert isinstance(forms.fold_batchnorms(model, image)[2], nn.BatchNorm2d)
+    monkeypatch.setattr(forms, 'fold_conv_bn', lambda conv, bn: conv)  # noqa: ARG005
+    model = randomise(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))).eval()
+    with pytest.raises(RuntimeError, match='computes otherwise'):
+        forms.fold_batchnorms(model, image)
+
+
+def test_other_runtimes_run_the_same_network(tiny):
+    pytest.importorskip('onnxruntime')
+    pytest.importorskip('openvino')
+    pytest.importorskip('onnxscript')
+    model = randomise(EfficientViT(arch=tiny)).eval()
+    image = torch.randn(1, 3, 96, 64)
+    with torch.no_grad():
+        expected = model(image)
+    runtimes = (
+        forms.eager(model, image)(),
+        forms.onnxruntime(model, image, 1)(),
+        list(forms.openvino(model, image, 1)().values()),
+    )
+    for outputs in runtimes:
+        for found, wanted in zip(outputs, expected, strict=True):
+            assert relative_error(torch.as_tensor(found), wanted) < 1e-4
+
+
+def _nothing():
+    return lambda: None
+
+
+def _broken():
+    raise RuntimeError('no compiler\nand more')
+
+
+def _death():
+    os._exit(3)
+
+
+def _mortal():
+    calls = iter(range(3))
+    return lambda: os._exit(3) if next(calls) == 2 else None
+
+
+def test_what_cannot_be_built_says_why_and_the_rest_is_timed():
+    builders = {'good': _nothing, 'bad': _broken, 'dead': _death, 'mortal': _mortal}
+    seconds, faults = time_in_processes(builders, rounds=2, warmup=1)
+    assert len(seconds.pop('good')) == 2 and not seconds
+    assert faults == {
+        'bad': 'RuntimeError: no compiler',
+        'dead': 'its process died',
+        'mortal': 'its process died while it was timed',
+    }
+    assert not multiprocessing.active_children()
+
+
+def test_a_suite_writes_its_figures_with_their_circumstances(monkeypatch, tmp_path):
+    pytest.importorskip('timm')
+    monkeypatch.setattr(suites, 'VARIANTS', ('m0',))
+    monkeypatch.setattr(suites, 'SIDE', 64)
+    monkeypatch.setattr(suites, 'BATCH', 1)
+    threads = torch.get_num_threads()
+    rows, text = run('variants', tmp_path, threads=1, rounds=2)
+    assert torch.get_num_threads() == threads
+    names = ['timm, eager', 'plain', 'fused', 'convolution', 'memory']
+    assert [row.name for row in rows] == names
+    assert (tmp_path / 'variants.md').read_text() == text
+    content = json.loads((tmp_path / 'variants.json').read_text())
+    assert [len(row['seconds']) for row in content['rows']] == [2] * 5
+    about = content['about']
+    assert about['threads'] == 1 and about['torch'] == torch.__version__.split('+')[0]
+    assert about['command'] == 'python tools/benchmark.py variants --threads 1 --rounds 2'
+    assert about['cpu'] and about['date'] and about['command'] in text
+    assert (tmp_path / 'variants.png').stat().st_size > 1000
+
+
+def test_the_paper_s_protocol(monkeypatch, tmp_path):
+    pytest.importorskip('timm')
+    monkeypatch.setattr(suites, 'VARIANTS', ('m3',))
+    monkeypatch.setattr(suites, 'PEERS', ('mobilenetv2',))
+    monkeypatch.setattr(suites, 'SIDE', 64)
+    monkeypatch.setattr(suites, 'BATCH', 1)
+    for name in ('compiled', 'onnxruntime'):
+        monkeypatch.setattr(forms, name, lambda *args: lambda: None)  # noqa: ARG005
+    rows, text = run('backbones', tmp_path, rounds=1)
+    assert len(rows) == 6 and {row.against for row in rows} == {'MobileNetV2'}
+    assert 'EfficientViT-M3 over MobileNetV2, eager: here ' in text
+    assert 'published 3.0 on an Intel CPU' in text and 'EfficientNet-B0' not in text
+
+
+def test_detection_by_stage(monkeypatch, tmp_path):
+    pytest.importorskip('mmdet')
+    from evit_mm.benchmark import detection
+
+    small = [('retinanet_lite_evit_m0_coco', (96, 160), batch) for batch in (1, 2)]
+    monkeypatch.setattr(detection, 'CASES', small)
+    rows, text = run('detection', tmp_path, threads=1, rounds=1)
+    stages = {row.name.removesuffix(', mmdet') for row in rows if row.name.endswith(', mmdet')}
+    assert {'backbone', 'neck', 'head', 'boxes and NMS', 'decode and resize'} < stages
+    assert len(rows) == 7 * 2 + 1 + 2
+    assert '1 images, 100 detections, 0 found by one side alone' in text
+    assert '2 images, 200 detections, 0 found by one side alone' in text
+
+
+def test_training_steps(monkeypatch):
+    pytest.importorskip('mmdet')
+    pytest.importorskip('timm')
+    from evit_mm.benchmark import training
+
+    monkeypatch.setattr(training, 'CASES', [('retinanet_lite_evit_m0_coco', (64, 64), 2)])
+    kept_forms = ("timm's backbone", 'ours', 'ours, with_cp', 'ours, channels last')
+    monkeypatch.setattr(training, 'FORMS', {name: training.FORMS[name] for name in kept_forms})
+    rows, _ = suites.measure_training(1, 2)
+    assert [row.name for row in rows] == list(kept_forms)
+    assert all(len(row.seconds) == 2 for row in rows)
+    kept = {row.name: int(row.note.split()[0]) for row in rows}
+    assert 0 < kept['ours, with_cp'] < kept['ours'] <= kept["timm's backbone"]
+
+
+def test_an_unknown_suite_and_impossible_numbers(tmp_path):
+    with pytest.raises(ConfigError, match="no suite 'fast'; there are forms, "):
+        run('fast', tmp_path)
+    with pytest.raises(ConfigError, match='must be positive, got 0 and 10'):
+        run('variants', tmp_path, threads=0)

@@ -1,0 +1,35 @@
+"""Measure speed side by side in one run: python tools/benchmark.py [SUITE ...] [options].
+
+Each suite prints its table and writes it, its JSON and its picture to the output folder.
+"""
+
+import argparse
+import sys
+
+from evit_mm.benchmark import SUITES, run
+from evit_mm.errors import EvitError
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description='Measure speed, interleaved, with spread and ratios',
+        epilog='suites: ' + '; '.join(f'{name}: {suite.title}' for name, suite in SUITES.items()),
+    )
+    parser.add_argument('suites', nargs='*', metavar='SUITE', help='default: all of them')
+    parser.add_argument('--threads', type=int, help="CPU threads (default: the suite's)")
+    parser.add_argument('--rounds', type=int, default=10, help='timed calls of each row')
+    parser.add_argument('-o', '--out', default='docs/performance', help='folder to write to')
+    args = parser.parse_args()
+    args.suites = args.suites or list(SUITES)
+    return args
+
+
+if __name__ == '__main__':
+    args = parse_args()
+    try:
+        for suite in args.suites:
+            _, table = run(suite, args.out, args.threads, args.rounds)
+            print(table)
+    except (EvitError, OSError) as error:
+        sys.exit(f'error: {error}')
