@@ -234,9 +234,6 @@ def _replace(module: nn.Module, counts: Counter[str]) -> None:
         elif isinstance(child, ConvBN):
             setattr(module, name, fold_conv_bn(child.c, child.bn))
             counts['BatchNorms into convolutions'] += 1
-        elif isinstance(child, nn.ReLU):
-            # of a convolution's own output, which nobody else reads
-            setattr(module, name, nn.ReLU(inplace=True))
         elif isinstance(child, BNLinear):
             setattr(module, name, _fold_bn_linear(child))
             counts['BatchNorms into linear layers'] += 1

@@ -80,7 +80,11 @@ class ExportedModel:
     def _open_openvino(self, threads: int | None) -> tuple[Any, Callable]:
         openvino = need('openvino')
         core = openvino.Core()
-        options: dict[str, Any] = {'PERFORMANCE_HINT': 'LATENCY'}
+        # where the processor has bfloat16, OpenVINO computes in it unless told otherwise
+        options: dict[str, Any] = {
+            'PERFORMANCE_HINT': 'LATENCY',
+            'INFERENCE_PRECISION_HINT': 'f32',
+        }
         if threads:
             options['INFERENCE_NUM_THREADS'] = threads
         try:

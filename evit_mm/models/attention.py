@@ -60,7 +60,7 @@ class CascadedGroupAttention(nn.Module):
             ConvBN(key_dim, key_dim, kernel_size, groups=key_dim)
             for kernel_size in kernel_sizes[:num_heads]
         )
-        self.proj = nn.Sequential(nn.ReLU(), ConvBN(dim, dim, bn_weight=0.0))
+        self.proj = nn.Sequential(nn.ReLU(inplace=True), ConvBN(dim, dim, bn_weight=0.0))
         self.attention_biases = nn.Parameter(torch.zeros(num_heads, window_size**2))
         # not persistent: it follows from the window size, and a stale copy in a file of another
         # window size must never be loaded

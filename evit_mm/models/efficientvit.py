@@ -61,7 +61,7 @@ class PatchMerging(nn.Module):
         super().__init__()
         hidden = 4 * in_channels
         self.conv1 = ConvBN(in_channels, hidden)
-        self.act = nn.ReLU()
+        self.act = nn.ReLU(inplace=True)
         self.conv2 = ConvBN(hidden, hidden, 3, stride=2, groups=hidden)
         self.se = SqueezeExcite(hidden)
         self.conv3 = ConvBN(hidden, out_channels)
@@ -165,11 +165,11 @@ class EfficientViT(Backbone):
 
         self.patch_embed = nn.Sequential(
             ConvBN(in_channels, dims[0] // 8, 3, stride=2),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             ConvBN(dims[0] // 8, dims[0] // 4, 3, stride=2),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             ConvBN(dims[0] // 4, dims[0] // 2, 3, stride=2),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             ConvBN(dims[0] // 2, dims[0], 3, stride=2),
         )
         num_blocks = sum(variant.depths)

@@ -1,7 +1,8 @@
 """The small layers that the network is made of.
 
 Attribute names (``c``, ``bn``, ``m``, ``pw1``, ``fc1``, ...) are those of the authors' checkpoints
-and so part of a file format; do not rename them.
+and so part of a file format; do not rename them. ReLUs work in place: each follows a convolution,
+a BatchNorm or a concatenation, whose result neither the backward pass nor anybody else reads.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class FFN(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.pw1 = ConvBN(dim, 2 * dim)
-        self.act = nn.ReLU()
+        self.act = nn.ReLU(inplace=True)
         self.pw2 = ConvBN(2 * dim, dim, bn_weight=0.0)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -66,7 +67,7 @@ class SqueezeExcite(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.fc1 = nn.Conv2d(channels, channels // 4, 1)
-        self.act = nn.ReLU()
+        self.act = nn.ReLU(inplace=True)
         self.fc2 = nn.Conv2d(channels // 4, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
