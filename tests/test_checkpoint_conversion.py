@@ -183,6 +183,11 @@ def test_authors_detectors_fit_the_configs_name_by_name(authors_detector, tmp_pa
                 assert torch.equal(start[name], tensor), name
         with pytest.raises(ValueError, match='was trained with the classes'):
             _read_fitting(source, model, {'classes': ('a',)})
+    head = next(key for key in kept if key.endswith(('retina_reg.bias', 'fc_reg.bias')))
+    broken = {**kept, head: torch.full_like(kept[head], float('nan'))}
+    torch.save({'state_dict': broken}, tmp_path / 'nan.pth')
+    with pytest.raises(CheckpointError, match=f'not finite: {head}'):
+        _read_start(str(tmp_path / 'nan.pth'), model)
     init_cfg = {'type': 'Pretrained', 'checkpoint': str(path)}
     backbone = EfficientViT('m4', init_cfg=init_cfg)
     backbone.init_weights()
@@ -200,9 +205,7 @@ def test_a_detector_gives_its_backbone_and_takes_it_back(authors_detector):
     }
     back = convert({'state_dict': body.state}, 'detector')
     assert_same(back.state, {f'backbone.{k}': v for k, v in body.state.items()})
-    assert back.state.items() <= {k: before[k] for k in back.state}.items() or all(
-        torch.equal(v, before[k]) for k, v in back.state.items()
-    )
+    assert_same(back.state, {key: before[key] for key in back.state})
     again = convert(convert(body.state, 'msra').state, 'backbone')
     assert_same(again.state, body.state)
 
@@ -305,6 +308,37 @@ def test_mobile_networks_of_timm_convert():
     made = convert(state, name='mobile.safetensors')
     assert {k.split('.')[0] for k in made.dropped} == {'conv_head', 'bn2', 'classifier'}
     assert_same({**made.state, **{k: state[k] for k in made.dropped}}, state)
+
+
+def test_classifiers_take_every_kind_that_has_a_head(tmp_path):
+    cfg = load_config(ROOT / 'configs' / 'evit_m0_imagenet.py')
+    from mmpretrain.registry import MODELS
+
+    init_default_scope('mmpretrain')
+    content = imagenet_file('m0')
+    torch.save(content, tmp_path / 'authors.pth')
+    for to, name in (('timm', 'theirs.safetensors'), ('msra', 'again.safetensors')):
+        convert_file(tmp_path / 'authors.pth', tmp_path / name, to)
+    for name in ('authors.pth', 'theirs.safetensors', 'again.safetensors'):
+        model = MODELS.build(cfg.model)
+        model.init_cfg = {'type': 'Pretrained', 'checkpoint': str(tmp_path / name)}
+        model.init_weights()
+        found = convert(model.state_dict(), 'msra').state
+        kept = {k: v for k, v in content['model'].items() if 'num_batches' not in k}
+        assert_same({key: found[key] for key in kept}, kept)
+    odd = {**content['model'], 'blocks1.0.mixer.m.attn.attention_biases': torch.ones(4, 50)}
+    torch.save(odd, tmp_path / 'odd.pth')
+    model = MODELS.build(cfg.model)
+    model.init_cfg = {'type': 'Pretrained', 'checkpoint': str(tmp_path / 'odd.pth')}
+    with pytest.raises(CheckpointError, match=r'attention_biases is \(4, 50\)'):
+        model.init_weights()
+
+
+@pytest.mark.parametrize('prefix', ['module.', '_orig_mod.', 'module._orig_mod.'])
+def test_what_wrappers_put_before_names_is_cut_off(prefix):
+    state = imagenet_file('m0')['model']
+    wrapped = {prefix + key: value for key, value in state.items()}
+    assert_same(convert(wrapped, 'msra').state, state)
 
 
 def test_own_classifiers_convert(tmp_path):

@@ -124,6 +124,16 @@ def test_a_url_is_fetched_once_and_its_digest_is_kept(server):
     assert (server.folder / 'tiny.pth.sha256').read_text() == f'{digest}  tiny.pth\n'
 
 
+def test_progress_is_shown_on_a_terminal_alone(server, capsys, monkeypatch):
+    monkeypatch.setenv('FORCE_COLOR', '1')
+    download.fetch(server.url)
+    size = f'{len(server.content) / 1000:.1f}'
+    assert f'{size}/{size} kB' in capsys.readouterr().err
+    monkeypatch.delenv('FORCE_COLOR')
+    download.fetch(server.url.replace('tiny', 'other'))
+    assert 'kB' not in capsys.readouterr().err
+
+
 def test_an_exchanged_file_is_noticed(server):
     path = download.fetch(server.url)
     path.write_bytes(weights(1))

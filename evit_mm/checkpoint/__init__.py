@@ -14,6 +14,7 @@ from .fitting import (
 )
 from .reading import allow_mmengine_types
 from .sources import read_checkpoint
+from .writing import write_checkpoint
 
 __all__ = [
     'DERIVED',
@@ -27,4 +28,5 @@ __all__ = [
     'read_checkpoint',
     'resize_attention_biases',
     'tensors_of',
+    'write_checkpoint',
 ]

@@ -22,6 +22,7 @@ import numpy as np
 import safetensors.torch
 import torch
 from mmengine.logging import HistoryBuffer
+from numpy._core import multiarray
 from safetensors import safe_open
 
 from ..errors import CheckpointError
@@ -42,7 +43,7 @@ def _history_method(owner: Any, name: str) -> Any:
 
 # What mmengine's CheckpointHook writes beside tensors: its scalar histories, which are numpy
 # arrays. The dtypes are those of the numbers that it logs.
-MMENGINE_TYPES = [
+MMENGINE_TYPES: list[Any] = [
     HistoryBuffer,
     np.ndarray,
     np.dtype,
@@ -50,16 +51,16 @@ MMENGINE_TYPES = [
     np.dtypes.Float32DType,
     np.dtypes.Int64DType,
     np.dtypes.Int32DType,
-    np._core.multiarray._reconstruct,
-    np._core.multiarray.scalar,
+    multiarray._reconstruct,
+    multiarray.scalar,
     # numpy 1's names of the two, in files written with it
-    (np._core.multiarray._reconstruct, 'numpy.core.multiarray._reconstruct'),
-    (np._core.multiarray.scalar, 'numpy.core.multiarray.scalar'),
+    (multiarray._reconstruct, 'numpy.core.multiarray._reconstruct'),
+    (multiarray.scalar, 'numpy.core.multiarray.scalar'),
     (_history_method, 'builtins.getattr'),
     (_history_method, '__builtin__.getattr'),  # its name in pickle protocol 2
 ]
 # The authors' ImageNet files keep their command line beside the weights.
-AUTHORS_TYPES = [argparse.Namespace]
+AUTHORS_TYPES: list[Any] = [argparse.Namespace]
 METADATA_KEY = 'evit_mm'  # of what a .safetensors file of ours holds beside its tensors, as JSON
 # what torch's unpickler says of types and operations that it does not know, without its advice
 REFUSED = re.compile(

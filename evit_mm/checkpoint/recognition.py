@@ -209,10 +209,11 @@ def _compare(found: Shapes, expected: Shapes, network: str, name: str) -> None:
 def _unknown(found: Mapping[str, str], name: str) -> CheckpointError:
     """Compare the names with all that is known, and report the nearest."""
     with torch.device('meta'):
-        listings = {'SPOS by megvii': list(_shapes([SPOSNet(out_indices=(4,)), SPOSHead()]))}
+        spos: list[nn.Module] = [SPOSNet(out_indices=(4,)), SPOSHead()]
+        listings = {'SPOS by megvii': list(_shapes(spos))}
         for arch, variant in VARIANTS.items():
-            modules = [EfficientViT(variant), EfficientViTHead(variant.embed_dims[-1])]
-            names = list(_shapes(modules))
+            head = EfficientViTHead(variant.embed_dims[-1])
+            names = list(_shapes([EfficientViT(variant), head]))
             listings[f'EfficientViT-{arch.upper()} by the authors'] = names
             listings[f'EfficientViT-{arch.upper()} by timm'] = [to_timm(key) for key in names]
     needed = {

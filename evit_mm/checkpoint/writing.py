@@ -36,8 +36,7 @@ def check_target(path: str | Path, source: str | Path | None = None) -> None:
         raise CheckpointError(f"'{path.parent}' is not a folder; make it first")
     if path.exists() and not path.is_file():
         raise CheckpointError(f"'{path}' exists and is not a file; give another name")
-    both = source is not None and path.exists() and os.path.exists(source)
-    if both and os.path.samefile(path, source):
+    if source is not None and path.exists() and Path(source).exists() and path.samefile(source):
         raise CheckpointError(f"'{path}' is the file to convert itself; give another name")
 
 
