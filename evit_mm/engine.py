@@ -33,6 +33,7 @@ from .checkpoint import (
     check_state_dict,
     extract_state_dict,
     metadata_of,
+    plain_weights_of,
     read_checkpoint,
 )
 from .datasets.check import check_config_data, dataset_paths
@@ -475,7 +476,14 @@ def _read_fitting(
     meta = metadata_of(content)
     _check_classes({'meta': meta}, metainfo, checkpoint)
     # the model's own BatchNorm counters complete it: EMA's hook exchanges entry by entry
-    return {'meta': meta, 'state_dict': {**model.state_dict(), **state}}
+    read = {'meta': meta, 'state_dict': {**model.state_dict(), **state}}
+    plain = plain_weights_of(content)
+    if plain:
+        weights = {key: value for key, value in plain.items() if key != 'steps'}
+        weights = extract_state_dict(weights, prefix='', name=str(checkpoint))
+        check_state_dict(weights, model, name=str(checkpoint))
+        read['ema_state_dict'] = plain
+    return read
 
 
 def _read_start(path: str, model: torch.nn.Module) -> dict[str, Any]:

@@ -137,6 +137,7 @@ def test_own_training_files_are_stripped_to_weights(tmp_path):
     torch.save(training, tmp_path / 'epoch_3.pth')
     for name in ('weights.pth', 'weights.safetensors'):
         made = convert_file(tmp_path / 'epoch_3.pth', tmp_path / name)
+        assert made.source.endswith(', averaged over training (EMA)')
         assert made.target == 'detector' and not made.renamed and not made.dropped
         content = ckpt.read_checkpoint(tmp_path / name)
         assert set(content) == {'state_dict', 'meta'}

@@ -4,7 +4,7 @@ Functions from files and dicts to dicts. Nothing here ever unpickles arbitrary o
 builds models and so is not imported here: :mod:`evit_mm.checkpoint.conversion`.
 """
 
-from .contents import DERIVED, extract_state_dict, metadata_of, tensors_of
+from .contents import DERIVED, extract_state_dict, metadata_of, plain_weights_of, tensors_of
 from .fitting import (
     check_state_dict,
     fit_state_dict,
@@ -25,6 +25,7 @@ __all__ = [
     'fit_windows',
     'load_pretrained',
     'metadata_of',
+    'plain_weights_of',
     'read_checkpoint',
     'resize_attention_biases',
     'tensors_of',

@@ -118,6 +118,18 @@ def own_names(state: Mapping[str, Tensor], name: str = 'checkpoint') -> dict[str
         raise CheckpointError(f"'{name}' is by timm's names, but one is unknown: {error}") from None
 
 
+def plain_weights_of(checkpoint: Any) -> dict[str, Any] | None:
+    """Return what mmengine's EMA hook keeps beside the averaged weights, None without EMA.
+
+    Args:
+        checkpoint: What :func:`~evit_mm.checkpoint.read_checkpoint` returned.
+
+    Returns:
+        The weights as they were trained, names after ``module.``, and the hook's counter ``steps``.
+    """
+    return _entries(_entries(checkpoint).get('ema_state_dict')) or None
+
+
 def metadata_of(checkpoint: Any) -> dict[str, Any]:
     """Return what a checkpoint says beside its weights, under mmengine's keys.
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from ..models.attention import relative_offsets
-from .contents import metadata_of, tensors_of
+from .contents import metadata_of, plain_weights_of, tensors_of
 from .fitting import resize_attention_biases
 from .names import to_timm
 from .reading import METADATA_KEY, read_file
@@ -129,8 +129,11 @@ def convert(checkpoint: Any, to: str | None = None, name: str = 'checkpoint') ->
             f"'{name}' is {found.description}, which has no form by the names of {target}; convert "
             'it to backbone or detector'
         )
-    what = {METADATA_KEY: {'from': found.description, 'to': target}}
-    result = Conversion({}, {**metadata_of(checkpoint), **what}, found.description, target)
+    source = found.description
+    if plain_weights_of(checkpoint):
+        source += ', averaged over training (EMA)'
+    what = {METADATA_KEY: {'from': source, 'to': target}}
+    result = Conversion({}, {**metadata_of(checkpoint), **what}, source, target)
     _convert_body(found, result)
     if target == 'detector':
         result.state |= found.others
