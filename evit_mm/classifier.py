@@ -19,8 +19,8 @@ from torch import Tensor
 from .checkpoint import (
     check_state_dict,
     extract_state_dict,
+    fit_windows,
     read_checkpoint,
-    resize_attention_biases,
 )
 from .errors import ConfigError
 from .models.layers import BNLinear, mean_pool
@@ -122,11 +122,7 @@ class EfficientViTClassifier(ImageClassifier):
         """
         if not any(key.startswith('backbone.') for key in state):
             state = {k if k.startswith('head.') else f'backbone.{k}': v for k, v in state.items()}
-        own = self.state_dict()
-        translated = dict(state)
-        for key, value in state.items():
-            if key.endswith('attention_biases') and key in own:
-                translated[key] = resize_attention_biases(value, round(own[key].shape[1] ** 0.5))
+        translated = fit_windows(state, self.state_dict())
         resized = [key for key in state if translated[key].shape != state[key].shape]
         if resized:
             print_log(f'resized {len(resized)} attention biases', logger='current')

@@ -28,7 +28,14 @@ from mmengine.runner import Runner, find_latest_checkpoint
 from rich.progress import track
 
 from . import models
-from .checkpoint import DERIVED, check_state_dict, extract_state_dict, read_checkpoint
+from .checkpoint import (
+    DERIVED,
+    check_state_dict,
+    extract_state_dict,
+    metadata_of,
+    plain_weights_of,
+    read_checkpoint,
+)
 from .datasets.check import check_config_data, dataset_paths
 from .datasets.check_images import check_image_data
 from .datasets.decoding import read_image
@@ -466,9 +473,17 @@ def _read_fitting(
     content = read_checkpoint(checkpoint)
     state = _translated(extract_state_dict(content, prefix='', name=str(checkpoint)), model)
     check_state_dict(state, model, name=str(checkpoint))
-    _check_classes(content, metainfo, checkpoint)
+    meta = metadata_of(content)
+    _check_classes({'meta': meta}, metainfo, checkpoint)
     # the model's own BatchNorm counters complete it: EMA's hook exchanges entry by entry
-    return {**content, 'state_dict': {**model.state_dict(), **state}}
+    read = {'meta': meta, 'state_dict': {**model.state_dict(), **state}}
+    plain = plain_weights_of(content)
+    if plain:
+        weights = {key: value for key, value in plain.items() if key != 'steps'}
+        weights = extract_state_dict(weights, prefix='', name=str(checkpoint))
+        check_state_dict(weights, model, name=str(checkpoint))
+        read['ema_state_dict'] = plain
+    return read
 
 
 def _read_start(path: str, model: torch.nn.Module) -> dict[str, Any]:
@@ -487,6 +502,8 @@ def _read_start(path: str, model: torch.nn.Module) -> dict[str, Any]:
         names = ', '.join(sorted(set(left_out)))
         text = f"'{path}' has another head; these stay as they were initialised: {names}"
         print_log(text, logger='current', level=logging.WARNING)
+    whole = {k: v for k, v in {**own, **fitting}.items() if not k.endswith(DERIVED)}
+    check_state_dict(whole, model, name=path)
     return {'state_dict': {**own, **fitting}}
 
 

@@ -2,7 +2,6 @@ import argparse
 import io
 import os
 import pickle
-from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -207,39 +206,6 @@ def test_getattr_is_limited_to_the_statistics_of_a_history(tmp_path, owner, name
         ckpt.read_checkpoint(path)
     with pytest.raises(pickle.UnpicklingError):
         torch.load(path)
-
-
-def test_a_url_is_downloaded_once_into_the_cache(tmp_path, monkeypatch, published, tiny):
-    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path / 'hub'))
-    source = save(tmp_path / 'source.pth', published)
-    calls = []
-
-    def download(url, target):
-        calls.append(url)
-        with open(source, 'rb') as a, open(target, 'wb') as b:
-            b.write(a.read())
-
-    monkeypatch.setattr(torch.hub, 'download_url_to_file', download)
-    url = 'https://example.org/release/weights.pth?raw=1'
-    for _ in range(2):
-        load(tiny, url)
-    assert calls == [url]
-    assert (tmp_path / 'hub' / 'checkpoints' / 'weights.pth').is_file()
-
-
-def test_without_network_the_message_says_what_to_do(tmp_path, monkeypatch, tiny):
-    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
-
-    def download(url, target):
-        raise URLError('no route to host')
-
-    monkeypatch.setattr(torch.hub, 'download_url_to_file', download)
-    with pytest.raises(CheckpointError) as caught:
-        load(tiny, 'https://example.org/weights.pth')
-    text = str(caught.value)
-    assert 'https://example.org/weights.pth' in text
-    assert str(tmp_path / 'checkpoints' / 'weights.pth') in text
-    assert '--cfg-options model.backbone.init_cfg.checkpoint=FILE' in text
 
 
 def test_resized_biases_keep_a_smooth_grid():

@@ -76,7 +76,7 @@ def weights(tmp_path_factory):
 def test_pretrained_weights_are_loaded_and_checked(weights, monkeypatch):
     asked = []
 
-    def download(repo, name):
+    def download(repo, name, revision):
         asked.append((repo, name))
         return str(weights)
 
@@ -94,7 +94,7 @@ def test_pretrained_weights_are_loaded_and_checked(weights, monkeypatch):
 
 
 def test_without_network_the_message_says_what_to_fetch(monkeypatch):
-    def offline(repo, name):
+    def offline(repo, name, revision):
         raise LocalEntryNotFoundError('cannot find the requested files in the local cache')
 
     monkeypatch.setattr(huggingface_hub, 'hf_hub_download', offline)

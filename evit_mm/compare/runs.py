@@ -27,7 +27,7 @@ from mmengine.hooks import Hook
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ..checkpoint import read_checkpoint
+from ..checkpoint import read_checkpoint, write_checkpoint
 from ..engine import set_device
 from ..errors import CheckpointError, ConfigError, DataError, EvitError
 from ..published import label_of
@@ -325,12 +325,8 @@ def _train_and_evaluate(run: Run, device: str | None) -> None:
     # mmdet gives no figures at all where not one box was found
     figures = {name: metrics.get(PREFIX + name, 0.0) for name in METRICS}
     content = read_checkpoint(last)
-    slim = {
-        'state_dict': content['state_dict'],
-        'meta': {'dataset_meta': content['meta']['dataset_meta']},
-    }
-    torch.save(slim, run.folder / 'weights.partial')
-    (run.folder / 'weights.partial').replace(run.folder / 'weights.pth')
+    meta = {'dataset_meta': content['meta']['dataset_meta']}
+    write_checkpoint(content['state_dict'], run.folder / 'weights.pth', meta)
     run.write(
         'result.json',
         {

@@ -1,0 +1,33 @@
+"""Checkpoints from anywhere: read safely, recognised, fitted by name, converted.
+
+Functions from files and dicts to dicts. Nothing here ever unpickles arbitrary objects. Converting
+builds models and so is not imported here: :mod:`evit_mm.checkpoint.conversion`.
+"""
+
+from .contents import DERIVED, extract_state_dict, metadata_of, plain_weights_of, tensors_of
+from .fitting import (
+    check_state_dict,
+    fit_state_dict,
+    fit_windows,
+    load_pretrained,
+    resize_attention_biases,
+)
+from .reading import allow_mmengine_types
+from .sources import read_checkpoint
+from .writing import write_checkpoint
+
+__all__ = [
+    'DERIVED',
+    'allow_mmengine_types',
+    'check_state_dict',
+    'extract_state_dict',
+    'fit_state_dict',
+    'fit_windows',
+    'load_pretrained',
+    'metadata_of',
+    'plain_weights_of',
+    'read_checkpoint',
+    'resize_attention_biases',
+    'tensors_of',
+    'write_checkpoint',
+]

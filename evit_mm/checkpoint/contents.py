@@ -1,0 +1,172 @@
+"""What a checkpoint holds: its tensors out of whatever wraps them, its class names, its config.
+
+Nothing that a file says about itself is believed before it is looked at here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointError
+from .mmrazor import from_mmrazor
+from .names import family_of, from_timm
+
+# Entries that follow from the architecture and are made anew when it is built.
+DERIVED = ('attention_bias_idxs', 'num_batches_tracked')
+WRAPPERS = ('model', 'state_dict')
+# put before every name by DataParallel, by torch.compile and by mmrazor's algorithms
+PREFIXES = ('module.', '_orig_mod.', 'architecture.')
+
+
+def tensors_of(checkpoint: Any, name: str = 'checkpoint') -> dict[str, Tensor]:
+    """Return all weights of a checkpoint by name.
+
+    Takes files with ``model`` or ``state_dict`` and bare ones; what wrappers put before every name
+    is cut off. Of a training with EMA, ``state_dict`` has the averaged weights.
+
+    Args:
+        checkpoint: What :func:`~evit_mm.checkpoint.read_checkpoint` returned.
+        name: The file's name, for messages.
+
+    Returns:
+        Dense tensors by name, otherwise as they are in the file.
+
+    Raises:
+        CheckpointError: There are no tensors, or a name or tensor is none of a state dict.
+    """
+    content = _entries(checkpoint)
+    for key in WRAPPERS:
+        content = _entries(content.get(key)) or content
+    state = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    if not state:
+        raise CheckpointError(
+            f"'{name}' holds no weights: expected tensors by name, alone or under 'model' or "
+            "'state_dict'"
+        )
+    for key, value in state.items():
+        if not isinstance(key, str) or not key.isprintable():
+            raise CheckpointError(f"'{name}': {ascii(key)[:200]} is not a name of a weight")
+        if not _is_plain(value):
+            raise CheckpointError(
+                f"'{name}': '{key[:200]}' is not a plain tensor; save it as dense numbers, each "
+                'stored once'
+            )
+        state[key] = Tensor.detach(value)
+    for prefix in PREFIXES:
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state
+
+
+def extract_state_dict(
+    checkpoint: Any, prefix: str | None = None, name: str = 'checkpoint'
+) -> dict[str, Tensor]:
+    """Return the backbone's tensors, by own names, out of whatever wraps them.
+
+    Takes what :func:`tensors_of` takes, whole detectors, from which the ``backbone.`` part is
+    taken, and the names of timm's EfficientViT and of mmrazor's SPOS.
+
+    Args:
+        checkpoint: What :func:`~evit_mm.checkpoint.read_checkpoint` returned.
+        prefix: Take only names with this prefix and cut it off, instead of looking for
+            ``backbone.``.
+        name: The file's name, for messages.
+
+    Returns:
+        Tensors by name, without the entries in :data:`DERIVED`.
+
+    Raises:
+        CheckpointError: There are no tensors, or none with the prefix.
+    """
+    state = tensors_of(checkpoint, name)
+    if prefix is None:
+        prefix = 'backbone' if any(key.startswith('backbone.') for key in state) else ''
+    dotted = prefix.rstrip('.') + '.' if prefix else ''
+    found = {key[len(dotted) :]: v for key, v in state.items() if key.startswith(dotted)}
+    if not found:
+        raise CheckpointError(
+            f"'{name}' has no entry that begins with '{dotted}'; its first is '{next(iter(state))}'"
+        )
+    found = own_names(found, name)
+    return {key: v for key, v in found.items() if not key.endswith(DERIVED)}
+
+
+def own_names(state: Mapping[str, Tensor], name: str = 'checkpoint') -> dict[str, Tensor]:
+    """Give a backbone's tensors own names, if they have timm's or mmrazor's.
+
+    Args:
+        state: Tensors by name.
+        name: The file's name, for messages.
+
+    Returns:
+        The tensors by own names; of another kind of names, unchanged.
+
+    Raises:
+        CheckpointError: A name is not timm's although others are, or mmrazor's file is a supernet.
+    """
+    family = family_of(state)
+    if family == 'mmrazor':
+        return from_mmrazor(state, name)
+    if family != 'timm':
+        return dict(state)
+    try:
+        return {from_timm(key): value for key, value in state.items()}
+    except ValueError as error:  # a number or part that timm does not have
+        raise CheckpointError(f"'{name}' is by timm's names, but one is unknown: {error}") from None
+
+
+def plain_weights_of(checkpoint: Any) -> dict[str, Any] | None:
+    """Return what mmengine's EMA hook keeps beside the averaged weights, None without EMA.
+
+    Args:
+        checkpoint: What :func:`~evit_mm.checkpoint.read_checkpoint` returned.
+
+    Returns:
+        The weights as they were trained, names after ``module.``, and the hook's counter ``steps``.
+    """
+    return _entries(_entries(checkpoint).get('ema_state_dict')) or None
+
+
+def metadata_of(checkpoint: Any) -> dict[str, Any]:
+    """Return what a checkpoint says beside its weights, under mmengine's keys.
+
+    Args:
+        checkpoint: What :func:`~evit_mm.checkpoint.read_checkpoint` returned, from mmdet 2 or 3.
+
+    Returns:
+        ``dataset_meta`` with ``classes`` and ``cfg``, the config's text, where there are any. The
+        text does not stand under ``config``, which mmengine runs on resuming.
+    """
+    meta = _entries(_entries(checkpoint).get('meta'))
+    dataset = _entries(meta.get('dataset_meta'))
+    found: dict[str, Any] = {}
+    for names in (dataset.get('classes'), dataset.get('CLASSES'), meta.get('CLASSES')):
+        if isinstance(names, list | tuple) and all(isinstance(n, str) for n in names):
+            found['dataset_meta'] = {'classes': tuple(names)}
+            break
+    for text in (meta.get('cfg'), meta.get('config')):
+        if isinstance(text, str):
+            found['cfg'] = text
+            break
+    return found
+
+
+def _entries(value: Any) -> dict[Any, Any]:
+    """Return a dict's entries, none of anything else.
+
+    A file may give an OrderedDict attributes such as ``get`` and ``items`` of its own.
+    """
+    return dict(dict.items(value)) if isinstance(value, dict) else {}
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor is what it seems: dense, on the CPU, with a number stored per element."""
+    if type(tensor) not in (Tensor, torch.nn.Parameter):
+        return False
+    tensor = Tensor.detach(tensor)  # without attributes that a file may have put over methods
+    if tensor.layout != torch.strided or tensor.device.type != 'cpu' or tensor.is_quantized:
+        return False
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()

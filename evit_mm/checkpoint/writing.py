@@ -1,0 +1,79 @@
+"""Writing checkpoints: whole or not at all, never over what is still needed."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointError
+from .reading import METADATA_KEY
+
+SUFFIXES = ('.pth', '.pt', '.bin', '.safetensors')
+
+
+def check_target(path: str | Path, source: str | Path | None = None) -> None:
+    """Refuse early what :func:`write_checkpoint` could not or should not write.
+
+    Args:
+        path: File to write.
+        source: File that is read and must stay as it is.
+
+    Raises:
+        CheckpointError: The suffix is unknown, the folder does not exist, or it is ``source``.
+    """
+    path = Path(path)
+    if path.suffix not in SUFFIXES:
+        raise CheckpointError(f"'{path}' must end in one of {', '.join(SUFFIXES)}")
+    if not path.parent.is_dir():
+        raise CheckpointError(f"'{path.parent}' is not a folder; make it first")
+    if path.exists() and not path.is_file():
+        raise CheckpointError(f"'{path}' exists and is not a file; give another name")
+    if source is not None and path.exists() and Path(source).exists() and path.samefile(source):
+        raise CheckpointError(f"'{path}' is the file to convert itself; give another name")
+
+
+def write_checkpoint(
+    state: Mapping[str, Tensor],
+    path: str | Path,
+    meta: Mapping[str, Any] | None = None,
+    key: str = 'state_dict',
+) -> None:
+    """Write weights, with metadata, as ``.safetensors`` or as ``torch.save`` does.
+
+    The file is written beside its place and moved there when it is whole and on the disk.
+
+    Args:
+        state: Tensors by name.
+        path: File to write, in place of one that may be there.
+        meta: Plain values; in a ``.safetensors`` file they stand as JSON under ``evit_mm``.
+        key: Where ``torch.save``'s file has the tensors; beside them ``meta``.
+
+    Raises:
+        CheckpointError: The file cannot be written; what was there before still is.
+    """
+    path = Path(path)
+    check_target(path)
+    meta = dict(meta or {})
+    # tensors of one storage each, so that no file holds more than the weights it names
+    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+    try:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f'.{path.name}.') as folder:
+            partial = Path(folder) / path.name
+            if path.suffix == '.safetensors':
+                text = {'format': 'pt', METADATA_KEY: json.dumps(meta)}
+                safetensors.torch.save_file(state, partial, text)
+            else:
+                torch.save({key: state, 'meta': meta}, partial)
+            with partial.open('rb') as file:
+                os.fsync(file.fileno())
+            partial.replace(path)
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"'{path}' cannot be written: {error}") from None

@@ -1,0 +1,461 @@
+"""Conversions against stand-ins that are written from the files' descriptions, and timm."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import safetensors
+import timm
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own abbreviation
+from mmengine.registry import init_default_scope
+
+from evit_mm import checkpoint as ckpt
+from evit_mm.checkpoint.conversion import TARGETS, convert, convert_file
+from evit_mm.checkpoint.mmrazor import channel_order
+from evit_mm.complexity import count_parameters
+from evit_mm.engine import _read_fitting, _read_start, load_config
+from evit_mm.errors import CheckpointError
+from evit_mm.models import VARIANTS, EfficientViT, EfficientViTHead, SPOSHead, SPOSNet
+
+from .conftest import ROOT, randomise, relative_error
+from .standins import (
+    CLASSES,
+    MMRAZOR_SUBNET,
+    detector_file,
+    efficientvit,
+    imagenet_file,
+    mmrazor_spos,
+)
+from .test_spos import released_listing
+
+SPOS_CHOICES = [{'3': 0, '5': 1, '7': 2, 'x': 3}[c] for c in MMRAZOR_SUBNET.replace('|', '')]
+
+
+def assert_same(found, expected):
+    assert set(found) == set(expected)
+    for name, tensor in expected.items():
+        assert found[name].dtype == tensor.dtype, name
+        assert torch.equal(found[name], tensor), name
+
+
+def released_spos():
+    state = {name: torch.randn(shape) for name, shape in released_listing().items()}
+    return {f'module.{k}': v.abs() + 0.5 if 'var' in k else v for k, v in state.items()}
+
+
+def test_the_stand_in_is_the_published_network():
+    names = efficientvit('m4')
+    assert len(names) == 699
+    parameters = [k for k in names if not k.endswith(('mean', 'var', 'tracked', 'idxs'))]
+    assert round(sum(torch.Size(names[k]).numel() for k in parameters) / 1e6, 3) == 8.804
+
+
+@pytest.mark.parametrize('arch', VARIANTS)
+def test_authors_files_go_to_timm_and_back(arch, tmp_path):
+    content = imagenet_file(arch)
+    there = convert(content, 'timm', 'x.pth')
+    theirs = timm.create_model(f'efficientvit_{arch}')
+    theirs.load_state_dict(there.state)  # strict
+    back = convert({'state_dict': there.state}, 'msra')
+    assert_same(back.state, content['model'])  # index buffers too
+    assert there.source == f"EfficientViT-{arch.upper()}, EfficientViT by the authors' names"
+    assert len(there.dropped) == sum(k.endswith('idxs') for k in content['model'])
+    assert len(back.added) == len(there.dropped) and not back.dropped and not back.resized
+    assert set(there.renamed) == set(content['model']) - set(there.dropped) - set(there.state)
+
+
+def test_timm_computes_with_the_converted_file_what_we_do(tmp_path):
+    backbone = randomise(EfficientViT('m0', window_sizes=(7, 7, 4))).double().eval()
+    head = randomise(EfficientViTHead(192)).double().eval()
+    state = {**backbone.float().state_dict(), **head.float().state_dict()}
+    torch.save({'model': state}, tmp_path / 'ours.pth')
+    x = torch.randn(1, 3, 224, 224, dtype=torch.float64)
+    with torch.no_grad():
+        expected = head.double()(backbone.double()(x))
+        for name in ('theirs.safetensors', 'theirs.bin', 'theirs.pth'):
+            convert_file(tmp_path / 'ours.pth', tmp_path / name, 'timm')
+            theirs = timm.create_model('efficientvit_m0', checkpoint_path=str(tmp_path / name))
+            assert relative_error(theirs.double().eval()(x), expected) < 1e-12
+
+
+@pytest.mark.parametrize('suffix', ['.safetensors', '.bin'])
+@pytest.mark.parametrize('arch', ['m0', 'm5'])
+def test_timms_files_load_as_they_are(arch, suffix, tmp_path):
+    theirs = randomise(timm.create_model(f'efficientvit_{arch}', num_classes=10))
+    path = tmp_path / f'model{suffix}'
+    if suffix == '.bin':
+        torch.save(theirs.state_dict(), path)
+    else:
+        safetensors.torch.save_file(theirs.state_dict(), path)
+    init_cfg = {'type': 'Pretrained', 'checkpoint': str(path)}
+    ours = EfficientViT(arch, window_sizes=(7, 7, 4), init_cfg=init_cfg)
+    ours.init_weights()
+    back = convert(ours.state_dict(), 'timm').state
+    own = {k: v for k, v in theirs.state_dict().items() if not k.startswith('head.')}
+    counters = {k: own[k] for k in own if k.endswith('num_batches_tracked')}
+    assert_same({**back, **counters}, own)
+    EfficientViT(arch, init_cfg=init_cfg).init_weights()  # as a detector has it, windows of 7
+
+
+@pytest.mark.parametrize('to', TARGETS)
+@pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
+def test_every_kind_loads_into_the_backbone_from_both_formats(to, suffix, tmp_path):
+    content = imagenet_file('m0')
+    torch.save(content, tmp_path / 'in.pth')
+    target = tmp_path / f'out{suffix}'
+    made = convert_file(tmp_path / 'in.pth', target, to)
+    init_cfg = {'type': 'Pretrained', 'checkpoint': str(target)}
+    found = EfficientViT('m0', init_cfg=init_cfg)
+    found.init_weights()
+    expected = EfficientViT('m0', init_cfg={**init_cfg, 'checkpoint': str(tmp_path / 'in.pth')})
+    expected.init_weights()
+    for name, tensor in expected.state_dict().items():
+        assert torch.equal(found.state_dict()[name], tensor), name
+    read = ckpt.tensors_of(ckpt.read_checkpoint(target))
+    assert_same(read, made.state)
+    assert len(made.resized) == (3 if to == 'detector' else 0)  # the blocks of the last stage
+
+
+def test_own_training_files_are_stripped_to_weights(tmp_path):
+    """EMA: mmengine saves the averaged weights as state_dict and the plain ones beside."""
+    body = efficientvit('m0', windows=(7, 7, 7), num_classes=None).tensors()
+    averaged = {f'backbone.{k}': v for k, v in body.items() if not k.endswith('idxs')}
+    averaged['neck.lateral_convs.0.conv.weight'] = torch.ones(2)
+    plain = {f'module.{k}': torch.zeros_like(v) for k, v in averaged.items()}
+    meta = {'epoch': 3, 'seed': 1, 'cfg': 'x = 1\n', 'dataset_meta': {'classes': ('a', 'b')}}
+    training = {
+        'state_dict': averaged,
+        'ema_state_dict': {**plain, 'steps': torch.tensor(9)},
+        'optimizer': {'state': {}, 'param_groups': [{'lr': 0.1}]},
+        'message_hub': {},
+        'meta': meta,
+    }
+    torch.save(training, tmp_path / 'epoch_3.pth')
+    for name in ('weights.pth', 'weights.safetensors'):
+        made = convert_file(tmp_path / 'epoch_3.pth', tmp_path / name)
+        assert made.source.endswith(', averaged over training (EMA)')
+        assert made.target == 'detector' and not made.renamed and not made.dropped
+        content = ckpt.read_checkpoint(tmp_path / name)
+        assert set(content) == {'state_dict', 'meta'}
+        assert_same(content['state_dict'], averaged)
+        found = ckpt.metadata_of(content)
+        assert found == {'dataset_meta': {'classes': ('a', 'b')}, 'cfg': 'x = 1\n'}
+        assert 'config' not in content['meta']  # which mmengine would run
+        small = (tmp_path / name).stat().st_size
+        assert small < 0.6 * (tmp_path / 'epoch_3.pth').stat().st_size
+    with safetensors.safe_open(tmp_path / 'weights.safetensors', 'pt') as file:
+        assert json.loads(file.metadata()['evit_mm'])['dataset_meta'] == {'classes': ['a', 'b']}
+
+
+@pytest.fixture(scope='module', params=['retinanet', 'mask_rcnn'])
+def authors_detector(request, tmp_path_factory):
+    content = detector_file(request.param)
+    path = tmp_path_factory.mktemp('authors') / f'{request.param}_efficientvit_m4_fpn_1x_coco.pth'
+    torch.save(content, path)
+    cfg = load_config(ROOT / 'configs' / f'{request.param}_evit_m4_coco.py')
+    cfg.model.backbone.init_cfg = None
+    from mmdet.registry import MODELS
+
+    init_default_scope('mmdet')
+    return content, path, MODELS.build(cfg.model)
+
+
+def test_authors_detectors_fit_the_configs_name_by_name(authors_detector, tmp_path):
+    content, path, model = authors_detector
+    made = convert_file(path, tmp_path / 'own.safetensors')
+    report = model.load_state_dict(made.state, strict=True)
+    assert not report.missing_keys and not report.unexpected_keys
+    kept = {k: v for k, v in content['state_dict'].items() if not k.endswith('idxs')}
+    assert_same(made.state, kept)
+    assert made.meta['dataset_meta'] == {'classes': CLASSES}
+    assert made.meta['cfg'] == 'model = dict()'
+    # as it is, too: for testing, as a start, and as a backbone
+    for source in (path, tmp_path / 'own.safetensors'):
+        read = _read_fitting(source, model, {'classes': CLASSES})
+        model.load_state_dict(read['state_dict'], strict=True)
+        start = _read_start(str(source), model)['state_dict']
+        for name, tensor in kept.items():
+            if not name.endswith('num_batches_tracked'):
+                assert torch.equal(read['state_dict'][name], tensor), name
+                assert torch.equal(start[name], tensor), name
+        with pytest.raises(ValueError, match='was trained with the classes'):
+            _read_fitting(source, model, {'classes': ('a',)})
+    head = next(key for key in kept if key.endswith(('retina_reg.bias', 'fc_reg.bias')))
+    broken = {**kept, head: torch.full_like(kept[head], float('nan'))}
+    torch.save({'state_dict': broken}, tmp_path / 'nan.pth')
+    with pytest.raises(CheckpointError, match=f'not finite: {head}'):
+        _read_start(str(tmp_path / 'nan.pth'), model)
+    init_cfg = {'type': 'Pretrained', 'checkpoint': str(path)}
+    backbone = EfficientViT('m4', init_cfg=init_cfg)
+    backbone.init_weights()
+    name = 'blocks3.5.ffn1.m.pw2.c.weight'
+    assert torch.equal(backbone.state_dict()[name], kept[f'backbone.{name}'])
+
+
+def test_a_detector_gives_its_backbone_and_takes_it_back(authors_detector):
+    content, path, _ = authors_detector
+    before = content['state_dict']
+    body = convert(content, 'backbone', 'd.pth')
+    assert {k.split('.')[0] for k in body.dropped} >= {'neck'}
+    assert set(body.state) == {
+        k.removeprefix('backbone.') for k in before if k[:9] == 'backbone.' and k[-4:] != 'idxs'
+    }
+    back = convert({'state_dict': body.state}, 'detector')
+    assert_same(back.state, {f'backbone.{k}': v for k, v in body.state.items()})
+    assert_same(back.state, {key: before[key] for key in back.state})
+    again = convert(convert(body.state, 'msra').state, 'backbone')
+    assert_same(again.state, body.state)
+
+
+def naive_mmrazor(state, x):
+    """Run mmrazor's network from its tensors alone: chunk, branch, concatenate, shuffle."""
+
+    def module(name, x, stride=1):
+        weight = state[f'{name}.conv.weight']
+        groups = x.shape[1] if weight.shape[1] == 1 else 1
+        x = F.conv2d(x, weight, stride=stride, padding=weight.shape[-1] // 2, groups=groups)
+        entries = ('running_mean', 'running_var', 'weight', 'bias')
+        x = F.batch_norm(x, *(state[f'{name}.bn.{entry}'] for entry in entries))
+        return x if groups > 1 else x.relu()
+
+    x = module('conv1', x, 2)
+    stages = []
+    for stage, choices in enumerate(MMRAZOR_SUBNET.split('|')):
+        for place, choice in enumerate(choices):
+            stem = f'layers.{stage}.{place}._candidates.'
+            block = next(k for k in state if k.startswith(stem)).split('.branch')[0]
+            stride = 1 if place else 2
+            if place:
+                passing, x = x.chunk(2, 1)
+            else:
+                passing = module(f'{block}.branch1.1', module(f'{block}.branch1.0', x, 2))
+            for index in range(3):
+                if choice == 'x':
+                    step = stride if index == 0 else 1
+                    x = module(f'{block}.branch2.{index}.depthwise_conv', x, step)
+                    x = module(f'{block}.branch2.{index}.pointwise_conv', x)
+                else:
+                    x = module(f'{block}.branch2.{index}', x, stride if index == 1 else 1)
+            x = torch.cat((passing, x), 1)
+            x = x.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
+        stages.append(x)
+    x = module('layers.4', x).mean((2, 3))
+    return stages, F.linear(x, state['head.fc.weight'], state['head.fc.bias'])
+
+
+@pytest.mark.parametrize('container', ['_candidates', '_candidate_ops', 'choices'])
+def test_mmrazors_spos_is_ours_in_another_order(container, tmp_path):
+    state = mmrazor_spos().tensors()
+    state = {k: v * 4 if k.endswith('conv.weight') else v for k, v in state.items()}
+    file = {f'architecture.backbone.{k}': v for k, v in state.items() if k[:4] != 'head'}
+    file |= {f'architecture.{k}': v for k, v in state.items() if k[:4] == 'head'}
+    file = {k.replace('_candidates', container): v for k, v in file.items()}
+    torch.save({'state_dict': file}, tmp_path / 'spos.pth')
+    init_cfg = {'type': 'Pretrained', 'checkpoint': str(tmp_path / 'spos.pth')}
+    model = SPOSNet(SPOS_CHOICES, (0, 1, 2, 3, 4), balanced=True, init_cfg=init_cfg)
+    model.init_weights()
+    if container == '_candidates':  # 3.353 million parameters, as its model card says
+        without_bias = count_parameters(model) + count_parameters(SPOSHead())
+        assert round(without_bias / 1e6, 3) == 3.353
+    x = torch.randn(2, 3, 64, 96, dtype=torch.float64)
+    double = {k: v.double() for k, v in state.items()}
+    with torch.no_grad():
+        found = model.double().eval()(x)
+        stages, logits = naive_mmrazor(double, x)
+        assert logits.std() > 1e-3
+        for output, expected in zip(found, stages, strict=False):
+            order = channel_order(expected.shape[1])
+            assert relative_error(output, expected[:, order]) < 1e-12
+        pooled = F.linear(found[4].mean((2, 3)), double['head.fc.weight'], double['head.fc.bias'])
+        assert relative_error(pooled, logits) < 1e-12
+    with pytest.raises(CheckpointError, match='does not fit SPOSNet'):
+        SPOSNet(init_cfg=init_cfg).init_weights()  # megvii's network
+
+
+def test_a_supernet_of_mmrazor_is_named():
+    state = mmrazor_spos().tensors()
+    extra = {k.replace('shuffle_7x7', 'shuffle_3x3'): v for k, v in state.items()}
+    with pytest.raises(CheckpointError, match='supernet'):
+        convert({**state, **extra}, name='super.pth')
+    odd = {**state, 'layers.0.0._candidates.shuffle_7x7.branch9.0.conv.weight': torch.ones(1)}
+    with pytest.raises(CheckpointError, match=r"'layers\.0\.0\..*branch9.*' is unknown"):
+        convert(odd)
+    with pytest.raises(CheckpointError, match='lack or have other shapes'):
+        convert({k: v for k, v in state.items() if 'layers.3.3' not in k or 'branch2.2.p' not in k})
+
+
+@pytest.mark.parametrize('kind', ['megvii', 'mmrazor'])
+def test_spos_files_convert(kind, tmp_path):
+    state = released_spos() if kind == 'megvii' else mmrazor_spos().tensors()
+    choices = SPOS_CHOICES if kind == 'mmrazor' else None
+    kwargs = {'choices': choices, 'balanced': True} if choices else {}
+    made = convert({'state_dict': state}, 'backbone', 'spos.pth')
+    SPOSNet(**kwargs).load_state_dict(made.state)  # strict
+    assert ('balanced=True' in made.source) == (kind == 'mmrazor')
+    assert all(name.split('.')[-3] not in ('features',) for name in made.dropped)
+    detector = convert({'state_dict': state}, 'detector')
+    assert_same(detector.state, {f'backbone.{k}': v for k, v in made.state.items()})
+    for to in ('timm', 'msra'):
+        with pytest.raises(CheckpointError, match=f'no form by the names of {to}'):
+            convert({'state_dict': state}, to, 'spos.pth')
+
+
+def test_mobile_networks_of_timm_convert():
+    state = randomise(timm.create_model('mobilenetv2_100')).state_dict()
+    made = convert(state, name='mobile.safetensors')
+    assert {k.split('.')[0] for k in made.dropped} == {'conv_head', 'bn2', 'classifier'}
+    assert_same({**made.state, **{k: state[k] for k in made.dropped}}, state)
+
+
+def test_classifiers_take_every_kind_that_has_a_head(tmp_path):
+    cfg = load_config(ROOT / 'configs' / 'evit_m0_imagenet.py')
+    from mmpretrain.registry import MODELS
+
+    init_default_scope('mmpretrain')
+    content = imagenet_file('m0')
+    torch.save(content, tmp_path / 'authors.pth')
+    for to, name in (('timm', 'theirs.safetensors'), ('msra', 'again.safetensors')):
+        convert_file(tmp_path / 'authors.pth', tmp_path / name, to)
+    for name in ('authors.pth', 'theirs.safetensors', 'again.safetensors'):
+        model = MODELS.build(cfg.model)
+        model.init_cfg = {'type': 'Pretrained', 'checkpoint': str(tmp_path / name)}
+        model.init_weights()
+        found = convert(model.state_dict(), 'msra').state
+        kept = {k: v for k, v in content['model'].items() if 'num_batches' not in k}
+        assert_same({key: found[key] for key in kept}, kept)
+    odd = {**content['model'], 'blocks1.0.mixer.m.attn.attention_biases': torch.ones(4, 50)}
+    torch.save(odd, tmp_path / 'odd.pth')
+    model = MODELS.build(cfg.model)
+    model.init_cfg = {'type': 'Pretrained', 'checkpoint': str(tmp_path / 'odd.pth')}
+    with pytest.raises(CheckpointError, match=r'attention_biases is \(4, 50\)'):
+        model.init_weights()
+
+
+@pytest.mark.parametrize('prefix', ['module.', '_orig_mod.', 'module._orig_mod.'])
+def test_what_wrappers_put_before_names_is_cut_off(prefix):
+    state = imagenet_file('m0')['model']
+    wrapped = {prefix + key: value for key, value in state.items()}
+    assert_same(convert(wrapped, 'msra').state, state)
+
+
+def test_own_classifiers_convert(tmp_path):
+    content = imagenet_file('m0')['model']
+    own = {k if k[:4] == 'head' else f'backbone.{k}': v for k, v in content.items()}
+    assert_same(convert({'state_dict': own}, 'msra').state, content)
+
+
+@pytest.mark.parametrize(
+    ('change', 'lines'),
+    [
+        (
+            lambda s: s.pop('blocks1.0.dw0.m.bn.bias'),
+            [
+                r'nearest is EfficientViT-M0 \(692 of 693 entries',
+                r'missing: blocks1\.0\.dw0\.m\.bn\.bias$',
+            ],
+        ),
+        (
+            lambda s: s.pop('patch_embed.0.c.weight'),
+            [r'nearest is EfficientViT-M0 by the authors', r'missing: patch_embed\.0\.c\.weight$'],
+        ),
+        (lambda s: s.update(extra=torch.ones(1)), [r'unexpected: extra$']),
+        (
+            lambda s: s.update({'head.l.bias': torch.ones(3)}),
+            [r'shape: head\.l\.bias \(3,\) instead of \(1000,\)$'],
+        ),
+        (
+            lambda s: s.update({'patch_embed.0.c.weight': torch.ones(3)}),
+            ['is of no kind that is known here'],
+        ),
+    ],
+)
+def test_what_is_not_known_names_the_nearest_and_the_difference(change, lines):
+    state = imagenet_file('m0')['model']
+    change(state)
+    with pytest.raises(CheckpointError) as caught:
+        convert(state, name='odd.pth')
+    text = str(caught.value)
+    assert text.startswith("'odd.pth' is of no kind that is known here; the nearest is ")
+    for line in lines:
+        assert re.search(line, text, re.MULTILINE), text
+
+
+def test_another_network_is_not_known():
+    state = timm.create_model('resnet18').state_dict()
+    with pytest.raises(CheckpointError, match=r'(?s)0 of \d+ names.*missing: .*unexpected: conv1'):
+        convert(state, name='resnet18.pth')
+    timms = {'patch_embed.conv1.conv.weight': torch.ones(1), 'stages.x.blocks.0': torch.ones(1)}
+    with pytest.raises(CheckpointError, match="by timm's names, but one is unknown"):
+        convert(timms)
+    with pytest.raises(ValueError, match='to must be one of backbone'):
+        convert(imagenet_file('m0'), 'onnx')
+
+
+def test_files_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    source = tmp_path / 'in.pth'
+    torch.save(imagenet_file('m0'), source)
+    before = source.read_bytes()
+    with pytest.raises(CheckpointError, match='is the file to convert itself'):
+        convert_file(source, source)
+    (tmp_path / 'link.pth').symlink_to(source)
+    with pytest.raises(CheckpointError, match='is the file to convert itself'):
+        convert_file(source, tmp_path / 'link.pth')
+    assert source.read_bytes() == before
+    for name, reason in (
+        ('out.onnx', 'must end in'),
+        ('none/out.pth', 'is not a folder'),
+        ('folder.pth', 'exists and is not a file'),
+    ):
+        (tmp_path / 'folder.pth').mkdir(exist_ok=True)
+        with pytest.raises(CheckpointError, match=reason):
+            convert_file(source, tmp_path / name)
+
+    target = tmp_path / 'out.pth'
+    target.write_text('precious')
+
+    def full(*args, **kwargs):
+        (path,) = (a for a in args if hasattr(a, 'parent'))
+        path.write_bytes(b'half')
+        raise OSError(28, 'No space left on device')
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, 'save', full)
+        with pytest.raises(CheckpointError, match=r"out\.pth' cannot be written.*No space left"):
+            convert_file(source, target)
+    assert target.read_text() == 'precious'
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith('.')]
+    convert_file(source, target)
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith('.')]
+    assert 'blocks1.0.dw0.m.c.weight' in ckpt.read_checkpoint(target)['state_dict']
+
+
+@pytest.mark.slow
+def test_the_tool_prints_what_became_of_the_entries(tmp_path):
+    torch.save(imagenet_file('m0'), tmp_path / 'in.pth')
+
+    def tool(*arguments):
+        return subprocess.run(
+            [sys.executable, str(ROOT / 'tools' / 'convert_checkpoint.py'), *arguments],
+            cwd=tmp_path,
+            env={**os.environ, 'PYTHONPATH': str(ROOT)},
+            capture_output=True,
+            text=True,
+        )
+
+    done = tool('in.pth', 'out.safetensors', '--to', 'detector')
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.strip().splitlines()
+    assert lines[0].startswith("EfficientViT-M0, EfficientViT by the authors' names -> detector")
+    assert lines[1].startswith('renamed ') and 'patch_embed.0.c.weight -> backbone.' in lines[1]
+    assert lines[2] == 'dropped 13: head.* (7), *.attention_bias_idxs (6)'
+    assert lines[3] == 'added 0'
+    assert lines[4].startswith(
+        'resized 3: backbone.blocks3.3.mixer.m.attn.attention_biases (4, 16)'
+    )
+    assert lines[5] == 'classes: not in the file'
+    done = tool('none.pth', 'out.pth')
+    assert done.returncode == 1 and "error: checkpoint 'none.pth' does not exist" in done.stderr

@@ -1,0 +1,25 @@
+"""Convert a checkpoint: python tools/convert_checkpoint.py IN OUT [--to KIND]."""
+
+import argparse
+import sys
+
+from evit_mm.checkpoint.conversion import TARGETS, convert_file
+from evit_mm.errors import EvitError
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description='Convert a checkpoint; its kind is recognised')
+    parser.add_argument('source', metavar='IN', help='file, URL, timm://NAME or hf-hub:OWNER/NAME')
+    parser.add_argument('target', metavar='OUT', help='.pth, .bin or .safetensors file to write')
+    parser.add_argument(
+        '--to', choices=TARGETS, help='default: detector for a detector, else backbone'
+    )
+    return parser.parse_args()
+
+
+if __name__ == '__main__':
+    try:
+        print(convert_file(**vars(parse_args())).summary())
+    except EvitError as error:
+        sys.exit(f'error: {error}')
