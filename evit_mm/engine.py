@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import re
+import subprocess
 import traceback
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +25,7 @@ from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.registry import init_default_scope
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.runner import Runner
 from rich.progress import track
 
 from . import models
@@ -35,10 +36,19 @@ from .datasets.decoding import read_image
 from .errors import CheckpointError, ConfigError, DataError, EvitError
 from .export.files import EXPORTED_SUFFIXES
 from .hooks import DropCheckpointConfigHook, FuseHook
+from .training import find_last_good, named_faults
+from .training.setup import be_deterministic, log_provenance, use_safe_parts
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 # COCO numbers its 80 categories 1 to 90 with these ten left out
 COCO_ID_GAPS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
+
+# what torch reads, and under which name Slurm has it
+SLURM_NAMES = {
+    'RANK': 'SLURM_PROCID',
+    'WORLD_SIZE': 'SLURM_NTASKS',
+    'LOCAL_RANK': 'SLURM_LOCALID',
+}
 
 
 class CheckedRunner(Runner):
@@ -71,14 +81,16 @@ def train(
     seed: int | None = None,
     device: str | None = None,
     hooks: Sequence[Hook] = (),
+    deterministic: bool = False,
 ) -> Runner:
     """Train a detector or a classifier as its config says.
 
     Args:
         config: Config file.
         work_dir: Where logs and checkpoints go; else the config's, else ``work_dirs/NAME``.
-        resume: ``'auto'`` goes on from the last checkpoint in ``work_dir``, if there is one; a
-            path goes on from that file.
+        resume: ``'auto'`` goes on from the last whole checkpoint in ``work_dir``, if there is one;
+            a path goes on from that file. Losses and weights are those of a run that was never
+            interrupted, see :class:`~evit_mm.training.ExactTrainLoop`.
         amp: Train in mixed precision.
         auto_scale_lr: Scale the learning rate to the actual batch size.
         launcher: ``'none'``, ``'pytorch'``, ``'slurm'`` or ``'mpi'``.
@@ -86,12 +98,14 @@ def train(
         seed: Seed of everything random; None draws one, which the log states.
         device: ``'cpu'``, ``'cuda'``, ``'cuda:1'``, ...; None takes a GPU where there is one.
         hooks: Further hooks of the caller's own.
+        deterministic: Take only operations that give the same bits in each run on one machine.
 
     Returns:
         The runner, after training.
 
     Raises:
-        EvitError: The config, the data set or a checkpoint cannot be used.
+        EvitError: The config, the data set or a checkpoint cannot be used, the loss is not finite,
+            or the run cannot go on because the disk is full or a process has died.
     """
     cfg = load_config(config, cfg_options, work_dir)
     set_device(device)
@@ -109,6 +123,9 @@ def train(
         cfg.randomness = {**cfg.get('randomness', {}), 'seed': seed}
     if seed is not None and seed < 0:
         raise ConfigError(f'--seed must not be negative, got {seed}')
+    if deterministic:
+        be_deterministic(cfg)
+    use_safe_parts(cfg)
     state = _prepare_resume(cfg, resume)
     if _is_first_process():
         check_config_data(cfg, ('train', 'val'))
@@ -120,7 +137,8 @@ def train(
         check_state_dict(state, _unwrap(runner.model), name=str(cfg.load_from or 'last checkpoint'))
     elif cfg.get('load_from'):
         runner.content = _read_start(cfg.load_from, _unwrap(runner.model))
-    with config_faults(cfg):
+    log_provenance(runner)
+    with config_faults(cfg), named_faults():
         runner.train()
     return runner
 
@@ -205,7 +223,7 @@ def test(
             from mmdet.evaluation import DumpDetResults as DumpResults
 
         runner.test_evaluator.metrics.append(DumpResults(out_file_path=out))
-    with config_faults(cfg):
+    with config_faults(cfg), named_faults():
         metrics = runner.test()
     if out and out.endswith('.json') and runner.rank == 0:
         # CocoMetric appends the kind of result to its prefix
@@ -359,8 +377,7 @@ def build_runner(cfg: Config, launcher: str = 'none') -> Runner:
     """
     cfg.launcher = launcher
     if launcher != 'none' and mmengine.device.utils.get_device() == 'cpu':
-        # mmengine's own initialisation asks for a GPU
-        torch.distributed.init_process_group('gloo')
+        _join_without_gpu(launcher)
         cfg.setdefault(
             'model_wrapper_cfg',
             {
@@ -375,6 +392,19 @@ def build_runner(cfg: Config, launcher: str = 'none') -> Runner:
     # here and not only in the configs, whose custom_hooks a user's own list replaces
     runner.register_hook(DropCheckpointConfigHook())
     return runner
+
+
+def _join_without_gpu(launcher: str) -> None:
+    """Join the other processes over gloo; mmengine's own initialisation asks for a GPU."""
+    if launcher == 'slurm':
+        nodes = os.environ.get('SLURM_NODELIST', 'localhost')
+        if 'MASTER_ADDR' not in os.environ:
+            shown = subprocess.run(['scontrol', 'show', 'hostname', nodes], capture_output=True)
+            os.environ['MASTER_ADDR'] = shown.stdout.decode().split()[0]
+        os.environ.setdefault('MASTER_PORT', '29500')
+        for name, source in SLURM_NAMES.items():
+            os.environ[name] = os.environ[source]
+    torch.distributed.init_process_group('gloo')
 
 
 def load_detector(cfg: Config, checkpoint: str | Path) -> torch.nn.Module:
@@ -439,21 +469,27 @@ def list_images(source: str | Path) -> list[Path]:
 
 def _prepare_resume(cfg: Config, resume: str | None) -> dict[str, torch.Tensor] | None:
     """Point the config at the checkpoint, take over its seed, and return its weights."""
+    if resume is None and cfg.get('resume'):
+        resume = cfg.get('load_from') or 'auto'
+    cfg.resume = False
     if resume is None:
         return None
-    path = find_latest_checkpoint(cfg.work_dir) if resume == 'auto' else resume
-    cfg.resume = True
-    cfg.load_from = None if resume == 'auto' else resume
-    if path is None:
+    found = find_last_good(cfg.work_dir) if resume == 'auto' else (resume, read_checkpoint(resume))
+    if found is None:
         return None
-    content = read_checkpoint(path)
+    path, content = found
     if not isinstance(content, Mapping) or 'optimizer' not in content:
         raise CheckpointError(
             f"'{path}' has weights but no optimizer state, so it cannot be resumed; start from it "
             f'with --cfg-options load_from={path}'
         )
-    seed = (content.get('meta') or {}).get('seed')
-    if seed is not None and cfg.get('randomness', {}).get('seed') is None:
+    cfg.resume, cfg.load_from = True, str(path)
+    seed, chosen = (content.get('meta') or {}).get('seed'), cfg.get('randomness', {}).get('seed')
+    if None not in (seed, chosen) and seed != chosen:
+        raise ConfigError(
+            f"'{path}' was trained with seed {seed} and not {chosen}; leave the seed out to go on"
+        )
+    if seed is not None:
         # mmengine restores the seed only after the sampler has drawn its own
         cfg.randomness = {**cfg.get('randomness', {}), 'seed': seed}
     return extract_state_dict(content, prefix='', name=str(path))
