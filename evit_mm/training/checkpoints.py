@@ -175,14 +175,15 @@ class SafeCheckpointHook(CheckpointHook):
 def gradients_in_flight(runner: Any) -> dict[str, Tensor]:
     """Return the gradients accumulated since the optimizer's last step, by parameter.
 
-    In several processes it is their average, which all must ask for: a step averages over the
-    processes what each has summed, so it makes no difference when that is done.
+    In several processes, which all must ask, each one's become their average, here and now: a step
+    averages over the processes what each has summed, so it makes no difference when that is done,
+    and the run that goes on has the very bits of one that is resumed.
     """
     wrapper = runner.optim_wrapper
     if not isinstance(wrapper, OptimWrapper) or wrapper.should_update():
         return {}
     parameters = _unwrap(runner.model).named_parameters()
-    found = {name: p.grad.clone() for name, p in parameters if p.grad is not None}
+    found = {name: p.grad for name, p in parameters if p.grad is not None}
     for gradient in found.values():
         all_reduce(gradient, 'mean')
     return found
