@@ -40,7 +40,6 @@ optim_wrapper = dict(accumulative_counts=3)
 """
 # name -> (processes, additions to the config)
 SETUPS = {
-    'by epoch': (1, ''),
     'within epochs, accumulation, EMA, workers': (
         1,
         OFTEN
@@ -51,6 +50,7 @@ SETUPS = {
         2,
         OFTEN + "train_dataloader['batch_size'] = 2\n",
     ),
+    'by epoch': (1, ''),
 }
 
 
@@ -256,4 +256,3 @@ def run_kills(number, folder, seed=0):
         'worst_difference': worst,
         'lost': lost,
     }
-
