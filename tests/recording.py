@@ -8,6 +8,8 @@ from mmengine.dist import all_reduce
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
+from evit_mm.errors import DataError
+
 
 @HOOKS.register_module()
 class RecordLossHook(Hook):
@@ -36,6 +38,20 @@ class KillHook(Hook):
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         if runner.iter == self.after_iter:
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+@HOOKS.register_module()
+class FatalHook(Hook):
+    """Let one process die, or raise an error of its own, after the first iteration."""
+
+    def __init__(self, rank, how):
+        self.rank, self.how = rank, how
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if runner.rank == self.rank:
+            if self.how == 'kill':
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise DataError("'x.jpg' is what rank 1 stumbled over")
 
 
 def read_losses(path):

@@ -22,6 +22,7 @@ from mmengine.logging import print_log
 from ..errors import DataError
 from .decoding import read_image, some
 
+UNDECODABLE = 'cannot be decoded'
 NUM_DECODED = 8  # images opened per split; enough to see a systematic fault
 
 
@@ -47,6 +48,9 @@ def check_config_data(cfg: Config, splits: Sequence[str] = ('train', 'val')) -> 
                 continue
             seen.add(key)
             found, notes = check_coco(**dataset_paths(dataset), training=split == 'train')
+            if split == 'train' and (cfg.get('train_cfg') or {}).get('corrupt_images') == 'replace':
+                notes = [*notes, *(fault for fault in found if UNDECODABLE in fault)]
+                found = [fault for fault in found if UNDECODABLE not in fault]
             faults += [f'{split}: {fault}' for fault in found]
             for note in notes:
                 print_log(f'{split}: {note}', logger='current', level=logging.WARNING)
@@ -289,7 +293,7 @@ def _image_faults(images: Sequence[Mapping[str, Any]], ann_file: Path, img_dir: 
         path = img_dir / image['file_name']
         pixels = read_image(path)
         if pixels is None:
-            faults.append(f"image '{path}' cannot be decoded; replace it or remove its entry")
+            faults.append(f"image '{path}' {UNDECODABLE}; replace it or remove its entry")
             continue
         height, width = pixels.shape[:2]
         if (image['width'], image['height']) != (width, height):

@@ -150,7 +150,8 @@ class ExactTrainLoop(EpochBasedTrainLoop):
 
     def _handle(self, fault: NonFiniteLossError, data_batch: Any) -> dict[str, Any]:
         runner, model = self.runner, _unwrap(self.runner.model)
-        terms = ' and '.join(f'{name} ({value})' for name, value in fault.terms.items())
+        named = {k: v for k, v in fault.terms.items() if k != 'loss'} or fault.terms  # not the sum
+        terms = ' and '.join(f'{name} ({value})' for name, value in named.items())
         what = f'{terms or "the loss of another process"} became NaN or infinite in iteration '
         what += str(self._iter + 1)
         if fault.terms:
