@@ -90,7 +90,7 @@ def test_several_processes_equal_one(alone, data, tmp_path, processes):
 @pytest.mark.parametrize(
     ('how', 'said'),
     [
-        ('kill', ['Signal 9 (SIGKILL)', 'rank      : 1', 'another process of this training']),
+        ('kill', ['Signal 9 (SIGKILL)', 'rank      : 1']),
         ('raise', ["error: 'x.jpg' is what rank 1 stumbled over", 'rank      : 1']),
     ],
 )
@@ -99,8 +99,7 @@ def test_a_process_that_dies_or_raises_ends_all_with_its_own_message(data, tmp_p
     config = write_config(tmp_path, data, FATAL.format(how=how))
     done = launch('train', [config, '--work-dir', tmp_path, '--device', 'cpu'], 2)
     assert done.returncode != 0
-    assert any(text in done.stderr for text in said[2:]) or len(said) == 2
-    for text in said[:2]:
+    for text in said:
         assert text in done.stderr, done.stderr[-3000:]
 
 
