@@ -23,7 +23,6 @@ import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from rich.progress import track
@@ -37,6 +36,7 @@ from .errors import CheckpointError, ConfigError, DataError, EvitError
 from .export.files import EXPORTED_SUFFIXES
 from .hooks import DropCheckpointConfigHook, FuseHook
 from .training import find_last_good, named_faults
+from .training.checkpoints import unwrap
 from .training.setup import be_deterministic, log_provenance, use_safe_parts
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
@@ -65,7 +65,7 @@ class CheckedRunner(Runner):
             return super().load_checkpoint(filename, *args, **kwargs)
         content, self.content = self.content, None
         self.call_hook('after_load_checkpoint', checkpoint=content)
-        _unwrap(self.model).load_state_dict(content['state_dict'], strict=False)
+        unwrap(self.model).load_state_dict(content['state_dict'], strict=False)
         self.logger.info(f'Load checkpoint from {filename}')
         return content
 
@@ -134,9 +134,9 @@ def train(
     for hook in hooks:
         runner.register_hook(hook)
     if state is not None:
-        check_state_dict(state, _unwrap(runner.model), name=str(cfg.load_from or 'last checkpoint'))
+        check_state_dict(state, unwrap(runner.model), name=str(cfg.load_from or 'last checkpoint'))
     elif cfg.get('load_from'):
-        runner.content = _read_start(cfg.load_from, _unwrap(runner.model))
+        runner.content = _read_start(cfg.load_from, unwrap(runner.model))
     log_provenance(runner)
     with config_faults(cfg), named_faults():
         runner.train()
@@ -210,11 +210,11 @@ def test(
         runner.register_hook(FuseHook())
     metainfo = runner.test_dataloader.dataset.metainfo
     if exported:
-        content = {'meta': {'dataset_meta': _unwrap(runner.model).exported.metadata}}
+        content = {'meta': {'dataset_meta': unwrap(runner.model).exported.metadata}}
         _check_classes(content, metainfo, checkpoint)
         runner._load_from, runner._resume = None, False
     else:
-        runner.content = _read_fitting(checkpoint, _unwrap(runner.model), metainfo)
+        runner.content = _read_fitting(checkpoint, unwrap(runner.model), metainfo)
         runner._load_from, runner._resume = str(checkpoint), False
     if out and not out.endswith('.json'):
         if _is_classifier(cfg):
@@ -542,10 +542,6 @@ def _check_classes(
             f"'{checkpoint}' was trained with the classes {tuple(trained)}, the config names "
             f'{tuple(metainfo["classes"])}; set metainfo.classes to those of the checkpoint'
         )
-
-
-def _unwrap(model: torch.nn.Module) -> torch.nn.Module:
-    return model.module if is_model_wrapper(model) else model
 
 
 def _put_exported(cfg: Config, file: str | Path) -> None:

@@ -3,6 +3,9 @@
 import json
 import os
 import signal
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import cv2
 import numpy as np
@@ -194,6 +197,28 @@ def test_images_that_are_cut_short_are_told_from_odd_ones(tmp_path):
         assert is_cut_short(str(path))
     Image.fromarray(pixels).save(tmp_path / 'a.png')
     assert not is_cut_short(str(tmp_path / 'a.png')) and not is_cut_short('nowhere.jpg')
+
+
+@pytest.mark.slow
+def test_data_are_read_over_http(data, tmp_path):
+    asked = []
+
+    class Handler(SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            asked.append(self.path)
+
+    server = ThreadingHTTPServer(('127.0.0.1', 0), partial(Handler, directory=str(data)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    root, dataset = f'http://127.0.0.1:{server.server_port}', 'train_dataloader.dataset'
+    options = {
+        f'{dataset}.data_root': None,
+        f'{dataset}.ann_file': f'{root}/annotations/instances_train.json',
+        f'{dataset}.data_prefix.img': f'{root}/train/',
+    }
+    runner, _ = train(tmp_path, data, **options)
+    server.shutdown()
+    assert runner.iter == 4
+    assert len({path for path in asked if path.startswith('/train/')}) == 16
 
 
 # --- deaths

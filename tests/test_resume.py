@@ -160,6 +160,12 @@ def test_torn_checkpoints_are_passed_over_with_a_warning(data, tmp_path, monkeyp
     assert len(warnings) == 1 and warnings[0].startswith(f"passed over: '{newest}'")
     assert train(tmp_path, config, 'cut').iter == 12
     torch.load(newest)
+    # killed between a last checkpoint and the pointer to it
+    pointer, left = newest.with_name('last_checkpoint'), newest.with_name('epoch_9.pth.partial')
+    pointer.unlink()
+    left.write_bytes(b'half')
+    assert train(tmp_path, config, 'cut').iter == 12
+    assert pointer.read_text() == str(newest) and not left.exists()
     for file in (tmp_path / 'cut').glob('epoch_*.pth'):
         file.write_bytes(b'')
     with pytest.raises(CheckpointError, match='no checkpoint to resume that can be read'):

@@ -44,7 +44,8 @@ def check_config_data(cfg: Config, splits: Sequence[str] = ('train', 'val')) -> 
             continue
         for dataset in _coco_datasets(loader['dataset']):
             key = repr((dataset, split == 'train'))
-            if key in seen:
+            remote = any('://' in str(dataset.get(name)) for name in ('data_root', 'ann_file'))
+            if key in seen or remote:
                 continue
             seen.add(key)
             found, notes = check_coco(**dataset_paths(dataset), training=split == 'train')

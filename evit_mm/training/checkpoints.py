@@ -89,9 +89,8 @@ class SafeCheckpointHook(CheckpointHook):
             self.backend_args = {'backend': ATOMIC}
         super().before_train(runner)
         if is_main_process() and '://' not in self.out_dir:
-            for left in Path(self.out_dir).glob(f'*.pth{PARTIAL}'):  # by a run that was killed
-                left.unlink()
-        parameters = dict(_unwrap(runner.model).named_parameters())
+            self._tidy(runner)
+        parameters = dict(unwrap(runner.model).named_parameters())
         for name, gradient in self._gradients.items():
             parameters[name].grad = gradient.to(parameters[name].device)
         if self._gradients:
@@ -100,7 +99,7 @@ class SafeCheckpointHook(CheckpointHook):
 
     def before_val_epoch(self, runner: Any) -> None:
         """Let all processes evaluate with the same statistics."""
-        share_buffers(_unwrap(runner.model))
+        share_buffers(unwrap(runner.model))
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict) -> None:  # noqa: ARG002
         """Put the gradients in."""
@@ -108,7 +107,7 @@ class SafeCheckpointHook(CheckpointHook):
             checkpoint[GRADIENTS] = {k: v.cpu() for k, v in self._gradients.items()}
 
     def _save_checkpoint_with_step(self, runner: Any, step: int, meta: dict) -> None:
-        share_buffers(_unwrap(runner.model))
+        share_buffers(unwrap(runner.model))
         outdated = self._outdated(runner, step)
         name = self.filename_tmpl.format(step)
         good, self.last_ckpt = self.last_ckpt, self.file_backend.join_path(self.out_dir, name)
@@ -150,6 +149,14 @@ class SafeCheckpointHook(CheckpointHook):
             if path and is_main_process():
                 self._remove(path)
 
+    def _tidy(self, runner: Any) -> None:
+        """Do what a killed run had no time for: remove what is half written, point at the last."""
+        for left in Path(self.out_dir).glob(f'*.pth{PARTIAL}'):
+            left.unlink()
+        resumed = Path(runner._load_from) if runner._resume and runner._load_from else None
+        if resumed is not None and resumed.parent.resolve() == Path(self.out_dir).resolve():
+            write_atomically(Path(runner.work_dir, POINTER), str(resumed).encode())
+
     def _set_best(self, paths: dict[str, str | None]) -> None:
         if '' in paths:
             self.best_ckpt_path = paths['']
@@ -182,7 +189,7 @@ def gradients_in_flight(runner: Any) -> dict[str, Tensor]:
     wrapper = runner.optim_wrapper
     if not isinstance(wrapper, OptimWrapper) or wrapper.should_update():
         return {}
-    parameters = _unwrap(runner.model).named_parameters()
+    parameters = unwrap(runner.model).named_parameters()
     found = {name: p.grad for name, p in parameters if p.grad is not None}
     for gradient in found.values():
         all_reduce(gradient, 'mean')
@@ -257,5 +264,6 @@ def _sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def _unwrap(model: nn.Module) -> nn.Module:
+def unwrap(model: nn.Module) -> nn.Module:
+    """Return the model inside the wrapper that several processes need."""
     return model.module if is_model_wrapper(model) else model

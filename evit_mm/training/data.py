@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
@@ -174,4 +173,4 @@ def is_cut_short(path: str) -> bool:
 def _image_name(dataset: Any, index: Any) -> str:
     get_info = getattr(dataset, 'get_data_info', None)
     info = get_info(index) if get_info is not None else {}
-    return str(Path(info['img_path'])) if info.get('img_path') else ''
+    return str(info.get('img_path') or '')

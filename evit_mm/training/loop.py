@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from mmengine.dist import all_gather_object
-from mmengine.model import is_model_wrapper
 from mmengine.registry import LOOPS
 from mmengine.runner import EpochBasedTrainLoop
 
 from ..errors import ConfigError, EvitError
+from .checkpoints import unwrap
 from .data import CORRUPT_POLICIES, REPLACED, exact_loader
 from .guards import (
     FOLDER,
@@ -74,7 +74,7 @@ class ExactTrainLoop(EpochBasedTrainLoop):
         """Train, from wherever the runner has been resumed."""
         self.place = self.runner.message_hub.runtime_info.get(PLACE, {})
         self.runner.message_hub.update_info(PLACE, self.place)
-        watch_losses(_unwrap(self.runner.model))
+        watch_losses(unwrap(self.runner.model))
         self.runner.call_hook('before_train')
         if self._batches_done() == 0:
             self._evaluate()  # where the last run was cut off before it had
@@ -149,16 +149,9 @@ class ExactTrainLoop(EpochBasedTrainLoop):
             self.runner.val_loop.run()
 
     def _handle(self, fault: NonFiniteLossError, data_batch: Any) -> dict[str, Any]:
-        runner, model = self.runner, _unwrap(self.runner.model)
-        named = {k: v for k, v in fault.terms.items() if k != 'loss'} or fault.terms  # not the sum
-        terms = ' and '.join(f'{name} ({value})' for name, value in named.items())
-        what = f'{terms or "the loss of another process"} became NaN or infinite in iteration '
-        what += str(self._iter + 1)
-        if fault.terms:
-            file = Path(runner.work_dir, FOLDER, f'iter_{self._iter + 1}_rank_{runner.rank}.pth')
-            save_batch(file, data_batch, losses=fault.terms, iteration=self._iter + 1)
-            what += f" on {', '.join(image_names(data_batch))}; the batch is kept in '{file}'"
-        wrong = non_finite_weights(model)
+        """Stop the run, or skip the batch; return what a skipped iteration has to log."""
+        what = self._keep(fault, data_batch)
+        wrong = non_finite_weights(unwrap(self.runner.model))
         if wrong:
             raise EvitError(
                 f'{what}. Not this batch is to blame: {len(wrong)} weights or statistics were not '
@@ -172,12 +165,25 @@ class ExactTrainLoop(EpochBasedTrainLoop):
                 f'{what}{many}. Look at its boxes; a lower rate or optim_wrapper.clip_grad may '
                 'help; --cfg-options train_cfg.non_finite_loss=skip trains past such batches'
             )
-        runner.logger.warning(f'{what}; it is skipped')
+        self.runner.logger.warning(f'{what}; it is skipped')
         self.place['skipped'] = self.place.get('skipped', 0) + 1
-        wrapper = runner.optim_wrapper
+        wrapper = self.runner.optim_wrapper
         wrapper.zero_grad()
         wrapper._inner_count += 1  # as mmengine's backward does: steps keep their rhythm
         return {}
+
+    def _keep(self, fault: NonFiniteLossError, data_batch: Any) -> str:
+        """Save the batch of a loss that is not finite, and say what has happened where."""
+        number = self._iter + 1
+        where = f'became NaN or infinite in iteration {number}'
+        if not fault.terms:
+            return f'the loss of another process {where}'
+        named = {k: v for k, v in fault.terms.items() if k != 'loss'} or fault.terms  # not the sum
+        terms = ' and '.join(f'{name} ({value})' for name, value in named.items())
+        file = Path(self.runner.work_dir, FOLDER, f'iter_{number}_rank_{self.runner.rank}.pth')
+        save_batch(file, data_batch, losses=fault.terms, iteration=number)
+        images = ', '.join(image_names(data_batch))
+        return f"{terms} {where} on {images}; the batch is kept in '{file}'"
 
     def _count_replaced(self, data_batch: Any) -> None:
         """Take the names of replaced images out of a batch, and keep them."""
@@ -209,7 +215,3 @@ class ExactTrainLoop(EpochBasedTrainLoop):
 def _check_policy(key: str, value: str, policies: tuple[str, ...]) -> None:
     if value not in policies:
         raise ConfigError(f"train_cfg.{key} must be one of {', '.join(policies)}, got '{value}'")
-
-
-def _unwrap(model: torch.nn.Module) -> torch.nn.Module:
-    return model.module if is_model_wrapper(model) else model
