@@ -62,8 +62,9 @@ class RecordHook(Hook):
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         images = [sample.img_id for sample in data_batch['data_samples']]
+        loss = float(outputs['loss'].detach()) if outputs else None  # skipped
         with open(self.path, 'a') as file:
-            file.write(json.dumps([runner.iter, float(outputs['loss']), images]) + '\n')
+            file.write(json.dumps([runner.iter, loss, images]) + '\n')
 
 
 class KillHook(Hook):

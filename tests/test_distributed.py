@@ -115,3 +115,22 @@ def test_slurm_starts_two_processes_that_train_as_one(data, tmp_path):
     log = (tmp_path / 'console_0.log').read_text()
     assert [process.exitcode for process in started] == [0, 0], log[-3000:]
     assert 'processes: 2' in log and sorted(read_losses(tmp_path / 'losses.jsonl'))[-1] == 10
+
+
+@pytest.mark.slow
+def test_two_processes_agree_on_what_is_skipped_and_replaced(tmp_path):
+    data = make_shapes(tmp_path / 'set', 16, 4, size=(96, 96), quiet=True)
+    broken = sorted((data / 'train').iterdir())[5]
+    broken.write_bytes(b'')
+    extra = "train_cfg.update(max_epochs=1, non_finite_loss='skip', corrupt_images='replace')\n"
+    config = write_config(tmp_path, data, FATAL.format(how='nan') + extra)
+    started = start_all(config, tmp_path, 3, None, 2)
+    for process in started:
+        process.join(300)
+    log = (tmp_path / 'console_0.log').read_text()
+    assert [process.exitcode for process in started] == [0, 0], log[-3000:]
+    assert [p.name for p in (tmp_path / 'non_finite').iterdir()] == ['iter_2_rank_1.pth']
+    assert 'the loss of another process became NaN or infinite in iteration 2; it is skip' in log
+    assert '1 of 2 batches were skipped' in log
+    # whichever of the two had it, the first one says so
+    assert 'samples were replaced, because 1 images cannot be read' in log and str(broken) in log

@@ -98,6 +98,16 @@ def test_resume_auto_without_a_checkpoint_starts_anew(trained, tmp_path):
     assert runner.iter == 3
 
 
+def test_resume_auto_without_a_checkpoint_keeps_the_weights_to_start_from(trained, tmp_path):
+    config, checkpoint = trained
+    cfg = engine.load_config(config, {'load_from': str(checkpoint)}, str(tmp_path))
+    assert engine._prepare_resume(cfg, 'auto') is None
+    assert cfg.load_from == str(checkpoint) and not cfg.resume
+    shutil.copy(checkpoint, tmp_path)
+    assert engine._prepare_resume(cfg, 'auto') is not None
+    assert cfg.load_from == str(tmp_path / checkpoint.name) and cfg.resume
+
+
 def test_resume_runs_nothing_from_the_checkpoint(trained, tmp_path):
     config, checkpoint = trained
     content = torch.load(checkpoint)
