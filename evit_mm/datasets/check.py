@@ -20,9 +20,8 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 
 from ..errors import DataError
-from .decoding import read_image, some
+from .decoding import UNDECODABLE, read_image, some, split_tolerated
 
-UNDECODABLE = 'cannot be decoded'
 NUM_DECODED = 8  # images opened per split; enough to see a systematic fault
 
 
@@ -49,11 +48,9 @@ def check_config_data(cfg: Config, splits: Sequence[str] = ('train', 'val')) -> 
                 continue
             seen.add(key)
             found, notes = check_coco(**dataset_paths(dataset), training=split == 'train')
-            if split == 'train' and (cfg.get('train_cfg') or {}).get('corrupt_images') == 'replace':
-                notes = [*notes, *(fault for fault in found if UNDECODABLE in fault)]
-                found = [fault for fault in found if UNDECODABLE not in fault]
+            found, tolerated = split_tolerated(cfg, split, found)
             faults += [f'{split}: {fault}' for fault in found]
-            for note in notes:
+            for note in (*notes, *tolerated):
                 print_log(f'{split}: {note}', logger='current', level=logging.WARNING)
             faults += [
                 f'{split}: {fault}'
