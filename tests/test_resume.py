@@ -35,6 +35,8 @@ train_dataloader['dataset']['pipeline'] = [
 model['backbone']['drop_path_rate'] = 0.5
 """
 
+WORKER = 'train_dataloader.update(num_workers=1, persistent_workers=True)\n'
+
 
 class InterruptHook(Hook):
     """Ctrl-C after an iteration, or before the first image of an evaluation."""
@@ -85,7 +87,8 @@ AMP = OFTEN + "optim_wrapper.update(type='AmpOptimWrapper', dtype='bfloat16')\n"
     ('extra', 'stops'),
     [
         (NOISY, [InterruptHook(after_iter=8)]),
-        (NOISY + OFTEN, [InterruptHook(after_iter=3), InterruptHook(after_iter=11)]),
+        # the worker has generators of its own, so that the model's noise has only its own seeds
+        (NOISY + WORKER + OFTEN, [InterruptHook(after_iter=3), InterruptHook(after_iter=11)]),
         (AMP, [InterruptHook(after_iter=5)]),
     ],
     ids=['by epoch', 'within epochs, accumulation, drop path, colours', 'AMP in bfloat16'],
