@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import re
+import subprocess
 import traceback
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,9 +23,8 @@ import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
 from mmengine.registry import init_default_scope
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.runner import Runner
 from rich.progress import track
 
 from . import models
@@ -42,10 +42,20 @@ from .datasets.decoding import read_image
 from .errors import CheckpointError, ConfigError, DataError, EvitError
 from .export.files import EXPORTED_SUFFIXES
 from .hooks import DropCheckpointConfigHook, FuseHook
+from .training import find_last_good, named_faults
+from .training.checkpoints import unwrap
+from .training.setup import be_deterministic, log_provenance, use_safe_parts
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 # COCO numbers its 80 categories 1 to 90 with these ten left out
 COCO_ID_GAPS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
+
+# what torch reads, and under which name Slurm has it
+SLURM_NAMES = {
+    'RANK': 'SLURM_PROCID',
+    'WORLD_SIZE': 'SLURM_NTASKS',
+    'LOCAL_RANK': 'SLURM_LOCALID',
+}
 
 
 class CheckedRunner(Runner):
@@ -62,7 +72,7 @@ class CheckedRunner(Runner):
             return super().load_checkpoint(filename, *args, **kwargs)
         content, self.content = self.content, None
         self.call_hook('after_load_checkpoint', checkpoint=content)
-        _unwrap(self.model).load_state_dict(content['state_dict'], strict=False)
+        unwrap(self.model).load_state_dict(content['state_dict'], strict=False)
         self.logger.info(f'Load checkpoint from {filename}')
         return content
 
@@ -78,14 +88,16 @@ def train(
     seed: int | None = None,
     device: str | None = None,
     hooks: Sequence[Hook] = (),
+    deterministic: bool = False,
 ) -> Runner:
     """Train a detector or a classifier as its config says.
 
     Args:
         config: Config file.
         work_dir: Where logs and checkpoints go; else the config's, else ``work_dirs/NAME``.
-        resume: ``'auto'`` goes on from the last checkpoint in ``work_dir``, if there is one; a
-            path goes on from that file.
+        resume: ``'auto'`` goes on from the last whole checkpoint in ``work_dir``, if there is one;
+            a path goes on from that file. Losses and weights are those of a run that was never
+            interrupted, see :class:`~evit_mm.training.ExactTrainLoop`.
         amp: Train in mixed precision.
         auto_scale_lr: Scale the learning rate to the actual batch size.
         launcher: ``'none'``, ``'pytorch'``, ``'slurm'`` or ``'mpi'``.
@@ -93,12 +105,14 @@ def train(
         seed: Seed of everything random; None draws one, which the log states.
         device: ``'cpu'``, ``'cuda'``, ``'cuda:1'``, ...; None takes a GPU where there is one.
         hooks: Further hooks of the caller's own.
+        deterministic: Take only operations that give the same bits in each run on one machine.
 
     Returns:
         The runner, after training.
 
     Raises:
-        EvitError: The config, the data set or a checkpoint cannot be used.
+        EvitError: The config, the data set or a checkpoint cannot be used, the loss is not finite,
+            or the run cannot go on because the disk is full or a process has died.
     """
     cfg = load_config(config, cfg_options, work_dir)
     set_device(device)
@@ -116,6 +130,9 @@ def train(
         cfg.randomness = {**cfg.get('randomness', {}), 'seed': seed}
     if seed is not None and seed < 0:
         raise ConfigError(f'--seed must not be negative, got {seed}')
+    if deterministic:
+        be_deterministic(cfg)
+    use_safe_parts(cfg)
     state = _prepare_resume(cfg, resume)
     if _is_first_process():
         check_config_data(cfg, ('train', 'val'))
@@ -124,10 +141,11 @@ def train(
     for hook in hooks:
         runner.register_hook(hook)
     if state is not None:
-        check_state_dict(state, _unwrap(runner.model), name=str(cfg.load_from or 'last checkpoint'))
+        check_state_dict(state, unwrap(runner.model), name=str(cfg.load_from or 'last checkpoint'))
     elif cfg.get('load_from'):
-        runner.content = _read_start(cfg.load_from, _unwrap(runner.model))
-    with config_faults(cfg):
+        runner.content = _read_start(cfg.load_from, unwrap(runner.model))
+    log_provenance(runner)
+    with config_faults(cfg), named_faults():
         runner.train()
     return runner
 
@@ -199,11 +217,11 @@ def test(
         runner.register_hook(FuseHook())
     metainfo = runner.test_dataloader.dataset.metainfo
     if exported:
-        content = {'meta': {'dataset_meta': _unwrap(runner.model).exported.metadata}}
+        content = {'meta': {'dataset_meta': unwrap(runner.model).exported.metadata}}
         _check_classes(content, metainfo, checkpoint)
         runner._load_from, runner._resume = None, False
     else:
-        runner.content = _read_fitting(checkpoint, _unwrap(runner.model), metainfo)
+        runner.content = _read_fitting(checkpoint, unwrap(runner.model), metainfo)
         runner._load_from, runner._resume = str(checkpoint), False
     if out and not out.endswith('.json'):
         if _is_classifier(cfg):
@@ -212,7 +230,7 @@ def test(
             from mmdet.evaluation import DumpDetResults as DumpResults
 
         runner.test_evaluator.metrics.append(DumpResults(out_file_path=out))
-    with config_faults(cfg):
+    with config_faults(cfg), named_faults():
         metrics = runner.test()
     if out and out.endswith('.json') and runner.rank == 0:
         # CocoMetric appends the kind of result to its prefix
@@ -366,8 +384,7 @@ def build_runner(cfg: Config, launcher: str = 'none') -> Runner:
     """
     cfg.launcher = launcher
     if launcher != 'none' and mmengine.device.utils.get_device() == 'cpu':
-        # mmengine's own initialisation asks for a GPU
-        torch.distributed.init_process_group('gloo')
+        _join_without_gpu(launcher)
         cfg.setdefault(
             'model_wrapper_cfg',
             {
@@ -382,6 +399,19 @@ def build_runner(cfg: Config, launcher: str = 'none') -> Runner:
     # here and not only in the configs, whose custom_hooks a user's own list replaces
     runner.register_hook(DropCheckpointConfigHook())
     return runner
+
+
+def _join_without_gpu(launcher: str) -> None:
+    """Join the other processes over gloo; mmengine's own initialisation asks for a GPU."""
+    if launcher == 'slurm':
+        nodes = os.environ.get('SLURM_NODELIST', 'localhost')
+        if 'MASTER_ADDR' not in os.environ:
+            shown = subprocess.run(['scontrol', 'show', 'hostname', nodes], capture_output=True)
+            os.environ['MASTER_ADDR'] = shown.stdout.decode().split()[0]
+        os.environ.setdefault('MASTER_PORT', '29500')
+        for name, source in SLURM_NAMES.items():
+            os.environ[name] = os.environ[source]
+    torch.distributed.init_process_group('gloo')
 
 
 def load_detector(cfg: Config, checkpoint: str | Path) -> torch.nn.Module:
@@ -446,21 +476,27 @@ def list_images(source: str | Path) -> list[Path]:
 
 def _prepare_resume(cfg: Config, resume: str | None) -> dict[str, torch.Tensor] | None:
     """Point the config at the checkpoint, take over its seed, and return its weights."""
+    if resume is None and cfg.get('resume'):
+        resume = cfg.get('load_from') or 'auto'
+    cfg.resume = False
     if resume is None:
         return None
-    path = find_latest_checkpoint(cfg.work_dir) if resume == 'auto' else resume
-    cfg.resume = True
-    cfg.load_from = None if resume == 'auto' else resume
-    if path is None:
+    found = find_last_good(cfg.work_dir) if resume == 'auto' else (resume, read_checkpoint(resume))
+    if found is None:
         return None
-    content = read_checkpoint(path)
+    path, content = found
     if not isinstance(content, Mapping) or 'optimizer' not in content:
         raise CheckpointError(
             f"'{path}' has weights but no optimizer state, so it cannot be resumed; start from it "
             f'with --cfg-options load_from={path}'
         )
-    seed = (content.get('meta') or {}).get('seed')
-    if seed is not None and cfg.get('randomness', {}).get('seed') is None:
+    cfg.resume, cfg.load_from = True, str(path)
+    seed, chosen = (content.get('meta') or {}).get('seed'), cfg.get('randomness', {}).get('seed')
+    if None not in (seed, chosen) and seed != chosen:
+        raise ConfigError(
+            f"'{path}' was trained with seed {seed} and not {chosen}; leave the seed out to go on"
+        )
+    if seed is not None:
         # mmengine restores the seed only after the sampler has drawn its own
         cfg.randomness = {**cfg.get('randomness', {}), 'seed': seed}
     return extract_state_dict(content, prefix='', name=str(path))
@@ -523,10 +559,6 @@ def _check_classes(
             f"'{checkpoint}' was trained with the classes {tuple(trained)}, the config names "
             f'{tuple(metainfo["classes"])}; set metainfo.classes to those of the checkpoint'
         )
-
-
-def _unwrap(model: torch.nn.Module) -> torch.nn.Module:
-    return model.module if is_model_wrapper(model) else model
 
 
 def _put_exported(cfg: Config, file: str | Path) -> None:

@@ -8,6 +8,8 @@ from mmengine.dist import all_reduce
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
+from evit_mm.errors import DataError
+
 
 @HOOKS.register_module()
 class RecordLossHook(Hook):
@@ -36,6 +38,33 @@ class KillHook(Hook):
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         if runner.iter == self.after_iter:
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+@HOOKS.register_module()
+class FatalHook(Hook):
+    """Let one process die or raise after its first iteration, or have a NaN in its second."""
+
+    def __init__(self, rank, how):
+        self.rank, self.how = rank, how
+
+    def before_train(self, runner):
+        model = getattr(runner.model, 'module', runner.model)
+        inner = model.loss
+
+        def loss(*args, **kwargs):
+            terms = inner(*args, **kwargs)
+            if runner.iter == 1:
+                terms['loss_cls'] = [term * float('nan') for term in terms['loss_cls']]
+            return terms
+
+        if runner.rank == self.rank and self.how == 'nan':
+            model.loss = loss
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if runner.rank == self.rank and self.how in ('kill', 'raise'):
+            if self.how == 'kill':
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise DataError("'x.jpg' is what rank 1 stumbled over")
 
 
 def read_losses(path):

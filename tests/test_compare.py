@@ -87,7 +87,6 @@ def test_everything_but_backbone_neck_and_pixels_is_the_same(shapes):
         assert cfg.model.neck.out_channels == 64 and cfg.model.bbox_head.num_classes == 5
         assert cfg.model.backbone.norm_eval is False and cfg.model.backbone.init_cfg is None
     assert first.train_cfg.max_epochs == first.param_scheduler[1].T_max == EPOCHS
-    assert not first.train_dataloader.persistent_workers
 
 
 def test_head_pretrained_and_options_change_the_config(shapes):

@@ -1,12 +1,14 @@
 """What the documents tell a user to do is done here."""
 
+import itertools
 import json
 import os
 import re
 import shlex
 import subprocess
 import sys
-from statistics import mean, stdev
+from datetime import datetime
+from statistics import mean, median, stdev
 
 import pytest
 
@@ -109,6 +111,22 @@ def test_performance_page_quotes_its_tables():
     quoted = re.findall(r'\*\*([\d.]+%?)\*\*', page)
     assert len(quoted) > 15
     assert not [figure for figure in quoted if f' {figure} ' not in f'{tables} '.replace(',', ' ')]
+
+
+def test_the_times_of_an_epoch_follow_from_the_logs():
+    page = (ROOT / 'docs' / 'scale.md').read_text()
+    row = r'\| (\d+) \| (\d+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| `(\S+)`'
+    rows = re.findall(row, page)
+    line = r'(\S+ \S+) - .* Epoch\(train\) .*? time: ([\d.]+)'
+    assert len(rows) == 2
+    for images, batch, time, computed, measured, log in rows:
+        found = re.findall(line, (ROOT / log).read_text())
+        stamps = [datetime.strptime(stamp, '%Y/%m/%d %H:%M:%S') for stamp, _ in found]
+        between = [(b - a).total_seconds() for a, b in itertools.pairwise(stamps)]
+        seconds = median(float(second) for _, second in found)
+        iterations = -(-int(images) // int(batch))
+        assert (time, computed) == (f'{seconds:.3f}', f'{iterations * seconds:.1f}')
+        assert measured == f'{median(between):.1f}'
 
 
 def test_licence_and_notice():

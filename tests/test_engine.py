@@ -10,11 +10,13 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from mmengine.hooks import Hook
 from PIL import Image
 
 from evit_mm import engine
 from evit_mm.datasets import make_shapes
 from evit_mm.errors import CheckpointError, ConfigError, DataError
+from evit_mm.provenance import commit
 
 from .conftest import ROOT, TINY
 from .recording import read_losses
@@ -96,6 +98,16 @@ def test_resume_auto_without_a_checkpoint_starts_anew(trained, tmp_path):
     assert runner.iter == 3
 
 
+def test_resume_auto_without_a_checkpoint_keeps_the_weights_to_start_from(trained, tmp_path):
+    config, checkpoint = trained
+    cfg = engine.load_config(config, {'load_from': str(checkpoint)}, str(tmp_path))
+    assert engine._prepare_resume(cfg, 'auto') is None
+    assert cfg.load_from == str(checkpoint) and not cfg.resume
+    shutil.copy(checkpoint, tmp_path)
+    assert engine._prepare_resume(cfg, 'auto') is not None
+    assert cfg.load_from == str(tmp_path / checkpoint.name) and cfg.resume
+
+
 def test_resume_runs_nothing_from_the_checkpoint(trained, tmp_path):
     config, checkpoint = trained
     content = torch.load(checkpoint)
@@ -138,6 +150,38 @@ def test_scaled_rate_reaches_the_optimizer_and_amp_needs_a_gpu(trained, tmp_path
     assert runner.optim_wrapper.get_lr()['lr'][0] == pytest.approx(1e-3 * 4 / 8)
     with pytest.raises(ConfigError, match='--amp needs a GPU'):
         engine.train(config, str(tmp_path), amp=True, device='cpu')
+
+
+def test_deterministic_runs_are_bit_equal_and_say_how_they_were_made(data, tmp_path):
+    config = write_config(tmp_path, data)
+    seen = []
+
+    class Watch(Hook):
+        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+            seen.append(torch.are_deterministic_algorithms_enabled())
+
+    arguments = {'seed': 4, 'device': 'cpu', 'hooks': [Watch()], 'deterministic': True}
+    options = {'train_cfg.max_epochs': 1}
+    try:
+        first, second = (
+            engine.train(config, str(tmp_path / name), cfg_options=options, **arguments)
+            for name in 'ab'
+        )
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.backends.cudnn.deterministic = False
+    assert seen == [True] * 6
+    for a, b in zip(first.model.parameters(), second.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    log = next((tmp_path / 'a').glob('*/*.log')).read_text()
+    for text in (
+        'seed of the weights: 4; of the data order: 4 + epoch; of a sample: (4, epoch, place)',
+        f'commit: {commit()}\n',
+        f'torch {torch.__version__.split("+")[0]}',
+        'deterministic: True',
+        'RandomFlip',  # the config
+    ):
+        assert text in log, text
 
 
 def test_evaluation_writes_pictures_and_results(trained, tmp_path):

@@ -25,6 +25,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--auto-scale-lr', action='store_true', help='scale the learning rate to the batch size'
     )
+    parser.add_argument(
+        '--deterministic', action='store_true', help='the same bits in each run on one machine'
+    )
     parser.add_argument('--seed', type=int, help='seed of everything random')
     parser.add_argument('--device', help='cpu, cuda, cuda:1, ... (default: a GPU if there is one)')
     parser.add_argument(

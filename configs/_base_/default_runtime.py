@@ -10,7 +10,10 @@ default_hooks = dict(
     logger=dict(type='LoggerHook', interval=50),
     param_scheduler=dict(type='ParamSchedulerHook'),
     # by name: 'auto' takes the first figure, which with classwise=True is one class's
-    checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=2, save_best='coco/bbox_mAP'),
+    # written whole or not at all; by_epoch=False, interval=500 saves within epochs too
+    checkpoint=dict(
+        type='SafeCheckpointHook', interval=1, max_keep_ckpts=2, save_best='coco/bbox_mAP'
+    ),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     visualization=dict(type='DetVisualizationHook'),
 )

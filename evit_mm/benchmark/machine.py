@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import datetime
-import importlib.metadata
 import platform
 import re
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+
+from ..provenance import commit, versions
 
 PACKAGES = ('torch', 'timm', 'mmengine', 'mmcv', 'mmdet', 'onnxruntime', 'openvino')
 # a 3x3 convolution as large as a detector's head has them
@@ -22,20 +22,14 @@ COPIED_FLOATS = 64 * 2**20  # beyond every cache
 
 def describe(threads: int) -> dict[str, Any]:
     """Return machine, versions, threads and date of a run."""
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = 'not installed'
     return {
         'device': 'CPU',  # where the suites build their networks
         'cpu': _cpu(),
         'instructions': torch.backends.cpu.get_cpu_capability(),
         'threads': threads,
         'python': platform.python_version(),
-        **versions,
-        'commit': _commit(),
+        **versions(PACKAGES),
+        'commit': commit(),
         'date': datetime.date.today().isoformat(),
     }
 
@@ -65,12 +59,3 @@ def _cpu() -> str:
         return platform.processor() or platform.machine()
     found = re.search(r'model name\s*:\s*(.+)', text)
     return found[1].strip() if found else platform.machine()
-
-
-def _commit() -> str:
-    here = Path(__file__).parent
-    command = ['git', '-C', str(here), 'describe', '--always', '--dirty']
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return 'unknown'

@@ -145,9 +145,6 @@ class Budget:
                     step['scale'] = self.scale
             loader.dataset.update(dataset_config(split, pipeline))
             loader.batch_size = 8
-            # workers that start anew each epoch are seeded anew, so that a resumed run sees the
-            # same flips as an uninterrupted one
-            loader.persistent_workers = False
         # images without objects teach what is background
         cfg.train_dataloader.dataset.filter_cfg = {'filter_empty_gt': False}
         cfg.val_evaluator.ann_file = str(val.ann_file)

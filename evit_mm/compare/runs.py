@@ -15,7 +15,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from ..checkpoint import read_checkpoint, write_checkpoint
 from ..engine import set_device
 from ..errors import CheckpointError, ConfigError, DataError, EvitError
 from ..published import label_of
+from ..training.checkpoints import find_last_good, write_atomically
 from .budget import Budget
 from .table import METRICS, Row, add_latency, count_detector, write_tables
 
@@ -156,10 +157,7 @@ def read_json(path: Path) -> Any:
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix('.partial')
-    partial.write_text(json.dumps(content, indent=1))
-    partial.replace(path)
+    write_atomically(path, json.dumps(content, indent=1).encode())
 
 
 def _check_data(budget: Budget, cfg: Config) -> list[str]:
@@ -339,17 +337,15 @@ def _train_and_evaluate(run: Run, device: str | None) -> None:
 
 
 def _last_checkpoint(run: Run) -> str | None:
-    """Return the last checkpoint that is whole; a crash may have torn the newest."""
-    files = {int(f.stem.removeprefix('epoch_')): f for f in run.folder.glob('epoch_*.pth')}
-    for epoch in sorted(files, reverse=True):
-        with suppress(CheckpointError):
-            read_checkpoint(files[epoch])
-            return str(files[epoch])
-    return None
+    try:
+        found = find_last_good(run.folder)
+    except CheckpointError:  # not one is whole; such a run starts anew
+        return None
+    return None if found is None else str(found[0])
 
 
 class RunHook(Hook):
-    """Keep a run's times, and end it when its loss is not finite or its comparison is gone."""
+    """Keep a run's times, and end it when its comparison is gone."""
 
     priority = 'VERY_LOW'  # after the checkpoint is written
 
@@ -367,25 +363,14 @@ class RunHook(Hook):
 
     def after_train_iter(
         self,
-        runner: Any,
+        runner: Any,  # noqa: ARG002
         batch_idx: int,  # noqa: ARG002
         data_batch: Any = None,  # noqa: ARG002
-        outputs: dict[str, Any] | None = None,
+        outputs: dict[str, Any] | None = None,  # noqa: ARG002
     ) -> None:
-        """Look at the loss, and for the process that started this one.
-
-        Raises:
-            EvitError: The loss is not finite.
-        """
+        """Look for the process that started this one."""
         if self.comparison is not None and not self.comparison.is_alive():
             os._exit(1)
-        wrong = [
-            k for k, v in (outputs or {}).items() if not torch.isfinite(torch.as_tensor(v)).all()
-        ]
-        if wrong:
-            raise EvitError(
-                f'{", ".join(wrong)} became NaN or infinite in iteration {runner.iter + 1}'
-            )
 
     def after_train_epoch(self, runner: Any) -> None:
         """Add the epoch's seconds to the run's; an epoch done again after a crash replaces it."""

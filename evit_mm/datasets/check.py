@@ -20,7 +20,7 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 
 from ..errors import DataError
-from .decoding import read_image, some
+from .decoding import UNDECODABLE, read_image, some, split_tolerated
 
 NUM_DECODED = 8  # images opened per split; enough to see a systematic fault
 
@@ -43,12 +43,14 @@ def check_config_data(cfg: Config, splits: Sequence[str] = ('train', 'val')) -> 
             continue
         for dataset in _coco_datasets(loader['dataset']):
             key = repr((dataset, split == 'train'))
-            if key in seen:
+            remote = any('://' in str(dataset.get(name)) for name in ('data_root', 'ann_file'))
+            if key in seen or remote:
                 continue
             seen.add(key)
             found, notes = check_coco(**dataset_paths(dataset), training=split == 'train')
+            found, tolerated = split_tolerated(cfg, split, found)
             faults += [f'{split}: {fault}' for fault in found]
-            for note in notes:
+            for note in (*notes, *tolerated):
                 print_log(f'{split}: {note}', logger='current', level=logging.WARNING)
             faults += [
                 f'{split}: {fault}'
@@ -289,7 +291,7 @@ def _image_faults(images: Sequence[Mapping[str, Any]], ann_file: Path, img_dir: 
         path = img_dir / image['file_name']
         pixels = read_image(path)
         if pixels is None:
-            faults.append(f"image '{path}' cannot be decoded; replace it or remove its entry")
+            faults.append(f"image '{path}' {UNDECODABLE}; replace it or remove its entry")
             continue
         height, width = pixels.shape[:2]
         if (image['width'], image['height']) != (width, height):

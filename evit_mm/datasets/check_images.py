@@ -14,7 +14,7 @@ from typing import Any
 from mmengine.config import Config
 
 from ..errors import DataError
-from .decoding import read_image, some
+from .decoding import UNDECODABLE, read_image, some, split_tolerated
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif')  # mmpretrain's
 NUM_DECODED = 8  # images opened per split; enough to see a systematic fault
@@ -39,6 +39,7 @@ def check_image_data(cfg: Config, splits: Sequence[str] = ('train', 'val')) -> N
             found = _dataset_faults(dataset, _num_classes(cfg), f'{split}_dataloader.dataset')
             if not found and split != 'train':
                 found = [*_order_faults(cfg, dataset), *_topk_faults(cfg, split)]
+            found, _ = split_tolerated(cfg, split, found)
             faults += [f'{split}: {fault}' for fault in found]
     if faults:
         lines = '\n  '.join(dict.fromkeys(faults))
@@ -140,7 +141,7 @@ def _decoding_faults(paths: Sequence[Any]) -> list[str]:
     faults = []
     for path in paths[:: max(len(paths) // NUM_DECODED, 1)][:NUM_DECODED]:
         if read_image(path) is None:
-            faults.append(f"image '{path}' cannot be decoded; replace or remove it")
+            faults.append(f"image '{path}' {UNDECODABLE}; replace or remove it")
     return faults
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import mmcv
 import numpy as np
 
 MAX_NAMED = 5
+UNDECODABLE = 'cannot be decoded'
 
 
 def read_image(path: str | Path) -> np.ndarray | None:
@@ -24,3 +26,10 @@ def some(items: Sequence[object]) -> str:
     """Return the first few items and how many there are, for a message."""
     shown = ', '.join(str(item) for item in items[:MAX_NAMED])
     return shown + (f', ... ({len(items)} in all)' if len(items) > MAX_NAMED else '')
+
+
+def split_tolerated(cfg: Any, split: str, faults: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the faults that stop a run, and those that it has been told to train past."""
+    replaced = (cfg.get('train_cfg') or {}).get('corrupt_images') == 'replace'
+    tolerated = [f for f in faults if UNDECODABLE in f] if split == 'train' and replaced else []
+    return [fault for fault in faults if fault not in tolerated], tolerated

@@ -1,0 +1,176 @@
+"""The training data in an order that can be entered anywhere, and images that cannot be read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from mmengine.dist import get_dist_info
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from ..errors import DataError
+from .seeding import SAMPLE, derive_seed, seed_generators
+
+CORRUPT_POLICIES = ('raise', 'replace')
+REPLACED = 'replaced_images'  # key of a batch: one string per sample, names by line
+MAX_REPLACEMENTS = 10  # of one sample; more in a row is no accident
+JPEG_START, JPEG_END = b'\xff\xd8', b'\xff\xd9'
+TAIL = 1024  # bytes in which a whole JPEG ends
+
+
+class Seeded(NamedTuple):
+    """What a data set is asked for: an index and the seed of its augmentation."""
+
+    index: Any
+    seed: int
+
+
+class ExactBatchSampler:
+    """Yield another batch sampler's batches from the ``start``-th on, each index with its seed.
+
+    What is left out is never decoded. Places are counted over all processes, so that, with
+    mmengine's ``DefaultSampler``, an image is augmented alike on any number of them.
+
+    Args:
+        batch_sampler: The one whose batches they are.
+        seed: The run's seed.
+    """
+
+    def __init__(self, batch_sampler: Any, seed: int) -> None:
+        self.batch_sampler, self.seed = batch_sampler, seed
+        # by these names others look: mmengine's DistSamplerSeedHook, torch's DataLoader
+        self.sampler = batch_sampler.sampler
+        self.batch_size = getattr(batch_sampler, 'batch_size', None)
+        self.drop_last = getattr(batch_sampler, 'drop_last', False)
+        self.epoch, self.start = 0, 0
+
+    def __len__(self) -> int:
+        return len(self.batch_sampler)
+
+    def __iter__(self) -> Iterator[list[Seeded]]:
+        rank, processes = get_dist_info()
+        done = 0
+        for number, batch in enumerate(self.batch_sampler):
+            if number >= self.start:
+                places = ((done + k) * processes + rank for k in range(len(batch)))
+                seeds = (derive_seed(self.seed, SAMPLE, self.epoch, place) for place in places)
+                yield [Seeded(*pair) for pair in zip(batch, seeds, strict=True)]
+            done += len(batch)
+
+
+class GuardedDataset:
+    """A data set that augments under given seeds, and does not lose an image silently.
+
+    Everything but reading a sample is left to the data set inside, attributes included.
+
+    Args:
+        dataset: The data set.
+        corrupt_images: ``'raise'``, or ``'replace'`` an image that cannot be read by another one,
+            drawn under the sample's seed, and name it in the sample under :data:`REPLACED`.
+    """
+
+    def __init__(self, dataset: Any, corrupt_images: str) -> None:
+        vars(self).update(dataset=dataset, corrupt_images=corrupt_images)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == 'dataset':  # not there yet, while it is unpickled
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self.dataset, name, value)  # mmdet's hooks exchange the pipeline
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: Any) -> Any:
+        """Return a sample; an index without a seed is the inner data set's affair.
+
+        Raises:
+            DataError: The image cannot be read, or too many in a row.
+        """
+        if not isinstance(key, Seeded):
+            return self.dataset[key]
+        seed_generators(key.seed)
+        index, replaced = key.index, []
+        while len(replaced) <= MAX_REPLACEMENTS:
+            try:
+                sample = self._read(index)
+            except DataError as error:
+                if self.corrupt_images == 'raise':
+                    raise
+                replaced.append(str(error))
+                index = np.random.randint(len(self.dataset))
+                continue
+            if self.corrupt_images == 'replace':
+                sample[REPLACED] = '\n'.join(replaced)
+            return sample
+        raise DataError(f'{len(replaced)} images in a row cannot be read; {replaced[0]}')
+
+    def _read(self, index: Any) -> Any:
+        name = _image_name(self.dataset, index)
+        if name and is_cut_short(name):
+            raise DataError(f"'{name}' is cut short; {_MEND}")
+        try:
+            return self.dataset[index]
+        except (OSError, cv2.error, AssertionError) as error:
+            if isinstance(error, AssertionError) and 'failed to load image' not in str(error):
+                raise
+            # where a sample is made of several images, the message may name another one
+            reason = str(error) if isinstance(error, OSError) else 'it cannot be decoded'
+            raise DataError(f"'{name or index}' cannot be read: {reason}; {_MEND}") from None
+
+
+_MEND = (
+    'mend it or take it out of the annotations, or train past it with --cfg-options '
+    'train_cfg.corrupt_images=replace'
+)
+
+
+def exact_loader(loader: DataLoader, seed: int, corrupt_images: str) -> DataLoader:
+    """Return a loader of the same samples that can be entered anywhere.
+
+    Its ``batch_sampler`` is an :class:`ExactBatchSampler`, its ``dataset`` a
+    :class:`GuardedDataset`.
+    """
+    return DataLoader(
+        GuardedDataset(loader.dataset, corrupt_images),
+        batch_sampler=ExactBatchSampler(loader.batch_sampler, seed),
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+        timeout=loader.timeout,
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context,
+        generator=loader.generator,
+        prefetch_factor=loader.prefetch_factor,
+        persistent_workers=loader.persistent_workers,
+    )
+
+
+def is_cut_short(path: str) -> bool:
+    """Whether a JPEG on a local disk ends too early; OpenCV shows such a one with grey below."""
+    if not os.path.isfile(path):
+        return False
+    with open(path, 'rb') as file:
+        if file.read(2) != JPEG_START:
+            return False
+        file.seek(max(2, os.path.getsize(path) - TAIL))
+        if JPEG_END in file.read():
+            return False
+    try:  # an odd one, perhaps with much behind its end: see for certain
+        with Image.open(path) as image:
+            image.load()
+    except OSError:
+        return True
+    return False
+
+
+def _image_name(dataset: Any, index: Any) -> str:
+    get_info = getattr(dataset, 'get_data_info', None)
+    info = get_info(index) if get_info is not None else {}
+    return str(info.get('img_path') or '')
