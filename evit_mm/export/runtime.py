@@ -19,6 +19,8 @@ from mmengine.structures import InstanceData
 from ..errors import EvitError
 from .files import EXPORTED_SUFFIXES, METADATA_KEY, need
 
+HEAD_BYTES = 512
+
 
 class ExportedModel:
     """A file of :func:`evit_mm.export.export`, opened.
@@ -79,6 +81,9 @@ class ExportedModel:
 
     def _open_openvino(self, threads: int | None) -> tuple[Any, Callable]:
         openvino = need('openvino')
+        with self.file.open('rb') as file:  # of anything else it would try all formats it knows
+            if b'<net' not in file.read(HEAD_BYTES):
+                raise self._damaged(ValueError("it is not OpenVINO's XML"))
         core = openvino.Core()
         # where the processor has bfloat16, OpenVINO computes in it unless told otherwise
         options: dict[str, Any] = {
