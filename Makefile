@@ -2,13 +2,15 @@
 # make compare set up, compare six backbones on the built-in shapes (a table, its JSON, a picture)
 # make test    set up, run the tests
 # make env     set up alone
+# STACK=onedl takes the maintained fork in place of OpenMMLab's own releases, in .venv-onedl.
 # VENV= chooses the environment (default .venv), PYTHON= the interpreter that makes it.
 
-VENV ?= .venv
+STACK ?= openmmlab
+VENV ?= $(if $(filter openmmlab,$(STACK)),.venv,.venv-$(STACK))
 PYTHON ?= python3
 SHAPES := configs/retinanet_evit_m4_shapes.py
 WORK := work_dirs/retinanet_evit_m4_shapes
-ENV = py=$$(requirements/env.sh '$(VENV)' '$(PYTHON)') && export PYTHONPATH='$(CURDIR)'
+ENV = py=$$(requirements/env.sh '$(VENV)' '$(PYTHON)' '$(STACK)') && export PYTHONPATH='$(CURDIR)'
 .PHONY: env train compare test lint
 
 env:
