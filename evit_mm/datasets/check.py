@@ -400,31 +400,22 @@ def _mask_faults(
     annotations: Sequence[Mapping[str, Any]], images: Sequence[Mapping[str, Any]], ann_file: Path
 ) -> list[str]:
     sizes = {image['id']: (image['width'], image['height']) for image in images}
-    lacking, wrong = [], []
-    for annotation in annotations:
-        segmentation = annotation.get('segmentation')
-        if not segmentation:
-            lacking.append(annotation['id'])
-        elif annotation['image_id'] in sizes and not _is_segmentation(
-            segmentation, *sizes[annotation['image_id']]
-        ):
-            wrong.append(annotation['id'])
-    faults = []
-    if lacking:
-        # mmdet ends with KeyError: 'mask' at the first of them, or ignores the object
-        faults.append(
-            f"'{ann_file}': {len(lacking)} of {len(annotations)} annotations have no segmentation "
-            f'(polygons or RLE), which the pipeline loads (with_mask=True): {some(lacking)}; add '
-            'it, remove them, or train a detector of boxes alone'
-        )
-    if wrong:
-        # pycocotools trusts what it is given: far points take all memory, wrong runs end python
-        faults.append(
-            f"'{ann_file}': the segmentation of {len(wrong)} of {len(annotations)} annotations is "
-            f'neither polygons [[x, y, x, y, x, y, ...]] near the image nor RLE of its size: '
-            f'{some(wrong)}; mend or remove them'
-        )
-    return faults
+    lacking = [
+        annotation['id']
+        for annotation in annotations
+        if annotation['image_id'] in sizes
+        and not _is_segmentation(annotation.get('segmentation'), *sizes[annotation['image_id']])
+    ]
+    if not lacking:
+        return []
+    # mmdet ends with KeyError: 'mask' at the first of them, or ignores the object; and pycocotools
+    # trusts what it is given: far points take all memory, wrong runs end the interpreter
+    return [
+        f"'{ann_file}': {len(lacking)} of {len(annotations)} annotations have no segmentation that "
+        f'can be loaded (polygons [[x, y, x, y, x, y, ...]] near the image or RLE of its size), '
+        f'which the pipeline asks for (with_mask=True): {some(lacking)}; mend it, remove them, or '
+        'train a detector of boxes alone'
+    ]
 
 
 def _is_segmentation(value: Any, width: int, height: int) -> bool:
