@@ -97,7 +97,11 @@ def run_property(prop, cases, start):
 # -- networks ---------------------------------------------------------------------------------
 
 ODD = st.one_of(
-    st.none(), st.integers(-3, 9), st.floats(-1, 2), st.text(max_size=3), st.lists(st.integers(0, 4))
+    st.none(),
+    st.integers(-3, 9),
+    st.floats(-1, 2),
+    st.text(max_size=3),
+    st.lists(st.integers(0, 4)),
 )
 
 
@@ -175,8 +179,12 @@ def backbone_trains(data):
     trained = [p for p in backbone.parameters() if p.requires_grad]
     if trained:
         loss.backward()
-    frozen = {id(p) for part in backbone.parts()[: cfg['frozen_stages'] + 1] for m in part
-              for p in m.parameters()}
+    frozen = {
+        id(p)
+        for part in backbone.parts()[: cfg['frozen_stages'] + 1]
+        for m in part
+        for p in m.parameters()
+    }
     for parameter in backbone.parameters():
         assert (id(parameter) in frozen) == (not parameter.requires_grad)
         assert parameter.grad is None or torch.isfinite(parameter.grad).all()
@@ -186,7 +194,9 @@ def backbone_options(data):
     """One option is anything at all: the backbone is built and runs, or one error names it."""
     cfg = draw_backbone(data)
     if data.draw(st.booleans(), 'in arch'):
-        key = data.draw(st.sampled_from([*cfg['arch'], 'embed_dims', 'window_sizes', 'stem']), 'key')
+        key = data.draw(
+            st.sampled_from([*cfg['arch'], 'embed_dims', 'window_sizes', 'stem']), 'key'
+        )
         cfg['arch'][key] = data.draw(ODD | st.tuples(*[st.integers(-1, 40)] * 3), 'value')
     else:
         key = data.draw(st.sampled_from([*cfg][1:]), 'key')
@@ -256,7 +266,9 @@ VALUES = st.recursive(
     | st.floats()
     | st.text(max_size=6)
     | st.sampled_from(['a.png', '../a.png', 'a\0.png', '\ud800.png', 'x' * 400, '/', '', 'disc']),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=3)
+    ),
     max_leaves=5,
 )
 
@@ -284,7 +296,14 @@ def valid_coco():
             {'id': 2, 'file_name': 'b.png', 'width': 60, 'height': 40},
         ],
         'annotations': [
-            {'id': 1, 'image_id': 1, 'category_id': 3, 'bbox': [2, 2, 18, 18], 'area': 324, **polygon},
+            {
+                'id': 1,
+                'image_id': 1,
+                'category_id': 3,
+                'bbox': [2, 2, 18, 18],
+                'area': 324,
+                **polygon,
+            },
             {'id': 2, 'image_id': 2, 'category_id': 5, 'bbox': [9, 9, 30, 20], 'area': 600, **runs},
             {'id': 3, 'image_id': 2, 'category_id': 5, 'bbox': [9, 9, 9, 20], 'area': 20, **text},
         ],
@@ -410,7 +429,9 @@ def mangled(data, content):
         if data.draw(st.integers(0, 3), 'from the end') == 0:
             start = len(content) - 1 - start
         end = start + data.draw(st.sampled_from([1, 1, 2, 8, 100]), 'length')
-        action = data.draw(st.sampled_from(['put', 'put', 'flip', 'cut', 'double', 'end']), 'action')
+        action = data.draw(
+            st.sampled_from(['put', 'put', 'flip', 'cut', 'double', 'end']), 'action'
+        )
         if action == 'put':
             content[start:end] = data.draw(st.binary(min_size=1, max_size=end - start), 'new')
         elif action == 'flip':

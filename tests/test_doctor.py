@@ -382,7 +382,7 @@ def test_objects_that_no_anchor_reaches_are_counted(shapes, tmp_path):
 def test_whatever_a_check_raises_becomes_a_line():
     def check():
         yield Finding('green', 'x', 'before')
-        print('a library talks')
+        sys.stdout.write('a library talks')
         raise RuntimeError('three\nlines [here]')
 
     found = list(guarded('x', check))

@@ -1,7 +1,6 @@
 """The tools from end to end, in this process: train, resume, evaluate, draw, predict."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys

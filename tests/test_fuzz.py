@@ -106,7 +106,12 @@ def test_masks_that_would_crash_are_named(segmentation):
 
 @pytest.mark.parametrize(
     'segmentation',
-    [TEXT, {**TEXT, 'counts': [400, 20, 1980]}, [[2, 2, 20, 2, 20, 20], [1, 1]], [[-5.5, 2, 70, 2, 9, 45]]],
+    [
+        TEXT,
+        {**TEXT, 'counts': [400, 20, 1980]},
+        [[2, 2, 20, 2, 20, 20], [1, 1]],
+        [[-5.5, 2, 70, 2, 9, 45]],
+    ],
 )
 def test_masks_that_load_are_not(segmentation):
     assert masks_checked(segmentation) == []

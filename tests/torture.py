@@ -92,7 +92,9 @@ def run_program(part, **values):
     program = PROGRAMS[part].format(**values)
     # spawned processes import the main module again, which then must not start over
     program = program.strip().replace('\n', '\n    ')
-    text = f'if __name__ == "__main__":\n    import json\n    {program}\n    print(json.dumps(result))\n'
+    text = (
+        f'import json\nif __name__ == "__main__":\n    {program}\n    print(json.dumps(result))\n'
+    )
     script = Path(values['folder']).with_name(f'{Path(values["folder"]).name}.py')
     script.parent.mkdir(parents=True, exist_ok=True)
     script.write_text(text)

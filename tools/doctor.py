@@ -1,4 +1,4 @@
-"""Check stack, data set and checkpoint before a long run: python tools/doctor.py [CONFIG [CHECKPOINT]].
+"""Check stack, data and checkpoint: python tools/doctor.py [CONFIG [CHECKPOINT]].
 
 Exit status: 0 nothing is red, 1 something is, 2 wrong usage.
 """

@@ -69,9 +69,7 @@ def config_data_faults(
                 continue
             seen.add(key)
             paths = dataset_paths(dataset)
-            found, noted = check_coco(
-                **paths, training=split == 'train', num_decoded=num_decoded
-            )
+            found, noted = check_coco(**paths, training=split == 'train', num_decoded=num_decoded)
             found += (*_num_classes_faults(cfg, dataset), *_evaluator_faults(cfg, split))
             faults += [f'{split}: {fault}' for fault in found]
             notes += [f'{split}: {note}' for note in noted]
@@ -335,7 +333,7 @@ def _decoding_faults(
         elif pixels.shape[:2] != (image['height'], image['width']):
             size = f'{pixels.shape[1]}x{pixels.shape[0]}'
             said = f'{image["width"]}x{image["height"]}'
-            differing.append(f"{image['file_name']} is {size} but the file says {said}")
+            differing.append(f'{image["file_name"]} is {size} but the file says {said}')
     faults = []
     if broken:
         faults.append(

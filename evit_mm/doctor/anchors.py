@@ -77,9 +77,7 @@ def resized_boxes(
         return None
     known = {c['id'] for c in coco['categories'] if classes is None or c['name'] in classes}
     originals = {image['id']: (image['width'], image['height']) for image in coco['images']}
-    objects = [
-        a for a in coco['annotations'] if a['category_id'] in known and not a['iscrowd']
-    ]
+    objects = [a for a in coco['annotations'] if a['category_id'] in known and not a['iscrowd']]
     resized = {key: _resized(size, resizing) for key, size in originals.items()}
     before = np.array([originals[a['image_id']] for a in objects], float).reshape(-1, 2)
     sizes = np.array([resized[a['image_id']] for a in objects], float).reshape(-1, 2)
@@ -90,9 +88,7 @@ def resized_boxes(
     return boxes[usable], sizes[usable]
 
 
-def _resized(
-    size: tuple[int, int], resizing: Sequence[Mapping[str, Any]]
-) -> tuple[int, int]:
+def _resized(size: tuple[int, int], resizing: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
     if not resizing:
         return size
     scale = resizing[0]['scale']

@@ -13,7 +13,8 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-MODULES = ('torch', 'torchvision', 'cv2', 'mmengine', 'mmcv', 'mmcv.ops', 'mmdet', 'mmpretrain')
+MODULES = ('torch', 'torchvision', 'cv2', 'rich', 'mmengine')
+MODULES += ('mmcv', 'mmcv.ops', 'mmdet', 'mmpretrain')
 # operators sum in another order than the oracle
 TOLERANCE = 1e-4
 

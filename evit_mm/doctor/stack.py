@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
@@ -47,7 +48,9 @@ def tested_versions(stack: str) -> dict[str, str]:
     pins = {}
     for file in (*sorted(REQUIREMENTS.glob('*.txt')), *sorted((REQUIREMENTS / stack).glob('*'))):
         for line in file.read_text(encoding='utf-8').splitlines():
-            found = re.match(r'([\w.-]+)==([\w.]+)\s*(?:;\s*python_version\s*(>=|<)\s*"3\.(\d+)")?', line)
+            found = re.match(
+                r'([\w.-]+)==([\w.]+)\s*(?:;\s*python_version\s*(>=|<)\s*"3\.(\d+)")?', line
+            )
             if found and _marker_holds(found[3], found[4]):
                 pins[found[1]] = found[2]
     return pins
@@ -60,7 +63,7 @@ def _marker_holds(operator: str | None, minor: str | None) -> bool:
 
 
 def installed_version(package: str) -> str | None:
-    """Return the installed version of a package or of one with the same module, without ``+...``."""
+    """Return a package's version, or that of one with the same module, without ``+...``."""
     for name in (package, *SAME_MODULE.get(package, ())):
         try:
             return metadata.version(name).split('+')[0]
@@ -84,7 +87,9 @@ def check_versions() -> Iterator[Finding]:
     stack = present[0] if present else 'openmmlab'
     pins = tested_versions(stack)
     if not pins:
-        yield Finding('yellow', 'versions', f"no pinned versions in '{REQUIREMENTS}'", 'run from a checkout')
+        yield Finding(
+            'yellow', 'versions', f"no pinned versions in '{REQUIREMENTS}'", 'run from a checkout'
+        )
         return
     equal = {}
     for package, pin in sorted(pins.items()):
@@ -152,8 +157,11 @@ def check_operators(command: tuple[str, ...] = (sys.executable, str(PROBE))) -> 
     if open_step or (status != 0 and not failed):
         what = f'took over {PROBE_SECONDS} s' if status is None else f'ended python ({status})'
         failed.append((open_step or 'the probe', what))
-    for name, error in failed:
-        yield _operator_finding(name, error)
+    for name, reason in failed:
+        found = _operator_finding(name, reason)
+        if name.startswith('mmcv') and failed[0][0].startswith('import'):
+            found = replace(found, mend='mend the first import that fails')
+        yield found
     imports = [name.split()[1] for name in passed if name.startswith('import ')]
     operators = [name for name in passed if not name.startswith(('import ', 'gpu'))]
     if imports:
@@ -186,7 +194,9 @@ def _gpu_finding(gpu: str) -> Finding:
         return Finding('green', 'gpu', gpu)
     if Path('/dev/nvidia0').exists():
         text = 'there is an NVIDIA GPU, but torch cannot use it'
-        mend = 'install its driver and a torch built for CUDA: pip install -r requirements/torch.txt'
+        mend = (
+            'install its driver and a torch built for CUDA: pip install -r requirements/torch.txt'
+        )
         return Finding('yellow', 'gpu', text, mend)
     return Finding('green', 'gpu', 'none here; operators were tried on the CPU alone')
 
@@ -248,7 +258,9 @@ def check_shared_memory(
     text = f'{readable(free)} free in {folder}'
     if needed is not None:
         text += f"; the workers' batches take up to {readable(needed)}"
-    mend = 'docker run --shm-size=8g (or --ipc=host), or --cfg-options train_dataloader.num_workers=0'
+    mend = (
+        'docker run --shm-size=8g (or --ipc=host), or --cfg-options train_dataloader.num_workers=0'
+    )
     yield Finding(
         level,
         'shared memory',
@@ -261,4 +273,3 @@ def check_shared_memory(
 def readable(size: float) -> str:
     """Return a number of bytes for people."""
     return f'{size / 2**20:.0f} MiB' if size < GIB else f'{size / GIB:.1f} GiB'
-
