@@ -1,15 +1,18 @@
 # make train   set up, train the detector on the built-in shapes, evaluate it, draw pictures
 # make compare set up, compare six backbones on the built-in shapes (a table, its JSON, a picture)
 # make test    set up, run the tests
+# make torture kills, hostile files, made-up cases, on both stacks -> docs/reliability.md
 # make env     set up alone
+# STACK=onedl takes the maintained fork in place of OpenMMLab's own releases, in .venv-onedl.
 # VENV= chooses the environment (default .venv), PYTHON= the interpreter that makes it.
 
-VENV ?= .venv
+STACK ?= openmmlab
+VENV ?= $(if $(filter openmmlab,$(STACK)),.venv,.venv-$(STACK))
 PYTHON ?= python3
 SHAPES := configs/retinanet_evit_m4_shapes.py
 WORK := work_dirs/retinanet_evit_m4_shapes
-ENV = py=$$(requirements/env.sh '$(VENV)' '$(PYTHON)') && export PYTHONPATH='$(CURDIR)'
-.PHONY: env train compare test lint
+ENV = py=$$(requirements/env.sh '$(VENV)' '$(PYTHON)' '$(STACK)') && export PYTHONPATH='$(CURDIR)'
+.PHONY: env train compare test torture torture-stack lint
 
 env:
 	@$(ENV)
@@ -32,6 +35,16 @@ compare:
 test:
 	@$(ENV) && \
 	"$$py" -m pytest --cov --cov-report=term --cov-fail-under=90 --durations=10 $(ARGS)
+
+# hours; interrupted, it goes on where it was. STACKS=openmmlab takes one, ARGS='--kills 10' less
+STACKS ?= openmmlab onedl
+torture:
+	@for stack in $(STACKS); do \
+	    $(MAKE) --no-print-directory torture-stack STACK=$$stack || exit 1; \
+	done
+
+torture-stack:
+	@$(ENV) && "$$py" -m tests.torture $(ARGS)
 
 lint:
 	@$(ENV) && \

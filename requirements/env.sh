@@ -1,20 +1,28 @@
 #!/usr/bin/env bash
 # Make or find an environment with the tested stack; print its interpreter on stdout.
 #
-# Usage: requirements/env.sh [VENV] [PYTHON]
-# VENV (default .venv) is created with PYTHON (default python3) unless it exists. An environment,
-# or a PYTHON, that already holds the stack is used as it is and nothing is said.
+# Usage: requirements/env.sh [VENV] [PYTHON] [STACK]
+# STACK is openmmlab (default) or onedl, the maintained fork; their packages share import names, so
+# each needs an environment of its own. VENV (default .venv, or .venv-onedl) is created with PYTHON
+# (default python3) unless it exists. An environment, or a PYTHON, that already holds the stack is
+# used as it is and nothing is said.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-venv=${1:-.venv}
+stack=${3:-openmmlab}
+default=.venv
+[ "$stack" = openmmlab ] || default=.venv-$stack
+venv=${1:-$default}
 python=${2:-python3}
 
 say() { echo "evit_mm: $*" >&2; }
 fail() { say "$*"; exit 1; }
 
+[ -f "requirements/$stack/mmcv.txt" ] ||
+    fail "no stack '$stack'; STACK is one of: $(cd requirements && echo */ | tr -d /)"
+
 # Every pinned requirement present in its version?
 holds() {
-    "$1" - requirements/*.txt <<'PY' 2>/dev/null
+    "$1" - requirements/*.txt "requirements/$stack"/*.txt <<'PY' 2>/dev/null
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
@@ -56,6 +64,24 @@ else
     chosen="$venv/bin/python"
 fi
 
+# import names alone do not tell which stack an environment holds
+other=$("$chosen" - "requirements/$stack/mmcv.txt" requirements/*/mmcv.txt <<'PY'
+import sys
+from importlib.metadata import PackageNotFoundError, version
+
+wanted, *every = sys.argv[1:]
+for path in every:
+    line = next(line for line in open(path) if '==' in line)
+    try:
+        version(line.split('==')[0])
+    except PackageNotFoundError:
+        continue
+    if path != wanted:
+        print(path.split('/')[1])
+PY
+)
+[ -z "$other" ] || fail "$venv holds the stack '$other'; give VENV= another path for '$stack'"
+
 chosen=$(cd "$(dirname "$chosen")" && pwd)/$(basename "$chosen")
 
 used_as_it_is=1
@@ -85,13 +111,14 @@ if ! holds "$chosen"; then
     pip_install -r requirements/build.txt
     pip_install -r requirements/torch.txt
     say "installing mmengine, mmdet, mmpretrain, timm and the test tools"
-    pip_install -r requirements/runtime.txt -r requirements/tests.txt -r requirements/torch.txt
+    pip_install -r requirements/runtime.txt -r "requirements/$stack/libraries.txt" \
+        -r requirements/tests.txt -r requirements/torch.txt
     say "installing mmcv; unless pip's cache has its wheel, its operators compile now (about 10 minutes, once)"
     export MMCV_WITH_OPS=1 MAX_JOBS="${MAX_JOBS:-$(nproc)}" CFLAGS="${CFLAGS:--O2 -g0}"
-    pip_install --no-build-isolation -r requirements/mmcv.txt
+    pip_install --no-build-isolation -r "requirements/$stack/mmcv.txt"
     if ! "$chosen" -c 'import mmcv.ops' 2>/dev/null; then
         say "the cached mmcv belongs to another torch; compiling it anew"
-        pip_install --no-build-isolation --no-cache-dir --force-reinstall --no-deps -r requirements/mmcv.txt
+        pip_install --no-build-isolation --no-cache-dir --force-reinstall --no-deps -r "requirements/$stack/mmcv.txt"
         "$chosen" -c 'import mmcv.ops' || fail "mmcv's operators do not import, see above"
     fi
     rm -f "$log"

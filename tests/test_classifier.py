@@ -21,6 +21,7 @@ from PIL import Image
 from torch.nn import functional as F  # noqa: N812
 
 from evit_mm import engine
+from evit_mm.checkpoint import read_checkpoint
 from evit_mm.classifier import EfficientViTClsHead
 from evit_mm.complexity import count_macs, count_parameters
 from evit_mm.datasets.check_images import check_image_data
@@ -450,7 +451,7 @@ def test_loss_falls_and_accuracy_is_that_of_the_plain_weights(trained, tmp_path)
     config, work, losses = trained
     assert len(losses) == 36
     assert np.mean(losses[-6:]) < 0.9 * np.mean(losses[:6])
-    content = torch.load(work / 'epoch_12.pth')  # weights-only is torch's default
+    content = read_checkpoint(work / 'epoch_12.pth')
     assert content['meta']['dataset_meta']['classes'] == ('blue', 'green', 'red')
     # mmengine keeps the averaged weights under state_dict and the plain ones beside them
     plain = {k[7:]: v for k, v in content['ema_state_dict'].items() if k.startswith('module.')}

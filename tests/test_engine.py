@@ -14,6 +14,7 @@ from mmengine.hooks import Hook
 from PIL import Image
 
 from evit_mm import engine
+from evit_mm.checkpoint import read_checkpoint
 from evit_mm.datasets import make_shapes
 from evit_mm.errors import CheckpointError, ConfigError, DataError
 from evit_mm.provenance import commit
@@ -66,7 +67,7 @@ def trained(data, tmp_path_factory):
 
 def test_training_leaves_checkpoint_log_and_best(trained):
     _, checkpoint = trained
-    content = torch.load(checkpoint)  # weights-only is torch's default
+    content = read_checkpoint(checkpoint)
     assert content['meta']['seed'] == 1
     assert content['meta']['dataset_meta']['classes'][3] == 'star'
     assert list(checkpoint.parent.glob('best_coco_bbox_mAP*.pth'))
@@ -110,7 +111,7 @@ def test_resume_auto_without_a_checkpoint_keeps_the_weights_to_start_from(traine
 
 def test_resume_runs_nothing_from_the_checkpoint(trained, tmp_path):
     config, checkpoint = trained
-    content = torch.load(checkpoint)
+    content = read_checkpoint(checkpoint)
     trap = tmp_path / 'went_off'
     content['meta']['config'] = f'import os\nos.mkdir({str(trap)!r})\n'
     # as a user's own list would, this replaces the hooks of the base config
@@ -132,7 +133,7 @@ def test_resume_runs_nothing_from_the_checkpoint(trained, tmp_path):
 
 def test_resume_needs_optimizer_state(trained, tmp_path):
     config, checkpoint = trained
-    torch.save({'state_dict': torch.load(checkpoint)['state_dict']}, tmp_path / 'w.pth')
+    torch.save({'state_dict': read_checkpoint(checkpoint)['state_dict']}, tmp_path / 'w.pth')
     with pytest.raises(CheckpointError, match='no optimizer state.*load_from='):
         engine.train(config, str(tmp_path / 'work'), resume=str(tmp_path / 'w.pth'))
 
@@ -362,7 +363,7 @@ def test_resuming_or_starting_from_another_model_is_refused(trained, tmp_path):
 def test_the_weights_that_were_checked_are_evaluated(trained, tmp_path, wrapping):
     config, checkpoint = trained
     expected = engine.test(config, checkpoint, work_dir=str(tmp_path), device='cpu')
-    state = torch.load(checkpoint)['state_dict']
+    state = read_checkpoint(checkpoint)['state_dict']
     torch.save({'model': state} if wrapping == 'model' else state, tmp_path / 'w.pth')
     found = engine.test(config, tmp_path / 'w.pth', work_dir=str(tmp_path), device='cpu')
     assert found == expected and expected['coco/bbox_mAP_50'] > 0
@@ -501,7 +502,7 @@ def test_killed_between_iterations_and_resumed_equals_uninterrupted(data, tmp_pa
         assert done.returncode == 0, done.stderr[-3000:]
         losses[name] = (read_losses(record), folder)
     # the two runs drew different seeds, so compare with a whole run on the killed run's seed
-    seed = torch.load(losses['killed'][1] / 'work' / 'epoch_3.pth')['meta']['seed']
+    seed = read_checkpoint(losses['killed'][1] / 'work' / 'epoch_3.pth')['meta']['seed']
     folder = losses['whole'][1]
     (folder / 'losses.jsonl').unlink()
     done = run_tool(

@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import os
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ from typing import Any
 import mmcv
 from mmengine.config import Config
 from mmengine.logging import print_log
+from rich.console import Console
+from rich.progress import track
 
 from ..errors import DataError
 from .decoding import UNDECODABLE, read_image, some, split_tolerated
@@ -35,30 +38,50 @@ def check_config_data(cfg: Config, splits: Sequence[str] = ('train', 'val')) -> 
     Raises:
         DataError: Something would fail or silently go wrong; all findings are in the message.
     """
+    faults, notes = config_data_faults(cfg, splits)
+    for note in notes:
+        print_log(note, logger='current', level=logging.WARNING)
+    if faults:
+        lines = '\n  '.join(faults)
+        raise DataError(f'the data set does not fit ({cfg.filename}):\n  {lines}')
+
+
+def config_data_faults(
+    cfg: Config, splits: Sequence[str], num_decoded: int | None = NUM_DECODED
+) -> tuple[list[str], list[str]]:
+    """Return what :func:`check_coco` says of each data set, and where the config differs from it.
+
+    Args:
+        cfg: As in :func:`check_config_data`.
+        splits: As in :func:`check_config_data`.
+        num_decoded: As in :func:`check_coco`.
+
+    Returns:
+        Faults that must be mended, and notes on what will be left out; each begins with its split.
+    """
     faults: list[str] = []
+    notes: list[str] = []
     seen: set[str] = set()
     for split in splits:
-        loader = cfg.get(f'{split}_dataloader')
-        if not loader:
-            continue
-        for dataset in _coco_datasets(loader['dataset']):
+        for dataset in coco_datasets(cfg, split):
             key = repr((dataset, split == 'train'))
             remote = any('://' in str(dataset.get(name)) for name in ('data_root', 'ann_file'))
             if key in seen or remote:
                 continue
             seen.add(key)
-            found, notes = check_coco(**dataset_paths(dataset), training=split == 'train')
+            paths = dataset_paths(dataset)
+            found, noted = check_coco(**paths, training=split == 'train', num_decoded=num_decoded)
             found, tolerated = split_tolerated(cfg, split, found)
+            found += (*_num_classes_faults(cfg, dataset), *_evaluator_faults(cfg, split))
             faults += [f'{split}: {fault}' for fault in found]
-            for note in (*notes, *tolerated):
-                print_log(f'{split}: {note}', logger='current', level=logging.WARNING)
-            faults += [
-                f'{split}: {fault}'
-                for fault in (*_num_classes_faults(cfg, dataset), *_evaluator_faults(cfg, split))
-            ]
-    if faults:
-        lines = '\n  '.join(dict.fromkeys(faults))
-        raise DataError(f'the data set does not fit ({cfg.filename}):\n  {lines}')
+            notes += [f'{split}: {note}' for note in (*noted, *tolerated)]
+    return list(dict.fromkeys(faults)), notes
+
+
+def coco_datasets(cfg: Config, split: str) -> Iterator[Mapping[str, Any]]:
+    """Yield the configs of the ``CocoDataset`` that a split's dataloader reads, out of wrappers."""
+    loader = cfg.get(f'{split}_dataloader')
+    yield from _coco_datasets(loader['dataset'] if loader else None)
 
 
 def check_coco(
@@ -68,6 +91,7 @@ def check_coco(
     training: bool = False,
     scale: tuple[int, int] | None = None,
     with_mask: bool = False,
+    num_decoded: int | None = NUM_DECODED,
 ) -> tuple[list[str], list[str]]:
     """Check one annotation file in COCO's format and its images.
 
@@ -78,6 +102,7 @@ def check_coco(
         training: The file is for training, where no box at all is an error.
         scale: What images are resized to with their ratio kept, as in mmdet's Resize.
         with_mask: Masks are loaded too, so that every object needs a segmentation.
+        num_decoded: Images to open, evenly chosen; None opens all of them, with a bar.
 
     Returns:
         Faults that must be mended, and notes on what will be left out; each is a sentence.
@@ -94,7 +119,7 @@ def check_coco(
         return faults, []
     faults += _class_faults(coco, ann_file, classes)
     faults += _reference_faults(coco, ann_file)
-    faults += _image_faults(coco['images'], ann_file, img_dir)
+    faults += _image_faults(coco['images'], ann_file, img_dir, num_decoded)
     faults += _thin_faults(coco['images'], ann_file, scale)
     left_out, notes = _box_notes(coco, ann_file)
     known = {c['id'] for c in coco['categories'] if classes is None or c['name'] in classes}
@@ -102,7 +127,7 @@ def check_coco(
         a for a in coco['annotations'] if a['category_id'] in known and a['id'] not in left_out
     ]
     if with_mask:
-        faults += _mask_faults(loaded, ann_file)
+        faults += _mask_faults(loaded, coco['images'], ann_file)
     if all(a['iscrowd'] for a in loaded):
         empty = f"'{ann_file}' has no usable box (of a class of the config, not a crowd)"
         if training:
@@ -267,7 +292,9 @@ def _reference_faults(coco: Mapping[str, Any], ann_file: Path) -> list[str]:
     return faults
 
 
-def _image_faults(images: Sequence[Mapping[str, Any]], ann_file: Path, img_dir: Path) -> list[str]:
+def _image_faults(
+    images: Sequence[Mapping[str, Any]], ann_file: Path, img_dir: Path, num_decoded: int | None
+) -> list[str]:
     if not images:
         return [f"'{ann_file}' lists no images"]
     if not img_dir.is_dir():
@@ -286,20 +313,41 @@ def _image_faults(images: Sequence[Mapping[str, Any]], ann_file: Path, img_dir: 
             f"'{ann_file}' names {len(missing)} of {len(images)} images that '{img_dir}' lacks "
             f'({some(missing)}); check data_prefix.img or copy them there'
         ]
-    faults = []
-    for image in images[:: max(len(images) // NUM_DECODED, 1)][:NUM_DECODED]:
-        path = img_dir / image['file_name']
-        pixels = read_image(path)
+    return _decoding_faults(images, ann_file, img_dir, num_decoded)
+
+
+def _decoding_faults(
+    images: Sequence[Mapping[str, Any]], ann_file: Path, img_dir: Path, num_decoded: int | None
+) -> list[str]:
+    if num_decoded is not None:
+        images = images[:: max(len(images) // num_decoded, 1)][:num_decoded]
+    bar = track(
+        images,
+        f'decoding {img_dir}',
+        console=Console(stderr=True),
+        disable=num_decoded is not None or not sys.stderr.isatty(),
+    )
+    broken, differing = [], []
+    for image in bar:
+        pixels = read_image(img_dir / image['file_name'])
         if pixels is None:
-            faults.append(f"image '{path}' {UNDECODABLE}; replace it or remove its entry")
-            continue
-        height, width = pixels.shape[:2]
-        if (image['width'], image['height']) != (width, height):
-            faults.append(
-                f"image '{path}' is {width}x{height} but '{ann_file}' says "
-                f'{image["width"]}x{image["height"]} (rotated by its EXIF tag?); its boxes would '
-                'not fit; mend the entry or save the image again'
-            )
+            broken.append(image['file_name'])
+        elif pixels.shape[:2] != (image['height'], image['width']):
+            size = f'{pixels.shape[1]}x{pixels.shape[0]}'
+            said = f'{image["width"]}x{image["height"]}'
+            differing.append(f'{image["file_name"]} is {size} but the file says {said}')
+    faults = []
+    if broken:
+        faults.append(
+            f"'{ann_file}': {len(broken)} of {len(images)} images opened in '{img_dir}' "
+            f'{UNDECODABLE} ({some(broken)}); replace them or remove their entries'
+        )
+    if differing:
+        faults.append(
+            f"'{ann_file}': {len(differing)} of {len(images)} images opened in '{img_dir}' have "
+            f'another size ({some(differing)}; rotated by the EXIF tag?), so boxes would not fit; '
+            'mend the entries or save the images again'
+        )
     return faults
 
 
@@ -348,23 +396,70 @@ def _box_notes(coco: Mapping[str, Any], ann_file: Path) -> tuple[set[int], list[
     return {*empty, *outside}, notes
 
 
-def _mask_faults(annotations: Sequence[Mapping[str, Any]], ann_file: Path) -> list[str]:
-    lacking = [a['id'] for a in annotations if not _is_segmentation(a.get('segmentation'))]
+def _mask_faults(
+    annotations: Sequence[Mapping[str, Any]], images: Sequence[Mapping[str, Any]], ann_file: Path
+) -> list[str]:
+    sizes = {image['id']: (image['width'], image['height']) for image in images}
+    lacking = [
+        annotation['id']
+        for annotation in annotations
+        if annotation['image_id'] in sizes
+        and not _is_segmentation(annotation.get('segmentation'), *sizes[annotation['image_id']])
+    ]
     if not lacking:
         return []
-    # mmdet ends with KeyError: 'mask' at the first of them, or ignores the object
+    # mmdet ends with KeyError: 'mask' at the first of them, or ignores the object; and pycocotools
+    # trusts what it is given: far points take all memory, wrong runs end the interpreter
     return [
-        f"'{ann_file}': {len(lacking)} of {len(annotations)} annotations have no segmentation "
-        f'(polygons or RLE), which the pipeline loads (with_mask=True): {some(lacking)}; add it, '
-        'remove them, or train a detector of boxes alone'
+        f"'{ann_file}': {len(lacking)} of {len(annotations)} annotations have no segmentation that "
+        f'can be loaded (polygons [[x, y, x, y, x, y, ...]] near the image or RLE of its size), '
+        f'which the pipeline asks for (with_mask=True): {some(lacking)}; mend it, remove them, or '
+        'train a detector of boxes alone'
     ]
 
 
-def _is_segmentation(value: Any) -> bool:
+def _is_segmentation(value: Any, width: int, height: int) -> bool:
     if isinstance(value, Mapping):
-        return bool(value.get('counts')) and bool(value.get('size'))
-    polygons = value if isinstance(value, list) else []
-    return any(isinstance(p, list) and len(p) >= 6 and len(p) % 2 == 0 for p in polygons)
+        size, counts = value.get('size'), value.get('counts')
+        return size == [height, width] and sum(_run_lengths(counts)) == width * height
+    if not isinstance(value, list) or not all(_is_polygon(p, width, height) for p in value):
+        return False
+    # mmdet leaves polygons of fewer points out, and takes the rest of the object's
+    return any(len(polygon) >= 6 for polygon in value)
+
+
+def _is_polygon(value: Any, width: int, height: int) -> bool:
+    if not isinstance(value, list) or len(value) % 2 or not all(map(_is_number, value)):
+        return False
+    xs, ys = value[::2], value[1::2]
+    return all(-width <= x <= 2 * width for x in xs) and all(-height <= y <= 2 * height for y in ys)
+
+
+def _run_lengths(counts: Any) -> list[int]:
+    """Return the runs of an RLE, a list or COCO's text of six bits a character; [] if broken."""
+    if isinstance(counts, list):
+        return counts if all(isinstance(run, int) and run >= 0 for run in counts) else []
+    if not isinstance(counts, str):
+        return []
+    runs: list[int] = []
+    run = shift = 0
+    for character in counts:
+        bits = ord(character) - 48
+        if not 0 <= bits < 64 or shift > 30:
+            return []
+        run |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:  # more of this run follows
+            continue
+        if bits & 16:
+            run -= 1 << shift
+        if len(runs) > 2:  # from the fourth on they are differences to the one before the last
+            run += runs[-2]
+        if run < 0:
+            return []
+        runs.append(run)
+        run = shift = 0
+    return [] if shift else runs
 
 
 def _is_box(box: Any) -> bool:

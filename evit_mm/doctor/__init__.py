@@ -1,0 +1,50 @@
+"""Is everything in order before a long run: the stack, the data set, the checkpoint.
+
+Nothing here is imported but the standard library until the stack has been found whole.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+from .findings import Finding, as_records, guarded, show, worst
+from .stack import (
+    check_disk,
+    check_operators,
+    check_package,
+    check_shared_memory,
+    check_versions,
+)
+
+__all__ = ['Finding', 'as_records', 'diagnose', 'show', 'worst']
+
+
+def diagnose(
+    config: str | None = None, checkpoint: str | None = None, all_images: bool = False
+) -> list[Finding]:
+    """Check the stack, and a config with its data set and its checkpoint.
+
+    Args:
+        config: Config file; None checks the stack alone.
+        checkpoint: Checkpoint for it, as for ``tools/test.py``.
+        all_images: Decode every image of the data set instead of a few.
+
+    Returns:
+        What was found, in the order in which it was looked at. Nothing is raised: a check that
+        fails by itself is a red finding.
+    """
+    findings = [*guarded('versions', check_versions), *guarded('operators', check_operators)]
+    # importing what ends the probe would end this process too
+    sound = all(found.level != 'red' for found in findings if found.topic != 'versions')
+    if sound:
+        findings += check_package(lambda: importlib.import_module('evit_mm'))
+        sound = findings[-1].level != 'red'
+    if config is not None and sound:
+        data = importlib.import_module('.data', __package__)  # not at the top: imports mmengine
+        findings += guarded('config', lambda: data.check_config(config, checkpoint, all_images))
+        return findings
+    if config is not None:
+        text, mend = 'not checked, since the stack is broken', 'mend what is red; run this again'
+        findings.append(Finding('yellow', 'config', text, mend))
+    findings += guarded('disk', lambda: check_disk('.'))
+    return [*findings, *guarded('shared memory', check_shared_memory)]

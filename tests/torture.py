@@ -1,0 +1,280 @@
+"""Faults by the hundred, and a page of what became of them: python -m tests.torture [options].
+
+Each part runs in a process of its own and leaves its counts in ``state.json`` of the work folder,
+by stack, so that an interrupted run goes on where it was and both stacks come onto one page.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from evit_mm.benchmark.machine import describe
+from evit_mm.doctor.stack import STACKS, installed_version
+
+from .conftest import ROOT
+
+NOT_RUN = 'not run'
+KILLS_AT_ONCE = 10  # what an interruption loses at most
+# the test that compares a number of processes, in brackets, with one
+COMPARED = re.compile(r'processes_equal_one\[(\d+)\]|(two)_processes_of_four_equal_one')
+TITLES = {'openmmlab': 'OpenMMLab', 'onedl': 'OneDL'}
+
+# What each part runs; the process prints its counts as the last line.
+PROGRAMS = {
+    'hostile': """
+from pathlib import Path
+from tests.hostile import hostile_files, loads, trace
+count = refused = ran = 0
+for name, path in hostile_files(Path({folder!r})):
+    error = loads(path)
+    count += 1
+    refused += error is not None
+    ran += trace(path).exists()
+result = dict(injected=count, survived=refused, lost=ran)
+""",
+    'fuzz': """
+from tests.fuzz import run_fuzz
+cases = run_fuzz({number}, start={start})
+result = dict(injected=sum(cases.values()), survived=sum(cases.values()), lost=0, cases=cases)
+""",
+    'kills': """
+from tests.kills import run_kills
+found = run_kills({number}, {folder!r}, seed={start})
+noise = found['lost'] == 0 and found['worst_difference'] < 1e-4  # of float32 sums
+result = dict(found, injected=found['kills'], survived=found['kills'] if noise else 0)
+""",
+}
+
+
+def parse_args(args=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--kills', type=int, default=100)
+    parser.add_argument('--cases', type=int, default=2500, help='of the fuzzing')
+    parser.add_argument(
+        '--parts', nargs='+', default=['hostile', 'fuzz', 'kills', 'worlds', 'tests']
+    )
+    parser.add_argument('--start', type=int, default=0, help='seed of what is random')
+    parser.add_argument('--work-dir', type=Path, default=ROOT / 'work_dirs' / 'torture')
+    parser.add_argument('--page', type=Path, default=ROOT / 'docs' / 'reliability.md')
+    return parser.parse_args(args)
+
+
+def this_stack():
+    """Return the name of the stack that this interpreter holds."""
+    return next(name for name, package in STACKS.items() if installed_version(package))
+
+
+def read_state(work_dir):
+    path = work_dir / 'state.json'
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def write_state(work_dir, state):
+    """Put the state in place in one step, so that a kill leaves the old or the new one."""
+    work_dir.mkdir(parents=True, exist_ok=True)
+    new = work_dir / 'state.json.new'
+    new.write_text(json.dumps(state, indent=1) + '\n')
+    os.replace(new, work_dir / 'state.json')
+
+
+def environment():
+    path = f'{ROOT}{os.pathsep}{os.environ.get("PYTHONPATH", "")}'
+    return {**os.environ, 'PYTHONPATH': path, 'OMP_NUM_THREADS': '1'}
+
+
+def run_program(part, **values):
+    """Run one of the programs and return its counts, or what ended it as ``error``."""
+    program = PROGRAMS[part].format(**values)
+    # spawned processes import the main module again, which then must not start over
+    program = program.strip().replace('\n', '\n    ')
+    text = (
+        f'import json\nif __name__ == "__main__":\n    {program}\n    print(json.dumps(result))\n'
+    )
+    script = Path(values['folder']).with_name(f'{Path(values["folder"]).name}.py')
+    script.parent.mkdir(parents=True, exist_ok=True)
+    script.write_text(text)
+    done = subprocess.run(
+        [sys.executable, str(script)], cwd=ROOT, env=environment(), capture_output=True, text=True
+    )
+    if done.returncode:
+        missing = [line for line in done.stderr.splitlines() if 'ModuleNotFoundError' in line]
+        if missing and 'tests.' in missing[-1]:
+            return None  # this checkout has no such part
+        return {'error': (done.stderr.strip().splitlines() or [f'status {done.returncode}'])[-1]}
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def run_tests(work_dir, *args):
+    """Run pytest and return its counts by outcome, and by test for those that did not pass."""
+    from xml.etree import ElementTree
+
+    report = work_dir / f'{this_stack()}.xml'
+    work_dir.mkdir(parents=True, exist_ok=True)
+    report.unlink(missing_ok=True)
+    command = [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', *args]
+    subprocess.run([*command, f'--junitxml={report}'], cwd=ROOT, env=environment())
+    if not report.exists():
+        return {'error': 'pytest did not end'}
+    found = {'passed': [], 'failed': [], 'skipped': []}
+    for case in ElementTree.parse(report).iter('testcase'):
+        kinds = {child.tag for child in case}
+        kind = 'failed' if kinds & {'failure', 'error'} else 'skipped' if 'skipped' in kinds else ''
+        found[kind or 'passed'].append(f'{case.get("classname")}::{case.get("name")}')
+    return {'injected': sum(map(len, found.values())), 'survived': len(found['passed']), **found}
+
+
+def run_part(part, args, before):
+    """Run one part as far as it has not been run, and yield its counts each time they grow."""
+    work = args.work_dir / this_stack()
+    if part == 'hostile':
+        folder = work / 'hostile'
+        folder.mkdir(parents=True, exist_ok=True)
+        yield run_program(part, folder=str(folder))
+    elif part == 'fuzz':
+        folder = work / 'fuzz'
+        yield run_program(part, folder=str(folder), number=args.cases, start=args.start)
+    elif part == 'worlds':
+        yield run_tests(args.work_dir, 'tests/test_distributed.py')
+    elif part == 'tests':
+        yield run_tests(args.work_dir, '-m', 'not slow')
+    elif part == 'kills':
+        total = dict(before or {'injected': 0, 'survived': 0, 'lost': 0, 'points': {}})
+        total.pop('error', None)
+        while total['injected'] < args.kills:
+            start = args.start + total['injected']
+            number = min(KILLS_AT_ONCE, args.kills - total['injected'])
+            folder = work / f'kills_{start}_{os.getpid()}'
+            found = run_program(part, folder=str(folder), number=number, start=start)
+            if not found or 'error' in found:
+                yield {**total, **found} if found else None
+                return
+            total = add_kills(total, found)
+            yield total
+
+
+def add_kills(total, found):
+    points = dict(total['points'])
+    for point, count in found['points'].items():
+        points[point] = points.get(point, 0) + count
+    worst = max(total.get('worst_difference', 0.0), found['worst_difference'])
+    sums = {key: total[key] + found[key] for key in ('injected', 'survived', 'lost')}
+    runs = total.get('runs', 0) + found['runs']
+    return {**sums, 'points': points, 'runs': runs, 'worst_difference': worst}
+
+
+def wanted(part, args):
+    """Return what decides whether a part has been run already."""
+    return {'kills': args.kills, 'fuzz': [args.cases, args.start]}.get(part, '')
+
+
+def torture(args):
+    """Run the parts that have not been run on this stack, and write the page."""
+    stack = this_stack()
+    for part in args.parts:
+        state = read_state(args.work_dir)
+        mine = state.setdefault(stack, {})
+        done = mine.get(part)
+        finished = done and 'error' not in done and done.get('wanted') == wanted(part, args)
+        if finished and (part != 'kills' or done['injected'] >= args.kills):
+            print(f'{part}: done before')
+            continue
+        for found in run_part(part, args, done):
+            if found is None:
+                print(f'{part}: {NOT_RUN}, this checkout has no such tests')
+                break
+            mine[part] = {**found, 'wanted': wanted(part, args)}
+            mine['made'] = describe(1)
+            write_state(args.work_dir, state)
+            print(f'{part}: {found.get("error") or found["injected"]}')
+    args.page.write_text(page(read_state(args.work_dir)))
+    print(f'written: {args.page}')
+
+
+def page(state):
+    """Return the page, from what has been run."""
+    rows = [
+        ('trainings killed (`kill -9`) and resumed', 'kills', lambda f: f['lost']),
+        ('hostile and broken checkpoint files', 'hostile', lambda f: f['lost']),
+        ('made-up networks, annotation files, checkpoints', 'fuzz', lambda f: f['lost']),
+        ('tests of several processes', 'worlds', lambda f: len(f['failed'])),
+        ('tests (`-m "not slow"`)', 'tests', lambda f: len(f['failed'])),
+    ]
+    lines = [
+        '# Reliability',
+        '',
+        f'Written by `make torture` on {datetime.date.today().isoformat()}; what it has not run '
+        f'says "{NOT_RUN}". The same command goes on where it was.',
+        '',
+        '| what | stack | injected | survived | lost |',
+        '|---|---|---|---|---|',
+    ]
+    for title, part, lost in rows:
+        for stack, name in TITLES.items():
+            found = state.get(stack, {}).get(part)
+            lines.append(f'| {title} | {name} | {_cells(found, lost)} |')
+    lines += ['', *_notes(state), '## Made on', '']
+    for stack, name in TITLES.items():
+        made = state.get(stack, {}).get('made')
+        text = ', '.join(f'{key} {value}' for key, value in made.items()) if made else NOT_RUN
+        lines.append(f'- {name}: {text}')
+    return '\n'.join([*lines, '', *EXPLANATION]) + '\n'
+
+
+def _cells(found, lost):
+    if not found:
+        return ' | '.join([NOT_RUN] * 3)
+    if 'survived' not in found:
+        return f'failed: {found["error"][:200]} | - | -'
+    ended = f', then ended: {found["error"][:200]}' if 'error' in found else ''
+    return f'{found["injected"]}{ended} | {found["survived"]} | {lost(found)}'
+
+
+def _notes(state):
+    for stack, name in TITLES.items():
+        parts = state.get(stack, {})
+        kills = parts.get('kills')
+        if kills and kills.get('runs'):
+            points = ', '.join(f'{point} {count}' for point, count in kills['points'].items())
+            yield (
+                f'{name}, kills: {kills["runs"]} trainings, killed in: {points}. The largest '
+                f'relative difference of a loss or a final weight from the uninterrupted runs is '
+                f'{kills["worst_difference"]:.1e}.'
+            )
+            yield ''
+        if parts.get('fuzz', {}).get('cases'):
+            cases = ', '.join(f'`{key}` {n}' for key, n in parts['fuzz']['cases'].items())
+            yield f'{name}, cases that passed: {cases}.'
+            yield ''
+        if parts.get('worlds', {}).get('passed'):
+            matches = filter(None, map(COMPARED.search, parts['worlds']['passed']))
+            sizes = sorted({1, *(2 if match[2] else int(match[1]) for match in matches)})
+            yield f'{name}, numbers of processes with equal results: {", ".join(map(str, sizes))}.'
+            yield ''
+        for part in ('worlds', 'tests'):
+            for outcome in ('failed', 'skipped'):
+                for test in parts.get(part, {}).get(outcome, []):
+                    yield f'- {name}, {outcome}: `{test}`'
+    yield ''
+
+
+EXPLANATION = [
+    '## What is counted',
+    '',
+    '- A kill has been survived when its training, resumed until its end, has the losses and final',
+    '  weights of a training that was never interrupted. Lost are the iterations that are missing',
+    '  or that were trained on other images.',
+    '- A hostile file has been survived when it was refused with one error of the package. Lost',
+    '  counts the files that managed to run something.',
+    '- A made-up case has been survived when the result is right (compared with float64, or loaded',
+    '  by mmdet), or when it is refused with an error of the package. The first other outcome ends',
+    '  the fuzzing and stands in the table.',
+]
+
+
+if __name__ == '__main__':
+    torture(parse_args())
