@@ -29,6 +29,7 @@ from .test_engine import write_config
 REACH = {'forward': 8, 'step': 4, 'checkpoint': 6, 'evaluation': 2, 'outside': 1}
 POINTS = tuple(REACH)
 EPOCHS, BATCHES = 2, 6
+BEGUN = 'begun'  # beginning of the name of what a process leaves once all have joined
 DEADLINE = 120  # seconds for one process; a hang, and so a failure, beyond
 COMMON = """
 train_cfg = dict(max_epochs=2, val_interval=1)
@@ -59,6 +60,9 @@ class RecordHook(Hook):
 
     def __init__(self, path):
         self.path = path
+
+    def before_run(self, runner):
+        self.path.with_name(f'{BEGUN}_{runner.rank}').touch()
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         images = [sample.img_id for sample in data_batch['data_samples']]
@@ -156,12 +160,19 @@ def train_all(config, work_dir, seed, plan=None, processes=1, rng=random):
         RuntimeError: A process hangs, or ends otherwise than by its kill or well.
     """
     Path(work_dir).mkdir(parents=True, exist_ok=True)
+    for mark in Path(work_dir).glob(f'{BEGUN}_*'):
+        mark.unlink()
     started = start_all(config, work_dir, seed, plan, processes)
+    deadline = time.monotonic() + DEADLINE
     if plan is not None and plan[0] == 'outside':
-        time.sleep(rng.uniform(0.5, 4))
+        # who waits for a process that dies before it has joined is ended by the launcher: not here
+        while processes > 1 and len(list(Path(work_dir).glob(f'{BEGUN}_*'))) < processes:
+            if time.monotonic() > deadline:
+                raise RuntimeError(f'a training does not begin; see {work_dir}/console_*.log')
+            time.sleep(0.05)
+        time.sleep(rng.uniform(0.5, 4) if processes == 1 else rng.uniform(0, 3))
         with suppress(ProcessLookupError):
             os.kill(started[plan[2]].pid, signal.SIGKILL)
-    deadline = time.monotonic() + DEADLINE
     for process in started:
         process.join(max(0, deadline - time.monotonic()))
     codes = [process.exitcode for process in started]
