@@ -305,4 +305,5 @@ def _error(found: Iterable[Tensor] | Tensor, exact: Iterable[Tensor] | Tensor) -
     """Return the largest relative error of one tensor or of several."""
     found, exact = ([x] if isinstance(x, Tensor) else x for x in (found, exact))
     pairs = zip(found, exact, strict=True)
-    return max(float((a - b).norm() / b.norm().clamp_min(1e-12)) for a, b in pairs)
+    errors = [(a - b).norm() / b.norm().clamp_min(1e-12) for a, b in pairs]
+    return float(torch.stack(errors).max())  # NaN where one is, unlike Python's max

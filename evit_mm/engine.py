@@ -40,7 +40,7 @@ from .datasets.check import check_config_data, dataset_paths
 from .datasets.check_images import check_image_data
 from .datasets.decoding import read_image
 from .errors import CheckpointError, ConfigError, DataError, EvitError
-from .export.files import EXPORTED_SUFFIXES
+from .export.files import EXPORTED_SUFFIXES, describe
 from .hooks import DropCheckpointConfigHook, FuseHook
 from .training import find_last_good, named_faults
 from .training.checkpoints import unwrap
@@ -128,8 +128,8 @@ def train(
         cfg.auto_scale_lr.enable = True
     if seed is not None:
         cfg.randomness = {**cfg.get('randomness', {}), 'seed': seed}
-    if seed is not None and seed < 0:
-        raise ConfigError(f'--seed must not be negative, got {seed}')
+    if seed is not None and not 0 <= seed < 2**32:
+        raise ConfigError(f'--seed must be from 0 to 2**32 - 1, got {seed}')
     if deterministic:
         be_deterministic(cfg)
     use_safe_parts(cfg)
@@ -192,7 +192,9 @@ def test(
             raise ConfigError(f"--out '{out}': a classifier's predictions go to FILE.pkl")
         if not isinstance(cfg.test_evaluator, Mapping):
             raise ConfigError(f"{config}: --out '{out}' needs one test_evaluator, not a list")
-        cfg.test_evaluator.outfile_prefix = out.removesuffix('.json')
+        cfg.test_evaluator.outfile_prefix = f'{out}.partial'
+    for flag, folder in (('--out', out and Path(out).parent), ('--show-dir', show_dir)):
+        _check_folder(flag, folder or '.')
     if show_dir:
         folder = os.path.abspath(show_dir)
         if _is_classifier(cfg):
@@ -206,7 +208,7 @@ def test(
             raise ConfigError(f"--fuse: '{checkpoint}' has its form already")
         if launcher != 'none':
             raise ConfigError(f"--launcher {launcher}: '{checkpoint}' runs in one process alone")
-        _put_exported(cfg, checkpoint)
+        described = _put_exported(cfg, checkpoint)
     _drop_pretrained(cfg)
     set_device(device)
     if _is_first_process():
@@ -217,8 +219,9 @@ def test(
         runner.register_hook(FuseHook())
     metainfo = runner.test_dataloader.dataset.metainfo
     if exported:
-        content = {'meta': {'dataset_meta': unwrap(runner.model).exported.metadata}}
-        _check_classes(content, metainfo, checkpoint)
+        metadata = unwrap(runner.model).exported.metadata
+        _check_classes({'meta': {'dataset_meta': metadata}}, metainfo, checkpoint)
+        _check_preparation(metadata, described, checkpoint)
         runner._load_from, runner._resume = None, False
     else:
         runner.content = _read_fitting(checkpoint, unwrap(runner.model), metainfo)
@@ -234,7 +237,9 @@ def test(
         metrics = runner.test()
     if out and out.endswith('.json') and runner.rank == 0:
         # CocoMetric appends the kind of result to its prefix
-        Path(out.removesuffix('.json') + '.bbox.json').replace(out)
+        for kind, target in (('bbox', out), ('segm', out.removesuffix('.json') + '.segm.json')):
+            with suppress(FileNotFoundError):
+                Path(f'{out}.partial.{kind}.json').replace(target)
     return metrics
 
 
@@ -383,6 +388,7 @@ def build_runner(cfg: Config, launcher: str = 'none') -> Runner:
         ConfigError: The model has an argument that does not exist.
     """
     cfg.launcher = launcher
+    _check_folder('--work-dir', cfg.work_dir)
     if launcher != 'none' and mmengine.device.utils.get_device() == 'cpu':
         _join_without_gpu(launcher)
         cfg.setdefault(
@@ -561,12 +567,34 @@ def _check_classes(
         )
 
 
-def _put_exported(cfg: Config, file: str | Path) -> None:
-    """Put an exported file in the model's place; the preprocessor stays."""
+def _check_folder(flag: str, folder: str | Path) -> None:
+    """Make a folder that results go to, before anything long starts."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{flag}: the folder '{folder}' cannot be made ({error})") from None
+
+
+def _check_preparation(
+    metadata: Mapping[str, Any], described: Mapping[str, Any], file: str | Path
+) -> None:
+    """Refuse a config that prepares images, or chooses detections, unlike an exported file's."""
+    for key in ('mean', 'std', 'channels', 'pad_value', 'score_thr'):
+        if key in metadata and metadata[key] != described[key]:
+            raise ConfigError(
+                f"'{file}' was exported with {key}={metadata[key]}, the config has "
+                f'{described[key]}; set it back, or export again'
+            )
+
+
+def _put_exported(cfg: Config, file: str | Path) -> dict[str, Any]:
+    """Put an exported file in the model's place; return what the config says of its use."""
     preprocessor = cfg.model.get('data_preprocessor')
     if _is_classifier(cfg) or preprocessor is None:
         raise ConfigError(f"'{file}': only a detector's exported file can be evaluated")
+    described = describe(cfg, ())
     cfg.model = ConfigDict(type='ExportedDetector', file=str(file), data_preprocessor=preprocessor)
+    return described
 
 
 def _drop_pretrained(cfg: Config) -> None:
@@ -592,7 +620,7 @@ def config_faults(cfg: Config) -> Iterator[None]:
     except (TypeError, KeyError, ValueError) as error:
         if isinstance(error, EvitError):
             raise
-        text = str(error)
+        text = str(error.args[0] if error.args else error)
         frames = traceback.extract_tb(error.__traceback__)
         if Path(frames[-1].filename).parent == Path(models.__file__).parent:
             raise ConfigError(f'{cfg.filename}: {error.args[0]}') from error
@@ -605,6 +633,9 @@ def config_faults(cfg: Config) -> Iterator[None]:
             ) from error
         if 'is not in the' in text and 'registry' in text:
             raise ConfigError(f'{cfg.filename}: {text.split(". ")[0]}') from error
+        if any(Path(frame.filename).name == 'build_functions.py' for frame in frames):
+            # raised while mmengine built something from the config
+            raise ConfigError(f'{cfg.filename}: {type(error).__name__}: {text}') from error
         raise
 
 

@@ -143,3 +143,11 @@ def test_what_cannot_be_fused_is_refused(tiny):
         wild.patch_embed[0].bn.weight *= float('nan')
     with pytest.raises(EvitError, match='differs from the model'):
         fuse(wild)
+
+
+def test_nan_in_the_last_of_several_outputs_is_an_error():
+    from evit_mm.deploy import _error
+
+    one, nan = torch.ones(2), torch.full((2,), float('nan'))
+    assert _error([one, one], [one, one]) == 0
+    assert not _error([one, nan], [one, one]) <= 1

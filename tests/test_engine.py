@@ -16,7 +16,7 @@ from PIL import Image
 from evit_mm import engine
 from evit_mm.checkpoint import read_checkpoint
 from evit_mm.datasets import make_shapes
-from evit_mm.errors import CheckpointError, ConfigError, DataError
+from evit_mm.errors import CheckpointError, ConfigError, DataError, EvitError
 from evit_mm.provenance import commit
 
 from .conftest import ROOT, TINY
@@ -520,3 +520,56 @@ def test_killed_between_iterations_and_resumed_equals_uninterrupted(data, tmp_pa
     assert sorted(whole) == list(range(9)) and sorted(resumed) == list(range(3, 9))
     for iteration, loss in resumed.items():
         assert loss == pytest.approx(whole[iteration], rel=1e-4), iteration
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ({'val_evaluator.metric': 'foo'}, 'metric should be one of'),
+        ({'train_cfg.max_epochs': 'abc'}, "invalid literal for int.*'abc'"),
+        ({'train_dataloader.dataset.indices': 'abc'}, 'tiny.py: TypeError'),
+        ({'optim_wrapper.optimizer.lr': 'abc'}, 'tiny.py: TypeError'),
+        ({'model.backbone.init_cfg': 'x'}, 'init_cfg must be dict'),
+        ({'model.backbone.init_cfg': {'type': 'Pretrained'}}, 'needs checkpoint='),
+        (
+            {'model.backbone.init_cfg': {'type': 'Pretrained', 'checkpoint': 's3://b/x.pth'}},
+            "'s3://b/x.pth' is not read here",
+        ),
+    ],
+)
+def test_values_that_cannot_be_are_named(trained, tmp_path, options, message):
+    with pytest.raises(EvitError, match=message):
+        engine.train(trained[0], str(tmp_path), cfg_options=options, device='cpu')
+
+
+def test_folders_that_cannot_be_made_and_seeds_are_named_first(trained, tmp_path):
+    (tmp_path / 'file').write_text('')
+    config, checkpoint = trained
+    with pytest.raises(ConfigError, match="--work-dir: the folder '.*file' cannot be made"):
+        engine.train(config, str(tmp_path / 'file'), device='cpu')
+    for arguments in (dict(show_dir=str(tmp_path / 'file')), dict(out=f'{tmp_path}/file/x.json')):
+        with pytest.raises(ConfigError, match='cannot be made'):
+            engine.test(config, checkpoint, work_dir=str(tmp_path), device='cpu', **arguments)
+    with pytest.raises(ConfigError, match='--seed must be from 0'):
+        engine.train(config, str(tmp_path), seed=2**32, device='cpu')
+
+
+def test_results_leave_other_files_alone(trained, tmp_path):
+    (tmp_path / 'r.bbox.json').write_text('mine')
+    config, checkpoint = trained
+    engine.test(
+        config, checkpoint, out=f'{tmp_path}/r.json', work_dir=f'{tmp_path}/w', device='cpu'
+    )
+    assert (tmp_path / 'r.bbox.json').read_text() == 'mine'
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['r.bbox.json', 'r.json', 'w']
+
+
+def test_a_copied_folder_resumes_from_its_own_checkpoint(trained, tmp_path):
+    config, checkpoint = trained
+    copied = tmp_path / 'copy'
+    copied.mkdir()
+    shutil.copy(checkpoint, copied)
+    (copied / 'last_checkpoint').write_text(str(checkpoint))
+    options = {'train_cfg.max_epochs': 2}
+    runner = engine.train(config, str(copied), resume='auto', cfg_options=options, device='cpu')
+    assert runner._load_from == str(copied / checkpoint.name)

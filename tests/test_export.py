@@ -569,3 +569,32 @@ def test_the_example_needs_numpy_and_onnxruntime_alone(trained, detector, writte
     for row in rows[:20]:
         same = [t[:4] for t in truth if t[5] == row[5]]
         assert np.abs(np.array(same) - row[:4]).max(1).min() < 1.0, row
+
+
+def test_a_checkpoint_is_never_overwritten(trained, tmp_path):
+    for name, out in (('m.bin', 'm.xml'), ('m.onnx', 'm.onnx')):
+        mine = tmp_path / name
+        shutil.copy(trained[1], mine)
+        kind = 'openvino' if out.endswith('xml') else 'onnx'
+        with pytest.raises(ConfigError, match='would overwrite the checkpoint'):
+            export(trained[0], mine, tmp_path / out, file_format=kind)
+        assert mine.read_bytes() == trained[1].read_bytes()
+
+
+def test_a_check_that_compares_nothing_is_none(derive, tmp_path):
+    options = {'model.test_cfg.score_thr': 1.0}
+    with pytest.raises(EvitError, match='detected nothing on the 4 images.*score_thr'):
+        derive(tmp_path / 'a.onnx', cfg_options=options)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ({'model.data_preprocessor.mean': [0, 0, 0]}, r'exported with mean=\[123.675'),
+        ({'model.test_cfg.score_thr': 0.9}, r'score_thr=0.0, the config has 0.9'),
+    ],
+)
+def test_a_file_is_evaluated_as_it_was_exported(trained, written, tmp_path, options, message):
+    with pytest.raises(ConfigError, match=message):
+        engine.test(trained[0], written.file, work_dir=str(tmp_path), cfg_options=options)

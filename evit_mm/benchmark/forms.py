@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..deploy import fold_conv_bn
-from ..export.files import need
+from ..export.files import need, openvino_core
 
 Run = Callable[[], object]
 CALIBRATION_IMAGES = 8
@@ -137,7 +137,7 @@ def openvino(
         'INFERENCE_PRECISION_HINT': precision,
         'PERFORMANCE_HINT': 'LATENCY',
     }
-    request = runtime.Core().compile_model(network, 'CPU', options).create_infer_request()
+    request = openvino_core().compile_model(network, 'CPU', options).create_infer_request()
     inputs = [image.numpy()]
     return lambda: request.infer(inputs, share_inputs=True, share_outputs=True)
 

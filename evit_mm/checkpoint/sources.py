@@ -53,6 +53,10 @@ def local_path(source: str | Path) -> Path:
     if text.startswith(('http://', 'https://')):
         return fetch(text)
     repository = hub_repository(text)
+    if repository is None and '://' in text:
+        raise CheckpointError(
+            f"'{text}' is not read here; give a path, http(s)://, timm:// or hf-hub:OWNER/NAME"
+        )
     return _fetch_from_hub(repository) if repository else Path(text).expanduser()
 
 

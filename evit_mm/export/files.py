@@ -6,6 +6,7 @@ import copy
 import importlib
 import json
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,20 @@ def need(package: str) -> Any:
             f"this needs the package '{package}' ({error}); install it with: "
             "pip install 'evit_mm[export]'"
         ) from None
+
+
+@cache
+def openvino_core() -> Any:
+    """Return OpenVINO's core, one for the whole process.
+
+    Of several that are not given up in the reverse order of their making, the last one to go
+    leaves the thread a signal stack that no longer exists, and the next signal, such as that of a
+    child's end, kills the process (seen with OpenVINO 2026.4).
+
+    Raises:
+        EvitError: OpenVINO is missing.
+    """
+    return need('openvino').Core()
 
 
 def _name_dimensions(model: Any, dynamic: bool) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .files import METADATA_KEY, need
+from .files import METADATA_KEY, need, openvino_core
 
 QUANTIZED = ('Conv', 'Gemm', 'MatMul', 'ConvTranspose')
 Inputs = tuple[np.ndarray, np.ndarray]
@@ -54,7 +54,7 @@ def quantize_openvino(source: str | Path, path: str | Path, inputs: Sequence[Inp
     openvino, nncf = need('openvino'), need('nncf')
     advanced = need('nncf.quantization.advanced_parameters')
     logging.getLogger('nncf').setLevel(logging.WARNING)
-    model = openvino.Core().read_model(str(source))
+    model = openvino_core().read_model(str(source))
     text = model.get_rt_info([METADATA_KEY]).astype(str)
     rows: list[Any] = [{'image': image, 'size': size} for image, size in inputs]
     quantized = nncf.quantize(

@@ -95,6 +95,11 @@ def export(
 
     out = Path(out)
     _refuse(out, file_format, with_nms, half, int8)
+    for target in _targets(out):
+        if target.exists() and Path(checkpoint).exists() and target.samefile(checkpoint):
+            raise ConfigError(
+                f"-o '{out}' would overwrite the checkpoint '{checkpoint}'; choose another name"
+            )
     for package in (*PACKAGES[file_format], *(['nncf'] if int8 and out.suffix == '.xml' else [])):
         need(package)
     cfg = load_config(config, cfg_options)
@@ -142,8 +147,8 @@ def export(
                 exact, file = file, folder / f'int8{file.suffix}'
                 quantize(exact, file, rows)
                 agreement = _agreement(detector, file, inputs, metadata, SCORE_TOLERANCE)
-            for suffix in {file.suffix, '.bin'} if file_format == 'openvino' else {file.suffix}:
-                file.with_suffix(suffix).replace(out.with_suffix(suffix))
+            for target in _targets(out):
+                file.with_suffix(target.suffix).replace(target)
     except OSError as error:
         raise EvitError(f"'{out}' cannot be written: {error}") from None
     ap = _average_precisions(config, checkpoint, out, cfg_options) if int8 else {}
@@ -159,6 +164,11 @@ def _refuse(out: Path, file_format: str, with_nms: bool, half: bool, int8: bool)
         raise ConfigError('--half and --int8 exclude each other')
     if int8 and not with_nms:
         raise ConfigError('--int8 needs --with-nms, since its loss is measured on detections')
+
+
+def _targets(out: Path) -> list[Path]:
+    """Return the files of an export, in the order in which they are put in place."""
+    return [out.with_suffix('.bin'), out] if out.suffix == FORMATS['openvino'] else [out]
 
 
 def _images(cfg: Any, split: str, folder: str | Path | None, flag: str, most: int) -> list[Path]:
@@ -192,6 +202,12 @@ def _check(
     if 'labels' in metadata['outputs']:
         agreement = _agreement(detector, file, inputs, metadata, tolerance)
         share = SHARE if tolerance == SCORE_TOLERANCE else HALF_SHARE
+        if not agreement.detections:
+            raise EvitError(
+                f'PyTorch detected nothing on the {agreement.images} images, so that nothing could '
+                'be compared, and the file was not kept; lower model.test_cfg.score_thr by '
+                '--cfg-options, or name other images by --check DIR'
+            )
         if not agreement.within(tolerance, share):
             raise EvitError(f'the file disagrees with PyTorch and was not kept: {agreement}')
         return agreement

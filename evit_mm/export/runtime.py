@@ -17,7 +17,7 @@ from mmengine.registry import MODELS
 from mmengine.structures import InstanceData
 
 from ..errors import EvitError
-from .files import EXPORTED_SUFFIXES, METADATA_KEY, need
+from .files import EXPORTED_SUFFIXES, METADATA_KEY, need, openvino_core
 
 HEAD_BYTES = 512
 
@@ -80,11 +80,10 @@ class ExportedModel:
         return text, lambda image, size: session.run(None, {'image': image, 'size': size})
 
     def _open_openvino(self, threads: int | None) -> tuple[Any, Callable]:
-        openvino = need('openvino')
         with self.file.open('rb') as file:  # of anything else it would try all formats it knows
             if b'<net' not in file.read(HEAD_BYTES):
                 raise self._damaged(ValueError("it is not OpenVINO's XML"))
-        core = openvino.Core()
+        core = openvino_core()
         # where the processor has bfloat16, OpenVINO computes in it unless told otherwise
         options: dict[str, Any] = {
             'PERFORMANCE_HINT': 'LATENCY',

@@ -216,8 +216,10 @@ def find_last_good(work_dir: str | Path) -> tuple[Path, dict[str, Any]] | None:
     files = [f for kind in ('epoch', 'iter') for f in folder.glob(f'{kind}_*.pth')]
     files.sort(key=lambda file: (file.stat().st_mtime_ns, _number(file)), reverse=True)
     with suppress(OSError, UnicodeDecodeError):
-        named = (folder / POINTER).read_text().strip()
-        files = [Path(named), *(file for file in files if file != Path(named))]
+        named = Path((folder / POINTER).read_text().strip())
+        own = folder / named.name  # the pointer of a folder that was copied names the first one
+        named = own if own.is_file() else named
+        files = [named, *(file for file in files if file != named)]
     passed_over: list[str] = []
     for file in files:
         try:

@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import cv2
+
 from ..errors import DataError, EvitError
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
@@ -38,6 +40,10 @@ def named_faults() -> Iterator[None]:
         raise EvitError(
             f"'{error.filename or 'a file'}' could not be written ({error.strerror}); checkpoints "
             'are whole. Make room and go on with --resume'
+        ) from error
+    except cv2.error as error:  # does not name the image
+        raise DataError(
+            'an image is empty and cannot be decoded; tools/doctor.py CONFIG --all-images names it'
         ) from error
     except AssertionError as error:
         image = re.search('failed to load image: (.+)', str(error))

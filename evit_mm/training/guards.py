@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import torch
 from mmengine.dist import all_reduce
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
+
+from .checkpoints import write_atomically
 
 NON_FINITE_POLICIES = ('stop', 'skip')
 FOLDER = 'non_finite'
@@ -41,7 +44,7 @@ def watch_losses(model: nn.Module) -> None:
         finite = torch.isfinite(total.detach()).all().float()
         all_reduce(finite, 'min')
         if not finite:
-            values = {name: float(torch.as_tensor(term)) for name, term in terms.items()}
+            values = {name: float(torch.as_tensor(term).detach()) for name, term in terms.items()}
             raise NonFiniteLossError(
                 {name: x for name, x in values.items() if not torch.isfinite(torch.tensor(x))}
             )
@@ -73,8 +76,9 @@ def save_batch(path: Path, batch: Any, **about: Any) -> None:
         batch: What the data loader gave: ``inputs`` and ``data_samples``.
         **about: Further plain values.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({**about, **_plain(batch)}, path)
+    buffer = io.BytesIO()
+    torch.save({**about, **_plain(batch)}, buffer)
+    write_atomically(path, buffer.getvalue())
 
 
 def _samples(batch: Any) -> Sequence[BaseDataElement]:
