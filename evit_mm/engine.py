@@ -50,6 +50,8 @@ IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 # COCO numbers its 80 categories 1 to 90 with these ten left out
 COCO_ID_GAPS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
 
+# files of mmengine's in which modules and optimizers are built from a config
+BUILDERS = ('build_functions.py', 'default_constructor.py')
 # what torch reads, and under which name Slurm has it
 SLURM_NAMES = {
     'RANK': 'SLURM_PROCID',
@@ -633,7 +635,7 @@ def config_faults(cfg: Config) -> Iterator[None]:
             ) from error
         if 'is not in the' in text and 'registry' in text:
             raise ConfigError(f'{cfg.filename}: {text.split(". ")[0]}') from error
-        if any(Path(frame.filename).name == 'build_functions.py' for frame in frames):
+        if any(Path(frame.filename).name in BUILDERS for frame in frames):
             # raised while mmengine built something from the config
             raise ConfigError(f'{cfg.filename}: {type(error).__name__}: {text}') from error
         raise

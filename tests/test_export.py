@@ -598,3 +598,22 @@ def test_a_check_that_compares_nothing_is_none(derive, tmp_path):
 def test_a_file_is_evaluated_as_it_was_exported(trained, written, tmp_path, options, message):
     with pytest.raises(ConfigError, match=message):
         engine.test(trained[0], written.file, work_dir=str(tmp_path), cfg_options=options)
+
+
+def test_files_may_be_closed_in_any_order(openvino_file):
+    """A child's end raises a signal, which killed the process when OpenVINO had two cores."""
+    program = f"""
+import faulthandler, gc, signal, subprocess
+from evit_mm.export import ExportedModel
+faulthandler.enable()
+signal.signal(signal.SIGCHLD, lambda *_: None)
+first, second = (ExportedModel({str(openvino_file.file)!r}) for _ in range(2))
+del first
+gc.collect()
+del second
+gc.collect()
+subprocess.run(['true'])
+print('alive')
+"""
+    done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout.split()[-1:]) == (0, ['alive']), done.stderr

@@ -180,7 +180,7 @@ def test_a_corrupt_image_in_the_evaluation_is_named(data, tmp_path):
     names = spoil(data, 'val')
     with pytest.raises(DataError, match='cannot be decoded|cannot be read') as caught:
         train(tmp_path, data)
-    assert names[0] in str(caught.value) or names[1] in str(caught.value)
+    assert Path(names[0]).name in str(caught.value) or Path(names[1]).name in str(caught.value)
 
 
 def test_images_that_are_cut_short_are_told_from_odd_ones(tmp_path):
