@@ -8,15 +8,28 @@ from collections.abc import Sequence
 from pathlib import Path
 
 
+# the maintained fork's distributions, which bring the same modules
+FORK = {
+    'mmengine': 'onedl-mmengine',
+    'mmcv': 'onedl-mmcv',
+    'mmdet': 'onedl-mmdetection',
+    'mmpretrain': 'onedl-mmpretrain',
+}
+
+
 def versions(packages: Sequence[str]) -> dict[str, str]:
-    """Return the installed versions by package."""
-    found = {}
-    for package in packages:
+    """Return the installed versions by package; those of the fork say whose they are."""
+    return {package: _version(package) for package in packages}
+
+
+def _version(package: str) -> str:
+    for name in filter(None, (package, FORK.get(package))):
         try:
-            found[package] = importlib.metadata.version(package)
+            version = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[package] = 'not installed'
-    return found
+            continue
+        return version if name == package else f'{version} ({name})'
+    return 'not installed'
 
 
 def commit() -> str:
