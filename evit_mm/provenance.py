@@ -7,7 +7,6 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-
 # the maintained fork's distributions, which bring the same modules
 FORK = {
     'mmengine': 'onedl-mmengine',
