@@ -1,5 +1,6 @@
 """The benchmark measures what it says, and says what it measured. No test asserts a time."""
 
+import importlib.metadata
 import json
 import multiprocessing
 import os
@@ -13,6 +14,7 @@ from evit_mm.benchmark.report import Row
 from evit_mm.benchmark.timing import time_in_processes
 from evit_mm.errors import ConfigError
 from evit_mm.models import EfficientViT
+from evit_mm.provenance import versions
 
 from .conftest import randomise, relative_error
 
@@ -180,3 +182,19 @@ def test_an_unknown_suite_and_impossible_numbers(tmp_path):
         run('fast', tmp_path)
     with pytest.raises(ConfigError, match='must be positive, got 0 and 10'):
         run('variants', tmp_path, threads=0)
+
+
+def test_versions_say_whose_they_are(monkeypatch):
+    installed = {'torch': '2.11.0', 'onedl-mmdetection': '3.5.1'}
+
+    def version(name):
+        if name not in installed:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return installed[name]
+
+    monkeypatch.setattr(importlib.metadata, 'version', version)
+    assert versions(['torch', 'mmdet', 'mmcv']) == {
+        'torch': '2.11.0',
+        'mmdet': '3.5.1 (onedl-mmdetection)',
+        'mmcv': 'not installed',
+    }
