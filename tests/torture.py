@@ -132,7 +132,7 @@ def run_part(part, args, before):
     """Run one part as far as it has not been run, and yield its counts each time they grow."""
     work = args.work_dir / this_stack()
     if part == 'hostile':
-        folder = work / 'hostile'
+        folder = work / f'hostile_{os.getpid()}'  # a rerun begins in a folder of its own
         folder.mkdir(parents=True, exist_ok=True)
         yield run_program(part, folder=str(folder))
     elif part == 'fuzz':
