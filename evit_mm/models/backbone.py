@@ -68,14 +68,14 @@ class Backbone(BaseModule):
             super().init_weights()
             return
         init_cfg = self.init_cfg
-        for entry in [init_cfg] if isinstance(init_cfg, Mapping | str) else init_cfg:
+        cfgs = [init_cfg] if isinstance(init_cfg, Mapping | str) else list(init_cfg)
+        for entry in cfgs:
             if not isinstance(entry, Mapping) or 'type' not in entry:
                 raise ValueError(
                     f'init_cfg must be dict(type=..., ...) or a list of them: {entry!r}'
                 )
             if entry['type'] == 'Pretrained' and 'checkpoint' not in entry:
                 raise ValueError("init_cfg: type 'Pretrained' needs checkpoint=PATH_OR_URL")
-        cfgs = [init_cfg] if isinstance(init_cfg, Mapping) else list(init_cfg)
         pretrained = [cfg for cfg in cfgs if cfg.get('type') == 'Pretrained']
         # mmengine's own Pretrained loads what happens to match and only warns about the rest
         self.init_cfg = [cfg for cfg in cfgs if cfg not in pretrained]
