@@ -33,7 +33,7 @@ compare:
 
 # ARGS="-m 'not slow'" leaves out what trains or starts several processes
 test:
-	@$(ENV) && \
+	@$(ENV) && requirements/browser.sh && \
 	"$$py" -m pytest --cov --cov-report=term --cov-fail-under=90 --durations=10 $(ARGS)
 
 # hours; interrupted, it goes on where it was. STACKS=openmmlab takes one, ARGS='--kills 10' less

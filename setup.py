@@ -42,5 +42,8 @@ setup(
             'nncf>=2.19',
         ],
         'cls': ['mmpretrain>=1.2.0', 'timm>=1.0.31'],
+        'report': ['altair>=5.5', 'vl-convert-python>=1.7', 'jinja2'],
+        'demo': ['gradio>=5'],
+        'track': ['tensorboard'],
     },
 )

@@ -112,7 +112,8 @@ if ! holds "$chosen"; then
     pip_install -r requirements/torch.txt
     say "installing mmengine, mmdet, mmpretrain, timm and the test tools"
     pip_install -r requirements/runtime.txt -r "requirements/$stack/libraries.txt" \
-        -r requirements/tests.txt -r requirements/torch.txt
+        -r requirements/pages.txt \
+        -r requirements/docs.txt -r requirements/tests.txt -r requirements/torch.txt
     say "installing mmcv; unless pip's cache has its wheel, its operators compile now (about 10 minutes, once)"
     export MMCV_WITH_OPS=1 MAX_JOBS="${MAX_JOBS:-$(nproc)}" CFLAGS="${CFLAGS:--O2 -g0}"
     pip_install --no-build-isolation -r "requirements/$stack/mmcv.txt"

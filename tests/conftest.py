@@ -1,6 +1,7 @@
 """Helpers that several rooms' tests share: tiny architectures, known weights, the real data."""
 
 import os
+import shutil
 import zlib
 from pathlib import Path
 
@@ -38,6 +39,35 @@ def real_data():
         return path
 
     return folder
+
+
+@pytest.fixture(scope='session')
+def chromium():
+    """Debian's Chromium without a screen, driven by playwright; skips where there is none."""
+    names = ('chromium', 'chromium-browser', 'google-chrome')
+    found = next(filter(None, map(shutil.which, names)), None)
+    if found is None:
+        pytest.skip('no Chromium to look at pages with (requirements/browser.sh installs it)')
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=found, args=['--no-sandbox', '--disable-gpu', '--disable-quic']
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(chromium):
+    """A browser page; the test fails if a script of it fails or writes an error to its console."""
+    page = chromium.new_page(viewport={'width': 1280, 'height': 900})
+    errors = []
+    page.on('pageerror', lambda error: errors.append(str(error)))
+    page.on('console', lambda said: said.type == 'error' and errors.append(said.text))
+    yield page
+    page.close()
+    assert not errors
 
 
 @pytest.fixture(autouse=True)
