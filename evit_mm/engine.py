@@ -28,6 +28,7 @@ from mmengine.runner import Runner
 from rich.progress import track
 
 from . import models
+from .carried import find_config
 from .checkpoint import (
     DERIVED,
     check_state_dict,
@@ -42,9 +43,12 @@ from .datasets.decoding import read_image
 from .errors import CheckpointError, ConfigError, DataError, EvitError
 from .export.files import EXPORTED_SUFFIXES, describe
 from .hooks import DropCheckpointConfigHook, FuseHook
+from .tracking import TrackingHook, add_trackers, drop_trackers
 from .training import find_last_good, named_faults
 from .training.checkpoints import unwrap
+from .training.console import quieten
 from .training.setup import be_deterministic, log_provenance, use_safe_parts
+from .training.summary import summarised
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 # COCO numbers its 80 categories 1 to 90 with these ten left out
@@ -64,6 +68,12 @@ class CheckedRunner(Runner):
     """mmengine's runner, which loads what has been read and checked before it was started."""
 
     content: dict[str, Any] | None = None
+
+    def build_logger(self, *args: Any, **kwargs: Any) -> logging.Logger:
+        """Build mmengine's logger, whose console says what a person reads."""
+        logger = super().build_logger(*args, **kwargs)
+        quieten(logger, self)
+        return logger
 
     def load_checkpoint(self, filename: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Load :attr:`content` where it is set, else as mmengine does.
@@ -91,6 +101,7 @@ def train(
     device: str | None = None,
     hooks: Sequence[Hook] = (),
     deterministic: bool = False,
+    track: Sequence[str] = (),
 ) -> Runner:
     """Train a detector or a classifier as its config says.
 
@@ -108,6 +119,8 @@ def train(
         device: ``'cpu'``, ``'cuda'``, ``'cuda:1'``, ...; None takes a GPU where there is one.
         hooks: Further hooks of the caller's own.
         deterministic: Take only operations that give the same bits in each run on one machine.
+        track: Where scalars and pictures go besides the work dir, out of
+            :data:`evit_mm.tracking.BACKENDS`.
 
     Returns:
         The runner, after training.
@@ -136,6 +149,9 @@ def train(
         be_deterministic(cfg)
     use_safe_parts(cfg)
     state = _prepare_resume(cfg, resume)
+    if track:
+        _check_folder('--work-dir', cfg.work_dir)
+        hooks = [*hooks, TrackingHook(track, add_trackers(cfg, track, _is_first_process()))]
     if _is_first_process():
         check_config_data(cfg, ('train', 'val'))
         check_image_data(cfg, ('train', 'val'))
@@ -147,7 +163,7 @@ def train(
     elif cfg.get('load_from'):
         runner.content = _read_start(cfg.load_from, unwrap(runner.model))
     log_provenance(runner)
-    with config_faults(cfg), named_faults():
+    with config_faults(cfg), named_faults(), summarised(runner):
         runner.train()
     return runner
 
@@ -212,6 +228,7 @@ def test(
             raise ConfigError(f"--launcher {launcher}: '{checkpoint}' runs in one process alone")
         described = _put_exported(cfg, checkpoint)
     _drop_pretrained(cfg)
+    drop_trackers(cfg)
     set_device(device)
     if _is_first_process():
         check_config_data(cfg, ('test',))
@@ -346,7 +363,7 @@ def load_config(
     """Read a config, apply overrides and settle its work dir.
 
     Args:
-        config: Config file.
+        config: Config file, or the name of one that comes along: ``retinanet_evit_m4_coco``.
         cfg_options: Overrides, dotted keys.
         work_dir: Overrides the config's.
 
@@ -356,8 +373,7 @@ def load_config(
     Raises:
         ConfigError: The file is missing or broken, or a top-level key is misspelt.
     """
-    if not Path(config).is_file():
-        raise ConfigError(f"config '{config}' does not exist; see configs/")
+    config = find_config(config)
     known = set(inspect.signature(Runner.__init__).parameters) | {'auto_scale_lr'}
     try:  # a config is a program and can fail in any way
         cfg = Config.fromfile(str(config))

@@ -468,7 +468,7 @@ def test_tools_print_one_line_for_a_mendable_error(tmp_path):
     assert 'error: the data set does not fit' in done.stderr
     assert 'Traceback' not in done.stderr
     done = run_tool('tools/predict.py', 'no.py', 'x.pth', 'y.jpg', '--out', tmp_path)
-    assert done.returncode == 1 and done.stderr.endswith('does not exist; see configs/\n')
+    assert done.returncode == 1 and 'does not exist; see ' in done.stderr
 
 
 @pytest.mark.slow
