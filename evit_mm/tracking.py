@@ -179,7 +179,7 @@ def _mlflow_options(folder: Path, resumed: bool) -> dict[str, Any]:
 
     mmengine's default, a folder of files, is refused by MLflow 3.
     """
-    options: dict[str, Any] = {'save_dir': str(folder), 'artifact_suffix': ['.log']}
+    options: dict[str, Any] = {'save_dir': str(folder), 'artifact_suffix': '.log'}
     if not os.environ.get('MLFLOW_TRACKING_URI'):
         folder = folder.resolve()
         options['tracking_uri'] = f'sqlite:///{folder / "mlflow.db"}'
@@ -201,7 +201,11 @@ def _check(name: str) -> None:
 
 
 def _put(cfg: Config, backends: Mapping[str, Mapping[str, Any]]) -> None:
-    visualizer = cfg.setdefault('visualizer', {'type': 'Visualizer'})
+    if not cfg.get('visualizer'):
+        kind = 'Universal' if cfg.get('default_scope') == 'mmpretrain' else 'DetLocal'
+        local = {'type': 'LocalVisBackend'}
+        cfg.visualizer = {'type': f'{kind}Visualizer', 'vis_backends': [local]}
+    visualizer = cfg.visualizer
     own = _backends(visualizer)
     chosen = {b['type']: dict(b) for b in own if b.get('type') in backends}
     others = [backend for backend in own if backend.get('type') not in backends]

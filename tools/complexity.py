@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rich.progress import track
 
+from evit_mm.carried import carried
 from evit_mm.complexity import as_markdown, as_records, measure
 from evit_mm.errors import EvitError
 
@@ -24,8 +25,7 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if min(args.size) < 32:
         parser.error(f'--size must be at least 32 32, got {args.size}')
-    folder = Path(__file__).resolve().parents[1] / 'configs'
-    args.configs = args.configs or sorted(folder.glob('*_coco.py'))
+    args.configs = args.configs or sorted(carried('configs').glob('*_coco.py'))
     return args
 
 

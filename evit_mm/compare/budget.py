@@ -14,10 +14,11 @@ import mmcv
 from mmengine.config import Config
 
 from .. import __version__
+from ..carried import carried
 from ..datasets.layout import CocoSplit, dataset_config, find_splits
 from ..errors import ConfigError
 
-CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
+CONFIGS = carried('configs')
 # the sizes of EfficientViT that span the range, and what the paper sets beside it
 DEFAULT_MODELS = ('evit_m0', 'evit_m2', 'evit_m4', 'mobilenetv2', 'spos', 'spnasnet')
 DIVISOR = 32  # the configs' pad_size_divisor

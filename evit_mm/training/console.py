@@ -11,6 +11,8 @@ import logging
 import re
 from typing import Any
 
+from mmengine.runner import IterBasedTrainLoop
+
 from .summary import best_so_far
 
 FILE_ONLY = (
@@ -22,7 +24,6 @@ FILE_ONLY = (
     '"HardDiskBackend" is the alias',
     'Please make sure that the mlflow server is running',
 )
-NUMBER = r'(\S+)'
 PLACE = re.compile(r'\[\s*(\d+)/(\d+)\]')
 ETA = re.compile(r'\beta: ((?:\d+ days?, )?[\d:]+)')
 
@@ -34,8 +35,8 @@ def quieten(logger: logging.Logger, runner: Any) -> None:
             continue
         if not any(isinstance(f, ForPeople) for f in handler.filters):
             handler.addFilter(ForPeople())
-        usual = getattr(handler.formatter, 'usual', handler.formatter)
-        handler.setFormatter(Short(usual, runner))
+        usual = handler.formatter or logging.Formatter()
+        handler.setFormatter(Short(getattr(usual, 'usual', usual), runner))
 
 
 class ForPeople(logging.Filter):
@@ -73,14 +74,15 @@ class Short(logging.Formatter):
         return self.usual.format(record) if short is None else short
 
     def _iteration(self, text: str) -> str | None:
-        place, loss = PLACE.search(text), re.search(rf'\bloss: {NUMBER}', text)
+        place, loss = PLACE.search(text), re.search(r'\bloss: (\S+)', text)
         if place is None:
             return None
-        parts = [self._epoch(self.runner.epoch + 1), f'iteration {place[1]:>{len(place[2])}}']
-        parts[-1] += f'/{place[2]}'
+        parts = [f'iteration {place[1]:>{len(place[2])}}/{place[2]}']
+        if text.startswith('Epoch'):
+            parts.insert(0, self._epoch(self.runner.epoch + 1))
         if loss is not None:
             parts.append(f'loss {loss[1]}')
-        rate = re.search(rf'\blr: {NUMBER}', text)
+        rate = re.search(r'\blr: (\S+)', text)
         if rate is not None:
             parts.append(f'lr {float(rate[1]):.2e}')
         best = best_so_far(self.runner)
@@ -94,7 +96,8 @@ class Short(logging.Formatter):
 
     def _evaluated(self, text: str) -> str:
         figures = re.sub(r'\s*\bdata_time: .*', '', text.partition(']  ')[2]).strip()
-        return f'{self._epoch(self.runner.epoch)}  evaluated: {figures}'
+        when = f'{self._epoch(self.runner.epoch)}  ' if text.startswith('Epoch') else ''
+        return f'{when}evaluated: {figures}'
 
     def _epoch(self, epoch: int) -> str:
         last = str(self.runner.max_epochs)
@@ -104,7 +107,7 @@ class Short(logging.Formatter):
 def evaluations_left(runner: Any) -> int:
     """Return how many evaluations are still to come, by the loop's present interval."""
     loop = runner.train_loop
-    if runner.val_loop is None:
+    if runner.val_loop is None or isinstance(loop, IterBasedTrainLoop):
         return 0
     interval, end = loop.val_interval, runner.max_epochs
     first = max(runner.epoch + 1, loop.val_begin)

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook, Hook
+from mmengine.runner import IterBasedTrainLoop
 
 from ..carried import MIM, carried
 from ..provenance import commit, cpu, versions
@@ -196,7 +197,10 @@ def peak_memory(runner: Any) -> dict[str, float | None]:
 
 def describe(runner: Any, summary: Mapping[str, Any]) -> str:
     """Return the summary for people, with the commands to type next."""
-    epochs = f'{runner.epoch} of {runner.max_epochs} epochs'
+    by_epoch = not isinstance(runner.train_loop, IterBasedTrainLoop)
+    done = f'{runner.iter} of {runner.max_iters} iterations'
+    if by_epoch:
+        done = f'{runner.epoch} of {runner.max_epochs} epochs'
     seconds = datetime.timedelta(seconds=round(summary['seconds']))
     memory = ', '.join(
         f'{value / 1024:.1f} GiB of {"GPU memory" if kind == "gpu" else "memory"}'
@@ -204,7 +208,7 @@ def describe(runner: Any, summary: Mapping[str, Any]) -> str:
         if value is not None
     )
     state = 'finished' if summary['finished'] else 'stopped'
-    lines = [f'{state} after {epochs} and {seconds}; at most {memory}']
+    lines = [f'{state} after {done} and {seconds}; at most {memory}']
     best, folder = summary['best'], Path(runner.work_dir)
     if best is None:
         lines.append('nothing was evaluated')
