@@ -61,7 +61,7 @@ def _collection(name: str) -> dict[str, Any]:
     return {
         'Name': name,
         'Paper': {'URL': f'https://arxiv.org/abs/{number}', 'Title': title},
-        'README': 'README.md',
+        'README': '../README.md',  # from where the file lies
     }
 
 

@@ -209,9 +209,9 @@ def _put(cfg: Config, backends: Mapping[str, Mapping[str, Any]]) -> None:
     own = _backends(visualizer)
     chosen = {b['type']: dict(b) for b in own if b.get('type') in backends}
     others = [backend for backend in own if backend.get('type') not in backends]
-    visualizer['vis_backends'] = others + [
-        {'type': kind, **options, **chosen.get(kind, {})} for kind, options in backends.items()
-    ]
+    merged = Config({kind: {'type': kind, **options} for kind, options in backends.items()})
+    merged.merge_from_dict(chosen)
+    visualizer['vis_backends'] = others + [merged[kind] for kind in backends]
 
 
 def _backends(visualizer: Mapping[str, Any]) -> list[Mapping[str, Any]]:

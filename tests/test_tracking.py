@@ -106,7 +106,10 @@ def test_a_new_training_in_the_same_folder_has_a_log_of_its_own(tmp_path):
 
 
 def test_a_configs_own_backends_and_options_stay(tmp_path):
-    own = [{'type': 'LocalVisBackend'}, {'type': 'WandbVisBackend', 'commit': False}]
+    own = [
+        {'type': 'LocalVisBackend'},
+        {'type': 'WandbVisBackend', 'commit': False, 'init_kwargs': {'project': 'cells'}},
+    ]
     cfg = engine.Config({'work_dir': str(tmp_path), 'visualizer': {'vis_backends': own}})
     try:
         sys.modules['wandb'] = stand_in('wandb')
@@ -115,6 +118,7 @@ def test_a_configs_own_backends_and_options_stay(tmp_path):
         del sys.modules['wandb']
     local, wandb, tensorboard = cfg.visualizer.vis_backends
     assert local == own[0] and wandb.commit is False and wandb.save_dir
+    assert wandb.init_kwargs.project == 'cells' and wandb.init_kwargs.resume == 'allow'
     assert tensorboard.type == 'TensorboardVisBackend'
     tracking.drop_trackers(cfg)
     assert cfg.visualizer.vis_backends == own[:1]
