@@ -37,6 +37,7 @@ from .checkpoint import (
     plain_weights_of,
     read_checkpoint,
 )
+from .config_check import check_values
 from .datasets.check import check_config_data, dataset_paths
 from .datasets.check_images import check_image_data
 from .datasets.decoding import read_image
@@ -47,6 +48,7 @@ from .tracking import TrackingHook, add_trackers, drop_trackers
 from .training import find_last_good, named_faults
 from .training.checkpoints import unwrap
 from .training.console import quieten
+from .training.resuming import ResumedOptimizerHook
 from .training.setup import be_deterministic, log_provenance, use_safe_parts
 from .training.summary import summarised
 
@@ -156,6 +158,7 @@ def train(
         check_config_data(cfg, ('train', 'val'))
         check_image_data(cfg, ('train', 'val'))
     runner = build_runner(cfg, launcher)
+    runner.register_hook(ResumedOptimizerHook())
     for hook in hooks:
         runner.register_hook(hook)
     if state is not None:
@@ -392,6 +395,7 @@ def load_config(
     for key in ('model', 'test_dataloader'):
         if not isinstance(cfg.get(key), Mapping):
             raise ConfigError(f"{config}: '{key}' is missing")
+    check_values(cfg, str(config))
     if work_dir is not None:
         cfg.work_dir = work_dir
     elif cfg.get('work_dir') is None:
