@@ -77,7 +77,9 @@ def files_under(folder):
 @pytest.mark.slow
 def test_the_wheel_holds_code_configs_and_tools_and_nothing_else(built):
     wheel, sdist = built
-    names = set(zipfile.ZipFile(wheel).namelist())
+    with zipfile.ZipFile(wheel) as packed, tarfile.open(sdist) as source:
+        names = set(packed.namelist())
+        inside = {name.partition('/')[2] for name in source.getnames()}
     kinds = {
         f'evit_mm/{name}'
         for name in files_under(ROOT / 'evit_mm')
@@ -90,7 +92,6 @@ def test_the_wheel_holds_code_configs_and_tools_and_nothing_else(built):
     info = f'evit_mm-{evit_mm.__version__}.dist-info/'
     assert {name for name in names if not name.startswith(info)} == expected
     assert {f'{info}licenses/LICENSE', f'{info}licenses/NOTICE'} <= names
-    inside = {name.partition('/')[2] for name in tarfile.open(sdist).getnames()}
     assert not any(name.startswith(('tests/', 'docs/')) for name in inside)
     assert 'CHANGELOG.md' in inside and 'evit_mm/.mim' not in inside
 
@@ -206,3 +207,29 @@ def test_the_tools_run_by_name(tmp_path):
     assert done.returncode == 1 and "error: no tool 'trian'" in done.stderr
     tools = re.search('tools: (.+)', done.stderr)[1].split(', ')
     assert tools == sorted(file.stem for file in (ROOT / 'tools').glob('*.py'))
+
+
+def test_hooks_before_a_commit_fetch_nothing_and_are_what_lint_runs():
+    (repo,) = yaml.safe_load((ROOT / '.pre-commit-config.yaml').read_text())['repos']
+    assert repo['repo'] == 'local'
+    assert {hook['language'] for hook in repo['hooks']} == {'system'}
+    lint = (ROOT / 'Makefile').read_text().partition('lint:')[2]
+    for hook in repo['hooks']:
+        start, flag = hook['entry'].partition(' --')[:2]
+        assert start.removeprefix('python ') in lint and hook['types' + '_or' * bool(flag)]
+
+
+def test_issue_forms_ask_for_what_exists():
+    folder = ROOT / '.github' / 'ISSUE_TEMPLATE'
+    forms = [yaml.safe_load(f.read_text()) for f in sorted(folder.glob('*.yml'))]
+    bug, config, *others = forms
+    assert config == {'blank_issues_enabled': False} and len(others) == 2
+    for form in (bug, *others):
+        assert form['name'] and form['description']
+        ids = [field['id'] for field in form['body']]
+        assert len(set(ids)) == len(ids) and form['body'][0]['validations'] == {'required': True}
+    told = (ROOT / 'CONTRIBUTING.md').read_text() + str(bug)
+    named = set(re.findall(r'\b(?:tools|tests|configs|evit_mm)/[\w/.]+\w', told))
+    assert 'tools/doctor.py' in named and 'tests/test_window.py' in named
+    for name in named:
+        assert (ROOT / name).exists() or name == 'evit_mm/.mim', name

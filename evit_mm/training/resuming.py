@@ -32,7 +32,7 @@ class ResumedOptimizerHook(Hook):
             new, old = different[0]
             runner.logger.warning(
                 f"the run goes on with the checkpoint's learning rate {old:g} and schedule, not "
-                f"with the config's {new:g}; to train on with another rate, start from the weights: "
+                f"with the config's {new:g}; to train on with another rate, start from its weights: "
                 f'--cfg-options load_from={runner._load_from}, without --resume'
             )
 
