@@ -11,10 +11,12 @@ here = Path(__file__).resolve().parent
 version = re.search(r"__version__ = '(.+)'", (here / 'evit_mm' / '__init__.py').read_text())[1]
 # what a wheel carries beside the code, under evit_mm/.mim, where OpenMMLab's tools look
 CARRIED = (
+    'README.md',
     'model-index.yml',
     'configs/**/*.py',
     'configs/*.yml',
-    'tools/*',
+    'tools/*.py',
+    'tools/*.sh',
     'requirements/**/*.txt',
 )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,7 @@ def _results(config: Path, collection: str, dataset: str) -> list[dict[str, Any]
         metrics = {'Top 1 Accuracy': NOT_RUN, **_labelled(figures)}
         return [{'Task': 'Image Classification', 'Dataset': dataset, 'Metrics': metrics}]
     tasks = {'Object Detection': 'box'}
-    published: dict[str, tuple[float, ...]] = {}
+    published: Mapping[str, tuple[float, ...]] = {}
     if collection == 'Mask R-CNN':
         tasks['Instance Segmentation'] = 'mask'
     if stem == 'mask_rcnn_evit_m4_coco':

@@ -142,7 +142,7 @@ def test_resume_needs_optimizer_state(trained, tmp_path):
     ('optimizer', 'said'),
     [
         (
-            {'optimizer': {'_delete_': True, 'type': 'SGD', 'lr': 0.01}},
+            {'optimizer': {'_delete_': True, 'type': 'SGD', 'lr': 0.01, 'weight_decay': 0.05}},
             'another optimizer than SGD: it has no dampening, momentum, nesterov; resume with',
         ),
         ({'paramwise_cfg': None}, r'was trained with \d+ parameters in \d+ groups, and .* in 1; '),

@@ -22,7 +22,9 @@ class ResumedOptimizerHook(Hook):
             ConfigError: The optimizer has other settings, or other groups.
         """
         saved = (checkpoint.get('optimizer') or {}).get('param_groups')
-        own = getattr(runner.optim_wrapper, 'param_groups', None)
+        # the wrapper's own list has base settings as one group more
+        optimizer = getattr(runner.optim_wrapper, 'optimizer', None)
+        own = getattr(optimizer, 'param_groups', None)
         if not runner._resume or saved is None or own is None:
             return
         _compare_optimizers(own, saved, runner)
@@ -32,8 +34,8 @@ class ResumedOptimizerHook(Hook):
             new, old = different[0]
             runner.logger.warning(
                 f"the run goes on with the checkpoint's learning rate {old:g} and schedule, not "
-                f"with the config's {new:g}; to train on with another rate, start from its weights: "
-                f'--cfg-options load_from={runner._load_from}, without --resume'
+                f"with the config's {new:g}; to train on with another rate, start from its "
+                f'weights: --cfg-options load_from={runner._load_from}, without --resume'
             )
 
 

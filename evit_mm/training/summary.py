@@ -70,7 +70,7 @@ class BestHook(Hook):
     def after_val_epoch(self, runner: Any, metrics: dict[str, Any] | None = None) -> None:
         """Compare the evaluation with the best so far."""
         metric, is_better = watched_metric(runner, metrics or {})
-        value, best = (metrics or {}).get(metric), best_so_far(runner)
+        value, best = (metrics or {}).get(metric or ''), best_so_far(runner)
         if not isinstance(value, (int, float)) or not math.isfinite(value):
             return
         if best is None or best['metric'] != metric or is_better(value, best['value']):
@@ -134,13 +134,13 @@ class SummaryHook(Hook):
 
     def content(self, runner: Any) -> dict[str, Any]:
         """Return what the file has."""
-        best = best_so_far(runner)
-        peak = peak_memory(runner)
+        best, peak = best_so_far(runner), peak_memory(runner)
+        here = time.monotonic() - self.start if self.start else 0.0
         before = _mapping(self.former.get('peak_memory_mib'))
         return {
             'finished': self.finished,
             'best': best and {**best, 'checkpoint': _best_file(runner, best['metric'])},
-            'seconds': _number(self.former.get('seconds')) + time.monotonic() - self.start,
+            'seconds': _number(self.former.get('seconds')) + here,
             'peak_memory_mib': {
                 kind: value if value is None else max(value, _number(before.get(kind)))
                 for kind, value in peak.items()
@@ -190,7 +190,8 @@ def watched_metric(
 def peak_memory(runner: Any) -> dict[str, float | None]:
     """Return the most memory that this process has held so far, in MiB; workers do not count."""
     unit = 1 if sys.platform == 'darwin' else 1024  # of ru_maxrss, in bytes
-    ram = resource and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MIB
+    usage = resource.getrusage(resource.RUSAGE_SELF) if resource else None
+    ram = usage.ru_maxrss * unit / MIB if usage else None
     gpu = torch.cuda.max_memory_allocated() / MIB if _gpu(runner) else None
     return {'ram': ram, 'gpu': gpu}
 
@@ -229,7 +230,7 @@ def next_commands(runner: Any, checkpoint: str | Path) -> list[str]:
     """
     folder, cfg = Path(runner.work_dir), runner.cfg
     config = folder / Path(cfg.filename).name
-    commands = [('test', config, checkpoint)]
+    commands: list[tuple[Any, ...]] = [('test', config, checkpoint)]
     if cfg.get('default_scope') == 'mmpretrain':
         commands.append(('test', config, checkpoint, '--show-dir', folder / 'pictures'))
     else:
