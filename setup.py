@@ -49,7 +49,7 @@ extras = {
         'nncf>=2.19',
     ],
     'report': ['altair>=5.5', 'vl-convert-python>=1.7', 'jinja2'],
-    'demo': ['gradio>=5'],
+    'demo': ['gradio>=6'],
     'track': ['tensorboard'],  # MLflow and Weights & Biases are asked for by name
     'docs': ['Sphinx>=8', 'myst-parser>=4', 'furo'],
     'dev': [
@@ -90,7 +90,7 @@ setup(
         'Topic :: Scientific/Engineering :: Image Recognition',
     ],
     packages=find_packages(include=['evit_mm', 'evit_mm.*']),
-    package_data={'evit_mm': [f'**/*.{kind}' for kind in ('html', 'css', 'js', 'json')]},
+    package_data={'evit_mm': [f'**/*.{kind}' for kind in ('html', 'j2', 'css', 'js', 'json')]},
     entry_points={'console_scripts': ['evit_mm = evit_mm.__main__:main']},
     cmdclass={'build_py': BuildWithMim},
     python_requires='>=3.10',

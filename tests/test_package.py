@@ -80,15 +80,11 @@ def test_the_wheel_holds_code_configs_and_tools_and_nothing_else(built):
     with zipfile.ZipFile(wheel) as packed, tarfile.open(sdist) as source:
         names = set(packed.namelist())
         inside = {name.partition('/')[2] for name in source.getnames()}
-    kinds = {
-        f'evit_mm/{name}'
-        for name in files_under(ROOT / 'evit_mm')
-        if name.endswith(('.py', '.html', '.css', '.js', '.json'))
-    }
+    own = {f'evit_mm/{f}' for f in files_under(ROOT / 'evit_mm') if '__pycache__' not in f}
     mim = {f'configs/{name}' for name in files_under(ROOT / 'configs') if '__pycache__' not in name}
     mim |= {f'tools/{f.name}' for kind in ('py', 'sh') for f in (ROOT / 'tools').glob(f'*.{kind}')}
     mim |= {f'requirements/{f}' for f in files_under(ROOT / 'requirements') if f.endswith('.txt')}
-    expected = kinds | {f'evit_mm/.mim/{name}' for name in mim | {'model-index.yml', 'README.md'}}
+    expected = own | {f'evit_mm/.mim/{name}' for name in mim | {'model-index.yml', 'README.md'}}
     info = f'evit_mm-{evit_mm.__version__}.dist-info/'
     assert {name for name in names if not name.startswith(info)} == expected
     assert {f'{info}licenses/LICENSE', f'{info}licenses/NOTICE'} <= names
