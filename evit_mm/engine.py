@@ -66,7 +66,7 @@ class CheckedRunner(Runner):
     content: dict[str, Any] | None = None
 
     def load_checkpoint(self, filename: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Load :attr:`content` where it is set, else as mmengine does.
+        """Load ``content`` where it is set, else as mmengine does.
 
         mmengine calls this when hooks such as EMA's are ready for it, and after initialisation.
         """
