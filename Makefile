@@ -52,5 +52,5 @@ lint:
 	"$$py" -m ruff check . && "$$py" -m ruff format --check . && "$$py" -m mypy
 
 docs:
-	@$(ENV) && "$$py" -m sphinx -W --keep-going -n -q docs docs/_build/html && \
+	@$(ENV) && "$$py" -m sphinx -E -a -W --keep-going -n -q docs docs/_build/html && \
 	echo docs/_build/html/index.html

@@ -160,7 +160,7 @@ def _table(rows: Sequence[ModelRow], docs: Path) -> list[str]:
             f'[{row.name}](../configs/{row.name}.py)',
             # the heading names the data, and the config the recipe
             re.sub(r',? on (COCO|ImageNet).*', '', row.title),
-            f'{row.size[0]} x {row.size[1]}',
+            f'{row.size[0]}x{row.size[1]}',
             f'{row.params / 1e6:.2f}',
             f'{row.macs / 1e9:.2f}',
             row.published or '-',

@@ -2,7 +2,7 @@
 
 - ``docs/changelog.md`` is a line with a link there; here it is the root's file itself, and every
   link to such a file leads to its page.
-- ``docs/NAME/*.md``, tables that commands wrote, are the children of ``docs/NAME.md``; the ones
+- ``docs/NAME/*``, such as tables that commands wrote, are the children of ``docs/NAME.md``; the ones
   that begin without a heading have their path as title.
 """
 
@@ -30,7 +30,7 @@ def adapt(app: Any, docname: str, source: list[str]) -> None:
         text = re.sub(rf'\]\((?:\.\./)+{re.escape(file_name)}', f'](/{page}.md', text)
     if '/' in docname and text.startswith('|'):
         text = f'# {docname}\n\n{text}'
-    if any((docs / docname).glob('*.md')):
+    if any(path.suffix in app.config.source_suffix for path in (docs / docname).glob('*')):
         text += CHILDREN.format(name=Path(docname).name)
     source[0] = text
 
