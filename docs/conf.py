@@ -48,5 +48,7 @@ html_theme = 'furo'
 html_title = f'evit_mm {version}'
 html_static_path = ['_static']
 html_css_files = ['site.css']
+html_favicon = '_static/icon.svg'
 html_copy_source = False
+html_show_search_summary = False  # would fetch the pages, which browsers refuse from a disk
 html_show_copyright = False

@@ -186,6 +186,8 @@ class Sheet:
             'svg',
             {
                 'xmlns': 'http://www.w3.org/2000/svg',
+                'width': str(WIDTH),
+                'height': f'{height:g}',
                 'viewBox': f'0 0 {WIDTH} {height:g}',
                 'font-family': 'system-ui, -apple-system, Segoe UI, Helvetica, Arial, sans-serif',
             },

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from .complexity import count_macs, count_parameters, measure
+from .complexity import count_macs, count_parameters, detector_macs
 from .errors import ConfigError
 
 # headings of the page, each with the end of its configs' names
@@ -71,30 +71,24 @@ def read_row(config: str | Path) -> ModelRow:
         ConfigError: The config cannot be read or counted, or its docstring does not say whether it
             was run here.
     """
-    from .engine import load_config
+    from mmengine.registry import MODELS, init_default_scope
+
+    from .engine import config_faults, load_config
 
     title, published, here = read_docstring(Path(config))
     cfg = load_config(config)
+    init_default_scope(cfg.get('default_scope', 'mmdet'))
     steps = {step['type'].split('.')[-1]: step for step in cfg.test_dataloader.dataset.pipeline}
-    if cfg.get('default_scope') == 'mmpretrain':
+    with config_faults(cfg):
+        model = MODELS.build(cfg.model).eval()
+    if 'Resize' in steps:
+        size = tuple(steps['Resize']['scale'])
+        macs = sum(detector_macs(model, size[1], size[0]).values())
+    else:
         side = steps['CenterCrop']['crop_size']
         size = (side, side)
-        params, macs = _count_classifier(cfg.model, side)
-    else:
-        size = tuple(steps['Resize']['scale'])
-        parts = measure(config, size).parts.values()
-        params, macs = (sum(figures) for figures in zip(*parts, strict=True))
-    return ModelRow(Path(config).stem, title, size, params, macs, published, here)
-
-
-def _count_classifier(model_cfg: dict, side: int) -> tuple[int, int]:
-    from mmengine.registry import init_default_scope
-    from mmpretrain.registry import MODELS
-
-    init_default_scope('mmpretrain')
-    model = MODELS.build(model_cfg).eval()
-    image = torch.empty(1, 3, side, side, device='meta')
-    return count_parameters(model), count_macs(model.to('meta'), image)
+        macs = count_macs(model.to('meta'), torch.empty(1, 3, side, side, device='meta'))
+    return ModelRow(Path(config).stem, title, size, count_parameters(model), macs, published, here)
 
 
 def read_docstring(config: Path) -> tuple[str, str, str]:

@@ -2,8 +2,8 @@
 
 - ``docs/changelog.md`` is a line with a link there; here it is the root's file itself, and every
   link to such a file leads to its page.
-- ``docs/NAME/*``, such as tables that commands wrote, are the children of ``docs/NAME.md``; the ones
-  that begin without a heading have their path as title.
+- ``docs/NAME/*``, such as tables that commands wrote, are the children of ``docs/NAME.md``; the
+  ones that begin without a heading have their path as title.
 """
 
 from __future__ import annotations
