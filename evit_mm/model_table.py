@@ -79,7 +79,7 @@ def read_row(config: str | Path) -> ModelRow:
     cfg = load_config(config)
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     steps = {step['type'].split('.')[-1]: step for step in cfg.test_dataloader.dataset.pipeline}
-    with config_faults(cfg):
+    with config_faults(cfg), torch.device('meta'):  # shapes alone: no weights are drawn
         model = MODELS.build(cfg.model).eval()
     if 'Resize' in steps:
         size = tuple(steps['Resize']['scale'])
