@@ -40,8 +40,6 @@ nitpicky = True
 nitpick_ignore_regex = [
     ('py:(class|obj|exc)', r'(?!evit_mm\b).*'),
     ('py:.*', r'(?!evit_mm\b)\w+\..*'),
-    ('py:class', r'evit_mm\..*\._\w+'),  # a private base class
-    ('py:class', r'evit_mm\.benchmark\.timing\.Key'),  # a type variable
 ]
 
 html_theme = 'furo'

@@ -8,7 +8,8 @@ Kinds, from the strongest:
   load, its overrides name fields that exist,
 - dry run: ``make -n``,
 - not run: needs a program that is not here, and its section says "not run",
-- text, directive: no code; directives are built with the site.
+- text, directive: no code; a block without a language is text, and its first line no command;
+  directives are built with the site.
 
 A block of another language, or with a command that none of these knows, is an error.
 """
@@ -96,13 +97,16 @@ class Item:
             words.pop(0)
         if words[:1] == ['srun']:
             words = words[words.index('python') :]
+        if 'evit_mm' in words[:-1]:  # python -m evit_mm NAME, evit_mm NAME: tools/NAME.py
+            name, *rest = words[words.index('evit_mm') + 1 :]
+            words = ['python', f'tools/{name}.py', *rest]
         return words
 
     @property
     def tool(self) -> str | None:
         """The name of the tool that it calls, if it calls one."""
-        found = re.search(r'(?:^|\s)tools/(\w+)\.py\b', self.command)
-        return found[1] if found else None
+        found = [re.fullmatch(r'tools/(\w+)\.py', word) for word in self.words[:2]]
+        return next((match[1] for match in found if match), None)
 
     @property
     def is_usage(self) -> bool:
@@ -152,7 +156,7 @@ def plan(block: Block) -> Iterator[Item]:
     elsewhere = RUN_ELSEWHERE.get(block.page)
     if block.language.startswith('{') and block.language.endswith('}'):
         yield Item(block, 'directive')
-    elif block.language == 'text':
+    elif block.language in ('text', 'fence', 'code_block'):
         yield Item(block, 'text')
     elif block.language in CODE and elsewhere:
         # mmsegmentation is not here: its channels are compared, no more

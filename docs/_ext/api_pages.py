@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import itertools
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -97,24 +98,37 @@ def write_pages(app: Any) -> None:
             path.write_text(text, encoding='utf-8')
 
 
-def find_in_package(app: Any, env: Any, node: Any, contnode: Any) -> Any:
-    """Let a module's docstring name what its package offers without saying where."""
-    package = (node.get('py:module') or '').rpartition('.')[0]
-    if node.get('refdomain') != 'py' or not package:
+def find_in_room(app: Any, env: Any, node: Any, contnode: Any) -> Any:
+    """Let a docstring name what its own room has without saying in which module.
+
+    A type variable or an alias of a signature has no page and stays a word.
+    """
+    python, target = env.domains.python_domain, node.get('reftarget', '')
+    module, _, name = target.rpartition('.')
+    room = '.'.join((module or node.get('py:module') or '').split('.')[:2])
+    if node.get('refdomain') != 'py' or not room.startswith('evit_mm.'):
         return None
-    return env.domains.python_domain.resolve_xref(
-        env,
-        node['refdoc'],
-        app.builder,
-        node['reftype'],
-        f'{package}.{node["reftarget"]}',
-        node,
-        contnode,
-    )
+    found = [x for x in python.objects if x.startswith(f'{room}.') and x.endswith(f'.{name}')]
+    if len(found) == 1:
+        where, kind = node['refdoc'], node['reftype']
+        return python.resolve_xref(env, where, app.builder, kind, found[0], node, contnode)
+    if node['reftype'] == 'class' and module in sys.modules:
+        thing = getattr(sys.modules[module], name, None)
+        is_public_class = isinstance(thing, type) and not name.startswith('_')
+        return None if thing is None or is_public_class else contnode
+    return None
+
+
+def leave_out(*event: Any) -> bool | None:
+    """Leave out what a NamedTuple says of its fields; their docstring stands at the class."""
+    thing = event[3]  # after the application, its kind and its name
+    alias = (getattr(thing, '__doc__', None) or '').startswith('Alias for field number')
+    return True if alias else None
 
 
 def setup(app: Any) -> dict[str, bool]:
     """Tell Sphinx when to call what stands above."""
     app.connect('builder-inited', write_pages)
-    app.connect('missing-reference', find_in_package)
+    app.connect('missing-reference', find_in_room)
+    app.connect('autodoc-skip-member', leave_out)
     return {'parallel_read_safe': True}
