@@ -146,8 +146,8 @@ def inline_commands(path: Path) -> list[Item]:
 
 
 def commands(block: Block) -> list[str]:
-    """Return a shell block's commands, continued lines joined."""
-    lines = re.sub(r'\\\n\s*', ' ', block.text).splitlines()
+    """Return a shell block's commands, continued lines joined, chains taken apart."""
+    lines = re.split(r'\n| && ', re.sub(r'\\\n\s*', ' ', block.text))
     return [line.strip() for line in lines if line.strip() and not line.strip().startswith('#')]
 
 

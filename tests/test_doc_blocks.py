@@ -195,6 +195,9 @@ def run_imports(code: str) -> None:
 def parse_tool(words: list[str]) -> tuple[argparse.Namespace, argparse.ArgumentParser]:
     """Let a tool's own parser read a command; return what it read, and the parser."""
     namespace = runpy.run_path(str(ROOT / words[0]), run_name='tool')
+    if 'parse_args' not in namespace:
+        assert len(words) == 1, f'{words[0]} takes no arguments'
+        return argparse.Namespace(), argparse.ArgumentParser()
     parsers, said = [], io.StringIO()
     plain = argparse.ArgumentParser.parse_args
 
