@@ -12,6 +12,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -45,7 +46,8 @@ class ModelRow:
     Attributes:
         name: The config's stem.
         title: What the config is, the first line of its docstring.
-        size: ``(width, height)`` of the images that it is tested on.
+        size: ``(width, height)`` of the images that it is tested on, with their padding where the
+            network does not take them without.
         params: Parameters of the whole model.
         macs: Its multiply-adds for one image of ``size``.
         published: What the docstring says is published, empty where nothing is.
@@ -82,13 +84,22 @@ def read_row(config: str | Path) -> ModelRow:
     with config_faults(cfg), torch.device('meta'):  # shapes alone: no weights are drawn
         model = MODELS.build(cfg.model).eval()
     if 'Resize' in steps:
-        size = tuple(steps['Resize']['scale'])
-        macs = sum(detector_macs(model, size[1], size[0]).values())
+        size, macs = _count_detector(model, tuple(steps['Resize']['scale']))
     else:
         side = steps['CenterCrop']['crop_size']
         size = (side, side)
         macs = count_macs(model.to('meta'), torch.empty(1, 3, side, side, device='meta'))
     return ModelRow(Path(config).stem, title, size, count_parameters(model), macs, published, here)
+
+
+def _count_detector(model: Any, size: tuple[int, int]) -> tuple[tuple[int, int], int]:
+    try:
+        return size, sum(detector_macs(model, size[1], size[0]).values())
+    except RuntimeError:
+        # a neck that joins maps of neighbouring strides takes nothing but padded images
+        divisor = model.data_preprocessor.pad_size_divisor
+        width, height = (-(-side // divisor) * divisor for side in size)
+        return (width, height), sum(detector_macs(model, height, width).values())
 
 
 def read_docstring(config: Path) -> tuple[str, str, str]:
@@ -153,7 +164,7 @@ def _table(rows: Sequence[ModelRow], docs: Path) -> list[str]:
         cells = [
             f'[{row.name}](../configs/{row.name}.py)',
             # the heading names the data, and the config the recipe
-            re.sub(r',? on (COCO|ImageNet).*', '', row.title),
+            re.sub(r',? on (COCO|ImageNet-1k)( with the authors.*| at .*|[,;].*)?', '', row.title),
             f'{row.size[0]}x{row.size[1]}',
             f'{row.params / 1e6:.2f}',
             f'{row.macs / 1e9:.2f}',
