@@ -2,6 +2,7 @@
 # make compare set up, compare six backbones on the built-in shapes (a table, its JSON, a picture)
 # make test    set up, run the tests
 # make torture kills, hostile files, made-up cases, on both stacks -> docs/reliability.md
+# make docs    set up, build the site -> docs/_build/html/index.html
 # make env     set up alone
 # STACK=onedl takes the maintained fork in place of OpenMMLab's own releases, in .venv-onedl.
 # VENV= chooses the environment (default .venv), PYTHON= the interpreter that makes it.
@@ -12,7 +13,7 @@ PYTHON ?= python3
 SHAPES := configs/retinanet_evit_m4_shapes.py
 WORK := work_dirs/retinanet_evit_m4_shapes
 ENV = py=$$(requirements/env.sh '$(VENV)' '$(PYTHON)' '$(STACK)') && export PYTHONPATH='$(CURDIR)'
-.PHONY: env train compare test torture torture-stack lint
+.PHONY: env train compare test torture torture-stack lint docs
 
 env:
 	@$(ENV)
@@ -49,3 +50,7 @@ torture-stack:
 lint:
 	@$(ENV) && \
 	"$$py" -m ruff check . && "$$py" -m ruff format --check . && "$$py" -m mypy
+
+docs:
+	@$(ENV) && "$$py" -m sphinx -E -a -W --keep-going -n -q docs docs/_build/html && \
+	echo docs/_build/html/index.html

@@ -78,7 +78,7 @@ class CheckedRunner(Runner):
         return logger
 
     def load_checkpoint(self, filename: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Load :attr:`content` where it is set, else as mmengine does.
+        """Load ``content`` where it is set, else as mmengine does.
 
         mmengine calls this when hooks such as EMA's are ready for it, and after initialisation.
         """

@@ -100,7 +100,7 @@ def compare(
 
     Args:
         budget: What all runs share.
-        models: Names out of :func:`~evit_mm.compare.budget.available_models`.
+        models: Names out of :func:`~evit_mm.compare.available_models`.
         seeds: Runs per model, with the seeds 0, 1, ...
         out: Folder for the runs and for ``table.md``, ``table.json`` and ``table.png``.
         device: As in :func:`evit_mm.engine.train`.
