@@ -16,6 +16,7 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=find_packages(include=['evit_mm', 'evit_mm.*']),
+    package_data={'evit_mm.report': ['templates/*']},
     python_requires='>=3.10',
     # torch.load is weights-only by default from 2.6 on; exports need torch.compiler.is_exporting
     install_requires=[
