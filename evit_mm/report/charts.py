@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import altair as alt
@@ -23,7 +23,6 @@ KIND_COLOURS = dict(
     zip(KINDS, ('#CC79A7', '#E69F00', '#7A5195', '#56B4E9', '#D55E00', '#0072B2'), strict=True)
 )
 DASHES = [[1, 0], [6, 3], [2, 2], [1, 0]]
-RUN = alt.Color('run:N', scale=alt.Scale(range=COLOURS), sort=None, title=None)
 THEME = {
     'font': 'system-ui, sans-serif',
     'background': 'white',
@@ -38,6 +37,8 @@ THEME = {
         'domainColor': '#9aa7b3',
         'tickColor': '#9aa7b3',
         'labelLimit': 160,
+        'labelFlush': False,
+        'labelPadding': 5,
     },
     'legend': {'orient': 'top', 'labelFontSize': 12, 'labelColor': INK, 'labelLimit': 300},
 }
@@ -61,11 +62,16 @@ def curve(series: Mapping[str, Sequence[tuple[int, float]]], x: str, y: str, poi
     ]
     chart = (
         alt.Chart(alt.Data(values=rows))
-        .mark_line(point=points, strokeWidth=2, clip=True)
+        .mark_line(point=points, strokeWidth=2)
         .encode(
-            x=alt.X('x:Q', title=x, axis=alt.Axis(grid=False, format='~s')),
+            x=alt.X(
+                'x:Q',
+                title=x,
+                axis=alt.Axis(grid=False, format='~s', tickMinStep=1),
+                scale=alt.Scale(zero=True, nice=False),
+            ),
             y=alt.Y('y:Q', title=y, scale=alt.Scale(zero=points)),
-            color=RUN,
+            color=_run_colour(series),
             tooltip=[
                 alt.Tooltip('run:N'),
                 alt.Tooltip('x:Q', title=x),
@@ -152,7 +158,11 @@ def precision_recall(
         .transform_filter("datum.kind != 'one class, IoU 0.50' || datum.curve == shown")
         .mark_line(strokeWidth=2, interpolate='step-before')
         .encode(
-            x=alt.X('recall:Q', scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(grid=False)),
+            x=alt.X(
+                'recall:Q',
+                scale=alt.Scale(domain=[0, 1]),
+                axis=alt.Axis(grid=False, format='.1f', tickCount=10),
+            ),
             y=alt.Y('precision:Q', scale=alt.Scale(domain=[0, 1])),
             color=alt.Color(
                 'kind:N', title=None, scale=alt.Scale(domain=kinds, range=COLOURS), sort=None
@@ -199,9 +209,8 @@ def confusion_matrix(table: np.ndarray, classes: Sequence[str]) -> tuple[Spec, i
     shade = base.mark_rect().encode(
         color=alt.Color(
             'share:Q',
-            title='share of the row',
             scale=alt.Scale(scheme='blues', domain=[0, 1]),
-            legend=alt.Legend(format='.0%'),
+            legend=None,
         )
     )
     size = min(44, max(16, 560 // len(truths)))
@@ -236,13 +245,11 @@ def reliability(runs: Mapping[str, Calibration]) -> Spec:
     base = alt.Chart(alt.Data(values=rows)).encode(
         x=alt.X('score:Q', title='mean score', scale=unit, axis=alt.Axis(grid=False)),
         y=alt.Y('right:Q', title='share that is right', scale=unit),
-        color=RUN,
+        color=_run_colour(runs),
         tooltip=['run:N', 'score:Q', alt.Tooltip('right:Q', format='.1%'), 'detections:Q'],
     )
     points = base.mark_circle(opacity=0.9).encode(
-        size=alt.Size(
-            'detections:Q', scale=alt.Scale(type='sqrt', range=[30, 500]), title='detections'
-        )
+        size=alt.Size('detections:Q', scale=alt.Scale(type='sqrt', range=[30, 500]), legend=None)
     )
     return _spec(line + base.mark_line(strokeWidth=2) + points)
 
@@ -310,18 +317,37 @@ def _bars(
     present = {row[group] for row in rows}
     order = [name for name in order if name in present]
     thickness = 20 if len(runs) == 1 else 13
+    # room for the figure at a bar's end
+    longest = 1.12 * max((row[value] for row in rows), default=0) or 1
     base = alt.Chart(alt.Data(values=list(rows))).encode(
-        y=alt.Y(f'{group}:N', sort=order, title=None, axis=alt.Axis(ticks=False, domain=False)),
-        x=alt.X(f'{value}:Q', title=title or value, axis=alt.Axis(tickCount=6)),
+        y=alt.Y(
+            f'{group}:N',
+            sort=order,
+            title=None,
+            axis=alt.Axis(ticks=False, domain=False, labelPadding=8),
+        ),
+        x=alt.X(
+            f'{value}:Q',
+            title=title or value,
+            axis=alt.Axis(tickCount=6),
+            scale=alt.Scale(domain=[0, longest], nice=False),
+        ),
         yOffset=alt.YOffset('run:N', sort=runs),
         tooltip=['run:N', f'{group}:N', *(alt.Tooltip(f'{name}:Q') for name in shown)],
     )
-    bars = base.mark_bar(cornerRadiusEnd=2).encode(color=RUN)
+    bars = base.mark_bar(cornerRadiusEnd=2).encode(color=_run_colour(runs))
     labels = base.mark_text(align='left', dx=4, fontSize=11, color=MUTED).encode(
         text=alt.Text(f'{value}:Q', format='.1f' if title else '.3f')
     )
-    height = max(60, (thickness * len(runs) + 8) * len(order))
+    height = (thickness * len(runs) + 8) * max(len(order), 1)
     return _spec((bars + labels).properties(height=height))
+
+
+def _run_colour(runs: Collection[str]) -> alt.Color:
+    """Return a colour for each run, in the page's order; one alone needs no legend."""
+    scale = alt.Scale(domain=list(runs), range=COLOURS)
+    legend = alt.Undefined if len(runs) > 1 else None
+    return alt.Color('run:N', scale=scale, sort=None, title=None, legend=legend)
 
 
 def _spec(chart: Any, fixed: bool = False) -> Spec:

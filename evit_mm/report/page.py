@@ -88,34 +88,26 @@ class Shown:
         return charts.COLOURS[self.place % len(charts.COLOURS)]
 
     @property
-    def headline(self) -> float:
-        """Its AP."""
+    def headlines(self) -> list[tuple[str, float]]:
+        """The figures that come first."""
         if self.analysis is not None:
-            return self.analysis.figures.twelve[0]
-        return self.run.best[1] if self.run.best else float('nan')
-
-    @property
-    def headline_name(self) -> str:
-        """What the AP was measured of."""
-        if self.analysis is None and self.run.best:
-            return 'AP, as logged'
-        return 'AP'
+            values = self.analysis.figures.twelve
+            return [(name, values[i]) for i, (name, _) in enumerate(FIGURES[:3])]
+        return [('AP as logged', self.run.best[1] if self.run.best else float('nan'))]
 
     @property
     def key_facts(self) -> list[tuple[str, str]]:
         """What to know at once."""
-        facts = self.run.facts()
-        rows = [('state', facts['state'])]
-        if self.analysis is not None:
-            figures, truth = self.analysis.figures.twelve, self.analysis.truth
-            rows = [('AP50, AP75', f'{figures[1]:.3f}, {figures[2]:.3f}'), *rows]
-            rows.append(('checkpoint', self.checkpoint))
-            rows.append(
-                ('validated on', f'{len(truth.image_ids)} images, {truth.objects.sum()} objects')
-            )
+        facts, rows = self.run.facts(), []
         if self.run.best:
-            rows.append(('best epoch', f'{self.run.best[0]} (AP {self.run.best[1]:.3f} as logged)'))
-        return [*rows, ('time', facts['training time']), ('peak memory', facts['peak memory'])]
+            step, value = self.run.best
+            rows.append(('best evaluation', f'AP {value:.3f} after epoch {step}'))
+        if self.analysis is not None:
+            truth = self.analysis.truth
+            counted = f'{len(truth.image_ids)} images, {truth.objects.sum()} objects'
+            rows += [('shown checkpoint', self.checkpoint), ('validated on', counted)]
+        names = ('state', 'training time', 'peak memory', 'seed')
+        return [*rows, *((name, facts[name]) for name in names)]
 
     @property
     def config_text(self) -> str:
@@ -239,7 +231,8 @@ def _add_details(run: Shown, specs: dict[str, Any], curves: int) -> None:
     run.confusion_how = (
         'Rows are what there is, columns what was detected (IoU 0.5, score from '
         f'{found.working_score:.2f}); a perfect detector has only the diagonal. The last column '
-        'counts objects not found, the last row detections of nothing.'
+        'counts objects not found, the last row detections of nothing. Darker is a larger share '
+        'of the row.'
     )
     if number < len(classes):
         run.confusion_how += (

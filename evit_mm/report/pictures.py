@@ -12,7 +12,7 @@ import numpy as np
 
 from ..datasets.decoding import read_image
 from .analysis import Analysis
-from .boxes import Found, Matches, Truth
+from .boxes import Found, Truth
 from .errors import IGNORED, KINDS, MISSED, Errors
 
 SIDE = 320  # of a thumbnail, pixels
@@ -25,7 +25,16 @@ MAX_BOXES = 40  # drawn on one picture
 
 @dataclass
 class Box:
-    """A rectangle on a picture: its place in the image's pixels, what it is, and its colour."""
+    """A rectangle on a picture.
+
+    Attributes:
+        x: Left edge in the image's pixels, and so on.
+        label: Written beside it.
+        state: What it is, which chooses its colour.
+        title: What is read on pointing at it.
+        score: Of the detection, or of that which found the object; None where nothing did.
+        is_truth: It is an object.
+    """
 
     x: float
     y: float
@@ -35,6 +44,7 @@ class Box:
     state: str
     title: str
     score: float | None = None
+    is_truth: bool = False
 
     def tag_x(self, width: float) -> float:
         """Return where the label begins, kept within the image."""
@@ -131,11 +141,10 @@ def choose(cost: np.ndarray, mistakes: Mistakes, limit: int = MAX_IMAGES) -> lis
 def make_card(image: int, analysis: Analysis, mistakes: Mistakes) -> Card:
     """Gather what is drawn on one image."""
     truth, found, errors = analysis.truth, analysis.found, analysis.errors
-    matches = analysis.matches
     names = truth.classes
     things = np.flatnonzero(truth.image == image)
     # where there are too many, those that were not found are shown
-    things = things[np.argsort(matches.found_of[things] >= 0, kind='stable')][:MAX_BOXES]
+    things = things[np.argsort(analysis.matches.found_of[things] >= 0, kind='stable')][:MAX_BOXES]
     detections = np.flatnonzero(found.image == image)[:MAX_BOXES]
     own = mistakes.image == image
     kinds, numbers = np.unique(mistakes.kind[own], return_counts=True)
@@ -147,7 +156,7 @@ def make_card(image: int, analysis: Analysis, mistakes: Mistakes) -> Card:
         path=truth.folder / truth.file_names[image],
         cost=100 * float(analysis.image_cost[image]),
         size=(width, height),
-        truth=[_true_box(truth, errors, matches, names, thing) for thing in things],
+        truth=[_true_box(analysis, names, thing) for thing in things],
         found=[_found_box(truth, found, errors, names, detection) for detection in detections],
         mistakes=sorted({*pairs, *others}),
         counts={KINDS[k]: n for k, n in zip(kinds.tolist(), numbers.tolist(), strict=True)},
@@ -191,18 +200,20 @@ class Thumbnails:
         return len(self.addresses) - 1
 
 
-def _true_box(
-    truth: Truth, errors: Errors, matches: Matches, names: Sequence[str], thing: int
-) -> Box:
-    name = names[truth.label[thing]]
+def _true_box(analysis: Analysis, names: Sequence[str], thing: int) -> Box:
+    truth, detection = analysis.truth, int(analysis.matches.found_of[thing])
+    name, score = names[truth.label[thing]], None
     if truth.crowd[thing]:
         state, text = 'ignored', 'a crowd, not counted'
-    elif matches.found_of[thing] >= 0:
-        state, text = 'right', 'found'
+    elif detection >= 0:
+        score = float(analysis.found.score[detection])
+        state = 'right' if score >= analysis.working_score else 'missed'
+        text = f'found with a score of {score:.2f}'
     else:
         state = 'missed'
-        text = 'missed' if errors.missed[thing] else 'not found: badly placed or misnamed'
-    return Box(*truth.box[thing].tolist(), name, state, f'{name}: {text}')
+        text = 'missed' if analysis.errors.missed[thing] else 'found badly or misnamed'
+    box = truth.box[thing].tolist()
+    return Box(*box, name, state, f'{name}: {text}', score, is_truth=True)
 
 
 def _found_box(

@@ -23,7 +23,12 @@ for (const gallery of document.querySelectorAll('.gallery')) {
   const threshold = () => {
     gallery.querySelector('.score').textContent = Number(score.value).toFixed(2);
     for (const box of gallery.querySelectorAll('[data-score]')) {
-      box.style.display = Number(box.dataset.score) + 1e-9 < Number(score.value) ? 'none' : '';
+      box.style.display = Number(box.dataset.score) < Number(score.value) ? 'none' : '';
+    }
+    for (const box of gallery.querySelectorAll('[data-found]')) { // by a detection of that score
+      const found = Number(box.dataset.found) >= Number(score.value);
+      box.firstElementChild.classList.toggle('is-right', found);
+      box.firstElementChild.classList.toggle('is-missed', !found);
     }
   };
   label.addEventListener('change', filter);
