@@ -65,7 +65,8 @@ def analyse_detections(truth: Truth, found: Found) -> Analysis:
     pairs = overlapping(truth, found, BACKGROUND)
     matches = match(truth, found, pairs)
     errors = analyse(truth, found, pairs, matches)
-    score = working_score(found, matches, truth)
+    # in whole hundredths, as the page's slider has them
+    score = math.floor(100 * working_score(found, matches, truth)) / 100
     return Analysis(
         truth=truth,
         found=found,
