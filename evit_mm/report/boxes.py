@@ -234,7 +234,8 @@ def overlapping(truth: Truth, found: Found, threshold: float) -> Pairs:
         np.zeros(0),
     ]
     order = np.lexsort((columns[1], columns[0]))
-    return Pairs(*(column[order] for column in columns), covered)
+    detection, thing, iou = (column[order] for column in columns)
+    return Pairs(detection, thing, iou, covered)
 
 
 def match(truth: Truth, found: Found, pairs: Pairs, threshold: float = 0.5) -> Matches:

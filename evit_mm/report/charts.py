@@ -316,7 +316,7 @@ def _bars(
     runs = list(dict.fromkeys(row['run'] for row in rows))
     present = {row[group] for row in rows}
     order = [name for name in order if name in present]
-    thickness = 20 if len(runs) == 1 else 13
+    thickness, gap = (20 if len(runs) == 1 else 13, 8) if len(order) <= 20 else (11, 4)
     # room for the figure at a bar's end
     longest = 1.12 * max((row[value] for row in rows), default=0) or 1
     base = alt.Chart(alt.Data(values=list(rows))).encode(
@@ -339,7 +339,7 @@ def _bars(
     labels = base.mark_text(align='left', dx=4, fontSize=11, color=MUTED).encode(
         text=alt.Text(f'{value}:Q', format='.1f' if title else '.3f')
     )
-    height = (thickness * len(runs) + 8) * max(len(order), 1)
+    height = (thickness * len(runs) + gap) * max(len(order), 1)
     return _spec((bars + labels).properties(height=height))
 
 

@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import jinja2
@@ -109,7 +109,7 @@ class Shown:
         names = ('state', 'training time', 'peak memory', 'seed')
         return [*rows, *((name, facts[name]) for name in names)]
 
-    @property
+    @cached_property
     def config_text(self) -> str:
         """The config, cut where it is very long."""
         text = self.run.config.pretty_text
@@ -400,19 +400,8 @@ def _unreadable(thumbnails: Thumbnails) -> list[str]:
 
 def _fill(content: Mapping[str, Any], thumbnails: Thumbnails, notes: Sequence[str]) -> str:
     """Fill in the template; whatever comes from data is escaped."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader('evit_mm.report'),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(short=short, listed=listed, surer=surer)
-    source = environment.loader.get_source
-    return environment.get_template('report.html.j2').render(
+    return _template().render(
         {'comparison': None, **content},
-        style=Markup(source(environment, 'style.css')[0]),
-        script=Markup(source(environment, 'page.js')[0]),
         library=Markup(_library()),
         thumbnails=thumbnails.addresses,
         notes=notes,
@@ -421,6 +410,24 @@ def _fill(content: Mapping[str, Any], thumbnails: Thumbnails, notes: Sequence[st
         commit=commit(),
         made=datetime.now(timezone.utc).strftime('%Y-%m-%d %H:%M UTC'),
     )
+
+
+@cache
+def _template() -> jinja2.Template:
+    loader = jinja2.PackageLoader('evit_mm.report')
+    environment = jinja2.Environment(
+        loader=loader,
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(short=short, listed=listed, surer=surer)
+    own = {
+        name: Markup(loader.get_source(environment, file)[0])
+        for name, file in (('style', 'style.css'), ('script', 'page.js'))
+    }
+    return environment.get_template('report.html.j2', globals=own)
 
 
 def short(text: str, length: int = 80) -> str:

@@ -156,8 +156,10 @@ def make_card(image: int, analysis: Analysis, mistakes: Mistakes) -> Card:
         path=truth.folder / truth.file_names[image],
         cost=100 * float(analysis.image_cost[image]),
         size=(width, height),
-        truth=[_true_box(analysis, names, thing) for thing in things],
-        found=[_found_box(truth, found, errors, names, detection) for detection in detections],
+        truth=[_true_box(analysis, names, thing) for thing in things.tolist()],
+        found=[
+            _found_box(truth, found, errors, names, detection) for detection in detections.tolist()
+        ],
         mistakes=sorted({*pairs, *others}),
         counts={KINDS[k]: n for k, n in zip(kinds.tolist(), numbers.tolist(), strict=True)},
     )
@@ -212,8 +214,8 @@ def _true_box(analysis: Analysis, names: Sequence[str], thing: int) -> Box:
     else:
         state = 'missed'
         text = 'missed' if analysis.errors.missed[thing] else 'found badly or misnamed'
-    box = truth.box[thing].tolist()
-    return Box(*box, name, state, f'{name}: {text}', score, is_truth=True)
+    x, y, width, height = truth.box[thing].tolist()
+    return Box(x, y, width, height, name, state, f'{name}: {text}', score, is_truth=True)
 
 
 def _found_box(
@@ -230,4 +232,5 @@ def _found_box(
         if about >= 0 and truth.label[about] != found.label[detection]:
             text += f', it is {names[truth.label[about]]}'
     title = f'{name} {score:.2f}: {text}'
-    return Box(*found.box[detection].tolist(), f'{name} {score:.2f}', state, title, score)
+    x, y, width, height = found.box[detection].tolist()
+    return Box(x, y, width, height, f'{name} {score:.2f}', state, title, score)

@@ -59,8 +59,9 @@ class Run:
     def facts(self) -> dict[str, str]:
         """Return how the run was made, by what is asked; what is unknown says so."""
         config, summary = self.config, self.summary
-        finished, seconds = summary.get('finished'), summary.get('seconds')
-        command, memory = summary.get('command'), _mapping(summary.get('peak_memory_mib'))
+        seconds: Any = summary.get('seconds')
+        command: Any = summary.get('command')
+        memory = _mapping(summary.get('peak_memory_mib'))
         host, versions = _mapping(summary.get('host')), _mapping(summary.get('versions'))
         seed = summary.get('seed', self.logged.get('seed'))
         if seed is None:
@@ -68,7 +69,7 @@ class Run:
         versions = versions or _mapping(self.logged.get('versions'))
         return {
             'config': Path(config.filename).name if config.filename else NOT_RECORDED,
-            'state': {True: 'finished', False: 'not finished'}.get(finished, NOT_RECORDED),
+            'state': _state(summary.get('finished')),
             'command': ' '.join(map(str, command)) if _is_list(command) else NOT_RECORDED,
             'seed': NOT_RECORDED if seed is None else str(seed),
             'training time': _duration(seconds) if _is_number(seconds) else self._step_time(),
@@ -224,6 +225,12 @@ def _names(folders: Sequence[Path]) -> list[str]:
             for folder, name in zip(folders, names, strict=True)
         ]
     return names
+
+
+def _state(finished: Any) -> str:
+    if not isinstance(finished, bool):
+        return NOT_RECORDED
+    return 'finished' if finished else 'not finished'
 
 
 def _duration(seconds: float) -> str:
