@@ -43,7 +43,7 @@ setup(
         ],
         'cls': ['mmpretrain>=1.2.0', 'timm>=1.0.31'],
         'report': ['altair>=5.5', 'vl-convert-python>=1.7', 'jinja2'],
-        'demo': ['gradio>=5'],
+        'demo': ['gradio>=6'],
         'track': ['tensorboard'],
     },
 )
