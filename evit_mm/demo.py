@@ -195,14 +195,13 @@ def build_page(detectors: Mapping[str, Detector], score_thr: float = 0.3) -> Any
     return page
 
 
-def serve(page: Any, host: str = HOST, port: int | None = PORT, block: bool = True) -> str:
-    """Serve a page until Ctrl-C.
+def serve(page: Any, host: str = HOST, port: int | None = PORT) -> str:
+    """Serve a page from a thread, until ``page.close()`` or the end of the process.
 
     Args:
         page: What :func:`build_page` returned.
         host: Address to listen on; the default is heard on this machine alone.
         port: Port; None takes a free one.
-        block: Wait; else return at once and serve from a thread.
 
     Returns:
         The page's address.
@@ -217,8 +216,8 @@ def serve(page: Any, host: str = HOST, port: int | None = PORT, block: bool = Tr
             server_name=host,
             server_port=port,
             share=False,
-            prevent_thread_lock=not block,
-            quiet=not block,
+            prevent_thread_lock=True,
+            quiet=True,
             footer_links=[],
             css=STYLE,
             theme=gr.themes.Base(font=fonts, font_mono=mono),

@@ -69,7 +69,7 @@ def address(detectors, runs, outside):
         detect = detector.detect
         detector.detect = lambda items, detect=detect: runs.append(1) or detect(items)
     page = demo.build_page(detectors, score_thr=0.25)
-    yield demo.serve(page, port=None, block=False)
+    yield demo.serve(page, port=None)
     page.close()
 
 
@@ -161,7 +161,7 @@ def test_it_is_heard_on_this_machine_alone(address):
 def test_a_taken_port_is_named(detectors, address):
     port = int(address.rstrip('/').rsplit(':', 1)[1])
     with pytest.raises(ConfigError, match=f'cannot listen on 127.0.0.1 at port {port}; choose'):
-        demo.serve(demo.build_page(detectors), port=port, block=False)
+        demo.serve(demo.build_page(detectors), port=port)
 
 
 def test_gradio_missing_is_named(detectors, monkeypatch):

@@ -234,6 +234,17 @@ def test_the_threshold_decides_what_is_drawn_not_what_is_written(model, tmp_path
     assert np.array_equal(bare, noise(0)) and not np.array_equal(drawn, bare)
 
 
+def test_detectors_beside_each_other_keep_their_names_and_colours(model, tmp_path):
+    cfg, other = (inference.load_detector_config(model[0]) for _ in range(2))
+    other.test_dataloader.dataset.metainfo.palette = [(0, 0, 0)] * 5
+    first = inference.Detector(cfg, model[1], 'cpu')
+    (sample,) = first.detect([first.prepare(noise(0))])
+    before = first.draw(noise(0), sample, 0.0)
+    second = inference.Detector(other, model[1], 'cpu')
+    assert not np.array_equal(second.draw(noise(0), sample, 0.0), before)
+    assert np.array_equal(first.draw(noise(0), sample, 0.0), before)
+
+
 def test_a_batch_finds_what_each_image_finds_alone(model, tmp_path, monkeypatch):
     """Of two sizes, mixed, so that a batch by order would be padded."""
     (tmp_path / 'in').mkdir()

@@ -31,6 +31,8 @@ if __name__ == '__main__':
     args = parse_args()
     try:
         detectors = load_detectors(args.pairs, args.device, args.cfg_options)
-        serve(build_page(detectors, args.score_thr), args.host, args.port)
+        page = build_page(detectors, args.score_thr)
+        print(f'{serve(page, args.host, args.port)} (Ctrl-C ends it)', flush=True)
     except EvitError as error:
         sys.exit(f'error: {error}')
+    page.block_thread()

@@ -69,7 +69,7 @@ class Detector:
         half: bool = False,
         fuse: bool = False,
     ) -> None:
-        from mmdet.registry import VISUALIZERS
+        from mmdet.visualization import DetLocalVisualizer
 
         self.cfg = cfg
         set_device(device)
@@ -88,7 +88,8 @@ class Detector:
         if half:
             compute_in_half(self.model, kind, HALF_TYPES[kind])
         self._pipeline = _pipeline_of_arrays(self.cfg)
-        self._visualizer = VISUALIZERS.build({'type': 'DetLocalVisualizer', 'name': 'predict'})
+        # not from the registry, where detectors of other classes would share it by its name
+        self._visualizer = DetLocalVisualizer()
         self._visualizer.dataset_meta = self.model.dataset_meta
 
     def prepare(self, pixels: np.ndarray) -> dict[str, Any]:
