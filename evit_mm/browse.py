@@ -87,27 +87,36 @@ def browse(
     names = list(dataset.metainfo['classes'])
     indices = choose(dataset, names, number, classes, seed)
     painter, guarded = _Painter(dataset.metainfo), GuardedDataset(dataset, 'raise')
-    rows, written = [], []
+    rows: list[list[Image.Image]] = []
+    written: list[Path] = []
     with _prepared_folder(out_dir) as folder:
         _warm_up(guarded, seed)
         for index in track(indices, description='drawing'):
-            original = _original(dataset, index)
-            name = Path(_info(dataset, index)['img_path']).name
-            row = [painter.tile(original, name)]
-            for draw in range(draws):
-                key = Seeded(index, derive_seed(seed, SAMPLE, draw, index))
-                with _recording(dataset) as steps:
-                    packed = guarded[key]
-                row.append(painter.tile(from_packed(packed), f'draw {draw + 1}'))
-                if stages and draw == 0:
-                    tiles = [painter.tile(sample, step) for step, sample in steps]
-                    path = folder / f'stages_{len(rows) + 1:02}.jpg'
-                    written.append(_save(_in_rows(tiles), path))
+            row, steps = _row(painter, guarded, index, draws, seed)
             rows.append(row)
+            if stages:
+                tiles = [painter.tile(sample, step) for step, sample in steps]
+                written.append(_save(_in_rows(tiles), folder / f'stages_{len(rows):02}.jpg'))
         for first in range(0, len(rows), ROWS):
             path = folder / f'sheet_{first // ROWS + 1:02}.jpg'
             written.append(_save(join(rows[first : first + ROWS]), path))
     return sorted(written)
+
+
+def _row(
+    painter: _Painter, guarded: GuardedDataset, index: int, draws: int, seed: int
+) -> tuple[list[Image.Image], list[tuple[str, Sample]]]:
+    """Return the tiles of an image and its draws, and the steps of the first draw."""
+    dataset = guarded.dataset
+    row = [painter.tile(_original(dataset, index), Path(_info(dataset, index)['img_path']).name)]
+    first: list[tuple[str, Sample]] = []
+    for draw in range(draws):
+        key = Seeded(index, derive_seed(seed, SAMPLE, draw, index))
+        with _recording(dataset) as steps:
+            packed = guarded[key]
+        first = first or steps
+        row.append(painter.tile(from_packed(packed), f'draw {draw + 1}'))
+    return row, first
 
 
 def choose(
@@ -128,13 +137,13 @@ def choose(
     unknown = sorted(set(classes or ()) - set(names))
     if unknown:
         raise ConfigError(f'--classes: no {unknown[0]!r} among {", ".join(names)}')
-    order = np.random.default_rng(seed).permutation(len(dataset))
+    order = np.random.default_rng(seed).permutation(len(dataset)).tolist()
     if classes is not None:
         wanted = {names.index(name) for name in classes}
-        order = [index for index in order if wanted & _labels(_info(dataset, int(index)))]
-    if not len(order):
+        order = [index for index in order if wanted & _labels(_info(dataset, index))]
+    if not order:
         raise ConfigError(f'no image with {" or ".join(classes or ["anything"])} in this split')
-    return sorted(int(index) for index in order[:number])
+    return sorted(order[:number])
 
 
 def from_packed(packed: Mapping[str, Any]) -> Sample:

@@ -109,7 +109,8 @@ class _Catch:
 
     def __call__(self, mixer: WindowAttention, inputs: tuple[Tensor]) -> None:
         (x,) = inputs
-        size, side = tuple(x.shape[2:]), mixer.attn.window_size
+        (height, width), side = x.shape[2:], mixer.attn.window_size
+        size = height, width
         weights, outputs = attention_of_heads(mixer.attn, window_partition(x, side))
         whole = torch.cat([window_unpartition(output, *size) for output in outputs])
         self.found.append(BlockAttention(*self.place, size, side, weights, whole))

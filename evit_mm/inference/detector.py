@@ -178,9 +178,11 @@ def compute_in_half(model: nn.Module, kind: str, dtype: torch.dtype) -> None:
             part.forward = partial(_under_autocast, part.forward, kind, dtype)
 
 
-def _under_autocast(forward: Callable, kind: str, dtype: torch.dtype, *args: Any) -> Any:
+def _under_autocast(
+    forward: Callable, kind: str, dtype: torch.dtype, *args: Any, **kwargs: Any
+) -> Any:
     with torch.autocast(kind, dtype):
-        return _to_float(forward(*args))
+        return _to_float(forward(*args, **kwargs))
 
 
 def _to_float(maps: Any) -> Any:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..errors import ConfigError, DataError
@@ -146,13 +147,13 @@ def _predict(
     try:
         with _stop_at_interrupt() as stopped, _bar(frames.total) as advance:
             read = _Counted(frames, stopped)
-            prepared = _prepare(read, detector, speed, faults, advance)
-            for batch in in_batches(prepared, batch_size, lambda pair: pair[1]['inputs'].shape):
+            usable = _prepare(read, detector, speed, faults, advance)
+            for batch in in_batches(usable, batch_size, _shape):
                 with speed.of('detect'):
-                    samples = detector.detect([data for _, data in batch])
-                for (frame, _), sample in zip(batch, samples, strict=True):
+                    samples = detector.detect([ready.prepared for ready in batch])
+                for (frame, pixels, _), sample in zip(batch, samples, strict=True):
                     with speed.of('draw'):
-                        target.write(frame, detector.draw(frame.pixels, sample, score_thr))
+                        target.write(frame, detector.draw(pixels, sample, score_thr))
                     found[frame.index] = name_of(frame, sample.pred_instances)
                     advance()
             faults += filter(None, [frames.missed(read.count, stopped.is_set())])
@@ -166,6 +167,18 @@ def _predict(
         raise DataError('no image could be used:\n  ' + '\n  '.join(faults))
     speed.frames, speed.wall = len(found), time.perf_counter() - start
     return Prediction(detections, faults, speed)
+
+
+class _Ready(NamedTuple):
+    """A frame, its pixels, and what the network takes of it."""
+
+    frame: Frame
+    pixels: np.ndarray
+    prepared: dict[str, Any]
+
+
+def _shape(ready: _Ready) -> tuple[int, ...]:
+    return tuple(ready.prepared['inputs'].shape)
 
 
 class _Counted:
@@ -187,8 +200,8 @@ class _Counted:
 
 def _prepare(
     frames: Iterator[Frame], detector: Detector, speed: Speed, faults: list[str], advance: Any
-) -> Iterator[tuple[Frame, dict[str, Any]]]:
-    """Yield each frame that can be used with what the network takes of it; name the others."""
+) -> Iterator[_Ready]:
+    """Yield each frame that can be used; name the others."""
     while True:
         with speed.of('decode'):
             frame = next(frames, None)
@@ -203,7 +216,7 @@ def _prepare(
             faults.append(f"'{frame.path}' was left out: {error}")
             advance()
             continue
-        yield frame, prepared
+        yield _Ready(frame, frame.pixels, prepared)
 
 
 class _Names:

@@ -187,7 +187,7 @@ class VideoFile:
         self.path, self.fps, self.live, self.written = path, fps, live, 0
         self._partial = path.with_name(f'{path.stem}.partial.mp4')
         with _quiet():
-            codec = cv2.VideoWriter_fourcc(*'mp4v')
+            codec = cv2.VideoWriter.fourcc(*'mp4v')
             self._writer = cv2.VideoWriter(str(self._partial), codec, fps, size)
         if path.is_dir() or not self._writer.isOpened():
             self._writer.release()
