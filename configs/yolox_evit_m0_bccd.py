@@ -1,0 +1,14 @@
+"""EfficientViT-M0 YOLOX on blood cells (BCCD, 3 classes) at 320x240, from scratch.
+
+Expects ``data/bccd/`` with ``images/`` and ``annotations/instances_{train,val}.json``.
+Measured here: see docs/recipes.md.
+"""
+
+_base_ = [
+    './_base_/models/yolox_evit.py',
+    './_base_/datasets/bccd_detection.py',
+    './_base_/schedules/schedule_scratch.py',
+    './_base_/default_runtime.py',
+]
+
+model = dict(bbox_head=dict(num_classes=3))
