@@ -12,3 +12,5 @@ _base_ = [
 ]
 
 model = dict(bbox_head=dict(num_classes=3))
+# its levels share their convolutions, each of which is to be optimised once
+optim_wrapper = dict(paramwise_cfg=dict(bypass_duplicate=True))
