@@ -12,5 +12,10 @@ _base_ = [
 ]
 
 model = dict(bbox_head=dict(num_classes=3))
+
+max_epochs = 20
+train_cfg = dict(max_epochs=max_epochs)
+param_scheduler = _base_.param_scheduler
+param_scheduler[1].update(T_max=max_epochs)
 # its levels share their convolutions, each of which is to be optimised once
 optim_wrapper = dict(paramwise_cfg=dict(bypass_duplicate=True))

@@ -18,8 +18,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--data', help='data set in COCO format: annotations/instances_{train,val}')
     names = f'of {", ".join(available_models())}'
     parser.add_argument('--models', nargs='+', default=DEFAULT_MODELS, metavar='NAME', help=names)
-    recipes = f'train each with these: {", ".join(RECIPES)}'
-    parser.add_argument('--recipes', nargs='+', default=(), metavar='NAME', help=recipes)
+    names = f'train each with these, of {", ".join(RECIPES)}'
+    parser.add_argument('--recipes', nargs='+', default=(), metavar='NAME', help=names)
     parser.add_argument('--epochs', type=int, default=12)
     parser.add_argument('--seeds', type=int, default=1, help='runs per backbone')
     parser.add_argument('--scale', default='320x240', metavar='WxH', help='images fit into this')
@@ -44,10 +44,9 @@ def main(args: argparse.Namespace) -> None:
     if args.collect:
         rows = collect(args.collect, args.out, args.published)
     else:
-        options = args.cfg_options or {}
-        budget = Budget(args.data, args.epochs, args.scale, args.head, args.pretrained, options)
-        common = (args.seeds, args.out, args.device, args.published, args.recipes)
-        rows = compare(budget, args.models, *common)
+        shared = (args.epochs, args.scale, args.head, args.pretrained, args.cfg_options or {})
+        options = (args.seeds, args.out, args.device, args.published, args.recipes)
+        rows = compare(Budget(args.data, *shared), args.models, *options)
     print(Path(args.out, 'table.md').read_text(encoding='utf-8'))
     print(f'written: {", ".join(map(str, sorted(Path(args.out).glob("table.*"))))}')
     if any(row.failures for row in rows):
