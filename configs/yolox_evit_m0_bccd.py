@@ -14,6 +14,6 @@ _base_ = [
 model = dict(bbox_head=dict(num_classes=3))
 
 max_epochs = 20
-train_cfg = dict(max_epochs=max_epochs)
+train_cfg = dict(max_epochs=max_epochs, val_interval=10)
 param_scheduler = _base_.param_scheduler
 param_scheduler[1].update(T_max=max_epochs)

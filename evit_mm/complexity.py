@@ -179,7 +179,7 @@ def _detector_macs_of(name: str, model: nn.Module, size: tuple[int, int]) -> dic
         if 'Sizes of tensors must match' not in str(error):
             raise
         raise ConfigError(
-            f"{name}: its neck joins maps of neighbouring strides, which for {size[0]} x {size[1]} "
+            f'{name}: its neck joins maps of neighbouring strides, which for {size[0]} x {size[1]} '
             'pixels are of unequal size; choose a --size of multiples of 32'
         ) from None
 

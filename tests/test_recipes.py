@@ -304,9 +304,10 @@ def test_an_ablation_runs_every_switch_at_once_and_goes_on(shapes, tmp_path, mon
     rows = compare(
         budget(shapes), ['evit_m0'], 1, tmp_path, device='cpu', recipes=[*recipes, 'drop_path']
     )
-    assert asked == ['evit_m0+drop_path'] and 'drop path, seed 0: x' in (
-        tmp_path / 'table.md'
-    ).read_text()
+    assert (
+        asked == ['evit_m0+drop_path']
+        and 'drop path, seed 0: x' in (tmp_path / 'table.md').read_text()
+    )
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from evit_mm.errors import EvitError
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description='Count parameters and FLOPs (multiply-adds)')
-    parser.add_argument('configs', nargs='*', metavar='CONFIG', help='default: RetinaNets, Mask R-CNN')
+    parser.add_argument('configs', nargs='*', metavar='CONFIG', help='default: R-CNN, RetinaNet')
     parser.add_argument('--size', type=int, nargs=2, default=[1333, 800], metavar=('W', 'H'))
     parser.add_argument('--format', choices=['markdown', 'csv', 'json'], default='markdown')
     parser.add_argument('-o', '--out', type=Path, help='file to write instead of printing')

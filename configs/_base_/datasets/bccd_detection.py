@@ -7,41 +7,20 @@ _base_ = './coco_detection.py'
 
 data_root = 'data/bccd/'
 metainfo = dict(classes=('RBC', 'WBC', 'Platelets'))
-train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations', with_bbox=True),
-    dict(type='Resize', scale=(320, 240), keep_ratio=True),
-    dict(type='RandomFlip', prob=0.5),
-    dict(type='PackDetInputs'),
-]
-test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=(320, 240), keep_ratio=True),
-    dict(type='LoadAnnotations', with_bbox=True),
-    dict(
-        type='PackDetInputs',
-        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
-    ),
-]
+images = dict(data_root=data_root, data_prefix=dict(img='images/'), metainfo=metainfo)
+# as in coco_detection_640.py: the one step that differs is changed in the base's
+scale = (320, 240)
+train_pipeline = _base_.train_pipeline
+train_pipeline[2]['scale'] = scale
+test_pipeline = _base_.test_pipeline
+test_pipeline[1]['scale'] = scale
 train_dataloader = dict(
     batch_size=8,
-    dataset=dict(
-        data_root=data_root,
-        ann_file='annotations/instances_train.json',
-        data_prefix=dict(img='images/'),
-        metainfo=metainfo,
-        pipeline=train_pipeline,
-    ),
+    dataset=dict(ann_file='annotations/instances_train.json', pipeline=train_pipeline, **images),
 )
 val_dataloader = dict(
     batch_size=8,
-    dataset=dict(
-        data_root=data_root,
-        ann_file='annotations/instances_val.json',
-        data_prefix=dict(img='images/'),
-        metainfo=metainfo,
-        pipeline=test_pipeline,
-    ),
+    dataset=dict(ann_file='annotations/instances_val.json', pipeline=test_pipeline, **images),
 )
 test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=data_root + 'annotations/instances_val.json', classwise=True)

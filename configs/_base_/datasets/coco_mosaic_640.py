@@ -30,7 +30,9 @@ test_pipeline = [
     *_base_.test_pipeline[2:],
 ]
 images = _base_.train_dataloader.dataset
-images.update(pipeline=_base_.train_pipeline[:2], filter_cfg=dict(filter_empty_gt=False, min_size=32))
+images.update(
+    pipeline=_base_.train_pipeline[:2], filter_cfg=dict(filter_empty_gt=False, min_size=32)
+)
 train_dataloader = dict(
     batch_size=32,
     num_workers=8,
