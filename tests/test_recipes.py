@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 
@@ -28,6 +29,7 @@ from evit_mm.compare.recipes import (
     with_recipes,
 )
 from evit_mm.compare.table import Row, markdown
+from evit_mm.complexity import measure
 from evit_mm.datasets import make_shapes
 from evit_mm.errors import ConfigError
 
@@ -325,45 +327,64 @@ def test_ema_keeps_the_average_and_trains_the_plain_weights(shapes, tmp_path):
     assert len(changed) > 20
 
 
-# --- RTMDet and YOLOX
+# --- the COCO configs, but for data and size: interrupted, they go on as if they had not been
 
 
-MOSAICS = """
+SMALL = """
 _base_ = {base!r}
 custom_imports = dict(imports=['evit_mm', 'evit_mm.metrics', 'tests.recording'])
-classes = ('circle', 'square', 'triangle', 'star', 'cross')
+data_root = {data!r}
+metainfo = dict(classes=('circle', 'square', 'triangle', 'star', 'cross'))
 model = dict(backbone=dict(init_cfg=None), bbox_head=dict(num_classes=5))
-train_dataloader = dict(batch_size=4, num_workers=0, persistent_workers=False)
-train_dataloader['dataset'] = _base_.train_dataloader.dataset
-train_dataloader['dataset']['dataset'].update(
-    data_root={data!r}, ann_file='annotations/instances_train.json',
-    data_prefix=dict(img='train/'), metainfo=dict(classes=classes), indices=8)
+loader = dict(batch_size=4, num_workers={workers}, persistent_workers={workers} > 0)
+images = dict(
+    data_root=data_root, metainfo=metainfo, ann_file='annotations/instances_train.json',
+    data_prefix=dict(img='train/'), indices=8)
+val_dataloader = dict(**loader, dataset=dict(
+    data_root=data_root, metainfo=metainfo, ann_file='annotations/instances_val.json',
+    data_prefix=dict(img='val/'), indices=4))
+test_dataloader = val_dataloader
+val_evaluator = dict(ann_file=data_root + '/annotations/instances_val.json')
+test_evaluator = val_evaluator
+train_cfg = dict(max_epochs=3, val_interval=3)
+param_scheduler = [dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=4)]
+custom_hooks = [*_base_.custom_hooks, dict(type='RecordLossHook', path={record!r})]
+"""
+MOSAICS = """
+train_dataloader = dict(**loader, dataset=_base_.train_dataloader.dataset)
+train_dataloader['dataset']['dataset'].update(images)
 train_dataloader['dataset']['pipeline'][0]['img_scale'] = (64, 64)
 train_dataloader['dataset']['pipeline'][1]['border'] = (-32, -32)
 train_dataloader['dataset']['pipeline'][4]['scale'] = (64, 64)
-val_dataloader = dict(batch_size=4, num_workers=0, persistent_workers=False, dataset=dict(
-    data_root={data!r}, ann_file='annotations/instances_val.json',
-    data_prefix=dict(img='val/'), metainfo=dict(classes=classes), indices=4))
-test_dataloader = val_dataloader
-val_evaluator = dict(ann_file={data!r} + '/annotations/instances_val.json')
-test_evaluator = val_evaluator
-train_cfg = dict(max_epochs=3, val_interval=3, dynamic_intervals=None)
-param_scheduler = [dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=4)]
-custom_hooks = [*_base_.custom_hooks, dict(type='RecordLossHook', path={record!r})]
-custom_hooks[2]['num_last_epochs'] = 1
+train_cfg.update(dynamic_intervals=None)
+custom_hooks[2]['num_last_epochs'] = 1  # by mmdet's counting, the last two of three
+"""
+MULTI_SCALE = """
+model['backbone']['arch'] = 'm0'
+model['neck'] = dict(in_channels=[32, 64, 128, 192], out_channels=16)
+model['bbox_head'].update(in_channels=16, feat_channels=16)
+train_pipeline = _base_.train_pipeline
+train_pipeline[2]['scale'] = [(64, 38), (64, 64)]
+train_dataloader = dict(**loader, dataset=dict(pipeline=train_pipeline, **images))
+custom_hooks[2]['momentum'] = 0.1
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', ['rtmdet_evit_m0_coco', 'yolox_evit_m0_coco'])
-def test_mosaics_their_end_and_ema_go_on_exactly_after_an_interruption(shapes, tmp_path, name):
-    """The COCO configs but for data and size; the last two epochs see whole images."""
-
+@pytest.mark.parametrize(
+    ('name', 'extra', 'workers'),
+    [
+        ('rtmdet_evit_m0_coco', MOSAICS, 0),
+        ('yolox_evit_m0_coco', MOSAICS, 1),
+        ('retinanet_evit_m4_plus_coco', MULTI_SCALE, 0),
+    ],
+)
+def test_an_interruption_changes_nothing(shapes, tmp_path, name, extra, workers):
     def write(folder):
         folder.mkdir()
-        config = folder / 'config.py'
+        config, text = folder / 'config.py', SMALL + extra
         base, record = str(ROOT / 'configs' / f'{name}.py'), str(folder / 'losses.jsonl')
-        config.write_text(MOSAICS.format(base=base, data=str(shapes), record=record))
+        config.write_text(text.format(base=base, data=str(shapes), record=record, workers=workers))
         return config
 
     whole, later = tmp_path / 'whole', tmp_path / 'later'
@@ -371,7 +392,68 @@ def test_mosaics_their_end_and_ema_go_on_exactly_after_an_interruption(shapes, t
     losses = read_losses(whole / 'losses.jsonl')
     assert len(losses) == 6 and all(math.isfinite(loss) for loss in losses.values())
     log = next(whole.glob('*/*.log')).read_text()
-    assert 'No mosaic and mixup aug now!' in log and 'coco/bbox_mAP' in log
+    assert 'coco/bbox_mAP' in log or 'The testing results of the whole dataset is empty' in log
+    assert ('No mosaic and mixup aug now!' in log) == (extra is MOSAICS)
     engine.train(write(later), str(later), resume=str(whole / 'epoch_2.pth'), device='cpu')
     found = read_losses(later / 'losses.jsonl')
     assert found == {iteration: losses[iteration] for iteration in (4, 5)}
+    averages = [
+        read_checkpoint(folder / 'epoch_3.pth')['state_dict']['backbone.patch_embed.0.c.weight']
+        for folder in (whole, later)
+    ]
+    assert torch.equal(*averages)
+
+
+# --- the page
+
+
+PAGE = ROOT / 'docs' / 'recipes.md'
+
+
+def totals(config, size):
+    """Return a detector's parameters in M and multiply-adds in G."""
+    params, macs = (sum(kind) for kind in zip(*measure(config, size).parts.values(), strict=True))
+    return params / 1e6, macs / 1e9
+
+
+@pytest.mark.parametrize('data', ['shapes', 'bccd'])
+def test_the_page_has_the_table_that_the_command_wrote(data):
+    table = (ROOT / 'docs' / 'recipes' / f'{data}.md').read_text()
+    content = json.loads((ROOT / 'docs' / 'recipes' / f'{data}.json').read_text())
+    assert table.split('\n\n')[0] in PAGE.read_text()
+    about = content['about']
+    assert (about['data'], about['epochs'], about['seeds']) == (data, 6, 3)
+    scale = 'x'.join(map(str, about['scale']))
+    assert f'--data data/{data} ' in PAGE.read_text() and f'--scale {scale} ' in PAGE.read_text()
+    assert {row['name'] for row in content['rows']} >= {
+        f'evit_m0+{name}' for name in RECIPES if name not in ('schedule_3x', 'plus')
+    }
+    for row in content['rows']:
+        assert len(row['runs']) == 3 and not row['failures'], row['name']
+
+
+@pytest.mark.parametrize('name', ['rtmdet', 'yolox'])
+def test_the_page_has_the_figures_of_the_logs(name):
+    log = (ROOT / 'docs' / 'logs' / f'bccd_{name}.log').read_text()
+    config = f'configs/{name}_evit_m0_bccd.py'
+    assert log.startswith(f'$ python tools/train.py {config} --seed 0\n')
+    epochs = Config.fromfile(ROOT / config).train_cfg.max_epochs
+    assert f'Epoch(val) [{epochs}]' in log.splitlines()[-1]
+    figures = re.findall(r'bbox_mAP_copypaste: (.+)', log)[-1].split()
+    assert f'| `{config}` | {" | ".join(figures)} |' in PAGE.read_text()
+    assert float(figures[0]) > 0.1
+
+
+def test_the_page_has_every_switch_and_what_is_counted():
+    page = PAGE.read_text()
+    assert re.findall(r'^\| `(\w+)` \|', page, re.MULTILINE) == list(SWITCHES)
+    rows = re.findall(
+        r'^\| `(configs/\S+_coco.py)` \| ([\d.]+) \| ([\d.]+) \|$', page, re.MULTILINE
+    )
+    assert len(rows) == 4
+    for config, *stated in rows:
+        assert stated == [f'{figure:.2f}' for figure in totals(ROOT / config, (640, 640))]
+    less = [
+        a - b for a, b in zip(totals(PAPER, (1333, 800)), totals(PLUS, (1333, 800)), strict=True)
+    ]
+    assert f'{less[1]:.1f} G multiply-adds and {less[0]:.2f} M parameters less' in page
