@@ -310,6 +310,9 @@ def build_runner(cfg: Config, launcher: str = 'none') -> Runner:
     _check_folder('--work-dir', cfg.work_dir)
     if launcher != 'none' and mmengine.device.utils.get_device() == 'cpu':
         _join_without_gpu(launcher)
+        if cfg.pop('sync_bn', None):  # torch has it for GPUs alone
+            text = 'sync_bn needs GPUs; here each process keeps BatchNorm statistics of its own'
+            print_log(text, logger='current', level=logging.WARNING)
         cfg.setdefault(
             'model_wrapper_cfg',
             {
