@@ -1,23 +1,19 @@
-"""From a config to a run: what the tools for training, testing and prediction call."""
+"""From a config to a run: what the tools for training and testing call."""
 
 from __future__ import annotations
 
 import difflib
 import inspect
-import json
 import logging
 import os
 import re
 import subprocess
 import traceback
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import cv2
-import mmcv
 import mmengine.device.utils
 import torch
 from mmengine.config import Config, ConfigDict
@@ -25,7 +21,6 @@ from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
-from rich.progress import track
 
 from . import models
 from .carried import find_config
@@ -38,10 +33,9 @@ from .checkpoint import (
     read_checkpoint,
 )
 from .config_check import check_values
-from .datasets.check import check_config_data, dataset_paths
+from .datasets.check import check_config_data
 from .datasets.check_images import check_image_data
-from .datasets.decoding import read_image
-from .errors import CheckpointError, ConfigError, DataError, EvitError
+from .errors import CheckpointError, ConfigError, EvitError
 from .export.files import EXPORTED_SUFFIXES, describe
 from .hooks import DropCheckpointConfigHook, FuseHook
 from .tracking import TrackingHook, add_trackers, drop_trackers
@@ -51,10 +45,6 @@ from .training.console import quieten
 from .training.resuming import ResumedOptimizerHook
 from .training.setup import be_deterministic, log_provenance, use_safe_parts
 from .training.summary import summarised
-
-IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
-# COCO numbers its 80 categories 1 to 90 with these ten left out
-COCO_ID_GAPS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
 
 # files of mmengine's in which modules and optimizers are built from a config
 BUILDERS = ('build_functions.py', 'default_constructor.py')
@@ -78,7 +68,7 @@ class CheckedRunner(Runner):
         return logger
 
     def load_checkpoint(self, filename: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Load :attr:`content` where it is set, else as mmengine does.
+        """Load ``content`` where it is set, else as mmengine does.
 
         mmengine calls this when hooks such as EMA's are ready for it, and after initialisation.
         """
@@ -209,7 +199,7 @@ def test(
     if out and not out.endswith(('.pkl', '.pickle', '.json')):
         raise ConfigError(f"--out '{out}' must end in .pkl or .json")
     if out and out.endswith('.json'):
-        if _is_classifier(cfg):
+        if is_classifier(cfg):
             raise ConfigError(f"--out '{out}': a classifier's predictions go to FILE.pkl")
         if not isinstance(cfg.test_evaluator, Mapping):
             raise ConfigError(f"{config}: --out '{out}' needs one test_evaluator, not a list")
@@ -218,7 +208,7 @@ def test(
         _check_folder(flag, folder or '.')
     if show_dir:
         folder = os.path.abspath(show_dir)
-        if _is_classifier(cfg):
+        if is_classifier(cfg):
             hook = {'enable': True, 'interval': 1, 'out_dir': folder}
         else:
             hook = {'draw': True, 'test_out_dir': folder}
@@ -249,7 +239,7 @@ def test(
         runner.content = _read_fitting(checkpoint, unwrap(runner.model), metainfo)
         runner._load_from, runner._resume = str(checkpoint), False
     if out and not out.endswith('.json'):
-        if _is_classifier(cfg):
+        if is_classifier(cfg):
             from mmengine.evaluator import DumpResults
         else:
             from mmdet.evaluation import DumpDetResults as DumpResults
@@ -263,99 +253,6 @@ def test(
             with suppress(FileNotFoundError):
                 Path(f'{out}.partial.{kind}.json').replace(target)
     return metrics
-
-
-def predict(
-    config: str | Path,
-    checkpoint: str | Path,
-    source: str | Path,
-    out_dir: str | Path,
-    score_thr: float = 0.3,
-    cfg_options: Mapping[str, Any] | None = None,
-    device: str | None = None,
-) -> tuple[list[dict[str, Any]], list[str]]:
-    """Detect objects in an image or in all images under a folder.
-
-    Writes each picture with its detections to ``out_dir`` under its own relative name, and all
-    detections to ``out_dir/results.json`` in COCO's result format, with ``file_name`` and
-    ``category_name`` added, masks as RLE under ``segmentation``. Ids are those of the config's
-    annotation file where it can be read and names this very image; otherwise ``image_id`` is the
-    file's stem (a number if it is one; the relative name where stems repeat) and ``category_id``
-    counts from 1, or is COCO's own for its 80 classes.
-
-    Args:
-        config: Config file.
-        checkpoint: What :func:`train` saved.
-        source: Image or folder.
-        out_dir: Folder to write to.
-        score_thr: Score from which a detection is drawn; the JSON has all.
-        cfg_options: As in :func:`train`.
-        device: As in :func:`train`.
-
-    Returns:
-        The detections, and one sentence per image that could not be used.
-
-    Raises:
-        EvitError: The config or the checkpoint cannot be used, or there is no image.
-    """
-    from mmdet.apis import inference_detector
-    from mmdet.registry import VISUALIZERS
-    from mmdet.utils import get_test_pipeline_cfg
-
-    cfg = load_config(config, cfg_options)
-    if _is_classifier(cfg):
-        raise ConfigError(f'{config} is a classifier, which detects nothing; see tools/test.py')
-    root = Path(source) if Path(source).is_dir() else Path(source).parent
-    out_dir = Path(out_dir)
-    if out_dir.resolve() == root.resolve():
-        raise ConfigError(f"--out '{out_dir}' is where the images are; choose another folder")
-    images = [p for p in list_images(source) if out_dir.resolve() not in p.resolve().parents]
-    try:
-        out_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--out '{out_dir}' cannot be written: {error}") from None
-    set_device(device)
-    model = load_detector(cfg, checkpoint)
-    pipeline = get_test_pipeline_cfg(cfg)
-    pipeline = [step for step in pipeline if step['type'] != 'LoadAnnotations']
-    pipeline[0] = {'type': 'mmdet.LoadImageFromNDArray'}
-    pipeline = _compose(pipeline)
-    visualizer = VISUALIZERS.build({'type': 'DetLocalVisualizer', 'name': 'predict'})
-    visualizer.dataset_meta = model.dataset_meta
-    image_ids, category_ids = _coco_ids(cfg, model.dataset_meta['classes'])
-    stems = Counter(path.stem for path in images)
-
-    results, faults = [], []
-    for path in track(images, description='detecting'):
-        name = str(path.relative_to(root))
-        pixels = read_image(path)
-        if pixels is None:
-            faults.append(f"'{path}' was left out: it cannot be decoded")
-            continue
-        try:
-            sample = inference_detector(model, pixels, test_pipeline=pipeline)
-        except cv2.error:
-            height, width = pixels.shape[:2]
-            faults.append(f"'{path}' was left out: {width}x{height} pixels are too thin to resize")
-            continue
-        target = out_dir / name
-        if target.suffix.lower() not in ('.jpg', '.jpeg', '.png'):
-            target = target.with_name(f'{target.name}.png')
-        visualizer.add_datasample(
-            name,
-            mmcv.bgr2rgb(pixels),
-            data_sample=sample,
-            draw_gt=False,
-            pred_score_thr=score_thr,
-            out_file=str(target),
-        )
-        stem = path.stem if stems[path.stem] == 1 else name
-        image_id = image_ids.get(path.resolve(), int(stem) if stem.isdecimal() else stem)
-        results += _to_coco(
-            sample.pred_instances.cpu(), image_id, name, model.dataset_meta['classes'], category_ids
-        )
-    (out_dir / 'results.json').write_text(json.dumps(results))
-    return results, faults
 
 
 def load_config(
@@ -413,6 +310,9 @@ def build_runner(cfg: Config, launcher: str = 'none') -> Runner:
     _check_folder('--work-dir', cfg.work_dir)
     if launcher != 'none' and mmengine.device.utils.get_device() == 'cpu':
         _join_without_gpu(launcher)
+        if cfg.pop('sync_bn', None):  # torch has it for GPUs alone
+            text = 'sync_bn needs GPUs; here each process keeps BatchNorm statistics of its own'
+            print_log(text, logger='current', level=logging.WARNING)
         cfg.setdefault(
             'model_wrapper_cfg',
             {
@@ -483,23 +383,6 @@ def set_device(device: str | None) -> None:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"--device '{device}' cannot be used here: {reason}") from None
     mmengine.device.utils.DEVICE = chosen.type
-
-
-def list_images(source: str | Path) -> list[Path]:
-    """Return the image itself, or all images under a folder, sorted.
-
-    Raises:
-        DataError: There is none.
-    """
-    source = Path(source)
-    if source.is_file():
-        return [source]
-    if not source.is_dir():
-        raise DataError(f"'{source}' does not exist")
-    images = sorted(p for p in source.rglob('*') if p.suffix.lower() in IMAGE_SUFFIXES)
-    if not images:
-        raise DataError(f"no image under '{source}' (looked for {', '.join(IMAGE_SUFFIXES)})")
-    return images
 
 
 def _prepare_resume(cfg: Config, resume: str | None) -> dict[str, torch.Tensor] | None:
@@ -612,7 +495,7 @@ def _check_preparation(
 def _put_exported(cfg: Config, file: str | Path) -> dict[str, Any]:
     """Put an exported file in the model's place; return what the config says of its use."""
     preprocessor = cfg.model.get('data_preprocessor')
-    if _is_classifier(cfg) or preprocessor is None:
+    if is_classifier(cfg) or preprocessor is None:
         raise ConfigError(f"'{file}': only a detector's exported file can be evaluated")
     described = describe(cfg, ())
     cfg.model = ConfigDict(type='ExportedDetector', file=str(file), data_preprocessor=preprocessor)
@@ -626,7 +509,8 @@ def _drop_pretrained(cfg: Config) -> None:
             part.pop('init_cfg', None)
 
 
-def _is_classifier(cfg: Config) -> bool:
+def is_classifier(cfg: Config) -> bool:
+    """Whether a config is mmpretrain's, and so classifies whole images."""
     return cfg.get('default_scope') == 'mmpretrain'
 
 
@@ -659,53 +543,3 @@ def config_faults(cfg: Config) -> Iterator[None]:
             # raised while mmengine built something from the config
             raise ConfigError(f'{cfg.filename}: {type(error).__name__}: {text}') from error
         raise
-
-
-def _compose(pipeline: Sequence[Mapping[str, Any]]) -> Any:
-    from mmcv.transforms import Compose
-
-    return Compose([dict(step) for step in pipeline])
-
-
-def _coco_ids(cfg: Config, classes: Sequence[str]) -> tuple[dict[Path, int], list[int]]:
-    """Return image ids by path, and the category id of each label."""
-    paths = dataset_paths(cfg.test_dataloader.dataset)
-    with suppress(OSError, ValueError, KeyError, TypeError):  # without it, ids are made up below
-        coco = json.loads(paths['ann_file'].read_text(encoding='utf-8'))
-        by_name = {category['name']: category['id'] for category in coco['categories']}
-        ids = [by_name[name] for name in classes]
-        folder = paths['img_dir']
-        return {(folder / i['file_name']).resolve(): i['id'] for i in coco['images']}, ids
-    if len(classes) == 80 and classes[0] == 'person' and classes[-1] == 'toothbrush':
-        return {}, [i for i in range(1, 91) if i not in COCO_ID_GAPS]
-    return {}, list(range(1, len(classes) + 1))
-
-
-def _to_coco(
-    instances: Any,
-    image_id: int | str,
-    file_name: str,
-    classes: Sequence[str],
-    category_ids: Sequence[int],
-) -> list[dict[str, Any]]:
-    from mmdet.structures.mask import encode_mask_results
-
-    found = []
-    for box, score, label in zip(
-        instances.bboxes.tolist(), instances.scores.tolist(), instances.labels.tolist(), strict=True
-    ):
-        x1, y1, x2, y2 = box
-        found.append(
-            {
-                'image_id': image_id,
-                'category_id': category_ids[label],
-                'bbox': [x1, y1, x2 - x1, y2 - y1],
-                'score': score,
-                'file_name': file_name,
-                'category_name': classes[label],
-            }
-        )
-    if 'masks' in instances:
-        for entry, rle in zip(found, encode_mask_results(instances.masks.numpy()), strict=True):
-            entry['segmentation'] = {**rle, 'counts': rle['counts'].decode()}
-    return found

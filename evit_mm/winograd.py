@@ -112,7 +112,9 @@ class WinogradConv2d(nn.Conv2d):
         # a graph is for another runtime or compiler, which sees the plain convolution
         graph = torch.jit.is_tracing() or torch.compiler.is_compiling()
         learns = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
-        if graph or learns or not _fits(x) or rows * cols < _FEWEST_TILES:
+        # in half precision the transforms would cancel what the products find
+        halved = torch.is_autocast_enabled(x.device.type)
+        if graph or learns or halved or not _fits(x) or rows * cols < _FEWEST_TILES:
             return super().forward(x)
         per_tile = 36 * 4 * (channels + self.out_channels)
         step = max(1, _STEP_BYTES // per_tile // cols)

@@ -20,7 +20,7 @@ from mmpretrain.structures import DataSample
 from PIL import Image
 from torch.nn import functional as F  # noqa: N812
 
-from evit_mm import engine
+from evit_mm import engine, inference
 from evit_mm.checkpoint import read_checkpoint
 from evit_mm.classifier import EfficientViTClsHead
 from evit_mm.complexity import count_macs, count_parameters
@@ -535,7 +535,7 @@ def test_what_is_for_detectors_alone_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"classifier's predictions go to FILE\.pkl"):
         engine.test(BASE, 'x.pth', out='x.json')
     with pytest.raises(ConfigError, match='is a classifier, which detects nothing'):
-        engine.predict(BASE, 'x.pth', tmp_path, tmp_path / 'out')
+        inference.predict(BASE, 'x.pth', tmp_path, tmp_path / 'out')
 
 
 def test_missing_imagenet_is_named_before_anything_starts(tmp_path, monkeypatch):

@@ -7,11 +7,9 @@ import sys
 from pathlib import Path
 
 import cv2
-import numpy as np
 import pytest
 import torch
 from mmengine.hooks import Hook
-from PIL import Image
 
 from evit_mm import engine
 from evit_mm.checkpoint import read_checkpoint
@@ -257,126 +255,11 @@ def test_evaluation_equals_that_of_training(trained, tmp_path):
     assert after['coco/bbox_mAP_50'] == during['coco/bbox_mAP_50']
 
 
-def save_odd_images(folder: Path) -> None:
-    rng = np.random.default_rng(0)
-    image = rng.integers(0, 255, (60, 90, 3), np.uint8)
-    (folder / 'deep').mkdir(parents=True)
-    cv2.imwrite(str(folder / '17.jpg'), image)
-    cv2.imwrite(str(folder / 'deep' / '17.png'), image)
-    cv2.imwrite(str(folder / 'grey.png'), image[..., 0])
-    Image.fromarray(np.dstack([image, image[..., :1]])).save(folder / 'rgba.png')
-    cv2.imwrite(str(folder / 'sixteen.png'), image[..., 0].astype(np.uint16) * 257)
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.fromarray(image).save(folder / 'turned.jpg', exif=exif)
-    cv2.imwrite(str(folder / 'thin.png'), rng.integers(0, 255, (2000, 5, 3), np.uint8))
-    cv2.imwrite(str(folder / 'wide.bmp'), rng.integers(0, 255, (5, 2000, 3), np.uint8))
-    (folder / 'empty.jpg').write_bytes(b'')
-    (folder / 'broken.jpg').write_bytes(b'\xff\xd8\xff\xe0 broken')
-    (folder / 'notes.txt').write_text('not an image')
-
-
-def test_prediction_takes_odd_images_and_names_the_broken_one(trained, tmp_path):
-    config, checkpoint = trained
-    save_odd_images(tmp_path / 'in')
-    results, faults = engine.predict(
-        config,
-        checkpoint,
-        tmp_path / 'in',
-        tmp_path / 'out',
-        score_thr=0.0,
-        cfg_options={'test_dataloader.dataset.pipeline.1.scale': (800, 400)},
-        device='cpu',
-    )
-    assert len(faults) == 2 and 'broken.jpg' in faults[0] and 'empty.jpg' in faults[1]
-    assert all('cannot be decoded' in fault for fault in faults)
-    names = {
-        '17.jpg',
-        'deep/17.png',
-        'grey.png',
-        'rgba.png',
-        'sixteen.png',
-        'turned.jpg',
-        'thin.png',
-        'wide.bmp',
-    }
-    assert {r['file_name'] for r in results} == names
-    for name in names - {'wide.bmp'}:
-        assert (tmp_path / 'out' / name).is_file()
-    assert (tmp_path / 'out' / 'wide.bmp.png').is_file()
-    assert cv2.imread(str(tmp_path / 'out' / 'turned.jpg')).shape[:2] == (90, 60)
-    assert json.loads((tmp_path / 'out' / 'results.json').read_text()) == results
-    seen = {r['file_name']: r for r in results}
-    assert seen['17.jpg']['image_id'] == '17.jpg'  # two have the stem 17
-    assert seen['grey.png']['image_id'] == 'grey'
-    assert all(
-        r['category_name'] in ('circle', 'square', 'triangle', 'star', 'cross') for r in results
-    )
-    for r in results:
-        x, y, w, h = r['bbox']
-        limit = (2000, 5) if r['file_name'] == 'wide.bmp' else (90, 2000)
-        assert x >= 0 and y >= 0 and x + w <= limit[0] + 1e-3 and y + h <= limit[1] + 1e-3
-
-
-def test_prediction_names_an_image_too_thin_for_the_scale(trained, tmp_path):
-    config, checkpoint = trained
-    cv2.imwrite(str(tmp_path / 'thin.png'), np.zeros((2000, 5, 3), np.uint8))
-    results, faults = engine.predict(
-        config, checkpoint, tmp_path / 'thin.png', tmp_path / 'out', device='cpu'
-    )
-    assert results == [] and len(faults) == 1
-    assert '5x2000 pixels are too thin' in faults[0]
-
-
-def test_sixteen_bit_and_grey_images_are_seen_alike(trained, tmp_path):
-    config, checkpoint = trained
-    grey = np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)
-    cv2.imwrite(str(tmp_path / 'a.png'), grey)
-    cv2.imwrite(str(tmp_path / 'b.png'), grey.astype(np.uint16) * 257)
-    found = [
-        engine.predict(config, checkpoint, tmp_path / n, tmp_path / 'out', 1.0, None, 'cpu')[0]
-        for n in ('a.png', 'b.png')
-    ]
-    assert len(found[0]) == len(found[1]) > 0
-    for a, b in zip(*found, strict=True):
-        assert a['bbox'] == pytest.approx(b['bbox'], abs=1)
-
-
-def test_predictions_carry_the_data_sets_ids(trained, data, tmp_path):
-    config, checkpoint = trained
-    results, _ = engine.predict(
-        config,
-        checkpoint,
-        data / 'val',
-        tmp_path,
-        device='cpu',
-    )
-    coco = json.loads((data / 'annotations' / 'instances_val.json').read_text())
-    names = {c['id']: c['name'] for c in coco['categories']}
-    files = {i['id']: i['file_name'] for i in coco['images']}
-    assert len({r['image_id'] for r in results}) == 8
-    assert all(names[r['category_id']] == r['category_name'] for r in results)
-    assert all(files[r['image_id']] == r['file_name'] for r in results)
-
-
-def test_category_ids_of_coco_without_its_annotation_file():
-    cfg = engine.load_config(ROOT / 'configs' / 'retinanet_evit_m4_coco.py')
-    cfg.test_dataloader.dataset.data_root = 'nowhere'
-    from mmdet.datasets import CocoDataset
-
-    classes = CocoDataset.METAINFO['classes']
-    _, ids = engine._coco_ids(cfg, classes)
-    assert (len(ids), ids[0], ids[11], ids[-1]) == (80, 1, 13, 90)  # stop sign is 13
-    assert engine._coco_ids(cfg, ('a', 'b'))[1] == [1, 2]
-
-
 def test_a_checkpoint_of_another_model_is_refused(trained, tmp_path):
     config, checkpoint = trained
     other = {'model.backbone.arch.depths': [1, 1, 1]}
     with pytest.raises(CheckpointError, match=r'unexpected: backbone\.blocks3\.4'):
         engine.test(config, checkpoint, work_dir=str(tmp_path), cfg_options=other, device='cpu')
-    with pytest.raises(CheckpointError, match='does not fit'):
-        engine.predict(config, checkpoint, ROOT, tmp_path, cfg_options=other, device='cpu')
 
 
 def test_resuming_or_starting_from_another_model_is_refused(trained, tmp_path):
@@ -410,23 +293,8 @@ def test_class_names_of_another_order_are_refused(trained, tmp_path):
     config, checkpoint = trained
     classes = ('square', 'circle', 'triangle', 'star', 'cross')
     options = {'test_dataloader.dataset.metainfo.classes': classes}
-    cv2.imwrite(str(tmp_path / 'a.png'), np.zeros((64, 64, 3), np.uint8))
-    with pytest.raises(ConfigError, match='was trained with the classes'):
-        engine.predict(
-            config, checkpoint, tmp_path / 'a.png', tmp_path / 'out', 0.3, options, 'cpu'
-        )
     with pytest.raises(DataError, match='not in the order'):
         engine.test(config, checkpoint, work_dir=str(tmp_path), cfg_options=options, device='cpu')
-
-
-def test_prediction_never_writes_over_its_input(trained, tmp_path):
-    config, checkpoint = trained
-    cv2.imwrite(str(tmp_path / 'a.png'), np.zeros((64, 64, 3), np.uint8))
-    with pytest.raises(ConfigError, match='is where the images are'):
-        engine.predict(config, checkpoint, tmp_path, tmp_path, device='cpu')
-    for _ in range(2):  # the second run must not detect on its own pictures
-        engine.predict(config, checkpoint, tmp_path, tmp_path / 'out', device='cpu')
-    assert sorted(p.name for p in (tmp_path / 'out').iterdir()) == ['a.png', 'results.json']
 
 
 def test_truncated_checkpoint_is_named(trained, tmp_path):
@@ -471,10 +339,6 @@ def test_missing_and_broken_configs_devices_and_sources_are_named(trained, tmp_p
         engine.set_device('gpu')
     with pytest.raises(ConfigError, match=r'must end in \.pkl or \.json'):
         engine.test(config, checkpoint, out='x.txt')
-    with pytest.raises(DataError, match='does not exist'):
-        engine.list_images(tmp_path / 'none')
-    with pytest.raises(DataError, match='no image under'):
-        engine.list_images(tmp_path)
     with pytest.raises(ConfigError, match='base_batch_size'):
         engine.train(config, auto_scale_lr=True, cfg_options={'auto_scale_lr': None})
 

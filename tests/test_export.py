@@ -14,7 +14,7 @@ import pytest
 import torch
 from mmengine.structures import InstanceData
 
-from evit_mm import engine
+from evit_mm import engine, inference
 from evit_mm.datasets import make_shapes
 from evit_mm.errors import ConfigError, DataError, EvitError
 
@@ -556,7 +556,8 @@ def test_the_example_needs_numpy_and_onnxruntime_alone(trained, detector, writte
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    results, _ = engine.predict(*trained, tmp_path / 'image.png', tmp_path / 'out', device='cpu')
+    image, out = tmp_path / 'image.png', tmp_path / 'out'
+    results = inference.predict(*trained, image, out, device='cpu').detections
     lines = [line.split() for line in done.stdout.splitlines()]
     assert len(lines) == len(results) == 100
     names = detector.dataset_meta['classes']

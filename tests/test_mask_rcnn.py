@@ -15,7 +15,7 @@ from pycocotools import mask as mask_api
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from evit_mm import engine
+from evit_mm import engine, inference
 from evit_mm.datasets import check_config_data, make_shapes
 from evit_mm.errors import DataError
 
@@ -155,11 +155,13 @@ def test_masks_are_written_as_coco_rle():
         labels=torch.tensor([0, 1, 0]),
         masks=masks,
     )
-    entries = engine._to_coco(instances, 7, 'a.jpg', ('cat', 'dog'), [17, 18])
+    entries = inference.to_coco(instances, 7, 'a.jpg', ('cat', 'dog'), [17, 18])
     for entry, mask in zip(json.loads(json.dumps(entries)), masks.numpy(), strict=True):
         assert np.array_equal(mask_api.decode(entry['segmentation']), mask)
     del instances.masks
-    assert 'segmentation' not in engine._to_coco(instances, 7, 'a.jpg', ('cat', 'dog'), [17, 18])[0]
+    assert (
+        'segmentation' not in inference.to_coco(instances, 7, 'a.jpg', ('cat', 'dog'), [17, 18])[0]
+    )
 
 
 def annotated_images(data, folder):
@@ -276,7 +278,7 @@ def test_trains_evaluates_boxes_and_masks_and_predicts(real_data, tmp_path):
     name = json.loads(files['val'].read_text())['images'][0]['file_name']
     picture = data / 'val2017' / name
     out = tmp_path / 'out'
-    results, faults = engine.predict(config, checkpoint, picture, out, 0.0, device='cpu')
+    results, faults, _ = inference.predict(config, checkpoint, picture, out, 0.0, device='cpu')
     assert not faults and len(results) == 10
     assert json.loads((out / 'results.json').read_text()) == results
     pixels, drawn = (cv2.imread(str(p)).astype(int) for p in (picture, out / name))

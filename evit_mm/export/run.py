@@ -173,7 +173,7 @@ def _targets(out: Path) -> list[Path]:
 
 def _images(cfg: Any, split: str, folder: str | Path | None, flag: str, most: int) -> list[Path]:
     """Return at most so many images under a folder, or of a split, evenly spread."""
-    from ..engine import list_images
+    from ..inference import list_images
 
     try:
         if folder is None:

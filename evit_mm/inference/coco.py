@@ -1,0 +1,74 @@
+"""Detections in COCO's result format."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+from ..datasets.check import dataset_paths
+
+# COCO numbers its 80 categories 1 to 90 with these ten left out
+COCO_ID_GAPS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
+
+
+def coco_ids(cfg: Config, classes: Sequence[str]) -> tuple[dict[Path, int], list[int]]:
+    """Return image ids by resolved path, and the category id of each label.
+
+    They are those of the config's annotation file where it can be read; else there are no image
+    ids, and categories count from 1, or are COCO's own for its 80 classes.
+    """
+    paths = dataset_paths(cfg.test_dataloader.dataset)
+    with suppress(OSError, ValueError, KeyError, TypeError):  # without it, ids are made up below
+        coco = json.loads(paths['ann_file'].read_text(encoding='utf-8'))
+        by_name = {category['name']: category['id'] for category in coco['categories']}
+        ids = [by_name[name] for name in classes]
+        folder = paths['img_dir']
+        return {(folder / i['file_name']).resolve(): i['id'] for i in coco['images']}, ids
+    if len(classes) == 80 and classes[0] == 'person' and classes[-1] == 'toothbrush':
+        return {}, [i for i in range(1, 91) if i not in COCO_ID_GAPS]
+    return {}, list(range(1, len(classes) + 1))
+
+
+def to_coco(
+    instances: Any,
+    image_id: int | str,
+    file_name: str,
+    classes: Sequence[str],
+    category_ids: Sequence[int],
+) -> list[dict[str, Any]]:
+    """Return one image's detections as COCO's entries, with names added, masks as RLE.
+
+    Args:
+        instances: ``bboxes (N, 4)``, corners in pixels, ``scores (N,)``, ``labels (N,)`` and
+            perhaps ``masks (N, H, W)``, on the CPU.
+        image_id: Of the image.
+        file_name: Of the image.
+        classes: Name of each label.
+        category_ids: COCO's id of each label.
+    """
+    from mmdet.structures.mask import encode_mask_results
+
+    found = []
+    for box, score, label in zip(
+        instances.bboxes.tolist(), instances.scores.tolist(), instances.labels.tolist(), strict=True
+    ):
+        x1, y1, x2, y2 = box
+        found.append(
+            {
+                'image_id': image_id,
+                'category_id': category_ids[label],
+                'bbox': [x1, y1, x2 - x1, y2 - y1],
+                'score': score,
+                'file_name': file_name,
+                'category_name': classes[label],
+            }
+        )
+    if 'masks' in instances:
+        for entry, rle in zip(found, encode_mask_results(instances.masks.numpy()), strict=True):
+            entry['segmentation'] = {**rle, 'counts': rle['counts'].decode()}
+    return found

@@ -1,0 +1,267 @@
+"""Pictures of what the model is fed: what is drawn is what the pipeline gives."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmengine.registry import DATASETS
+from mmengine.structures import InstanceData
+from PIL import Image
+
+from evit_mm import browse as room
+from evit_mm.browse import browse
+from evit_mm.datasets import make_shapes
+from evit_mm.engine import load_config
+from evit_mm.errors import ConfigError, DataError
+from evit_mm.training.seeding import SAMPLE, derive_seed, seed_generators
+
+from .conftest import ROOT
+from .test_engine import write_config
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    return make_shapes(tmp_path_factory.mktemp('data') / 'set', 16, 4, size=(96, 80), quiet=True)
+
+
+@pytest.fixture(scope='module')
+def config(data, tmp_path_factory):
+    return write_config(tmp_path_factory.mktemp('config'), data)
+
+
+@pytest.fixture
+def tiles(monkeypatch):
+    """The samples that are drawn, with their titles, in order."""
+    seen = []
+    tile = room._Painter.tile
+
+    def watched(self, sample, title):
+        seen.append((title, sample))
+        return tile(self, sample, title)
+
+    monkeypatch.setattr(room._Painter, 'tile', watched)
+    return seen
+
+
+def boxes(sample):
+    found = sample.instances.bboxes
+    return getattr(found, 'tensor', found).numpy()
+
+
+def annotated(data, name):
+    """Boxes, corners, of an image's objects as its annotation file has them, without crowds."""
+    coco = json.loads((data / 'annotations' / 'instances_train.json').read_text())
+    (image,) = (i['id'] for i in coco['images'] if i['file_name'] == name)
+    found = [a['bbox'] for a in coco['annotations'] if a['image_id'] == image and not a['iscrowd']]
+    return np.array([[x, y, x + w, y + h] for x, y, w, h in found]).reshape(-1, 4)
+
+
+def test_rows_are_the_annotated_image_and_what_training_draws_of_it(config, data, tiles, tmp_path):
+    written = browse(config, tmp_path, number=5, draws=2, seed=3)
+    assert [p.name for p in written] == ['sheet_01.jpg', 'sheet_02.jpg']  # four rows and one
+    width = 3 * room.TILE + 2 * room.GAP
+    assert [Image.open(p).width for p in written] == [width, width]
+    assert [title for title, _ in tiles[1:3]] == ['draw 1', 'draw 2'] and len(tiles) == 15
+
+    cfg = load_config(config)
+    dataset = DATASETS.build(cfg.train_dataloader.dataset)
+    names = [dataset.get_data_info(i)['img_path'].split('/')[-1] for i in range(len(dataset))]
+    flipped = 0
+    for row in range(5):
+        name, original = tiles[3 * row]
+        index = names.index(name)
+        assert np.array_equal(original.pixels, cv2.imread(str(data / 'train' / name)))
+        np.testing.assert_allclose(boxes(original), annotated(data, name), atol=1e-4)
+        for draw in range(2):
+            _, drawn = tiles[3 * row + 1 + draw]
+            seed_generators(derive_seed(3, SAMPLE, draw, index))
+            expected = dataset[index]
+            pixels = expected['inputs'].permute(1, 2, 0).numpy()
+            assert np.array_equal(drawn.pixels, pixels)
+            found = expected['data_samples'].gt_instances.bboxes.tensor.numpy()
+            assert np.array_equal(boxes(drawn), found)
+            flipped += bool(expected['data_samples'].flip)
+    assert 0 < flipped < 10
+
+
+def test_the_seed_decides_the_images_and_the_draws(config, tiles, tmp_path):
+    sheets = {}
+    for name, seed in (('a', 0), ('b', 0), ('c', 1)):
+        browse(config, tmp_path / name, number=3, seed=seed)
+        sheets[name] = (tmp_path / name / 'sheet_01.jpg').read_bytes()
+    assert sheets['a'] == sheets['b'] != sheets['c']
+    chosen = [
+        {title for title, _ in part if 'draw' not in title} for part in (tiles[:12], tiles[24:])
+    ]
+    assert chosen[0] != chosen[1]
+
+
+def test_validation_is_drawn_once_and_as_it_is_evaluated(config, tiles, tmp_path):
+    browse(config, tmp_path, split='val', number=100)
+    assert len(tiles) == 8  # four images, the original and one draw
+    assert not any('RandomFlip' in title for title, _ in tiles)
+
+
+def test_classes_choose_the_images(config, tiles, tmp_path):
+    browse(config, tmp_path, number=100, draws=1, classes=['star', 'cross'])
+    originals = [sample for title, sample in tiles if title != 'draw 1']
+    assert 0 < len(originals) < 16
+    assert all({3, 4} & set(sample.instances.labels.tolist()) for sample in originals)
+    everything = DATASETS.build(load_config(config).train_dataloader.dataset)
+    have = [
+        {i['bbox_label'] for i in info['instances']}
+        for info in map(everything.get_data_info, range(len(everything)))
+    ]
+    assert len(originals) == sum(bool({3, 4} & labels) for labels in have)
+    with pytest.raises(ConfigError, match="--classes: no 'dog' among circle, square"):
+        browse(config, tmp_path, classes=['dog'])
+    options = {'train_dataloader.dataset.indices': [0]}
+    absent = sorted(
+        {'circle', 'square', 'triangle', 'star', 'cross'}
+        - {everything.metainfo['classes'][k] for k in have[0]}
+    )
+    with pytest.raises(ConfigError, match=f'no image with {absent[0]} in this split'):
+        browse(config, tmp_path, classes=absent[:1], cfg_options=options)
+
+
+def test_stages_show_each_step_and_leave_the_pipeline_alone(config, tiles, tmp_path):
+    written = browse(config, tmp_path, number=1, draws=1, stages=True)
+    assert [p.name for p in written] == ['sheet_01.jpg', 'stages_01.jpg']
+    titles = [title for title, _ in tiles]
+    assert titles[1:] == ['draw 1', 'LoadImageFromFile', 'LoadAnnotations', 'Resize', 'RandomFlip']
+    steps = [sample for _, sample in tiles[2:]]
+    assert 'bboxes' not in steps[0].instances and 'bboxes' in steps[1].instances
+    assert steps[1].pixels.shape != steps[2].pixels.shape
+    assert np.array_equal(steps[3].pixels, tiles[1][1].pixels)
+    assert np.array_equal(boxes(steps[3]), boxes(tiles[1][1]))
+
+
+def test_boxes_are_drawn_where_they_are_at_any_size():
+    """The only pixels that change are the box's border and its name."""
+    instances = InstanceData(bboxes=torch.tensor([[40.0, 60, 80, 100]]), labels=torch.tensor([1]))
+    metainfo = {'classes': ('cat', 'dog'), 'palette': [(255, 0, 0), (0, 255, 0)]}
+    sample = room.Sample(np.full((160, 160, 3), 128, np.uint8), instances)
+    tile = np.asarray(room._Painter(metainfo).tile(sample, 'a.png')).astype(int)
+    picture = tile[room.CAPTION :]
+    assert picture.shape == (320, 320, 3)
+    green = (picture[..., 1] - picture[..., 0]) > 60
+    rows, columns = np.flatnonzero(green.any(1)), np.flatnonzero(green.any(0))
+    # twice as large: 80 to 160 across and 120 to 200 down, and a border of two pixels
+    assert (columns[0], columns[-1]) == pytest.approx((80, 160), abs=2)
+    assert (rows[0], rows[-1]) == pytest.approx((120, 200), abs=2)
+    assert not green[130:190, 90:150].any()
+    assert (tile[: room.CAPTION] < 100).any()  # the caption
+
+
+def test_masks_are_drawn(real_data, tiles, tmp_path):
+    data = real_data('coco_mini')
+    coco = json.loads((data / 'annotations' / 'instances_val2017.json').read_text())
+    bare = {a['image_id'] for a in coco['annotations'] if not a.get('segmentation')}
+    with_masks = {a['image_id'] for a in coco['annotations'] if not a['iscrowd']} - bare
+    coco['images'] = [i for i in coco['images'] if i['id'] in with_masks]
+    coco['annotations'] = [a for a in coco['annotations'] if a['image_id'] not in bare]
+    (tmp_path / 'val.json').write_text(json.dumps(coco))
+    options = {
+        'val_dataloader.dataset.data_root': str(data),
+        'val_dataloader.dataset.ann_file': str(tmp_path / 'val.json'),
+        'val_evaluator.ann_file': str(tmp_path / 'val.json'),
+    }
+    config = ROOT / 'configs' / 'mask_rcnn_evit_m4_coco.py'
+    painted = []
+    draw = room._Painter._draw
+
+    class Painter(room._Painter):
+        def _draw(self, pixels, instances, factor):
+            painted.append((pixels, instances.masks, draw(self, pixels, instances, factor)))
+            return painted[-1][2]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(room, '_Painter', Painter)
+        browse(config, tmp_path / 'out', split='val', number=2, cfg_options=options)
+    assert len(painted) == 4
+    for before, masks, after in painted:
+        small = masks.resize(before.shape[:2]).to_ndarray().any(0)
+        changed = np.abs(before.astype(int) - after).max(2) > 5
+        assert small.any() and changed[small].mean() > 0.7
+
+
+MIX = """
+train_dataloader['dataset'] = dict(
+    type='MultiImageMixDataset',
+    dataset={**_base_.train_dataloader['dataset'], **data, 'pipeline': [
+        dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=True)]},
+    pipeline=[
+        dict(type='Mosaic', img_scale=(96, 96)),
+        dict(type='PackDetInputs', meta_keys=()),
+    ],
+)
+train_dataloader['dataset']['_delete_'] = True
+"""
+
+CACHED = """
+train_dataloader['dataset'] = {**data, 'pipeline': [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations', with_bbox=True),
+    dict(type='CachedMosaic', img_scale=(96, 96), max_cached_images=8),
+    dict(type='PackDetInputs', meta_keys=()),
+]}
+"""
+
+
+@pytest.mark.parametrize(('extra', 'name'), [(MIX, 'Mosaic'), (CACHED, 'CachedMosaic')])
+def test_mixed_images_are_shown_mixed(data, tiles, tmp_path, extra, name):
+    config = write_config(tmp_path, data, extra)
+    for folder in ('a', 'b'):
+        browse(config, tmp_path / folder, number=2, draws=2, stages=True)
+    titles = [title for title, _ in tiles]
+    assert titles.count(name) == 4
+    for title, sample in tiles:
+        if title in (name, 'draw 1', 'draw 2'):
+            assert sample.pixels.shape == (192, 192, 3)  # four images of 96
+    first, second = (sorted((tmp_path / f).glob('*.jpg')) for f in 'ab')
+    assert [p.read_bytes() for p in first] == [p.read_bytes() for p in second]
+
+
+def test_a_classifiers_images_carry_their_class(tiles, tmp_path):
+    for number, name in enumerate(('blue', 'red')):
+        folder = tmp_path / 'data' / name
+        folder.mkdir(parents=True)
+        for index in range(2):
+            cv2.imwrite(str(folder / f'{index}.png'), np.full((60, 80, 3), 50 * number, np.uint8))
+    options = {
+        'train_dataloader.dataset.type': 'CustomDataset',
+        'train_dataloader.dataset.data_root': str(tmp_path / 'data'),
+        'train_dataloader.dataset.data_prefix': '',
+        'model.head.num_classes': 2,
+    }
+    config = ROOT / 'configs' / 'evit_m0_imagenet.py'
+    browse(config, tmp_path / 'out', number=9, draws=1, cfg_options=options)
+    originals = [(title, sample) for title, sample in tiles if title != 'draw 1']
+    assert [sample.label for _, sample in originals] == [0, 0, 1, 1]
+    assert originals[0][1].pixels.shape == (60, 80, 3)
+    assert tiles[1][1].pixels.shape == (224, 224, 3) and tiles[1][1].label == 0
+    tiles.clear()
+    browse(config, tmp_path / 'out', classes=['red'], draws=1, cfg_options=options)
+    assert [sample.label for _, sample in tiles] == [1] * 4
+
+
+def test_what_cannot_be_shown_is_named(config, data, tmp_path):
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(ConfigError, match="-o '.*file' cannot be written"):
+        browse(config, tmp_path / 'file')
+    for options, message in (
+        ({'number': 0}, '--number must be 1 or more'),
+        ({'draws': 0}, '--draws must be 1 or more'),
+        ({'seed': -1}, '--seed must be 0 or more'),
+        ({'split': 'dev'}, "no split 'dev'; it has train, val, test"),
+        ({'split': 'val', 'cfg_options': {'val_dataloader': None}}, "no split 'val'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            browse(config, tmp_path / 'out', **options)
+    with pytest.raises(DataError, match='does not exist'):
+        browse(
+            config, tmp_path / 'out', cfg_options={'train_dataloader.dataset.data_root': 'nowhere'}
+        )
+    assert not (tmp_path / 'out').exists()
