@@ -14,7 +14,7 @@ PYTHON ?= python3
 SHAPES := configs/retinanet_evit_m4_shapes.py
 WORK := work_dirs/retinanet_evit_m4_shapes
 ENV = py=$$(requirements/env.sh '$(VENV)' '$(PYTHON)' '$(STACK)') && export PYTHONPATH='$(CURDIR)'
-.PHONY: env train compare look test torture torture-stack lint docs
+.PHONY: env train compare look test torture torture-stack lint
 
 env:
 	@$(ENV)
@@ -52,6 +52,11 @@ test:
 	@$(ENV) && requirements/browser.sh && \
 	"$$py" -m pytest --cov --cov-report=term --cov-fail-under=90 --durations=10 $(ARGS)
 
+.PHONY: docs
+docs:
+	@$(ENV) && "$$py" -m sphinx -E -a -W --keep-going -n -q docs docs/_build/html && \
+	echo docs/_build/html/index.html
+
 # hours; interrupted, it goes on where it was. STACKS=openmmlab takes one, ARGS='--kills 10' less
 STACKS ?= openmmlab onedl
 torture:
@@ -65,7 +70,3 @@ torture-stack:
 lint:
 	@$(ENV) && \
 	"$$py" -m ruff check . && "$$py" -m ruff format --check . && "$$py" -m mypy
-
-docs:
-	@$(ENV) && "$$py" -m sphinx -E -a -W --keep-going -n -q docs docs/_build/html && \
-	echo docs/_build/html/index.html

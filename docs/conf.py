@@ -25,6 +25,7 @@ exclude_patterns = ['_build', '_ext', '_static']
 
 myst_enable_extensions = ['colon_fence']
 myst_heading_anchors = 3  # as the git host has them
+smartquotes_action = 'q'  # two dashes are an option more often than a dash
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False

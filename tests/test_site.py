@@ -29,7 +29,9 @@ def site(tmp_path_factory):
     """The built site's folder; ``make docs`` has the same command, but for the folder."""
     folder = tmp_path_factory.mktemp('site')
     recipe = subprocess.run(['make', '-n', 'docs'], cwd=ROOT, capture_output=True, text=True)
-    flags = re.search(r'-m sphinx (.*) docs docs/_build/html', recipe.stdout)[1].split()
+    command = re.search(r'-m sphinx (.*) docs docs/_build/html', recipe.stdout)
+    assert command, f'make docs does not call Sphinx: {recipe.stdout}{recipe.stderr}'
+    flags = command[1].split()
     assert '-W' in flags and '-n' in flags
     # a proxy that nobody serves: whatever asked for the network would fail
     nowhere = dict.fromkeys(('http_proxy', 'https_proxy', 'all_proxy'), 'http://127.0.0.1:9')

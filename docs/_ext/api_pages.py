@@ -53,9 +53,13 @@ def rooms() -> Iterator[tuple[str, dict[str, tuple[list[str], Constants]]]]:
         if path.suffix == '.py':
             yield path.stem, {room: read_module(path)[:2]}
         elif (path / '__init__.py').is_file():
-            offered = read_module(path / '__init__.py')[2] or []
+            described, constants, offered = read_module(path / '__init__.py')
+            offered = [*described, *constants] if offered is None else offered
             modules: dict[str, tuple[list[str], Constants]] = {
-                room: ([name for name in offered if not name.isupper()], {})
+                room: (
+                    [name for name in offered if not name.isupper()],
+                    {name: value for name, value in constants.items() if name in offered},
+                )
             }
             for inner in sorted(path.glob('[!_]*.py')):
                 described, constants, _ = read_module(inner)

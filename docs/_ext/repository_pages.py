@@ -3,7 +3,8 @@
 - ``docs/changelog.md`` is a line with a link there; here it is the root's file itself, and every
   link to such a file leads to its page.
 - ``docs/NAME/*``, such as tables that commands wrote, are the children of ``docs/NAME.md``; the
-  ones that begin without a heading have their path as title.
+  ones that begin without a heading have their path as title, and a picture of a page's name is
+  shown below it.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ def adapt(app: Any, docname: str, source: list[str]) -> None:
         text = re.sub(rf'\]\((?:\.\./)+{re.escape(file_name)}', f'](/{page}.md', text)
     if '/' in docname and text.startswith('|'):
         text = f'# {docname}\n\n{text}'
+    picture = (docs / docname).with_suffix('.png')
+    if '/' in docname and picture.is_file():
+        text += f'\n![The same as a picture]({picture.name})\n'
     if any(path.suffix in app.config.source_suffix for path in (docs / docname).glob('*')):
         text += CHILDREN.format(name=Path(docname).name)
     source[0] = text
