@@ -522,7 +522,7 @@ def test_a_camera_runs_until_the_interrupt_and_its_video_keeps_the_time(
     monkeypatch.setattr(
         cv2, 'VideoCapture', lambda s: opened.append(s) or (camera if s == 0 else capture(s))
     )
-    monkeypatch.setattr(sources.time, 'monotonic', lambda: next(clock))
+    monkeypatch.setattr(sources, 'monotonic', lambda: next(clock))
     found = predict(model, '0', tmp_path / 'out')
     assert opened[0] == 0 and camera.released
     assert found.faults == []  # it has no other end
