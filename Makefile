@@ -1,7 +1,9 @@
 # make train   set up, train the detector on the built-in shapes, evaluate it, draw pictures
 # make compare set up, compare six backbones on the built-in shapes (a table, its JSON, a picture)
+# make look    train on the shapes (a finished training is kept), write the report and open it
 # make test    set up, run the tests
 # make torture kills, hostile files, made-up cases, on both stacks -> docs/reliability.md
+# make docs    set up, build the site -> docs/_build/html/index.html
 # make env     set up alone
 # STACK=onedl takes the maintained fork in place of OpenMMLab's own releases, in .venv-onedl.
 # VENV= chooses the environment (default .venv), PYTHON= the interpreter that makes it.
@@ -12,7 +14,7 @@ PYTHON ?= python3
 SHAPES := configs/retinanet_evit_m4_shapes.py
 WORK := work_dirs/retinanet_evit_m4_shapes
 ENV = py=$$(requirements/env.sh '$(VENV)' '$(PYTHON)' '$(STACK)') && export PYTHONPATH='$(CURDIR)'
-.PHONY: env train compare test torture torture-stack lint
+.PHONY: env train compare look test torture torture-stack lint docs
 
 env:
 	@$(ENV)
@@ -30,6 +32,20 @@ compare:
 	@$(ENV) && \
 	"$$py" tools/make_shapes.py data/shapes && \
 	"$$py" tools/compare.py --data data/shapes --scale 192x192 --out work_dirs/compare_shapes $(ARGS)
+
+# --resume goes on with an interrupted training and leaves a finished one as it is
+look:
+	@$(ENV) && \
+	"$$py" tools/make_shapes.py data/shapes && \
+	"$$py" tools/train.py $(SHAPES) --seed 0 --work-dir $(WORK) --resume && \
+	"$$py" tools/report.py $(WORK) -o report $(ARGS)
+	@if [ -n "$$DISPLAY$$WAYLAND_DISPLAY" ] && command -v xdg-open >/dev/null; then \
+	    xdg-open report/index.html; \
+	elif [ "$$(uname)" = Darwin ]; then \
+	    open report/index.html; \
+	else \
+	    echo 'no screen here: open report/index.html in a browser'; \
+	fi
 
 # ARGS="-m 'not slow'" leaves out what trains or starts several processes
 test:
@@ -49,3 +65,7 @@ torture-stack:
 lint:
 	@$(ENV) && \
 	"$$py" -m ruff check . && "$$py" -m ruff format --check . && "$$py" -m mypy
+
+docs:
+	@$(ENV) && "$$py" -m sphinx -E -a -W --keep-going -n -q docs docs/_build/html && \
+	echo docs/_build/html/index.html

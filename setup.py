@@ -1,12 +1,70 @@
 """Package of EfficientViT for OpenMMLab; the tested stack is pinned in ``requirements/``."""
 
 import re
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
-here = Path(__file__).parent
+here = Path(__file__).resolve().parent
 version = re.search(r"__version__ = '(.+)'", (here / 'evit_mm' / '__init__.py').read_text())[1]
+# what a wheel carries beside the code, under evit_mm/.mim, where OpenMMLab's tools look
+CARRIED = (
+    'README.md',
+    'model-index.yml',
+    'configs/**/*.py',
+    'configs/*.yml',
+    'tools/*.py',
+    'tools/*.sh',
+    'requirements/**/*.txt',
+)
+
+
+class BuildWithMim(build_py):
+    """Copy configs and tools into the build, not into the checkout, which has them already."""
+
+    def run(self):
+        super().run()
+        if self.editable_mode:
+            return
+        target = Path(self.build_lib) / 'evit_mm' / '.mim'
+        shutil.rmtree(target, ignore_errors=True)  # of an earlier build
+        for pattern in CARRIED:
+            for file in filter(Path.is_file, here.glob(pattern)):
+                copy = target / file.relative_to(here)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(file, copy)
+
+
+extras = {
+    'det': ['mmdet>=3.3.0', 'pycocotools'],
+    'fast-eval': ['faster-coco-eval>=1.8.0'],
+    'cls': ['mmpretrain>=1.2.0', 'timm>=1.0.31'],
+    'export': [
+        'onnx>=1.20',
+        'onnxscript>=0.5',
+        'onnxruntime>=1.20',
+        'openvino>=2025.0',
+        'nncf>=2.19',
+    ],
+    'report': ['altair>=5.5', 'vl-convert-python>=1.7', 'jinja2'],
+    'demo': ['gradio>=6'],
+    'track': ['tensorboard'],  # MLflow and Weights & Biases are asked for by name
+    'docs': ['Sphinx>=8', 'myst-parser>=4', 'furo'],
+    'dev': [
+        'pytest',
+        'pytest-cov',
+        'hypothesis',
+        'ruff',
+        'mypy',
+        'pre-commit',
+        'playwright',
+        'build',
+        'twine',
+    ],
+}
+extras['all'] = sorted({package for packages in extras.values() for package in packages})
 
 setup(
     name='evit_mm',
@@ -14,8 +72,27 @@ setup(
     description='EfficientViT (Microsoft) for OpenMMLab: backbone, neck, detectors on COCO',
     long_description=(here / 'README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
+    author='the evit_mm contributors',
     license='Apache-2.0',
+    license_files=['LICENSE', 'NOTICE'],
+    project_urls={'Paper': 'https://arxiv.org/abs/2305.07027'},
+    keywords=['object detection', 'EfficientViT', 'OpenMMLab', 'mmdet', 'backbone', 'RetinaNet'],
+    classifiers=[
+        'Development Status :: 4 - Beta',
+        'Intended Audience :: Developers',
+        'Intended Audience :: Science/Research',
+        'Operating System :: POSIX :: Linux',
+        'Programming Language :: Python :: 3',
+        'Programming Language :: Python :: 3.10',
+        'Programming Language :: Python :: 3.11',
+        'Programming Language :: Python :: 3.12',
+        'Topic :: Scientific/Engineering :: Artificial Intelligence',
+        'Topic :: Scientific/Engineering :: Image Recognition',
+    ],
     packages=find_packages(include=['evit_mm', 'evit_mm.*']),
+    package_data={'evit_mm': [f'**/*.{kind}' for kind in ('html', 'j2', 'css', 'js', 'json')]},
+    entry_points={'console_scripts': ['evit_mm = evit_mm.__main__:main']},
+    cmdclass={'build_py': BuildWithMim},
     python_requires='>=3.10',
     # torch.load is weights-only by default from 2.6 on; exports need torch.compiler.is_exporting
     install_requires=[
@@ -31,19 +108,5 @@ setup(
         'filelock',
         'matplotlib',
     ],
-    extras_require={
-        'det': ['mmdet>=3.3.0', 'pycocotools'],
-        'fast-eval': ['faster-coco-eval>=1.8.0'],
-        'export': [
-            'onnx>=1.20',
-            'onnxscript>=0.5',
-            'onnxruntime>=1.20',
-            'openvino>=2025.0',
-            'nncf>=2.19',
-        ],
-        'cls': ['mmpretrain>=1.2.0', 'timm>=1.0.31'],
-        'report': ['altair>=5.5', 'vl-convert-python>=1.7', 'jinja2'],
-        'demo': ['gradio>=6'],
-        'track': ['tensorboard'],
-    },
+    extras_require=extras,
 )

@@ -6,51 +6,9 @@ Measured here: see docs/results.md.
 
 _base_ = [
     './_base_/models/retinanet_evit_m4_light.py',
-    './_base_/datasets/coco_detection.py',
+    './_base_/datasets/bccd_detection.py',
     './_base_/schedules/schedule_scratch.py',
     './_base_/default_runtime.py',
 ]
 
 model = dict(bbox_head=dict(num_classes=3))
-
-data_root = 'data/bccd/'
-metainfo = dict(classes=('RBC', 'WBC', 'Platelets'))
-train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations', with_bbox=True),
-    dict(type='Resize', scale=(320, 240), keep_ratio=True),
-    dict(type='RandomFlip', prob=0.5),
-    dict(type='PackDetInputs'),
-]
-test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=(320, 240), keep_ratio=True),
-    dict(type='LoadAnnotations', with_bbox=True),
-    dict(
-        type='PackDetInputs',
-        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
-    ),
-]
-train_dataloader = dict(
-    batch_size=8,
-    dataset=dict(
-        data_root=data_root,
-        ann_file='annotations/instances_train.json',
-        data_prefix=dict(img='images/'),
-        metainfo=metainfo,
-        pipeline=train_pipeline,
-    ),
-)
-val_dataloader = dict(
-    batch_size=8,
-    dataset=dict(
-        data_root=data_root,
-        ann_file='annotations/instances_val.json',
-        data_prefix=dict(img='images/'),
-        metainfo=metainfo,
-        pipeline=test_pipeline,
-    ),
-)
-test_dataloader = val_dataloader
-val_evaluator = dict(ann_file=data_root + 'annotations/instances_val.json', classwise=True)
-test_evaluator = val_evaluator

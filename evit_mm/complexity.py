@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from .errors import ConfigError
 from .published import PUBLISHED, TIMM_NAMES, Published
 
 PARTS = ('backbone', 'neck', 'head')
@@ -94,7 +95,7 @@ def measure(config: str | Path, size: tuple[int, int] = (1333, 800)) -> Complexi
     published = PUBLISHED.get(system_of(model.backbone) or '')
     parts = {}
     if hasattr(model, 'bbox_head') or hasattr(model, 'roi_head'):
-        macs = detector_macs(model, size[1], size[0])
+        macs = _detector_macs_of(name, model, size)
         head = count_parameters(model) - sum(
             count_parameters(getattr(model, part)) for part in ('backbone', 'neck')
         )
@@ -169,6 +170,18 @@ def detector_macs(model: nn.Module, height: int, width: int) -> dict[str, int]:
     else:
         head = count_macs(parts.rpn_head, levels) + _roi_macs(parts.roi_head)
     return {'backbone': backbone, 'neck': neck, 'head': head}
+
+
+def _detector_macs_of(name: str, model: nn.Module, size: tuple[int, int]) -> dict[str, int]:
+    try:
+        return detector_macs(model, size[1], size[0])
+    except RuntimeError as error:
+        if 'Sizes of tensors must match' not in str(error):
+            raise
+        raise ConfigError(
+            f'{name}: its neck joins maps of neighbouring strides, which for {size[0]} x {size[1]} '
+            'pixels are of unequal size; choose a --size of multiples of 32'
+        ) from None
 
 
 def _run_counted(function: Callable[..., Any], *inputs: Any) -> tuple[Any, int]:

@@ -23,6 +23,7 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
 from . import models
+from .carried import find_config
 from .checkpoint import (
     DERIVED,
     check_state_dict,
@@ -31,14 +32,19 @@ from .checkpoint import (
     plain_weights_of,
     read_checkpoint,
 )
+from .config_check import check_values
 from .datasets.check import check_config_data
 from .datasets.check_images import check_image_data
 from .errors import CheckpointError, ConfigError, EvitError
 from .export.files import EXPORTED_SUFFIXES, describe
 from .hooks import DropCheckpointConfigHook, FuseHook
+from .tracking import TrackingHook, add_trackers, drop_trackers
 from .training import find_last_good, named_faults
 from .training.checkpoints import unwrap
+from .training.console import quieten
+from .training.resuming import ResumedOptimizerHook
 from .training.setup import be_deterministic, log_provenance, use_safe_parts
+from .training.summary import summarised
 
 # files of mmengine's in which modules and optimizers are built from a config
 BUILDERS = ('build_functions.py', 'default_constructor.py')
@@ -55,8 +61,14 @@ class CheckedRunner(Runner):
 
     content: dict[str, Any] | None = None
 
+    def build_logger(self, *args: Any, **kwargs: Any) -> logging.Logger:
+        """Build mmengine's logger, whose console says what a person reads."""
+        logger = super().build_logger(*args, **kwargs)
+        quieten(logger, self)
+        return logger
+
     def load_checkpoint(self, filename: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Load :attr:`content` where it is set, else as mmengine does.
+        """Load ``content`` where it is set, else as mmengine does.
 
         mmengine calls this when hooks such as EMA's are ready for it, and after initialisation.
         """
@@ -81,6 +93,7 @@ def train(
     device: str | None = None,
     hooks: Sequence[Hook] = (),
     deterministic: bool = False,
+    track: Sequence[str] = (),
 ) -> Runner:
     """Train a detector or a classifier as its config says.
 
@@ -98,6 +111,8 @@ def train(
         device: ``'cpu'``, ``'cuda'``, ``'cuda:1'``, ...; None takes a GPU where there is one.
         hooks: Further hooks of the caller's own.
         deterministic: Take only operations that give the same bits in each run on one machine.
+        track: Where scalars and pictures go besides the work dir, out of
+            :data:`evit_mm.tracking.BACKENDS`.
 
     Returns:
         The runner, after training.
@@ -126,10 +141,14 @@ def train(
         be_deterministic(cfg)
     use_safe_parts(cfg)
     state = _prepare_resume(cfg, resume)
+    if track:
+        _check_folder('--work-dir', cfg.work_dir)
+        hooks = [*hooks, TrackingHook(track, add_trackers(cfg, track, _is_first_process()))]
     if _is_first_process():
         check_config_data(cfg, ('train', 'val'))
         check_image_data(cfg, ('train', 'val'))
     runner = build_runner(cfg, launcher)
+    runner.register_hook(ResumedOptimizerHook())
     for hook in hooks:
         runner.register_hook(hook)
     if state is not None:
@@ -137,7 +156,7 @@ def train(
     elif cfg.get('load_from'):
         runner.content = _read_start(cfg.load_from, unwrap(runner.model))
     log_provenance(runner)
-    with config_faults(cfg), named_faults():
+    with config_faults(cfg), named_faults(), summarised(runner):
         runner.train()
     return runner
 
@@ -202,6 +221,7 @@ def test(
             raise ConfigError(f"--launcher {launcher}: '{checkpoint}' runs in one process alone")
         described = _put_exported(cfg, checkpoint)
     _drop_pretrained(cfg)
+    drop_trackers(cfg)
     set_device(device)
     if _is_first_process():
         check_config_data(cfg, ('test',))
@@ -243,7 +263,7 @@ def load_config(
     """Read a config, apply overrides and settle its work dir.
 
     Args:
-        config: Config file.
+        config: Config file, or the name of one that comes along: ``retinanet_evit_m4_coco``.
         cfg_options: Overrides, dotted keys.
         work_dir: Overrides the config's.
 
@@ -253,8 +273,7 @@ def load_config(
     Raises:
         ConfigError: The file is missing or broken, or a top-level key is misspelt.
     """
-    if not Path(config).is_file():
-        raise ConfigError(f"config '{config}' does not exist; see configs/")
+    config = find_config(config)
     known = set(inspect.signature(Runner.__init__).parameters) | {'auto_scale_lr'}
     try:  # a config is a program and can fail in any way
         cfg = Config.fromfile(str(config))
@@ -273,6 +292,7 @@ def load_config(
     for key in ('model', 'test_dataloader'):
         if not isinstance(cfg.get(key), Mapping):
             raise ConfigError(f"{config}: '{key}' is missing")
+    check_values(cfg, str(config))
     if work_dir is not None:
         cfg.work_dir = work_dir
     elif cfg.get('work_dir') is None:
@@ -290,6 +310,9 @@ def build_runner(cfg: Config, launcher: str = 'none') -> Runner:
     _check_folder('--work-dir', cfg.work_dir)
     if launcher != 'none' and mmengine.device.utils.get_device() == 'cpu':
         _join_without_gpu(launcher)
+        if cfg.pop('sync_bn', None):  # torch has it for GPUs alone
+            text = 'sync_bn needs GPUs; here each process keeps BatchNorm statistics of its own'
+            print_log(text, logger='current', level=logging.WARNING)
         cfg.setdefault(
             'model_wrapper_cfg',
             {

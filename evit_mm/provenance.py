@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.metadata
+import platform
+import re
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,10 +34,25 @@ def _version(package: str) -> str:
 
 
 def commit() -> str:
-    """Return the commit of this package's checkout, ``-dirty`` where it was changed."""
-    here = Path(__file__).parent
+    """Return the commit of this package's checkout, ``-dirty`` where it was changed.
+
+    An installed package has none: the repository around its environment would be somebody else's.
+    """
+    here = Path(__file__).resolve().parent
+    if not (here.parent / '.git').exists():
+        return 'unknown'
     command = ['git', '-C', str(here), 'describe', '--always', '--dirty']
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return 'unknown'
+
+
+def cpu() -> str:
+    """Return the processor's name."""
+    try:
+        text = Path('/proc/cpuinfo').read_text()
+    except OSError:
+        return platform.processor() or platform.machine()
+    found = re.search(r'model name\s*:\s*(.+)', text)
+    return found[1].strip() if found else platform.machine()

@@ -46,6 +46,26 @@ PUBLISHED = {
     'efficientnet_b0': Published('EfficientNet-B0', 390e6, 5.3e6),
     'spos': Published('SPOS', 323e6, 3.5e6),
 }
+# Mask R-CNN with EfficientViT-M4 on COCO val2017, 12 epochs: AP, AP50, AP75 of boxes and masks
+MASK_RCNN_EVIT_M4 = {'box': (32.8, 54.4, 34.5), 'mask': (31.0, 51.2, 32.2)}
+# ImageNet-1k: top-1 and, where it is published, top-5, by the NAME in configs/NAME_imagenet.py
+IMAGENET = {
+    'evit_m0': (63.296, 85.150),
+    'evit_m1': (68.356, 88.672),
+    'evit_m2': (70.786, 90.150),
+    'evit_m3': (73.390, 91.350),
+    'evit_m4': (74.266, 91.788),
+    'evit_m5': (77.124, 93.360),
+    'evit_m5_384': (79.8,),
+    'evit_m5_512': (80.8,),
+}
+# the authors' release; by the config that its file belongs to
+RELEASE = 'https://github.com/xinyuliu-jeffrey/EfficientViT_Model_Zoo/releases/download/v1.0/'
+WEIGHTS = {
+    'retinanet_evit_m4_coco': 'retinanet_efficientvit_m4_fpn_1x_coco.pth',
+    'mask_rcnn_evit_m4_coco': 'mask_rcnn_efficientvit_m4_fpn_1x_coco.pth',
+    **{f'evit_m{i}_imagenet': f'efficientvit_m{i}.pth' for i in range(6)},
+}
 # timm's names of the networks above
 TIMM_NAMES = {
     'mobilenetv2_100': 'mobilenetv2',

@@ -451,6 +451,11 @@ def test_loss_falls_and_accuracy_is_that_of_the_plain_weights(trained, tmp_path)
     config, work, losses = trained
     assert len(losses) == 36
     assert np.mean(losses[-6:]) < 0.9 * np.mean(losses[:6])
+    summary = json.loads((work / 'summary.json').read_text())
+    assert summary['best']['metric'] == 'accuracy/top1' and summary['best']['value'] > 60
+    assert (work / summary['best']['checkpoint']).is_file()
+    log = max(work.glob('*/*.log')).read_text()
+    assert '--show-dir' in log and 'tools/predict.py' not in log  # it detects nothing
     content = read_checkpoint(work / 'epoch_12.pth')
     assert content['meta']['dataset_meta']['classes'] == ('blue', 'green', 'red')
     # mmengine keeps the averaged weights under state_dict and the plain ones beside them

@@ -145,3 +145,10 @@ def test_the_command_writes_each_format(tmp_path):
 def test_a_missing_config_is_named():
     with pytest.raises(ConfigError, match='nothing.py'):
         measure('nothing.py')
+
+
+def test_a_size_that_a_neck_cannot_join_is_refused_in_one_sentence():
+    config = ROOT / 'configs' / 'rtmdet_evit_m0_coco.py'
+    with pytest.raises(ConfigError, match='rtmdet_evit_m0_coco: .* choose a --size of multiples'):
+        measure(config, (1333, 800))
+    assert measure(config, (64, 96)).parts['neck'][1] > 0

@@ -12,8 +12,6 @@ from statistics import mean, median, stdev
 
 import pytest
 
-from evit_mm.engine import load_config
-
 from .conftest import ROOT
 
 
@@ -75,23 +73,6 @@ def test_links_between_pages_lead_somewhere():
     assert len(local) > 20
     missing = [f'{p.name}: {link}' for p, link in local if not (p.parent / link).exists()]
     assert not missing
-
-
-def test_readme_snippet_is_a_working_detector(tmp_path):
-    snippet = next(b for b in blocks(ROOT / 'README.md', 'python') if 'custom_imports' in b)
-    base = ROOT / 'configs' / 'retinanet_evit_m4_coco.py'
-    first, rest = snippet.split('\n', 1)
-    assert first.startswith('_base_ = ')
-    (tmp_path / 'mine.py').write_text(f'_base_ = {str(base)!r}\n{rest}')
-    cfg = load_config(tmp_path / 'mine.py')
-    assert cfg.model.backbone.type == 'EfficientViT'
-    cfg.model.backbone.init_cfg = None
-    from mmdet.registry import MODELS
-    from mmengine.registry import init_default_scope
-
-    init_default_scope('mmdet')
-    model = MODELS.build(cfg.model)
-    assert tuple(model.backbone.out_channels) == tuple(cfg.model.neck.in_channels)
 
 
 def test_comparison_page_has_the_table_that_the_command_wrote():

@@ -1,4 +1,4 @@
-"""Compare backbones on your data: python tools/compare.py --data DIR [options]."""
+"""Compare backbones, or recipes, on your data: python tools/compare.py --data DIR [options]."""
 
 import argparse
 import re
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mmengine.config import DictAction
 
-from evit_mm.compare import DEFAULT_MODELS, Budget, available_models, collect, compare
+from evit_mm.compare import DEFAULT_MODELS, RECIPES, Budget, available_models, collect, compare
 from evit_mm.errors import EvitError
 
 
@@ -18,6 +18,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--data', help='data set in COCO format: annotations/instances_{train,val}')
     names = f'of {", ".join(available_models())}'
     parser.add_argument('--models', nargs='+', default=DEFAULT_MODELS, metavar='NAME', help=names)
+    names = f'train each with these, of {", ".join(RECIPES)}'
+    parser.add_argument('--recipes', nargs='+', default=(), metavar='NAME', help=names)
     parser.add_argument('--epochs', type=int, default=12)
     parser.add_argument('--seeds', type=int, default=1, help='runs per backbone')
     parser.add_argument('--scale', default='320x240', metavar='WxH', help='images fit into this')
@@ -42,9 +44,9 @@ def main(args: argparse.Namespace) -> None:
     if args.collect:
         rows = collect(args.collect, args.out, args.published)
     else:
-        options = args.cfg_options or {}
-        budget = Budget(args.data, args.epochs, args.scale, args.head, args.pretrained, options)
-        rows = compare(budget, args.models, args.seeds, args.out, args.device, args.published)
+        shared = (args.epochs, args.scale, args.head, args.pretrained, args.cfg_options or {})
+        options = (args.seeds, args.out, args.device, args.published, args.recipes)
+        rows = compare(Budget(args.data, *shared), args.models, *options)
     print(Path(args.out, 'table.md').read_text(encoding='utf-8'))
     print(f'written: {", ".join(map(str, sorted(Path(args.out).glob("table.*"))))}')
     if any(row.failures for row in rows):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rich.progress import track
 
+from evit_mm.carried import carried
 from evit_mm.complexity import as_markdown, as_records, measure
 from evit_mm.errors import EvitError
 
@@ -17,15 +18,15 @@ from evit_mm.errors import EvitError
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description='Count parameters and FLOPs (multiply-adds)')
-    parser.add_argument('configs', nargs='*', metavar='CONFIG', help='default: all for COCO')
+    parser.add_argument('configs', nargs='*', metavar='CONFIG', help='default: R-CNN, RetinaNet')
     parser.add_argument('--size', type=int, nargs=2, default=[1333, 800], metavar=('W', 'H'))
     parser.add_argument('--format', choices=['markdown', 'csv', 'json'], default='markdown')
     parser.add_argument('-o', '--out', type=Path, help='file to write instead of printing')
     args = parser.parse_args()
     if min(args.size) < 32:
         parser.error(f'--size must be at least 32 32, got {args.size}')
-    folder = Path(__file__).resolve().parents[1] / 'configs'
-    args.configs = args.configs or sorted(folder.glob('*_coco.py'))
+    found = sorted(carried('configs').glob('*_coco.py'))
+    args.configs = args.configs or [p for p in found if p.stem.startswith(('retina', 'mask'))]
     return args
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 from types import ModuleType
 
 ROOT = Path(__file__).resolve().parents[1]
+if ROOT.name == '.mim':  # of a wheel: evit_mm/.mim/tools
+    ROOT = ROOT.parents[1]
 
 
 def parse_args() -> argparse.Namespace:

@@ -28,6 +28,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--deterministic', action='store_true', help='the same bits in each run on one machine'
     )
+    parser.add_argument(
+        '--track',
+        nargs='+',
+        default=(),
+        metavar='NAME',
+        help='tensorboard, mlflow, wandb: scalars and pictures of predictions go there too',
+    )
     parser.add_argument('--seed', type=int, help='seed of everything random')
     parser.add_argument('--device', help='cpu, cuda, cuda:1, ... (default: a GPU if there is one)')
     parser.add_argument(

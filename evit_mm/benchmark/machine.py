@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import datetime
 import platform
-import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..provenance import commit, versions
+from ..provenance import commit, cpu, versions
 
 PACKAGES = ('torch', 'timm', 'mmengine', 'mmcv', 'mmdet', 'onnxruntime', 'openvino')
 # a 3x3 convolution as large as a detector's head has them
@@ -24,7 +22,7 @@ def describe(threads: int) -> dict[str, Any]:
     """Return machine, versions, threads and date of a run."""
     return {
         'device': 'CPU',  # where the suites build their networks
-        'cpu': _cpu(),
+        'cpu': cpu(),
         'instructions': torch.backends.cpu.get_cpu_capability(),
         'threads': threads,
         'python': platform.python_version(),
@@ -50,12 +48,3 @@ def limits() -> dict[str, tuple[Callable[[], object], float]]:
         'convolution': (lambda: conv(image), 2 * 9 * CONV_CHANNELS**2 * CONV_SIDE**2),
         'memory': (lambda: target.copy_(source), 2 * 4 * COPIED_FLOATS),
     }
-
-
-def _cpu() -> str:
-    try:
-        text = Path('/proc/cpuinfo').read_text()
-    except OSError:
-        return platform.processor() or platform.machine()
-    found = re.search(r'model name\s*:\s*(.+)', text)
-    return found[1].strip() if found else platform.machine()

@@ -67,7 +67,7 @@ def markdown(
     """
     columns = ['', 'form', 'calls', 'ms, median (quartiles)', 'times faster (quartiles)']
     columns += {'flop': ['GFLOP/s', 'share of limit'], 'images': ['images/s']}.get(unit, [])
-    lines = [f'## {title}', '', f'| {" | ".join(columns)} |', f'|{"---|" * len(columns)}']
+    lines = [f'# {title}', '', f'| {" | ".join(columns)} |', f'|{"---|" * len(columns)}']
     for row in rows:
         cells = [row.group, row.name, str(len(row.seconds))]
         if not row.seconds:

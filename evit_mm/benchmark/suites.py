@@ -15,6 +15,7 @@ import torch
 from rich.progress import track
 from torch import Tensor, nn
 
+from ..carried import carried
 from ..errors import ConfigError
 from . import forms, machine, report
 from .evaluators import compare_evaluators
@@ -339,7 +340,7 @@ def _macs(arch: str, shape: tuple[int, ...]) -> int:
 
 def config_path(name: str) -> Path:
     """Return the path of one of the project's configs."""
-    return Path(__file__).parents[2] / 'configs' / f'{name}.py'
+    return carried('configs') / f'{name}.py'
 
 
 def _claims(rows: Sequence[Row]) -> str:

@@ -14,13 +14,17 @@ import mmcv
 from mmengine.config import Config
 
 from .. import __version__
+from ..carried import carried
 from ..datasets.layout import CocoSplit, dataset_config, find_splits
 from ..errors import ConfigError
+from .recipes import LONGER, apply_switches, fit_ema, split_name, switches_of
 
-CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
+CONFIGS = carried('configs')
 # the sizes of EfficientViT that span the range, and what the paper sets beside it
 DEFAULT_MODELS = ('evit_m0', 'evit_m2', 'evit_m4', 'mobilenetv2', 'spos', 'spnasnet')
 DIVISOR = 32  # the configs' pad_size_divisor
+BATCH_SIZE = 8
+AUTHORS_EPOCHS, AUTHORS_STEPS = 12, (8, 11)
 HEADS = {
     'full': '_base_/models/retinanet_evit_m4.py',
     'light': '_base_/models/retinanet_evit_m4_light.py',
@@ -30,12 +34,17 @@ HEADS = {
 def available_models() -> dict[str, Path]:
     """Return the backbones that can be compared: NAME of ``configs/retinanet_NAME_coco.py``.
 
-    The lite detectors are the same backbones under another head, which a comparison gives itself.
+    The lite detectors are the same backbones under another head, and the plus one under another
+    recipe, both of which a comparison gives itself.
     """
     files = sorted(CONFIGS.glob('retinanet_*_coco.py'))
     names = [file.stem.removeprefix('retinanet_').removesuffix('_coco') for file in files]
     named = zip(names, files, strict=True)
-    return {name: file for name, file in named if not name.startswith('lite_')}
+    return {
+        name: file
+        for name, file in named
+        if not name.startswith('lite_') and not name.endswith('_plus')
+    }
 
 
 @dataclass(frozen=True)
@@ -86,15 +95,28 @@ class Budget:
             record[f'sha256 of {split.ann_file.name}'] = digest
         return record
 
-    def config(self, model: str) -> Config:
-        """Return the config of one backbone's run.
+    @property
+    def iterations(self) -> int:
+        """Optimizer steps of one run; three times as many with the 3x schedule."""
+        return -(-self.splits[0].num_images // BATCH_SIZE) * self.epochs
+
+    def epochs_of(self, name: str) -> int:
+        """Return the epochs of one row's runs, which only a recipe can change."""
+        _, recipe = split_name(name)
+        longer = recipe is not None and 'schedule_3x' in switches_of(recipe, self.pretrained)
+        return self.epochs * (LONGER if longer else 1)
+
+    def config(self, name: str) -> Config:
+        """Return the config of one row's runs.
 
         Args:
-            model: A name out of :func:`available_models`.
+            name: A name out of :func:`available_models`, or one with a recipe out of
+                :func:`~evit_mm.compare.recipes.with_recipes`, which brings the authors' schedule.
 
         Raises:
             ConfigError: There is no such backbone, or an override is wrong.
         """
+        model, recipe = split_name(name)
         file = find_model(model)
         coco = Config.fromfile(file)
         parts = [
@@ -117,6 +139,8 @@ class Budget:
             cfg.model.backbone.init_cfg = None
         self._set_data(cfg)
         self._set_schedule(cfg)
+        if recipe is not None:
+            self._set_authors_recipe(cfg)
         for key in self.cfg_options:
             if key.split('.')[0] not in cfg:
                 raise ConfigError(
@@ -126,6 +150,11 @@ class Budget:
             cfg.merge_from_dict(dict(self.cfg_options))
         if cfg.train_cfg.max_epochs != self.epochs:
             raise ConfigError('--cfg-options: the number of epochs is set by --epochs')
+        if recipe is not None:
+            apply_switches(cfg, switches_of(recipe, self.pretrained))
+            fit_ema(cfg, self.iterations)
+            cfg.max_epochs = cfg.train_cfg.max_epochs
+            cfg.train_cfg.val_begin = cfg.max_epochs + 1
         return cfg
 
     def input_size(self) -> tuple[int, int]:
@@ -144,7 +173,7 @@ class Budget:
                 if step['type'] == 'Resize':
                     step['scale'] = self.scale
             loader.dataset.update(dataset_config(split, pipeline))
-            loader.batch_size = 8
+            loader.batch_size = BATCH_SIZE
         # images without objects teach what is background
         cfg.train_dataloader.dataset.filter_cfg = {'filter_empty_gt': False}
         cfg.val_evaluator.ann_file = str(val.ann_file)
@@ -163,6 +192,17 @@ class Budget:
             'max_keep_ckpts': 2,
         }
         cfg.default_hooks.logger.interval = 10
+
+    def _set_authors_recipe(self, cfg: Config) -> None:
+        """Put the authors' recipe in, but for the rate and warm-up, which the budget decides."""
+        authors = Config.fromfile(CONFIGS / '_base_/schedules/schedule_1x.py')
+        steps = authors.param_scheduler[1]
+        steps.end = self.epochs
+        steps.milestones = [max(self.epochs * s // AUTHORS_EPOCHS, 1) for s in AUTHORS_STEPS]
+        cfg.param_scheduler[1] = steps
+        cfg.optim_wrapper.paramwise_cfg = authors.optim_wrapper.paramwise_cfg
+        cfg.optim_wrapper.pop('clip_grad')
+        cfg.model.backbone.norm_eval = True
 
 
 def find_model(name: str) -> Path:

@@ -30,9 +30,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ..checkpoint import read_checkpoint, write_checkpoint
 from ..engine import set_device
 from ..errors import CheckpointError, ConfigError, DataError, EvitError
-from ..published import label_of
 from ..training.checkpoints import find_last_good, write_atomically
 from .budget import Budget
+from .recipes import base_recipe, row_label, split_name, with_recipes
 from .table import METRICS, Row, add_latency, count_detector, write_tables
 
 MAX_DEATHS = 3  # without an epoch finished in between
@@ -42,7 +42,13 @@ PREFIX = 'coco/bbox_'
 
 @dataclass(frozen=True)
 class Run:
-    """One backbone with one seed."""
+    """One row of the table with one seed.
+
+    Attributes:
+        model: The row's name: a backbone, or a backbone and a recipe.
+        seed: Seed of everything random.
+        folder: Work dir.
+    """
 
     model: str
     seed: int
@@ -51,7 +57,7 @@ class Run:
     @property
     def label(self) -> str:
         """Name for people."""
-        return f'{label_of(self.model)}, seed {self.seed}'
+        return f'{row_label(self.model)}, seed {self.seed}'
 
     def read(self, name: str) -> Any:
         """Return what a JSON file of the run's folder holds, None where there is none.
@@ -91,6 +97,7 @@ def compare(
     out: str | Path,
     device: str | None = None,
     published: bool = False,
+    recipes: Sequence[str] = (),
 ) -> list[Row]:
     """Train, evaluate and time backbones under one budget, and write the table.
 
@@ -100,14 +107,16 @@ def compare(
 
     Args:
         budget: What all runs share.
-        models: Names out of :func:`~evit_mm.compare.budget.available_models`.
+        models: Names out of :func:`~evit_mm.compare.available_models`.
         seeds: Runs per model, with the seeds 0, 1, ...
         out: Folder for the runs and for ``table.md``, ``table.json`` and ``table.png``.
         device: As in :func:`evit_mm.engine.train`.
         published: Put the published COCO figures beside the measured ones.
+        recipes: Names out of :data:`~evit_mm.compare.recipes.RECIPES`: train each model with each
+            of them, and set them against the base.
 
     Returns:
-        One row per model, best first.
+        One row per model, or per model and recipe; best first.
 
     Raises:
         ConfigError: A name, number or override is wrong, ``out`` holds another comparison, or one
@@ -115,7 +124,7 @@ def compare(
         CheckpointError: ImageNet weights cannot be had.
         DataError: The data set cannot be used.
     """
-    models = list(dict.fromkeys(models))
+    models = with_recipes(models, recipes)
     if not models:
         raise ConfigError('--models names no backbone')
     if seeds < 1:
@@ -123,7 +132,7 @@ def compare(
     out = Path(out)
     set_device(device)
     # whatever can be found wrong is found before the hours of training
-    rows = [Row(model, budget.config(model)) for model in models]
+    rows = [_row(model, budget) for model in models]
     notes = _check_data(budget, rows[0].config)
     for row in rows:
         if budget.pretrained:
@@ -137,6 +146,12 @@ def compare(
             _fill(row, [run for run in runs if run.model == row.name])
         add_latency(rows, budget.splits[1].first_image)
         return write_tables(rows, out, _describe(budget, seeds), notes, published)
+
+
+def _row(name: str, budget: Budget) -> Row:
+    model, recipe = split_name(name)
+    base = recipe and '+'.join((model, base_recipe(budget.pretrained)))
+    return Row(name, budget.config(name), base=base)
 
 
 def read_json(path: Path) -> Any:
@@ -224,15 +239,16 @@ def _train_all(runs: Sequence[Run], budget: Budget, device: str | None) -> None:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console) as progress:
-        task = progress.add_task('comparing', total=len(runs) * budget.epochs)
+        epochs = [budget.epochs_of(run.model) for run in runs]
+        task = progress.add_task('comparing', total=sum(epochs))
         for place, run in enumerate(runs):
-            done = place * budget.epochs
+            done = sum(epochs[:place])
             progress.update(task, completed=done, description=run.label)
             if run.result() is None:
                 for epoch in _train_one(run, budget, device):
                     progress.update(task, completed=done + epoch)
             progress.console.print(f'{run.label}: {_outcome(run)}', highlight=False)
-        progress.update(task, completed=len(runs) * budget.epochs)
+        progress.update(task, completed=sum(epochs))
 
 
 def _train_one(run: Run, budget: Budget, device: str | None) -> Iterator[int]:

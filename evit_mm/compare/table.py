@@ -21,7 +21,8 @@ from ..benchmark import median_and_quartiles, time_interleaved
 from ..complexity import count_parameters, detector_macs
 from ..engine import config_faults, load_detector
 from ..errors import EvitError
-from ..published import PUBLISHED, label_of
+from ..published import PUBLISHED
+from .recipes import row_label
 
 # As COCO's metric calls them, and as the table does.
 METRICS = {
@@ -49,6 +50,7 @@ class Row:
         params: Parameters of the whole detector.
         macs: Multiply-adds of the whole detector for one image at the table's scale.
         latency: Seconds for one image, from pixels in memory to boxes: median and quartiles.
+        base: Name of the row that this one is set against, for recipes.
     """
 
     name: str
@@ -60,10 +62,11 @@ class Row:
     params: int = 0
     macs: int = 0
     latency: tuple[float, float, float] | None = None
+    base: str | None = None
     label: str = field(init=False)
 
     def __post_init__(self) -> None:
-        self.label = label_of(self.name)
+        self.label = row_label(self.name)
 
     def values(self, metric: str) -> list[float]:
         """Return one figure of each run, in percent; COCO's -1 (no such object) becomes NaN."""
@@ -174,7 +177,8 @@ def write_tables(
     (out / 'table.json').write_text(json.dumps(content, indent=1))
     (out / 'table.png').unlink(missing_ok=True)  # not to leave an older one beside this table
     if any(row.metrics for row in rows):
-        _draw(rows, out / 'table.png', about)
+        draw = _draw_recipes if any(row.base for row in rows) else _draw
+        draw(rows, out / 'table.png', about)
     return rows
 
 
@@ -183,6 +187,8 @@ def markdown(
 ) -> str:
     """Return the table with what it says about itself, as Markdown."""
     columns = ['backbone', *METRICS.values(), 'params M', 'FLOPs G', 'latency ms', 'training min']
+    extra = {**_epochs_column(rows), **_base_column(rows)}
+    columns += extra
     if published:
         columns += [f'{name} (COCO, published)' for name in METRICS.values()]
     lines = [f'| {" | ".join(columns)} |', f'|{"---|" * len(columns)}']
@@ -191,6 +197,7 @@ def markdown(
         cells += [_mean(row.values(m)) for m in list(METRICS)[1:]]
         cells += [f'{row.params / 1e6:.2f}', f'{row.macs / 1e9:.2f}', _latency(row)]
         cells.append(_mean(row.minutes))
+        cells += [column[row.name] for column in extra.values()]
         if published:
             figures = PUBLISHED[row.name].coco if row.name in PUBLISHED else ()
             cells += [f'{figure:.1f}' for figure in figures]
@@ -220,8 +227,39 @@ def markdown(
     return '\n'.join(lines).rstrip() + '\n'
 
 
+def _epochs_column(rows: Sequence[Row]) -> dict[str, dict[str, str]]:
+    """Return the rows' epochs where they differ: those rows had not the same budget."""
+    epochs = {row.name: str(row.config.get('train_cfg', {}).get('max_epochs')) for row in rows}
+    return {'epochs': epochs} if len({*epochs.values()}) > 1 else {}
+
+
+def _base_column(rows: Sequence[Row]) -> dict[str, dict[str, str]]:
+    """Return what each row adds to its base, and whether that exceeds the spread."""
+    if not any(row.base for row in rows):
+        return {}
+    words = {True: 'exceeds the spread', False: 'within the spread', None: 'one seed'}
+    found = {row.name: 'the base' if row.name == row.base else '-' for row in rows}
+    for pair in _shown_pairs(rows):
+        ahead = pair['worse'] in {row.base for row in rows if row.name == pair['better']}
+        name, sign = (pair['better'], 1) if ahead else (pair['worse'], -1)
+        found[name] = f'{sign * pair["difference"]:+.1f}, {words[pair["exceeds_spread"]]}'
+    return {'AP against the base': found}
+
+
+def _shown_pairs(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Return the ranking; of rows that have a base, the pairs with it alone."""
+    bases = {row.name: row.base for row in rows}
+    if not any(bases.values()):
+        return ranking(rows)
+    return [
+        pair
+        for pair in ranking(rows)
+        if bases[pair['worse']] == pair['better'] or bases[pair['better']] == pair['worse']
+    ]
+
+
 def _ranking_lines(rows: Sequence[Row]) -> list[str]:
-    pairs = ranking(rows)
+    pairs = _shown_pairs(rows)
     labels = {row.name: row.label for row in rows}
     known = [pair for pair in pairs if pair['exceeds_spread'] is not None]
     if not pairs:
@@ -335,5 +373,27 @@ def _draw(rows: Sequence[Row], path: Path, about: Mapping[str, Any]) -> None:
     for axis in axes:
         axis.grid(alpha=0.3)
         axis.margins(x=0.15)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _draw_recipes(rows: Sequence[Row], path: Path, about: Mapping[str, Any]) -> None:
+    """Draw each run's AP as a dot, a line per row, and the range of each base over all of them."""
+    import matplotlib
+
+    matplotlib.use('Agg')  # there may be no screen
+    from matplotlib import pyplot as plt
+
+    shown = [row for row in reversed(rows) if row.metrics]
+    figure, axis = plt.subplots(figsize=(9, 1.5 + 0.35 * len(shown)), layout='constrained')
+    for row in shown:
+        values = row.values('mAP')
+        is_base = row.name == row.base
+        if is_base:
+            axis.axvspan(min(values), max(values), color='C0', alpha=0.15)
+        axis.plot(values, [row.label] * len(values), 'o', color='C0' if is_base else 'C1')
+        axis.plot(row.ap, row.label, '|', color='black', markersize=16)
+    axis.set_xlabel(f'AP on {about.get("data", "val")}, %: runs, and their mean; shaded: the base')
+    axis.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
     plt.close(figure)

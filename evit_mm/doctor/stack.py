@@ -18,7 +18,10 @@ from pathlib import Path
 
 from .findings import Finding
 
-REQUIREMENTS = Path(__file__).resolve().parents[2] / 'requirements'
+PACKAGE = Path(__file__).resolve().parents[1]
+# evit_mm.carried, which cannot be imported where the stack is broken
+MIM = PACKAGE / '.mim'
+REQUIREMENTS = (MIM if MIM.is_dir() else PACKAGE.parent) / 'requirements'
 # Which distribution brings mmcv tells the stacks apart; both use the same import names.
 STACKS = {'openmmlab': 'mmcv', 'onedl': 'onedl-mmcv'}
 # Without these nothing trains; the rest of the pinned packages is for single tools or tests.

@@ -157,7 +157,7 @@ def _(boxes: Tensor, scores: Tensor, iou_threshold: float, most: int) -> Tensor:
 
 
 def onnx_nms_mask(onnxscript: Any) -> Any:
-    """Return :func:`nms_mask` in ONNX's operators, for the exporter's table."""
+    """Return ``nms_mask`` in ONNX's operators, for the exporter's table."""
     op = onnxscript.values.Opset('', OPSET)
 
     def translated(boxes: Any, scores: Any, iou_threshold: float, most: int) -> Any:

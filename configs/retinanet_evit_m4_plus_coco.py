@@ -1,0 +1,35 @@
+"""EfficientViT-M4 RetinaNet on COCO with what the authors' recipe leaves unused.
+
+`retinanet_evit_m4_coco.py` and the seven switches of docs/recipes.md: BatchNorm trained, stride 8
+from the stem, no decay on norms and biases, drop path, multi-scale training, EMA, 36 epochs. One
+1333x800 image takes 163.78 G multiply-adds; 17.46 M parameters (``python tools/complexity.py``).
+No AP is published for it. Here: not run on COCO; what the switches bring on two small data sets is
+in docs/recipes.md.
+"""
+
+_base_ = './retinanet_evit_m4_coco.py'
+
+sync_bn = 'torch'  # one process has no need of it, and mmengine then leaves it out
+model = dict(
+    backbone=dict(norm_eval=False, out_stem=True, drop_path_rate=0.1),
+    neck=dict(in_channels=[64, 128, 256, 384], num_extra_trans_convs=0),
+)
+
+train_pipeline = _base_.train_pipeline
+train_pipeline[2] = dict(type='RandomResize', scale=[(1333, 480), (1333, 800)], keep_ratio=True)
+train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
+
+train_cfg = dict(max_epochs=36)
+param_scheduler = _base_.param_scheduler
+param_scheduler[1].update(end=36, milestones=[24, 33])
+optim_wrapper = dict(paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0))
+custom_hooks = [
+    *_base_.custom_hooks,
+    dict(
+        type='EMAHook',
+        ema_type='ExpMomentumEMA',
+        momentum=0.0002,
+        gamma=2000,
+        update_buffers=True,
+    ),
+]

@@ -1,0 +1,23 @@
+"""EfficientViT-M4 RTMDet on COCO at 640 pixels, for real time; batch 256, 300 epochs.
+
+One 640x640 image takes 5.72 G multiply-adds; 3.65 M parameters (``python tools/complexity.py
+configs/rtmdet_evit_m4_coco.py --size 640 640``). No AP is published for it. Here: not run on COCO.
+"""
+
+_base_ = [
+    './_base_/models/rtmdet_evit.py',
+    './_base_/datasets/coco_mosaic_640.py',
+    './_base_/schedules/schedule_300e.py',
+]
+
+model = dict(
+    backbone=dict(
+        arch='m4',
+        init_cfg=dict(
+            type='Pretrained',
+            checkpoint='https://github.com/xinyuliu-jeffrey/EfficientViT_Model_Zoo/'
+            'releases/download/v1.0/efficientvit_m4.pth',
+        ),
+    ),
+    neck=dict(in_channels=[64, 128, 256]),
+)

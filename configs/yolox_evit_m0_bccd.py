@@ -1,0 +1,22 @@
+"""EfficientViT-M0 YOLOX on blood cells (BCCD, 3 classes) at 320x240, from scratch.
+
+Expects ``data/bccd/`` with ``images/`` and ``annotations/instances_{train,val}.json``.
+Measured here: see docs/recipes.md.
+"""
+
+_base_ = [
+    './_base_/models/yolox_evit.py',
+    './_base_/datasets/bccd_detection.py',
+    './_base_/schedules/schedule_scratch.py',
+    './_base_/default_runtime.py',
+]
+
+model = dict(bbox_head=dict(num_classes=3))
+
+# small batches: 624 steps in 12 epochs, where the schedule's usual batch would make 312
+train_dataloader = dict(batch_size=4)
+auto_scale_lr = dict(base_batch_size=4)
+max_epochs = 12
+train_cfg = dict(max_epochs=max_epochs, val_interval=max_epochs)
+param_scheduler = _base_.param_scheduler
+param_scheduler[1].update(T_max=max_epochs)

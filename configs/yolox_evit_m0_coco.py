@@ -1,0 +1,22 @@
+"""EfficientViT-M0 YOLOX on COCO at 640 pixels, for real time; batch 256, 300 epochs.
+
+One 640x640 image takes 3.48 G multiply-adds; 1.79 M parameters (``python tools/complexity.py
+configs/yolox_evit_m0_coco.py --size 640 640``). No AP is published for it. Here: not run on COCO;
+on blood cells see docs/recipes.md.
+"""
+
+_base_ = [
+    './_base_/models/yolox_evit.py',
+    './_base_/datasets/coco_mosaic_640.py',
+    './_base_/schedules/schedule_300e.py',
+]
+
+model = dict(
+    backbone=dict(
+        init_cfg=dict(
+            type='Pretrained',
+            checkpoint='https://github.com/xinyuliu-jeffrey/EfficientViT_Model_Zoo/'
+            'releases/download/v1.0/efficientvit_m0.pth',
+        )
+    )
+)

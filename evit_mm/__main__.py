@@ -1,0 +1,29 @@
+"""The tools by name, from any folder: python -m evit_mm train CONFIG [options]."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+
+from .carried import carried
+
+
+def main() -> None:
+    """Run a tool as ``python tools/NAME.py`` would, with what follows its name."""
+    tools = {file.stem: file for file in sorted(carried('tools').glob('*.py'))}
+    usage = (
+        f'usage: python -m evit_mm TOOL [options]\ntools: {", ".join(tools)}\n'
+        f'configs, by name or path: {carried("configs")}\n'
+    )
+    if len(sys.argv) < 2 or sys.argv[1] in ('-h', '--help'):
+        sys.stdout.write(usage)
+        return
+    if sys.argv[1] not in tools:
+        sys.exit(f"error: no tool '{sys.argv[1]}'\n{usage.rstrip()}")
+    tool = str(tools[sys.argv[1]])
+    sys.argv = [tool, *sys.argv[2:]]
+    runpy.run_path(tool, run_name='__main__')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,313 @@
+"""True and detected boxes of a data set as arrays, and which detection found which object.
+
+Shapes: I images, K classes, G true objects, D detections, P pairs of a detection and an object.
+Boxes are ``[x, y, width, height]`` in pixels, as COCO's files have them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import DataError
+
+MAX_PER_IMAGE = 100  # COCO's
+PAIRS_AT_ONCE = 2_000_000
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What there is in a data set.
+
+    Attributes:
+        classes: K names.
+        category_ids: The file's id of each class.
+        image_ids: The file's id of each image, in its order.
+        file_names: I, relative to ``folder``.
+        sizes: ``(I, 2)`` width and height.
+        folder: Where the images should be.
+        image: ``(G,)`` place of each object's image.
+        label: ``(G,)`` place of its class.
+        box: ``(G, 4)``.
+        area: ``(G,)`` COCO's area, that of the mask where the file has one.
+        crowd: ``(G,)`` whether it stands for many, so that what lies in it is not counted.
+    """
+
+    classes: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    image_ids: tuple[Any, ...]
+    file_names: tuple[str, ...]
+    sizes: np.ndarray
+    folder: Path
+    image: np.ndarray
+    label: np.ndarray
+    box: np.ndarray
+    area: np.ndarray
+    crowd: np.ndarray
+
+    @property
+    def objects(self) -> np.ndarray:
+        """``(K,)`` objects of each class, crowds left out."""
+        return np.bincount(self.label[~self.crowd], minlength=len(self.classes))
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a detector found, by falling score.
+
+    Attributes:
+        image: ``(D,)`` place of each detection's image.
+        label: ``(D,)`` place of its class.
+        box: ``(D, 4)``.
+        score: ``(D,)``.
+        left_out: Detections that are not in these arrays, by the reason.
+    """
+
+    image: np.ndarray
+    label: np.ndarray
+    box: np.ndarray
+    score: np.ndarray
+    left_out: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Detections and objects of one image that overlap, crowds left out.
+
+    Attributes:
+        found: ``(P,)`` place of the detection, rising.
+        truth: ``(P,)`` place of the object, rising within a detection.
+        iou: ``(P,)`` intersection over union.
+        covered: ``(D,)`` the largest share of a detection's area within a crowd of its class.
+    """
+
+    found: np.ndarray
+    truth: np.ndarray
+    iou: np.ndarray
+    covered: np.ndarray
+
+
+@dataclass(frozen=True)
+class Matches:
+    """Which detection found which object.
+
+    Attributes:
+        truth_of: ``(D,)`` the object that a detection found, else -1.
+        found_of: ``(G,)`` the detection that found an object, else -1.
+        ignored: ``(D,)`` neither right nor wrong, since it lies in a crowd.
+    """
+
+    truth_of: np.ndarray
+    found_of: np.ndarray
+    ignored: np.ndarray
+
+    @property
+    def hit(self) -> np.ndarray:
+        """``(D,)`` right detections."""
+        return self.truth_of >= 0
+
+
+def read_truth(
+    coco: Mapping[str, Any],
+    name: str | Path,
+    folder: str | Path,
+    classes: Sequence[str],
+    indices: int | Sequence[int] | None = None,
+) -> Truth:
+    """Read an annotation file's content.
+
+    Args:
+        coco: Content in COCO's format.
+        name: Its file, for messages.
+        folder: Folder that ``file_name`` is relative to.
+        classes: Names in the detector's order; those that the file lacks have no objects.
+        indices: The images that are evaluated, as mmengine's data sets take them; None for all.
+
+    Raises:
+        DataError: It is not in COCO's format.
+    """
+    try:
+        by_name = {str(c['name']): c['id'] for c in coco['categories']}
+        images = list(coco['images'])
+        if isinstance(indices, int):
+            images = images[:indices] if indices >= 0 else images[indices:]
+        elif indices is not None:
+            images = [images[index] for index in indices]
+        place = {image['id']: index for index, image in enumerate(images)}
+        label = {by_name[c]: index for index, c in enumerate(classes) if c in by_name}
+        kept = [
+            a
+            for a in coco['annotations']
+            if a['image_id'] in place and a['category_id'] in label and not a.get('ignore')
+        ]
+        box = _boxes(a['bbox'] for a in kept)
+        area = [a.get('area') for a in kept]
+        return Truth(
+            classes=tuple(map(str, classes)),
+            # a class that the file lacks gets an id that no object has
+            category_ids=tuple(by_name.get(c, -1 - index) for index, c in enumerate(classes)),
+            image_ids=tuple(place),
+            file_names=tuple(str(image['file_name']) for image in images),
+            sizes=np.array([(i['width'], i['height']) for i in images], float).reshape(-1, 2),
+            folder=Path(folder),
+            image=_places(place[a['image_id']] for a in kept),
+            label=_places(label[a['category_id']] for a in kept),
+            box=box,
+            area=np.array([b[2] * b[3] if a is None else a for a, b in zip(area, box, strict=True)])
+            if kept
+            else np.zeros(0),
+            crowd=np.array([bool(a.get('iscrowd')) for a in kept], bool),
+        )
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        reason = f'{type(error).__name__}: {error}'
+        raise DataError(f"'{name}' is not in COCO's format ({reason}); export it again") from None
+
+
+def read_found(results: Sequence[Mapping[str, Any]], truth: Truth, name: str | Path) -> Found:
+    """Read results in COCO's format.
+
+    Args:
+        results: Each with ``image_id``, ``category_id``, ``bbox`` and ``score``.
+        truth: What they are held against.
+        name: Their file, for messages.
+
+    Returns:
+        The best 100 of each image, by falling score. Those with a figure that is not finite, a box
+        without area, or an image or a class that is not evaluated are left out and counted.
+
+    Raises:
+        DataError: They are not in COCO's format.
+    """
+    place = {identity: index for index, identity in enumerate(truth.image_ids)}
+    label = {identity: index for index, identity in enumerate(truth.category_ids)}
+    try:
+        image = _places(place.get(r['image_id'], -1) for r in results)
+        labels = _places(label.get(r['category_id'], -1) for r in results)
+        box = _boxes(r['bbox'] for r in results)
+        score = np.array([r['score'] for r in results], float)
+    except (KeyError, TypeError, ValueError) as error:
+        reason = f'{type(error).__name__}: {error}'
+        raise DataError(
+            f"'{name}' has no detections in COCO's format ({reason}); delete it to evaluate again"
+        ) from None
+    finite = np.isfinite(box).all(1) & np.isfinite(score)
+    known = (image >= 0) & (labels >= 0)
+    area = (box[:, 2:] > 0).all(1)
+    kept = np.flatnonzero(finite & known & area)
+    # by image, then by falling score; equal scores stay in the file's order, as in pycocotools
+    kept = kept[np.lexsort((-score[kept], image[kept]))]
+    rank = np.arange(len(kept)) - np.searchsorted(image[kept], image[kept])
+    best = kept[rank < MAX_PER_IMAGE]
+    best = best[np.argsort(-score[best], kind='stable')]
+    left_out = {
+        'with a figure that is not finite': int((~finite).sum()),
+        'of an image or class that is not evaluated': int((finite & ~known).sum()),
+        'without area': int((finite & known & ~area).sum()),
+        f'beyond the best {MAX_PER_IMAGE} of an image': len(kept) - len(best),
+    }
+    counts = {reason: count for reason, count in left_out.items() if count}
+    return Found(image[best], labels[best], box[best], score[best], counts)
+
+
+def overlapping(truth: Truth, found: Found, threshold: float) -> Pairs:
+    """Return the pairs whose intersection over union is at least ``threshold``."""
+    parts = []
+    covered = np.zeros(len(found.image))
+    for detection, thing in _pairs(truth, found):
+        a, b = found.box[detection], truth.box[thing]
+        shared = _intersection(a, b)
+        own, other = a[:, 2] * a[:, 3], b[:, 2] * b[:, 3]
+        crowd = truth.crowd[thing]
+        same = found.label[detection] == truth.label[thing]
+        inside = crowd & same
+        np.maximum.at(covered, detection[inside], (shared / own)[inside])
+        iou = shared / (own + other - shared)
+        kept = ~crowd & (iou >= threshold)
+        parts.append((detection[kept], thing[kept], iou[kept]))
+    columns = [np.concatenate(column) for column in zip(*parts, strict=True)] or [
+        np.zeros(0, np.int64),
+        np.zeros(0, np.int64),
+        np.zeros(0),
+    ]
+    order = np.lexsort((columns[1], columns[0]))
+    detection, thing, iou = (column[order] for column in columns)
+    return Pairs(detection, thing, iou, covered)
+
+
+def match(truth: Truth, found: Found, pairs: Pairs, threshold: float = 0.5) -> Matches:
+    """Give each detection the object of its class that it overlaps most, the surest first.
+
+    As in COCO's evaluation: an object is found once; a detection that finds none is not counted
+    where at least ``threshold`` of it lies in a crowd of its class.
+    """
+    same = found.label[pairs.found] == truth.label[pairs.truth]
+    truth_of = assign(pairs, same & (pairs.iou >= threshold), len(found.image), len(truth.image))
+    found_of = np.full(len(truth.image), -1)
+    hit = np.flatnonzero(truth_of >= 0)
+    found_of[truth_of[hit]] = hit
+    return Matches(truth_of, found_of, (truth_of < 0) & (pairs.covered >= threshold))
+
+
+def assign(pairs: Pairs, allowed: np.ndarray, num_found: int, num_truth: int) -> np.ndarray:
+    """Return for each detection, in order, the free object of the largest IoU among its pairs.
+
+    Args:
+        pairs: Pairs.
+        allowed: ``(P,)`` those that may be taken.
+        num_found: D.
+        num_truth: G.
+
+    Returns:
+        ``(D,)`` places of objects, -1 for none.
+    """
+    result = np.full(num_found, -1)
+    free = [True] * num_truth
+    places = np.flatnonzero(allowed)
+    # by detection, then by falling IoU: the first free one is the best
+    places = places[np.lexsort((-pairs.iou[places], pairs.found[places]))]
+    pairs_left = zip(pairs.found[places].tolist(), pairs.truth[places].tolist(), strict=True)
+    taken = -1
+    for detection, thing in pairs_left:
+        if detection != taken and free[thing]:
+            result[detection], free[thing], taken = thing, False, detection
+    return result
+
+
+def _pairs(truth: Truth, found: Found) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield places of all detections and objects that share an image, some images at a time."""
+    num_images = len(truth.image_ids)
+    by_image = np.argsort(truth.image, kind='stable')
+    first = np.searchsorted(truth.image[by_image], np.arange(num_images + 1))
+    count = np.diff(first)
+    size = count[found.image] if num_images else np.zeros(0, np.int64)
+    ends = np.cumsum(size)
+    start = 0
+    while start < len(size):
+        done = ends[start - 1] if start else 0
+        stop = max(start + 1, int(np.searchsorted(ends, done + PAIRS_AT_ONCE, side='right')))
+        own = size[start:stop]
+        detection = np.repeat(np.arange(start, stop), own)
+        offset = np.arange(own.sum()) - np.repeat(np.cumsum(own) - own, own)
+        yield detection, by_image[first[found.image[detection]] + offset]
+        start = stop
+
+
+def _intersection(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    low = np.maximum(a[:, :2], b[:, :2])
+    high = np.minimum(a[:, :2] + a[:, 2:], b[:, :2] + b[:, 2:])
+    return (high - low).clip(0).prod(1)
+
+
+def _boxes(boxes: Any) -> np.ndarray:
+    rows = [tuple(map(float, box)) for box in boxes]
+    if any(len(row) != 4 for row in rows):
+        raise ValueError('a bbox has not four numbers')
+    return np.array(rows, float).reshape(-1, 4)
+
+
+def _places(values: Any) -> np.ndarray:
+    return np.array(list(values), np.int64)

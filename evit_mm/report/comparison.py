@@ -1,0 +1,65 @@
+"""The backbones' comparison, as ``tools/compare.py`` wrote it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import DataError
+
+TABLE = 'table.json'
+
+
+def find_table(table: str | Path | None, folders: Sequence[Path]) -> Path | None:
+    """Return the table that is given, else the first that lies in or beside a work dir.
+
+    ``tools/compare.py`` puts its runs into ``OUT/runs/`` and its table into ``OUT``.
+    """
+    if table is not None:
+        return Path(table)
+    places = [place for f in map(Path.resolve, folders) for place in (f, f.parent, f.parent.parent)]
+    return next((place / TABLE for place in places if (place / TABLE).is_file()), None)
+
+
+def read_table(path: Path) -> tuple[list[dict[str, Any]], str]:
+    """Read a comparison's table.
+
+    Returns:
+        Per backbone ``name``, ``family``, ``AP``, ``low`` and ``high`` over its seeds in percent,
+        ``latency`` in ms and ``flops`` in G, None where it was not measured; and a sentence about
+        the whole.
+
+    Raises:
+        DataError: It is not there or not such a table.
+    """
+    try:
+        content = json.loads(path.read_text(encoding='utf-8'))
+        rows = [_row(row) for row in content['rows']]
+        about = content['about']
+        facts = [f'{key}: {_text(about[key])}' for key in about if key != 'classes']
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f'{type(error).__name__}: {error}'
+        raise DataError(f"'{path}' is not a table of tools/compare.py ({reason})") from None
+    return rows, '; '.join(facts)
+
+
+def _row(row: dict[str, Any]) -> dict[str, Any]:
+    found = [100 * float(run['mAP']) for run in row['runs'] if run['mAP'] >= 0]
+    latency = row['latency_seconds']
+    return {
+        'name': str(row['label']),
+        'family': 'EfficientViT' if str(row['name']).startswith('evit') else 'other',
+        'AP': sum(found) / len(found) if found else None,
+        'low': min(found, default=None),
+        'high': max(found, default=None),
+        'latency': 1000 * float(latency['median']) if latency else None,
+        'flops': float(row['macs']) / 1e9 if row['macs'] else None,
+    }
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return ', '.join(map(str, value))
+    return str(value) if value != {} else 'none'

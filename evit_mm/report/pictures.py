@@ -1,0 +1,236 @@
+"""The worst images: which to show, and their thumbnails with boxes."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from ..datasets.decoding import read_image
+from .analysis import Analysis
+from .boxes import Found, Truth
+from .errors import IGNORED, KINDS, MISSED, Errors
+
+SIDE = 320  # of a thumbnail, pixels
+QUALITY = 60
+MAX_IMAGES = 90
+WORST = 30  # of all; beside them some of each class and kind, so that the filters find something
+PER_CLASS, PER_KIND = 3, 6
+MAX_BOXES = 40  # drawn on one picture
+
+
+@dataclass
+class Box:
+    """A rectangle on a picture.
+
+    Attributes:
+        x: Left edge in the image's pixels, and so on.
+        label: Written beside it.
+        state: What it is, which chooses its colour.
+        title: What is read on pointing at it.
+        score: Of the detection, or of that which found the object; None where nothing did.
+        is_truth: It is an object.
+    """
+
+    x: float
+    y: float
+    width: float
+    height: float
+    label: str
+    state: str
+    title: str
+    score: float | None = None
+    is_truth: bool = False
+
+    def tag_x(self, width: float) -> float:
+        """Return where the label begins, kept within the image."""
+        return max(0.0, min(self.x + 1, 0.85 * width))
+
+    def tag_y(self, scale: float) -> float:
+        """Return the label's baseline: above the box, or inside where there is no room."""
+        above = self.y - 3 * scale
+        return above if above > 10 * scale else self.y + 12 * scale
+
+
+@dataclass
+class Card:
+    """One image with what there is and what was found.
+
+    Attributes:
+        name: File name.
+        path: The file.
+        cost: AP50 points that its mistakes cost.
+        size: Width and height in pixels.
+        truth: Objects.
+        found: Detections, the surest first.
+        mistakes: ``kind`` and ``label`` of each, as places, once.
+        counts: Mistakes by kind.
+        thumbnail: Its place among the page's thumbnails, None where there is none.
+    """
+
+    name: str
+    path: Path
+    cost: float
+    size: tuple[float, float]
+    truth: list[Box]
+    found: list[Box]
+    mistakes: list[tuple[int, int]]
+    counts: dict[str, int] = field(default_factory=dict)
+    thumbnail: int | None = None
+
+
+@dataclass
+class Mistakes:
+    """Mistakes of a run, one a row.
+
+    Attributes:
+        image: ``(M,)`` place of the image.
+        kind: ``(M,)`` place in :data:`~evit_mm.report.errors.KINDS`.
+        label: ``(M,)`` the class detected, or missed.
+        other: ``(M,)`` of a classification error the true class, else the same.
+    """
+
+    image: np.ndarray
+    kind: np.ndarray
+    label: np.ndarray
+    other: np.ndarray
+
+
+def mistakes_of(truth: Truth, found: Found, errors: Errors, score: float) -> Mistakes:
+    """List the missed objects, and the false detections from a score on."""
+    wrong = np.flatnonzero((errors.kind >= 0) & (found.score >= score))
+    missed = np.flatnonzero(errors.missed)
+    about = errors.about[wrong]
+    other = found.label[wrong].copy()
+    other[about >= 0] = truth.label[about[about >= 0]]
+    return Mistakes(
+        image=np.concatenate([found.image[wrong], truth.image[missed]]),
+        kind=np.concatenate([errors.kind[wrong], np.full(len(missed), MISSED)]),
+        label=np.concatenate([found.label[wrong], truth.label[missed]]),
+        other=np.concatenate([other, truth.label[missed]]),
+    )
+
+
+def choose(cost: np.ndarray, mistakes: Mistakes, limit: int = MAX_IMAGES) -> list[int]:
+    """Choose the images to show, the worst first.
+
+    Args:
+        cost: ``(I,)`` what the mistakes of each image cost.
+        mistakes: Those that count.
+        limit: At most so many.
+
+    Returns:
+        Places of images: the worst of all, and of each kind and class some.
+    """
+    order = [i for i in np.argsort(-cost, kind='stable').tolist() if cost[i] > 0]
+    rank = {image: place for place, image in enumerate(order)}
+    chosen = dict.fromkeys(order[: min(WORST, limit)])
+    for column, number in ((mistakes.kind, PER_KIND), (mistakes.label, PER_CLASS)):
+        for value in np.unique(column):
+            images = np.unique(mistakes.image[column == value]).tolist()
+            worst = sorted((i for i in images if i in rank), key=rank.__getitem__)[:number]
+            chosen.update(dict.fromkeys(worst))
+    # a class more or less goes before one of the worst
+    return sorted(list(chosen)[:limit], key=rank.__getitem__)
+
+
+def make_card(image: int, analysis: Analysis, mistakes: Mistakes) -> Card:
+    """Gather what is drawn on one image."""
+    truth, found, errors = analysis.truth, analysis.found, analysis.errors
+    names = truth.classes
+    things = np.flatnonzero(truth.image == image)
+    # where there are too many, those that were not found are shown
+    things = things[np.argsort(analysis.matches.found_of[things] >= 0, kind='stable')][:MAX_BOXES]
+    detections = np.flatnonzero(found.image == image)[:MAX_BOXES]
+    own = mistakes.image == image
+    kinds, numbers = np.unique(mistakes.kind[own], return_counts=True)
+    pairs = zip(mistakes.kind[own].tolist(), mistakes.label[own].tolist(), strict=True)
+    others = zip(mistakes.kind[own].tolist(), mistakes.other[own].tolist(), strict=True)
+    width, height = truth.sizes[image].tolist()
+    return Card(
+        name=truth.file_names[image],
+        path=truth.folder / truth.file_names[image],
+        cost=100 * float(analysis.image_cost[image]),
+        size=(width, height),
+        truth=[_true_box(analysis, names, thing) for thing in things.tolist()],
+        found=[
+            _found_box(truth, found, errors, names, detection) for detection in detections.tolist()
+        ],
+        mistakes=sorted({*pairs, *others}),
+        counts={KINDS[k]: n for k, n in zip(kinds.tolist(), numbers.tolist(), strict=True)},
+    )
+
+
+class Thumbnails:
+    """Small pictures as ``data:`` addresses, each made once, until a number of bytes is spent.
+
+    Attributes:
+        addresses: Of the pictures so far.
+        unreadable: Paths of images that cannot be read.
+    """
+
+    def __init__(self, budget: int) -> None:
+        self.left = budget
+        self.addresses: list[str] = []
+        self.unreadable: list[str] = []
+        self._places: dict[Path, int | None] = {}
+
+    def add(self, path: Path) -> int | None:
+        """Return the place of an image's thumbnail, None where it is unreadable or too much."""
+        if path not in self._places:
+            self._places[path] = self._make(path)
+        return self._places[path]
+
+    def _make(self, path: Path) -> int | None:
+        pixels = read_image(path) if path.is_file() else None
+        if pixels is None:
+            self.unreadable.append(str(path))
+            return None
+        scale = min(1.0, SIDE / max(pixels.shape[:2]))
+        size = [max(1, round(extent * scale)) for extent in pixels.shape[1::-1]]
+        small = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+        _, encoded = cv2.imencode('.webp', small, [cv2.IMWRITE_WEBP_QUALITY, QUALITY])
+        address = f'data:image/webp;base64,{base64.b64encode(encoded.tobytes()).decode()}'
+        if len(address) > self.left:
+            return None
+        self.left -= len(address)
+        self.addresses.append(address)
+        return len(self.addresses) - 1
+
+
+def _true_box(analysis: Analysis, names: Sequence[str], thing: int) -> Box:
+    truth, detection = analysis.truth, int(analysis.matches.found_of[thing])
+    name, score = names[truth.label[thing]], None
+    if truth.crowd[thing]:
+        state, text = 'ignored', 'a crowd, not counted'
+    elif detection >= 0:
+        score = float(analysis.found.score[detection])
+        state = 'right' if score >= analysis.working_score else 'missed'
+        text = f'found with a score of {score:.2f}'
+    else:
+        state = 'missed'
+        text = 'missed' if analysis.errors.missed[thing] else 'found badly or misnamed'
+    x, y, width, height = truth.box[thing].tolist()
+    return Box(x, y, width, height, name, state, f'{name}: {text}', score, is_truth=True)
+
+
+def _found_box(
+    truth: Truth, found: Found, errors: Errors, names: Sequence[str], detection: int
+) -> Box:
+    name, score = names[found.label[detection]], float(found.score[detection])
+    kind, about = int(errors.kind[detection]), int(errors.about[detection])
+    if kind == IGNORED:
+        state, text = 'ignored', 'in a crowd, not counted'
+    elif kind < 0:
+        state, text = 'right', 'right'
+    else:
+        state, text = KINDS[kind], f'{KINDS[kind]} error'
+        if about >= 0 and truth.label[about] != found.label[detection]:
+            text += f', it is {names[truth.label[about]]}'
+    title = f'{name} {score:.2f}: {text}'
+    x, y, width, height = found.box[detection].tolist()
+    return Box(x, y, width, height, f'{name} {score:.2f}', state, title, score)

@@ -1,0 +1,289 @@
+"""The site: built without a warning, complete, whole in itself, and working in a browser."""
+
+import ast
+import functools
+import http.server
+import os
+import re
+import subprocess
+import sys
+import threading
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+from evit_mm.architecture import draw
+from evit_mm.errors import ConfigError
+from evit_mm.model_table import as_page, last_ap, read_docstring, read_row
+from evit_mm.models import VARIANTS
+
+from .conftest import ROOT
+
+DOCS = ROOT / 'docs'
+
+
+@pytest.fixture(scope='session')
+def site(tmp_path_factory):
+    """The built site's folder; ``make docs`` has the same command, but for the folder."""
+    folder = tmp_path_factory.mktemp('site')
+    recipe = subprocess.run(['make', '-n', 'docs'], cwd=ROOT, capture_output=True, text=True)
+    flags = re.search(r'-m sphinx (.*) docs docs/_build/html', recipe.stdout)[1].split()
+    assert '-W' in flags and '-n' in flags
+    # a proxy that nobody serves: whatever asked for the network would fail
+    nowhere = dict.fromkeys(('http_proxy', 'https_proxy', 'all_proxy'), 'http://127.0.0.1:9')
+    done = subprocess.run(
+        [sys.executable, '-m', 'sphinx', *flags, 'docs', folder],
+        cwd=ROOT,
+        env={**os.environ, **nowhere},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and not done.stderr, done.stderr[-5000:]
+    return folder
+
+
+class Links(HTMLParser):
+    """Collect a page's ids, its links, and what the browser fetches by itself."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.ids, self.links, self.fetched = set(), [], []
+        self.feed(path.read_text(encoding='utf-8'))
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.ids |= {attrs['id']} if attrs.get('id') else set()
+        if tag == 'a' and attrs.get('href'):
+            self.links.append(attrs['href'])
+        if tag in ('script', 'img', 'iframe', 'source') and attrs.get('src'):
+            self.fetched.append(attrs['src'])
+        if tag == 'link' and attrs.get('rel') in ('stylesheet', 'icon', 'preload', 'prefetch'):
+            self.fetched.append(attrs['href'])
+
+
+@pytest.fixture(scope='session')
+def parsed(site):
+    return {path: Links(path) for path in sorted(site.rglob('*.html'))}
+
+
+def test_every_page_is_in_the_site(site):
+    written = {p.relative_to(DOCS).with_suffix('') for p in DOCS.rglob('*.md')}
+    written = {path for path in written if '_build' not in path.parts}
+    built = {p.relative_to(site).with_suffix('') for p in site.rglob('*.html')}
+    assert len(written) > 20 and not written - built
+    index = (site / 'index.html').read_text()
+    for page in ('start', 'your_data', 'your_detector', 'models', 'architecture', 'api'):
+        assert f'href="{page}.html"' in index
+    assert '[Unreleased]' in (site / 'changelog.html').read_text()
+    contributing = re.sub('<[^>]+>', '', (site / 'contributing.html').read_text())
+    assert 'make lint' in contributing
+
+
+def test_every_room_has_its_public_names_in_the_api(site):
+    rooms = {p.stem for p in (ROOT / 'evit_mm').iterdir() if not p.name.startswith(('_', '.'))}
+    assert {p.stem for p in (site / 'api').glob('*.html')} == rooms
+    missing = []
+    for path in (ROOT / 'evit_mm').rglob('*.py'):
+        module = '.'.join(path.relative_to(ROOT).with_suffix('').parts).removesuffix('.__init__')
+        if any(part.startswith('_') for part in module.split('.')) or module == 'evit_mm':
+            continue
+        page = Links(site / 'api' / f'{module.split(".")[1]}.html')
+        for node in ast.parse(path.read_text()).body:
+            named = isinstance(node, ast.FunctionDef | ast.ClassDef)
+            if named and node.name[0] != '_' and 'custom_op' not in ast.unparse(node):
+                anchors = {f'{module}.{node.name}', f'{module.rpartition(".")[0]}.{node.name}'}
+                missing += [] if anchors & page.ids else [f'{module}.{node.name}']
+    assert not missing
+
+
+def test_no_page_fetches_anything_from_elsewhere(site, parsed):
+    fetched = {url for page in parsed.values() for url in page.fetched}
+    assert len(fetched) > 3
+    assert not [url for url in fetched if urlsplit(url).netloc]
+    for style in site.rglob('*.css'):
+        assert not re.findall(r'(?:url\(|@import)\s*["\']?(?:https?:)?//', style.read_text())
+
+
+def test_every_link_leads_to_a_file_and_an_anchor(parsed):
+    broken, checked = [], 0
+    for path, page in parsed.items():
+        for link in page.links:
+            parts = urlsplit(link)
+            if parts.scheme or parts.netloc:
+                continue
+            target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+            checked += 1
+            anchor = unquote(parts.fragment)
+            if not target.is_file():
+                broken.append(f'{path.name}: {link}')
+            elif anchor and target.suffix == '.html' and anchor not in parsed[target].ids:
+                broken.append(f'{path.name}: {link} has no such anchor')
+    assert checked > 1000 and not broken
+
+
+@pytest.fixture(scope='module')
+def served(site):
+    """The site's address while a local server runs."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+    handler = functools.partial(Quiet, directory=site)
+    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f'http://127.0.0.1:{server.server_address[1]}'
+    server.shutdown()
+    server.server_close()
+
+
+# upright words are left out; fonts differ between machines, so a few pixels are allowed
+WORDS_OUTSIDE_THEIR_BOX = """() => {
+    const boxes = [...document.querySelectorAll('rect')].map(r => r.getBBox());
+    const texts = [...document.querySelectorAll('text:not([transform])')];
+    const words = texts.filter(text => {
+        const t = text.getBBox(), x = t.x + t.width / 2, y = t.y + t.height / 2;
+        const around = boxes.filter(
+            b => b.x <= x && x <= b.x + b.width && b.y <= y && y <= b.y + b.height);
+        const box = around.sort((a, b) => a.width - b.width)[0];
+        return !box || t.x < box.x - 3 || t.x + t.width > box.x + box.width + 3;
+    });
+    return {looked_at: texts.length, words: words.map(text => text.textContent)};
+}"""
+PAGES = ('index', 'start', 'models', 'architecture', 'api/models', 'performance/forms')
+
+
+@pytest.mark.parametrize('width', [1280, 390])
+def test_pages_load_on_desktop_and_phone_without_the_network(served, page, width):
+    asked = []
+    page.on('request', lambda request: asked.append(request.url))
+    page.set_viewport_size({'width': width, 'height': 844})
+    for name in PAGES:
+        page.goto(f'{served}/{name}.html', wait_until='load')
+        assert page.locator('h1').first.is_visible()
+        # what is wider than the screen scrolls within itself
+        assert page.evaluate('document.documentElement.scrollWidth') <= width
+    assert len(asked) > len(PAGES) and all(url.startswith((served, 'data:')) for url in asked)
+
+
+def test_the_picture_is_drawn_in_the_browser(served, page):
+    page.goto(f'{served}/architecture.html')
+    picture = page.locator('img[src$="architecture.svg"]')
+    assert picture.evaluate('image => image.complete && image.naturalWidth') > 500
+    page.goto((DOCS / 'images' / 'architecture.svg').as_uri())
+    outside = page.evaluate(WORDS_OUTSIDE_THEIR_BOX)
+    assert outside['looked_at'] > 100 and not outside['words']
+
+
+def test_search_finds_a_page_by_its_words(served, page):
+    page.goto(f'{served}/index.html')
+    page.fill('input[name=q]', 'winograd')
+    page.press('input[name=q]', 'Enter')
+    page.wait_for_selector('#search-results ul.search li a')
+    found = page.locator('#search-results ul.search li a').all_inner_texts()
+    assert any('winograd' in text.lower() for text in found)
+
+
+def test_search_works_from_the_disk(site, page):
+    page.goto(f'{(site / "search.html").as_uri()}?q=cascade')
+    page.wait_for_selector('#search-results ul.search li a')
+    assert 'Architecture' in page.locator('#search-results').inner_text()
+
+
+def test_the_committed_picture_is_what_the_command_draws():
+    assert (DOCS / 'images' / 'architecture.svg').read_text() == draw('m4')
+
+
+@pytest.mark.parametrize('arch', VARIANTS)
+def test_the_picture_has_the_shapes_that_the_variant_promises(arch):
+    variant, words = VARIANTS[arch], re.findall(r'>([^<>]+)</text>', draw(arch, (256, 320)))
+    for dim, stride in zip(variant.embed_dims, (16, 32, 64), strict=True):
+        assert f'{dim} × {256 // stride} × {320 // stride}' in words
+    for level, stride in enumerate((8, 16, 32, 64, 128), 3):
+        assert f'P{level}: /{stride}' in words
+        assert f'256 × {-(-256 // stride)} × {-(-320 // stride)}' in words
+    heads = variant.num_heads[1]
+    kernels = [word for word in words if word.startswith('Q: ')]
+    assert kernels == [f'Q: {k}×{k}' for k in variant.kernel_sizes[:heads]]
+    share = variant.embed_dims[1] // heads
+    assert f'channels {share * (heads - 1)}–{variant.embed_dims[1] - 1}' in words
+
+
+def test_an_unknown_variant_is_named():
+    with pytest.raises(KeyError, match='m9'):
+        draw('m9')
+
+
+def test_the_model_table_is_what_the_command_writes():
+    rows = [read_row(path) for path in sorted((ROOT / 'configs').glob('*.py'))]
+    stale = 'the page is older than the configs: python tools/model_table.py'
+    assert (DOCS / 'models.md').read_text() == as_page(rows, DOCS), stale
+    # against figures that were counted from the authors' code
+    params = {row.name: (round(row.params / 1e6, 2), round(row.macs / 1e6)) for row in rows}
+    assert params['evit_m4_imagenet'] == (8.80, 299) and params['evit_m0_imagenet'] == (2.35, 79)
+
+
+def test_a_network_that_needs_padded_images_is_counted_with_their_padding(tmp_path):
+    config = tmp_path / 'mine.py'
+    config.write_text(
+        '"""EfficientViT-M0 YOLOX.\n\nHere: not run on COCO.\n"""\n'
+        "_base_ = 'mmdet::yolox/yolox_tiny_8xb8-300e_coco.py'\n"
+        "custom_imports = dict(imports=['evit_mm'], allow_failed_imports=False)\n"
+        'model = dict(\n'
+        "    backbone=dict(_delete_=True, type='EfficientViT', arch='m0', out_stem=True,\n"
+        '                  out_indices=(0, 1)),\n'
+        '    neck=dict(in_channels=[32, 64, 128]),\n'
+        ')\n'
+        "pipeline = [dict(type='Resize', scale=(320, 240), keep_ratio=True)]\n"
+        'test_dataloader = dict(dataset=dict(pipeline=pipeline))\n'
+    )
+    row = read_row(config)
+    assert row.size == (320, 256) and row.here == 'not run' and row.published == ''
+    config.write_text(config.read_text().replace('(320, 240)', '(320, 256)'))
+    assert read_row(config).macs == row.macs
+
+
+def test_the_model_table_quotes_the_papers_figures():
+    """What the docstrings say is published is what ``published.py`` has."""
+    from evit_mm.published import PUBLISHED
+
+    for name, figures in PUBLISHED.items():
+        _, published, here = read_docstring(ROOT / 'configs' / f'retinanet_{name}_coco.py')
+        assert here == 'not run'
+        assert published.split(' ')[0] == (str(figures.coco[0]) if figures.coco else '')
+
+
+def test_a_config_that_does_not_say_whether_it_was_run_is_named(tmp_path):
+    config = tmp_path / 'silent.py'
+    config.write_text('"""A detector.\n\nPublished: 99.9 AP.\n"""\n')
+    with pytest.raises(ConfigError, match=r'silent\.py.*does not say whether it was run'):
+        read_docstring(config)
+    (tmp_path / 'empty.log').write_text('nothing\n')
+    with pytest.raises(ConfigError, match=r'empty\.log'):
+        last_ap(tmp_path / 'empty.log')
+
+
+def functions_by_file():
+    found = {}
+    for path in Path(__file__).parent.glob('test_*.py'):
+        functions = [x for x in ast.walk(ast.parse(path.read_text()))]
+        found[path.name] = {x.name for x in functions if isinstance(x, ast.FunctionDef)}
+    return found
+
+
+def test_every_test_that_a_page_names_exists():
+    known, named = functions_by_file(), []
+    for path in [*ROOT.glob('*.md'), *DOCS.rglob('*.md')]:
+        named += re.findall(r'\b(test_\w+\.py)::(\w+)', path.read_text())
+    assert len(named) > 8
+    assert not [pair for pair in named if pair[1] not in known.get(pair[0], ())]
+
+
+def test_every_deviation_names_the_test_that_pins_it():
+    table = (DOCS / 'deviations.md').read_text().split('| test |')[1].split('\n\n')[0]
+    rows = [line for line in table.splitlines() if line.startswith('| ')]
+    assert len(rows) >= 8
+    assert not [row for row in rows if not re.search(r'`test_\w+\.py::test_\w+` \|$', row)]
