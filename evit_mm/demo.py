@@ -6,6 +6,7 @@ The page and the server talk to nobody else: no telemetry, no fonts or scripts f
 from __future__ import annotations
 
 import os
+import socket
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -212,6 +213,9 @@ def serve(page: Any, host: str = HOST, port: int | None = PORT) -> str:
     gr = _import_gradio()
     fonts, mono = FONTS
     try:
+        # gradio itself tries a hundred ports, each for seconds
+        with socket.create_server((host, port or 0)) as free:
+            port = free.getsockname()[1]
         _, address, _ = page.launch(
             server_name=host,
             server_port=port,

@@ -251,11 +251,9 @@ def test_the_tool_writes_pictures_and_measures_of_a_detector_and_of_its_bare_bac
 def test_a_point_draws_another_picture_and_stays_within_its_window(tmp_path):
     image = write_image(tmp_path / 'a.png', 110, 150)
     torch.save(randomise(EfficientViT(arch=TINY)).state_dict(), tmp_path / 'bare.pth')
-    drawn = []
+    drawn, first = [], {**OPTIONS, 'model.backbone.out_indices': [0]}
     for point in (None, (0.1, 0.1), (1, 1)):
-        visualize_attention(
-            DETECTOR, tmp_path / 'bare.pth', image, tmp_path / 'out', point, OPTIONS
-        )
+        visualize_attention(DETECTOR, tmp_path / 'bare.pth', image, tmp_path / 'out', point, first)
         drawn.append(cv2.imread(str(tmp_path / 'out' / 'stage1.png')))
     assert drawn[0].shape == drawn[1].shape
     assert not any(np.array_equal(a, b) for a, b in ((drawn[0], drawn[1]), (drawn[1], drawn[2])))
@@ -267,10 +265,10 @@ def test_a_point_draws_another_picture_and_stays_within_its_window(tmp_path):
 def test_a_classifier_sees_its_crop(tmp_path):
     image = write_image(tmp_path / 'a.png', 110, 150)
     config = ROOT / 'configs' / 'evit_m0_imagenet.py'
-    measured = visualize_attention(config, 'random', image, tmp_path / 'out')
-    assert [(b['stage'], b['block']) for b in measured['blocks']] == [
-        (s + 1, b + 1) for s, depth in enumerate(VARIANTS['m0'].depths) for b in range(depth)
-    ]
+    options = {'model.backbone.out_indices': [1]}
+    measured = visualize_attention(config, 'random', image, tmp_path / 'out', None, options)
+    places = [(block['stage'], block['block']) for block in measured['blocks']]
+    assert places == [(1, 1), (2, 1), (2, 2)]
     assert {len(b['attention_cosine']['matrix']) for b in measured['blocks']} == {4}
 
 

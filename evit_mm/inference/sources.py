@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import cv2
@@ -136,11 +136,11 @@ class Video:
         self.total = announced if announced > 0 and not self.live else None
 
     def __iter__(self) -> Iterator[Frame]:
-        pixels, index, start = self._first, 0, time.monotonic()
+        pixels, index, start = self._first, 0, monotonic()
         while pixels is not None:
             if pixels.shape[1::-1] != self.size:  # a stream may change it on the way
                 pixels = cv2.resize(pixels, self.size)
-            seconds = time.monotonic() - start if self.live else self._position(index)
+            seconds = monotonic() - start if self.live else self._position(index)
             yield Frame(index, self.path.name, pixels, self.path, seconds)
             _, pixels = self._capture.read()
             index += 1
