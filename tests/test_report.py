@@ -21,7 +21,7 @@ import evit_mm.report
 from evit_mm.datasets import make_shapes
 from evit_mm.errors import ConfigError, DataError
 from evit_mm.made_detections import made_detections
-from evit_mm.report import analysis, boxes, detections, errors, pictures, report, runs
+from evit_mm.report import analysis, boxes, charts, detections, errors, pictures, report, runs
 from evit_mm.report import page as page_module
 from evit_mm.report import statistics as figures_of
 from evit_mm.report.statistics import RATIOS, SIDES
@@ -462,6 +462,23 @@ def test_what_a_run_says_of_how_it_was_made(tmp_path):
     assert 'holds no summary' in runs.read_runs(folders)[2].notes[-1]
 
 
+def test_runs_of_one_name_are_told_apart_and_a_broken_summary_is_named(tmp_path):
+    folders = [write_run(tmp_path / parent / 'run') for parent in ('a', 'b')]
+    (folders[1] / 'summary.json').write_text('{')
+    first, second = runs.read_runs(folders)
+    assert (first.name, second.name) == ('a/run', 'b/run')
+    assert any('summary.json cannot be read' in note for note in second.notes)
+
+
+def test_long_curves_are_thinned_and_long_names_stay_apart():
+    spec = charts.curve({'run': [(i, 1 / i) for i in range(1, 5001)]}, 'iteration', 'loss', False)
+    values = spec['data']['values']
+    assert len(values) == charts.MAX_POINTS
+    assert (values[0]['x'], values[-1]['x']) == (1, 5000)
+    names = charts.unique_names(['a' * 60, 'a' * 61, 'b'])
+    assert len(set(names)) == 3 and max(map(len, names)) < 50
+
+
 def test_best_checkpoint_then_the_one_pointed_at_then_the_newest(tmp_path):
     assert runs.find_checkpoint(tmp_path) is None
     (tmp_path / 'epoch_1.pth').touch()
@@ -720,22 +737,25 @@ def test_runs_on_other_data_are_compared_without_images(make_run, tmp_path):
 
 
 def test_detections_are_made_once_for_a_checkpoint_and_kept_whole(make_run, tmp_path):
+    def detect(folder, **options):
+        return detections.detect(runs.read_runs([folder])[0], **options)
+
     run = make_run('run')
     cache = run / detections.CACHE
     untouched = {p: p.stat().st_mtime_ns for p in run.rglob('*') if p.is_file()}
     report([run], tmp_path / 'out')
-    report([run], tmp_path / 'out')
+    detect(run)
     assert len(make_run.calls) == 1
     assert {p: p.stat().st_mtime_ns for p in untouched} == untouched
     assert {p for p in run.rglob('*') if p.is_file()} - set(untouched) == {cache}
     cache.write_text(cache.read_text()[:-100])  # half a file is none
-    report([run], tmp_path / 'out')
+    detect(run)
     assert len(make_run.calls) == 2 and json.loads(cache.read_text())['results']
     with (run / 'tiny.py').open('a') as config:
         config.write('model = dict(test_cfg=dict(score_thr=0.3))\n')
-    report([run], tmp_path / 'out')  # another config finds other boxes
+    detect(run)  # another config finds other boxes
     assert len(make_run.calls) == 3
-    report([run], tmp_path / 'out', cfg_options={'model.test_cfg.score_thr': 0.4})
+    detect(run, cfg_options={'model.test_cfg.score_thr': 0.4})
     assert len(make_run.calls) == 4
 
 
@@ -820,11 +840,12 @@ def test_what_is_missing_is_said_on_the_page(make_run, tmp_path, page):
 
 
 def test_a_page_stays_under_its_size_whatever_the_pictures(make_run, tmp_path, monkeypatch):
-    run = make_run('run', classes=tuple(f'class {i}' for i in range(40)), num_images=90, noise=100)
+    run = make_run('run', classes=tuple(f'class {i}' for i in range(120)), num_images=50, noise=100)
     whole = report([run], tmp_path / 'whole').read_text()
     assert len(whole) < 5_000_000
     assert whole.count('no picture') == 0
-    assert 30 < whole.count('<article') <= pictures.MAX_IMAGES
+    assert 'The best and the worst 50 of 120 are drawn' in whole
+    assert 25 < whole.count('<article') <= pictures.MAX_IMAGES
     monkeypatch.setattr(page_module, 'MAX_BYTES', len(whole) - 200_000)
     less = report([run], tmp_path / 'less').read_text()
     assert len(less.encode()) < page_module.MAX_BYTES
