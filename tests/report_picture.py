@@ -42,7 +42,9 @@ def draw(page_file: Path, out: Path) -> None:
     for picture in pictures:
         whole.paste(picture, (0, top))
         top += picture.height
-    whole.quantize(256, dither=Image.Dither.FLOYDSTEINBERG).save(out, optimize=True)
+    # the palette that covers most keeps the thin coloured lines
+    palette = whole.quantize(256, method=Image.Quantize.MAXCOVERAGE)
+    whole.quantize(palette=palette).save(out, optimize=True)
 
 
 if __name__ == '__main__':

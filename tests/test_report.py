@@ -5,7 +5,11 @@ import io
 import json
 import re
 import runpy
+import shlex
+import shutil
+import subprocess
 import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -13,15 +17,17 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+import evit_mm.report
 from evit_mm.datasets import make_shapes
 from evit_mm.errors import ConfigError, DataError
 from evit_mm.made_detections import made_detections
-from evit_mm.report import analysis, boxes, detections, errors, pictures, report, runs
+from evit_mm.report import analysis, boxes, charts, detections, errors, pictures, report, runs
 from evit_mm.report import page as page_module
 from evit_mm.report import statistics as figures_of
 from evit_mm.report.statistics import RATIOS, SIDES
 
 from .conftest import ROOT
+from .test_docs import blocks
 from .test_engine import write_config
 
 HOSTILE = [
@@ -456,6 +462,23 @@ def test_what_a_run_says_of_how_it_was_made(tmp_path):
     assert 'holds no summary' in runs.read_runs(folders)[2].notes[-1]
 
 
+def test_runs_of_one_name_are_told_apart_and_a_broken_summary_is_named(tmp_path):
+    folders = [write_run(tmp_path / parent / 'run') for parent in ('a', 'b')]
+    (folders[1] / 'summary.json').write_text('{')
+    first, second = runs.read_runs(folders)
+    assert (first.name, second.name) == ('a/run', 'b/run')
+    assert any('summary.json cannot be read' in note for note in second.notes)
+
+
+def test_long_curves_are_thinned_and_long_names_stay_apart():
+    spec = charts.curve({'run': [(i, 1 / i) for i in range(1, 5001)]}, 'iteration', 'loss', False)
+    values = spec['data']['values']
+    assert len(values) == charts.MAX_POINTS
+    assert (values[0]['x'], values[-1]['x']) == (1, 5000)
+    names = charts.unique_names(['a' * 60, 'a' * 61, 'b'])
+    assert len(set(names)) == 3 and max(map(len, names)) < 50
+
+
 def test_best_checkpoint_then_the_one_pointed_at_then_the_newest(tmp_path):
     assert runs.find_checkpoint(tmp_path) is None
     (tmp_path / 'epoch_1.pth').touch()
@@ -496,6 +519,17 @@ def test_the_tool_says_an_error_in_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, 'argv', ['report.py', str(tmp_path / 'nowhere')])
     with pytest.raises(SystemExit, match="^error: '.*nowhere' does not exist"):
         runpy.run_path(str(ROOT / 'tools' / 'report.py'), run_name='__main__')
+
+
+def test_make_look_draws_trains_on_and_reports():
+    done = subprocess.run(
+        ['make', '-n', 'look', 'VENV=env'], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    steps = ['tools/make_shapes.py data/shapes', '--seed 0 --work-dir W --resume',
+             'tools/report.py W -o report', 'xdg-open report/index.html']  # fmt: skip
+    text = done.stdout.replace('work_dirs/retinanet_evit_m4_shapes', 'W')
+    places = [text.index(step) for step in steps]
+    assert places == sorted(places)
 
 
 # ---- the page
@@ -703,23 +737,79 @@ def test_runs_on_other_data_are_compared_without_images(make_run, tmp_path):
 
 
 def test_detections_are_made_once_for_a_checkpoint_and_kept_whole(make_run, tmp_path):
+    def detect(folder, **options):
+        return detections.detect(runs.read_runs([folder])[0], **options)
+
     run = make_run('run')
     cache = run / detections.CACHE
     untouched = {p: p.stat().st_mtime_ns for p in run.rglob('*') if p.is_file()}
     report([run], tmp_path / 'out')
-    report([run], tmp_path / 'out')
+    detect(run)
     assert len(make_run.calls) == 1
     assert {p: p.stat().st_mtime_ns for p in untouched} == untouched
     assert {p for p in run.rglob('*') if p.is_file()} - set(untouched) == {cache}
     cache.write_text(cache.read_text()[:-100])  # half a file is none
-    report([run], tmp_path / 'out')
+    detect(run)
     assert len(make_run.calls) == 2 and json.loads(cache.read_text())['results']
     with (run / 'tiny.py').open('a') as config:
         config.write('model = dict(test_cfg=dict(score_thr=0.3))\n')
-    report([run], tmp_path / 'out')  # another config finds other boxes
+    detect(run)  # another config finds other boxes
     assert len(make_run.calls) == 3
-    report([run], tmp_path / 'out', cfg_options={'model.test_cfg.score_thr': 0.4})
+    detect(run, cfg_options={'model.test_cfg.score_thr': 0.4})
     assert len(make_run.calls) == 4
+
+
+def test_a_training_that_is_writing_is_read_again(make_run, tmp_path, monkeypatch):
+    run = make_run('run')
+    found, asked = runs.find_checkpoint(run), []
+
+    def replaced(folder):
+        asked.append(folder)
+        return found if len(asked) > 1 else folder / 'best_gone.pth'
+
+    monkeypatch.setattr(detections, 'find_checkpoint', replaced)
+    assert detections.detect(runs.read_runs([run])[0]).checkpoint == 'epoch_2.pth'
+    monkeypatch.setattr(detections, 'find_checkpoint', lambda folder: folder / 'best_gone.pth')
+    with pytest.raises(DataError, match='try again'):
+        detections.detect(runs.read_runs([run])[0])
+
+
+def test_a_work_dir_that_cannot_be_written_to_costs_only_the_next_time(make_run, caplog):
+    run = make_run('run')
+    (run / detections.CACHE).mkdir()
+    assert len(detections.detect(runs.read_runs([run])[0]).found.score) > 0
+    assert list((run / detections.CACHE).iterdir()) == []
+    assert not list(run.glob('*.partial'))
+
+
+@pytest.mark.parametrize(
+    ('change', 'said'),
+    [
+        ("val_dataloader = dict(dataset=dict(type='VOCDataset'))\n", 'validates on no CocoDataset'),
+        ("val_evaluator = None\n", 'no val_dataloader and val_evaluator'),
+    ],
+)  # fmt: skip
+def test_what_has_no_boxes_is_said(make_run, change, said):
+    run = make_run('run')
+    with (run / 'tiny.py').open('a') as config:
+        config.write(change)
+    with pytest.raises(DataError, match=said):
+        detections.detect(runs.read_runs([run])[0])
+
+
+def test_broken_annotations_and_wrong_options_are_named(make_run, tmp_path):
+    run = runs.read_runs([make_run('run')])[0]
+    with pytest.raises(DataError, match='--cfg-options do not fit'):
+        detections.detect(run, cfg_options={'val_dataloader.dataset.pipeline.9.x': 1})
+    (tmp_path / 'data_run' / 'annotations' / 'instances_val.json').write_text('{')
+    with pytest.raises(DataError, match='not valid JSON'):
+        detections.detect(run)
+
+
+def test_absent_packages_are_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(evit_mm.report, 'NEEDED', ('jinja2', 'no_such_package'))
+    with pytest.raises(ConfigError, match=r'needs no_such_package: .*evit_mm\[report\]'):
+        report([tmp_path], tmp_path)
 
 
 def test_what_is_missing_is_said_on_the_page(make_run, tmp_path, page):
@@ -750,11 +840,12 @@ def test_what_is_missing_is_said_on_the_page(make_run, tmp_path, page):
 
 
 def test_a_page_stays_under_its_size_whatever_the_pictures(make_run, tmp_path, monkeypatch):
-    run = make_run('run', classes=tuple(f'class {i}' for i in range(40)), num_images=90, noise=100)
+    run = make_run('run', classes=tuple(f'class {i}' for i in range(120)), num_images=50, noise=100)
     whole = report([run], tmp_path / 'whole').read_text()
     assert len(whole) < 5_000_000
     assert whole.count('no picture') == 0
-    assert 30 < whole.count('<article') <= pictures.MAX_IMAGES
+    assert 'The best and the worst 50 of 120 are drawn' in whole
+    assert 25 < whole.count('<article') <= pictures.MAX_IMAGES
     monkeypatch.setattr(page_module, 'MAX_BYTES', len(whole) - 200_000)
     less = report([run], tmp_path / 'less').read_text()
     assert len(less.encode()) < page_module.MAX_BYTES
@@ -819,3 +910,23 @@ def test_a_real_training_is_evaluated_and_shown(tmp_path, page):
     made = page.locator('#made').inner_text()
     assert 'seed\t1\n' in made and 'versions\tevit_mm' in made  # as its log states them
     assert page.locator('.card image, .card use').count() > 0
+
+
+def test_commands_of_the_docs_page(make_run, tmp_path, monkeypatch):
+    for name in ('retinanet_evit_m4_shapes', 'a', 'b'):
+        make_run(f'work_dirs/{name}', num_images=6)
+    shutil.copytree(tmp_path / 'data_work_dirs' / 'a', tmp_path / 'DIR')
+    monkeypatch.chdir(tmp_path)
+    text = '\n'.join(blocks(ROOT / 'docs' / 'report.md', 'bash')).replace('\\\n', ' ')
+    commands = [shlex.split(line, comments=True) for line in text.strip().splitlines() if line]
+    assert len(commands) == 3
+    for python, tool, *arguments in commands:
+        assert python == 'python'
+        monkeypatch.setattr(sys, 'argv', [tool, *arguments])
+        runpy.run_path(str(ROOT / tool), run_name='__main__')
+        html = Path('report', 'index.html').read_text()
+        assert 'Worst images' in html
+        assert ('What changed' in html) == ('--compare' in arguments)
+    assert 'No detections are shown' not in html
+    # the folder of the last command was named, where the config names another
+    assert len(make_run.calls) == 4
