@@ -112,6 +112,8 @@ def test_what_was_measured_has_to_stand_in_a_table(tmp_path):
     config.write_text('"""Measured here: 99."""')
     with pytest.raises(ConfigError, match='no table in README.md or docs/ has a row'):
         model_index.measured_ap(config)
+    config.write_text('"""Measured here: see docs/results.md."""')
+    assert model_index.measured_ap(config) == 'see docs/results.md'
     config.write_text('"""AP not run."""')
     assert model_index.measured_ap(config) == 'not run'
 

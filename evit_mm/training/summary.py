@@ -210,7 +210,7 @@ def describe(runner: Any, summary: Mapping[str, Any]) -> str:
     )
     state = 'finished' if summary['finished'] else 'stopped'
     lines = [f'{state} after {done} and {seconds}; at most {memory}']
-    best, folder = summary['best'], Path(runner.work_dir)
+    best, folder = summary['best'], Path(_shown(runner.work_dir))
     if best is None:
         lines.append('nothing was evaluated')
     else:
@@ -241,7 +241,7 @@ def next_commands(runner: Any, checkpoint: str | Path) -> list[str]:
         onnx = folder / 'detector.onnx'
         commands.append(('export', config, checkpoint, '--with-nms', '--dynamic', '-o', onnx))
     there = [command for command in commands if carried(f'tools/{command[0]}.py').is_file()]
-    return [shlex.join([*_tool(tool), *map(str, rest)]) for tool, *rest in there[:3]]
+    return [shlex.join([*_tool(tool), *map(_shown, rest)]) for tool, *rest in there[:3]]
 
 
 def _tool(name: str) -> list[str]:
@@ -249,6 +249,13 @@ def _tool(name: str) -> list[str]:
     if MIM.is_dir():
         return ['python', '-m', 'evit_mm', name]
     return ['python', os.path.relpath(carried(f'tools/{name}.py'))]
+
+
+def _shown(argument: str | Path) -> str:
+    """Return a path as it is typed in the current folder, where it lies below it."""
+    with suppress(ValueError):
+        return str(Path(argument).relative_to(Path.cwd()))
+    return str(argument)
 
 
 def _is_exportable(runner: Any) -> bool:
