@@ -19,8 +19,6 @@ extensions = [
     'api_pages',
     'repository_pages',
 ]
-# pages of rooms that are still on their way stand in index.md already
-suppress_warnings = ['toc.not_readable']
 exclude_patterns = ['_build', '_ext', '_static']
 
 myst_enable_extensions = ['colon_fence']
