@@ -481,6 +481,8 @@ def test_long_curves_are_thinned_and_long_names_stay_apart():
 
 def test_best_checkpoint_then_the_one_pointed_at_then_the_newest(tmp_path):
     assert runs.find_checkpoint(tmp_path) is None
+    (tmp_path / 'weights.pth').touch()  # of tools/compare.py
+    assert runs.find_checkpoint(tmp_path).name == 'weights.pth'
     (tmp_path / 'epoch_1.pth').touch()
     (tmp_path / 'epoch_2.pth').touch()
     (tmp_path / 'last_checkpoint').write_text('/gone/epoch_1.pth')
@@ -497,6 +499,9 @@ def test_what_is_no_training_is_named(tmp_path):
     (tmp_path / 'empty').mkdir()
     with pytest.raises(DataError, match='no config'):
         report([tmp_path / 'empty'], tmp_path / 'out')
+    (tmp_path / 'no_folder').touch()
+    with pytest.raises(DataError, match='is no folder'):
+        report([tmp_path / 'no_folder'], tmp_path / 'out')
     broken = write_run(tmp_path / 'broken', 'model = dict(\n')
     with pytest.raises(ConfigError, match=r'tiny\.py.*cannot be read'):
         report([broken], tmp_path / 'out')
@@ -886,6 +891,48 @@ def test_the_comparison_beside_the_runs_is_drawn(make_run, tmp_path, page):
     for row in rows:
         assert points[row['label']]['AP'] == pytest.approx(row['AP'])
         assert points[row['label']]['latency'] == 1000 * row['latency_seconds']['median']
+
+
+def test_a_foreign_table_beside_the_runs_is_a_note_and_a_given_one_is_read_first(
+    make_run, tmp_path
+):
+    run = make_run('run')
+    foreign = tmp_path / 'table.json'
+    foreign.write_text('[1, 2]')
+    with pytest.raises(DataError, match='is not a table'):
+        report([run], tmp_path / 'given', table=foreign)
+    assert make_run.calls == []
+    html = report([run], tmp_path / 'out').read_text()
+    assert 'No comparison of backbones is shown' in html and 'Worst images' in html
+
+
+def test_two_runs_are_compared_where_one_has_no_detections(make_run, tmp_path):
+    pair = [make_run('one'), make_run('two', lr=0.5)]
+    (pair[1] / 'epoch_2.pth').unlink()
+    html = report(pair, tmp_path / 'out', compare=True).read_text()
+    changes = re.search(r'<section id="changes">.*?</section>', html, re.DOTALL)[0]
+    assert 'optim_wrapper.optimizer.lr' in changes and 'Figures' not in changes
+    assert 'no checkpoint yet' in html
+
+
+def test_the_page_fits_a_phone(make_run, tmp_path, page):
+    page.set_viewport_size({'width': 375, 'height': 800})
+    opened(page, report([make_run('run')], tmp_path / 'out'))
+    assert page.evaluate('document.documentElement.scrollWidth') <= 375
+    figures, facts = (page.locator(f'.tile {part}').first for part in ('.figures', 'dl'))
+    above, below = figures.bounding_box(), facts.bounding_box()
+    assert above['y'] + above['height'] <= below['y']
+
+
+def test_a_config_of_odd_types_costs_its_part_or_is_named(make_run, tmp_path):
+    odd = make_run('odd')
+    with (odd / 'tiny.py').open('a') as config:
+        config.write('val_dataloader = 3\n')
+    assert 'No detections are shown' in report([odd], tmp_path / 'out').read_text()
+    for end, said in (('SystemExit(3)', r'SystemExit: 3\)'), ('RuntimeError()', r'RuntimeError\)')):
+        broken = write_run(tmp_path / end, f'raise {end}\n')
+        with pytest.raises(ConfigError, match=said):
+            report([broken], tmp_path / 'out')
 
 
 @pytest.mark.slow

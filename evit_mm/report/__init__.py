@@ -48,7 +48,7 @@ def report(
         raise ConfigError(f"the report needs {', '.join(missing)}: pip install 'evit_mm[report]'")
     from ..training.checkpoints import write_atomically
     from .analysis import analyse_detections
-    from .comparison import find_table, read_table
+    from .comparison import read_found_table, read_table
     from .detections import detect
     from .page import MAX_RUNS, Shown, render
     from .runs import read_runs
@@ -57,6 +57,7 @@ def report(
         raise ConfigError(f'--compare takes two work dirs, got {len(work_dirs)}')
     if not 0 < len(work_dirs) <= MAX_RUNS:
         raise ConfigError(f'a page holds 1 to {MAX_RUNS} trainings, got {len(work_dirs)}')
+    given = read_table(Path(table)) if table is not None else None  # before what takes long
     shown = []
     for place, run in enumerate(read_runs(work_dirs)):
         entry = Shown(run, place, None)
@@ -70,8 +71,9 @@ def report(
             entry.analysis = analyse_detections(detections.truth, detections.found)
             entry.checkpoint, entry.truth_key = detections.checkpoint, detections.truth_key
         shown.append(entry)
-    found = find_table(table, [entry.run.folder for entry in shown])
-    page = render(shown, compare, read_table(found) if found else None)
+    if given is None:
+        given = read_found_table([entry.run for entry in shown])
+    page = render(shown, compare, given)
     target = Path(out) / 'index.html'
     try:
         write_atomically(target, page.encode())

@@ -8,19 +8,28 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
+from .runs import Run
 
 TABLE = 'table.json'
 
 
-def find_table(table: str | Path | None, folders: Sequence[Path]) -> Path | None:
-    """Return the table that is given, else the first that lies in or beside a work dir.
+def read_found_table(runs: Sequence[Run]) -> tuple[list[dict[str, Any]], str] | None:
+    """Read the first table that lies in or beside a work dir; a foreign one becomes a run's note.
 
     ``tools/compare.py`` puts its runs into ``OUT/runs/`` and its table into ``OUT``.
     """
-    if table is not None:
-        return Path(table)
-    places = [place for f in map(Path.resolve, folders) for place in (f, f.parent, f.parent.parent)]
-    return next((place / TABLE for place in places if (place / TABLE).is_file()), None)
+    for run in runs:
+        folder = run.folder.resolve()
+        for place in (folder, folder.parent, folder.parent.parent):
+            if not (place / TABLE).is_file():
+                continue
+            try:
+                return read_table(place / TABLE)
+            except DataError as error:  # nobody asked for this file
+                note = f'No comparison of backbones is shown: {error}.'
+                if not any(note in other.notes for other in runs):
+                    run.notes.append(note)
+    return None
 
 
 def read_table(path: Path) -> tuple[list[dict[str, Any]], str]:

@@ -62,7 +62,10 @@ def detect(
         EvitError: There is no checkpoint, the data have moved, or the model cannot be evaluated.
     """
     cfg = validation_config(run.config, cfg_options)
-    dataset = next(coco_datasets(cfg, 'val'), None)
+    try:
+        dataset = next(coco_datasets(cfg, 'val'), None)
+    except (TypeError, AttributeError, KeyError) as error:
+        raise DataError(f'its val_dataloader is not one of mmdet ({error})') from None
     if dataset is None:
         raise DataError('its config validates on no CocoDataset, so there are no boxes to look at')
     paths = dataset_paths(dataset)
@@ -122,7 +125,9 @@ def _weights(folder: Path) -> tuple[Path, bytes]:
     for _ in range(3):  # a running training may replace the file between finding and reading it
         checkpoint = find_checkpoint(folder)
         if checkpoint is None:
-            raise DataError('it has no checkpoint yet (best_*.pth, epoch_*.pth or iter_*.pth)')
+            raise DataError(
+                'it has no checkpoint yet (best_*.pth, epoch_*.pth, iter_*.pth or weights.pth)'
+            )
         with suppress(FileNotFoundError):
             return checkpoint, checkpoint.read_bytes()
     raise DataError('its checkpoints go faster than they can be read; try again')

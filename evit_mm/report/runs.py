@@ -19,6 +19,7 @@ from ..training.checkpoints import POINTER
 
 METRIC = 'bbox_mAP'  # at the end of CocoMetric's names, whatever their prefix
 NOT_RECORDED = 'not recorded'
+WEIGHTS = 'weights.pth'
 
 
 @dataclass
@@ -72,7 +73,7 @@ class Run:
             'state': _state(summary.get('finished')),
             'command': ' '.join(map(str, command)) if _is_list(command) else NOT_RECORDED,
             'seed': NOT_RECORDED if seed is None else str(seed),
-            'training time': _duration(seconds) if _is_number(seconds) else self._step_time(),
+            'training time': _duration(seconds) if _is_finite(seconds) else self._step_time(),
             'peak memory': _memory(memory),
             'commit': str(summary.get('commit') or self.logged.get('commit') or NOT_RECORDED),
             'versions': ', '.join(f'{k} {v}' for k, v in versions.items()) or NOT_RECORDED,
@@ -112,7 +113,8 @@ def find_checkpoint(folder: Path) -> Path | None:
         # the pointer of a folder that was copied names the first one's
         best.insert(0, folder / Path((folder / POINTER).read_text().strip()).name)
     epochs = [f for kind in ('epoch', 'iter') for f in folder.glob(f'{kind}_*.pth')]
-    candidates = [*sorted(epochs, key=_age), *best]
+    # weights.pth is what tools/compare.py keeps of its runs
+    candidates = [folder / WEIGHTS, *sorted(epochs, key=_age), *best]
     return next((file for file in reversed(candidates) if file.is_file()), None)
 
 
@@ -128,6 +130,8 @@ def flattened(value: Any, name: str = '') -> dict[str, Any]:
 
 
 def _read(folder: Path, name: str) -> Run:
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"'{folder}' is no folder; give the work dir of a training")
     if not folder.is_dir():
         raise DataError(f"'{folder}' does not exist; give the work dir of a training")
     logs = sorted(folder.glob('*/vis_data/scalars.json'))
@@ -138,8 +142,8 @@ def _read(folder: Path, name: str) -> Run:
         )
     try:
         config = Config.fromfile(str(configs[-1]))
-    except Exception as error:  # a config is a program and can fail in any way
-        reason = f'{type(error).__name__}: {error}'
+    except (Exception, SystemExit) as error:  # a config is a program and can fail in any way
+        reason = ': '.join(filter(None, (type(error).__name__, str(error))))
         raise ConfigError(f"config '{configs[-1]}' cannot be read ({reason})") from error
     steps, evaluations, broken = _curves(logs)
     run = Run(name, folder, config, steps, evaluations)
@@ -259,6 +263,10 @@ def _age(file: Path) -> float:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_finite(value: Any) -> bool:
+    return _is_number(value) and math.isfinite(value)
 
 
 def _is_list(value: Any) -> bool:
