@@ -231,7 +231,7 @@ def serve(page: Any, host: str = HOST, port: int | None = PORT) -> str:
             mcp_server=False,
             pwa=False,
         )
-    except OSError as error:
+    except (OSError, OverflowError) as error:  # the latter from a port beyond 65535
         raise ConfigError(
             f'cannot listen on {host} at port {port}; choose another by --port ({error})'
         ) from None

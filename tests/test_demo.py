@@ -178,6 +178,8 @@ def test_a_taken_port_and_an_address_of_another_machine_are_named(detectors, add
         demo.serve(demo.build_page(detectors), port=port)
     with pytest.raises(ConfigError, match=r'cannot listen on 203\.0\.113\.9'):
         demo.serve(demo.build_page(detectors), '203.0.113.9', None)
+    with pytest.raises(ConfigError, match='cannot listen on 127.0.0.1 at port 99999'):
+        demo.serve(demo.build_page(detectors), port=99999)
 
 
 def test_gradio_missing_is_named(detectors, monkeypatch):

@@ -562,3 +562,17 @@ def test_a_stream_that_changes_its_size_keeps_the_first(tmp_path, monkeypatch):
     video = sources.Video(str(tmp_path / 'x.mp4'))
     assert [frame.pixels.shape for frame in video] == [(80, 96, 3)] * 3
     assert video.fps == sources.DEFAULT_FPS and video.total is None
+
+
+@pytest.mark.parametrize('score', [7.0, -0.1, float('nan')])
+def test_a_score_that_is_none_is_refused(score):
+    with pytest.raises(ConfigError, match='--score-thr must be from 0 to 1'):
+        inference.predict('a.py', 'b.pth', 'c.jpg', 'out', score_thr=score)
+
+
+@pytest.mark.parametrize(
+    'tool', ['predict', 'browse_dataset', 'visualize_attention', 'demo', 'test', 'export', 'report']
+)
+def test_ctrl_c_is_one_sentence(tool):
+    text = (ROOT / 'tools' / f'{tool}.py').read_text()
+    assert "except KeyboardInterrupt:\n        sys.exit('interrupted" in text

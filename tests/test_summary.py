@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import shlex
 import subprocess
 import sys
@@ -163,6 +164,18 @@ def test_seconds_add_up_over_a_resume_and_the_best_stays(data, tmp_path):
     )
     assert (work / found['best']['checkpoint']).is_file()
 
+    # resumed once more, in a copy, there is nothing to train: what was recorded stays
+    copied = tmp_path / 'copy'
+    shutil.copytree(work, copied)
+    before = (copied / 'summary.json').read_bytes()
+    old = set(copied.glob('*/*.log'))
+    engine.train(config, str(copied), resume='auto', device='cpu')
+    assert (copied / 'summary.json').read_bytes() == before
+    (said,) = set(copied.glob('*/*.log')) - old
+    assert 'nothing was left to train\nbest coco/bbox_mAP' in said.read_text()
+    assert f'{copied / found["best"]["checkpoint"]}' in said.read_text()
+    assert f"{work / found['best']['checkpoint']}'" not in said.read_text()
+
 
 def all_logs(work):
     return [file.read_text() for file in work.glob('*/*.log')]
@@ -185,7 +198,11 @@ def test_without_validation_the_last_checkpoint_is_named(data, tmp_path):
     engine.train(config, str(tmp_path / 'work'), device='cpu')
     assert read(tmp_path / 'work')['best'] is None
     log = read_log(tmp_path / 'work')
-    assert 'nothing was evaluated' in log and 'tools/test.py' in log and 'epoch_1.pth' in log
+    assert (
+        'no evaluation, or none that found anything' in log
+        and 'tools/test.py' in log
+        and 'epoch_1.pth' in log
+    )
 
 
 def runner_with(tmp_path, hooks=(), **info):

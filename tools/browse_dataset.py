@@ -36,4 +36,6 @@ if __name__ == '__main__':
         written = browse(**vars(args))
     except EvitError as error:
         sys.exit(f'error: {error}')
+    except KeyboardInterrupt:
+        sys.exit('interrupted')
     print(f'{len(written)} pictures: {args.out_dir}')

@@ -35,4 +35,6 @@ if __name__ == '__main__':
         print(f'{serve(page, args.host, args.port)} (Ctrl-C ends it)', flush=True)
     except EvitError as error:
         sys.exit(f'error: {error}')
+    except KeyboardInterrupt:
+        sys.exit('interrupted')
     page.block_thread()

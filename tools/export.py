@@ -40,6 +40,8 @@ if __name__ == '__main__':
         exported = export(**vars(parse_args()))
     except EvitError as error:
         sys.exit(f'error: {error}')
+    except KeyboardInterrupt:
+        sys.exit('interrupted')
     print(f'{exported.file}: {exported.agreement or "all boxes and scores as in PyTorch"}')
     for name, ap in exported.ap.items():
         print(f'AP {name}: {ap:.4f}')

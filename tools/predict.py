@@ -37,6 +37,8 @@ if __name__ == '__main__':
         found = predict(**vars(args))
     except EvitError as error:
         sys.exit(f'error: {error}')
+    except KeyboardInterrupt:
+        sys.exit('interrupted')
     print(f'{len(found.detections)} detections; pictures and results.json: {args.out_dir}')
     print(found.speed)
     if found.faults:

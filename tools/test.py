@@ -37,5 +37,7 @@ if __name__ == '__main__':
         test(**vars(args))
     except EvitError as error:
         sys.exit(f'error: {error}')
+    except KeyboardInterrupt:
+        sys.exit('interrupted')
     if args.show_dir:
         print(f'pictures (left: ground truth, right: detections): {args.show_dir}')

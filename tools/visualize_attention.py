@@ -37,6 +37,8 @@ if __name__ == '__main__':
         measured = visualize_attention(**vars(args))
     except EvitError as error:
         sys.exit(f'error: {error}')
+    except KeyboardInterrupt:
+        sys.exit('interrupted')
     print('mean over pairs of heads: divergence of attention (bits), its cosine, CKA of outputs')
     for stage in measured['stages']:
         print(

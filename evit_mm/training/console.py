@@ -97,7 +97,7 @@ class Short(logging.Formatter):
     def _evaluated(self, text: str) -> str:
         figures = re.sub(r'\s*\bdata_time: .*', '', text.partition(']  ')[2]).strip()
         when = f'{self._epoch(self.runner.epoch)}  ' if text.startswith('Epoch') else ''
-        return f'{when}evaluated: {figures}'
+        return f'{when}evaluated: {figures or "nothing was found"}'
 
     def _epoch(self, epoch: int) -> str:
         last = str(self.runner.max_epochs)

@@ -85,6 +85,7 @@ class SummaryHook(Hook):
 
     def __init__(self) -> None:
         self.start: float | None = None
+        self.first = 0  # iterations that were done before
         self.finished = False
         self.former: dict[str, Any] = {}
         self.facts: dict[str, Any] = {}
@@ -95,7 +96,7 @@ class SummaryHook(Hook):
             return
         if runner._resume and runner._load_from:
             self.former = read_summary(Path(runner._load_from).parent)
-        self.start = time.monotonic()
+        self.start, self.first = time.monotonic(), runner.iter
         self.facts = {
             'command': [Path(sys.executable).name, *sys.argv],
             'seed': runner.seed,
@@ -124,13 +125,17 @@ class SummaryHook(Hook):
 
     def write(self, runner: Any) -> None:
         """Write the file; a full disk is no reason for the training to end."""
-        if self.start is None:
+        if self.start is None or self.has_done_nothing(runner):
             return
         content = json.dumps(self.content(runner), indent=1).encode()
         try:
             write_atomically(Path(runner.work_dir, FILE), content)
         except OSError as error:
             runner.logger.warning(f'{FILE} could not be written ({error.strerror or error})')
+
+    def has_done_nothing(self, runner: Any) -> bool:
+        """Say whether a resumed run has trained nothing so far; the file is still the former's."""
+        return bool(runner._resume) and runner.iter == self.first
 
     def content(self, runner: Any) -> dict[str, Any]:
         """Return what the file has."""
@@ -152,7 +157,10 @@ class SummaryHook(Hook):
         """Write the file once more, and log the summary for people."""
         if self.start is not None:
             self.write(runner)
-            runner.logger.info(describe(runner, self.content(runner)))
+            text = describe(runner, self.content(runner))
+            if self.finished and self.has_done_nothing(runner):
+                text = f'nothing was left to train\n{text.partition(chr(10))[2]}'
+            runner.logger.info(text)
 
 
 def read_summary(work_dir: str | Path) -> dict[str, Any]:
@@ -212,7 +220,7 @@ def describe(runner: Any, summary: Mapping[str, Any]) -> str:
     lines = [f'{state} after {done} and {seconds}; at most {memory}']
     best, folder = summary['best'], Path(_shown(runner.work_dir))
     if best is None:
-        lines.append('nothing was evaluated')
+        lines.append('no evaluation, or none that found anything')
     else:
         kept = best['checkpoint']
         where = f"'{folder / kept}'" if kept else 'no checkpoint of it was kept'
@@ -278,9 +286,12 @@ def _best_file(runner: Any, metric: str) -> str | None:
     for hook in _best_hooks(runner):
         single = len(hook.key_indicators) == 1
         path = hook.best_ckpt_path if single else hook.best_ckpt_path_dict.get(metric)
-        if metric in hook.key_indicators and path and Path(path).is_file():
-            inside = Path(path).parent.resolve() == Path(runner.work_dir).resolve()
-            return Path(path).name if inside else str(Path(path).resolve())
+        if metric not in hook.key_indicators or not path:
+            continue
+        if Path(runner.work_dir, Path(path).name).is_file():  # the folder may be a copy
+            return Path(path).name
+        if Path(path).is_file():
+            return str(Path(path).resolve())
     return None
 
 
