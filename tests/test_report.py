@@ -19,7 +19,7 @@ from pycocotools.cocoeval import COCOeval
 
 import evit_mm.report
 from evit_mm.datasets import make_shapes
-from evit_mm.errors import ConfigError, DataError
+from evit_mm.errors import CheckpointError, ConfigError, DataError
 from evit_mm.made_detections import made_detections
 from evit_mm.report import analysis, boxes, charts, detections, errors, pictures, report, runs
 from evit_mm.report import page as page_module
@@ -762,6 +762,16 @@ def test_detections_are_made_once_for_a_checkpoint_and_kept_whole(make_run, tmp_
     assert len(make_run.calls) == 3
     detect(run, cfg_options={'model.test_cfg.score_thr': 0.4})
     assert len(make_run.calls) == 4
+
+
+def test_a_fault_names_the_runs_file_and_not_a_temporary_one(tmp_path, monkeypatch):
+    def refuse(config, checkpoint, **options):
+        raise CheckpointError(f"'{checkpoint}' is\nnot readable")
+
+    monkeypatch.setattr(detections, 'test', refuse)
+    cfg = Config({'a': 1}, filename=str(tmp_path / 'a.py'))
+    with pytest.raises(DataError, match="^'best_1.pth' is not readable$"):
+        detections._evaluate(cfg, 'best_1.pth', b'', None)
 
 
 def test_a_training_that_is_writing_is_read_again(make_run, tmp_path, monkeypatch):

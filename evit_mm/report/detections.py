@@ -17,7 +17,7 @@ from mmengine.logging import print_log
 
 from ..datasets.check import coco_datasets, dataset_paths
 from ..engine import test
-from ..errors import DataError
+from ..errors import DataError, EvitError
 from ..training.checkpoints import write_atomically
 from .boxes import Found, Truth, read_found, read_truth
 from .runs import Run, find_checkpoint
@@ -117,7 +117,10 @@ def _evaluate(cfg: Config, name: str, weights: bytes, device: str | None) -> lis
         config = Path(folder, Path(cfg.filename or 'config.py').name)
         checkpoint.write_bytes(weights)
         cfg.dump(str(config))
-        test(config, checkpoint, out=str(out), work_dir=folder, device=device)
+        try:
+            test(config, checkpoint, out=str(out), work_dir=folder, device=device)
+        except EvitError as error:  # which names files in this folder; it is gone when that is read
+            raise DataError(' '.join(str(error).replace(f'{folder}/', '').split())) from None
         return json.loads(out.read_text()) if out.exists() else []
 
 
