@@ -14,6 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from mmengine.config import Config
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -764,12 +765,12 @@ def test_detections_are_made_once_for_a_checkpoint_and_kept_whole(make_run, tmp_
     assert len(make_run.calls) == 4
 
 
-def test_a_fault_names_the_runs_file_and_not_a_temporary_one(tmp_path, monkeypatch):
+def test_a_fault_names_the_runs_file_and_not_a_temporary_one(monkeypatch):
     def refuse(config, checkpoint, **options):
         raise CheckpointError(f"'{checkpoint}' is\nnot readable")
 
     monkeypatch.setattr(detections, 'test', refuse)
-    cfg = Config({'a': 1}, filename=str(tmp_path / 'a.py'))
+    cfg = Config({'a': 1})
     with pytest.raises(DataError, match="^'best_1.pth' is not readable$"):
         detections._evaluate(cfg, 'best_1.pth', b'', None)
 

@@ -121,15 +121,21 @@ class SummaryHook(Hook):
     def after_train(self, runner: Any) -> None:
         """Note that the training came to its end."""
         self.finished = True
+        if self.start is not None and self.has_done_nothing(runner) and self.former:
+            # the former run may have been killed after its last iteration
+            self.save(runner, {**self.former, 'finished': True})
         self.write(runner)
 
     def write(self, runner: Any) -> None:
-        """Write the file; a full disk is no reason for the training to end."""
+        """Write the file, unless nothing new has come."""
         if self.start is None or self.has_done_nothing(runner):
             return
-        content = json.dumps(self.content(runner), indent=1).encode()
+        self.save(runner, self.content(runner))
+
+    def save(self, runner: Any, content: Mapping[str, Any]) -> None:
+        """Replace the file; a full disk is no reason for the training to end."""
         try:
-            write_atomically(Path(runner.work_dir, FILE), content)
+            write_atomically(Path(runner.work_dir, FILE), json.dumps(content, indent=1).encode())
         except OSError as error:
             runner.logger.warning(f'{FILE} could not be written ({error.strerror or error})')
 
