@@ -6,6 +6,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -50,12 +51,17 @@ def chromium():
         pytest.skip('no Chromium to look at pages with (requirements/browser.sh installs it)')
     from playwright.sync_api import sync_playwright
 
+    before = set(psutil.Process().children())
     with sync_playwright() as playwright:
+        driver = set(psutil.Process().children()) - before
         browser = playwright.chromium.launch(
             executable_path=found, args=['--no-sandbox', '--disable-gpu', '--disable-quic']
         )
         yield browser
         browser.close()
+        # it waits for the end of its pipe, which a worker forked meanwhile may hold open for good
+        for process in driver:
+            process.kill()
 
 
 @pytest.fixture

@@ -21,6 +21,15 @@ from evit_mm.inference.run import Speed
 from .conftest import ROOT, randomise, relative_error
 from .test_engine import write_config
 
+
+@pytest.fixture(autouse=True)
+def _interruptible():
+    """Ctrl-C interrupts, also where the tests were started in the background of a shell."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, handler)
+
+
 FPS = 8.0
 
 
