@@ -86,6 +86,7 @@ class SummaryHook(Hook):
     def __init__(self) -> None:
         self.start: float | None = None
         self.first = 0  # iterations that were done before
+        self.resumed = False
         self.finished = False
         self.former: dict[str, Any] = {}
         self.facts: dict[str, Any] = {}
@@ -94,7 +95,8 @@ class SummaryHook(Hook):
         """Take over what the run that is resumed had recorded, and start the clock."""
         if not is_main_process():
             return
-        if runner._resume and runner._load_from:
+        self.resumed = bool(runner._resume)
+        if self.resumed and runner._load_from:
             self.former = read_summary(Path(runner._load_from).parent)
         self.start, self.first = time.monotonic(), runner.iter
         self.facts = {
@@ -141,7 +143,7 @@ class SummaryHook(Hook):
 
     def has_done_nothing(self, runner: Any) -> bool:
         """Say whether a resumed run has trained nothing so far; the file is still the former's."""
-        return bool(runner._resume) and runner.iter == self.first
+        return self.resumed and runner.iter == self.first
 
     def content(self, runner: Any) -> dict[str, Any]:
         """Return what the file has."""
