@@ -7,27 +7,26 @@ from pathlib import Path
 
 from rich.progress import track
 
+from evit_mm.carried import carried
 from evit_mm.errors import EvitError
 from evit_mm.model_table import as_page, read_row
 
-ROOT = Path(__file__).resolve().parents[1]
+DOCS = carried('docs')
 
 
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description='Write the table of all configs')
-    parser.add_argument(
-        '-o', '--out', type=Path, default=ROOT / 'docs' / 'models.md', help='page to write'
-    )
+    parser.add_argument('-o', '--out', type=Path, default=DOCS / 'models.md', help='page to write')
     return parser.parse_args()
 
 
 def main(out: Path) -> None:
     """Count every config, then write."""
-    configs = sorted((ROOT / 'configs').glob('*.py'))
+    configs = sorted(carried('configs').glob('*.py'))
     with redirect_stdout(sys.stderr):  # the libraries' logs
         rows = [read_row(path) for path in track(configs, 'counting', disable=None)]
-    out.write_text(as_page(rows, ROOT / 'docs'), encoding='utf-8')
+    out.write_text(as_page(rows, DOCS), encoding='utf-8')
     print(out)
 
 

@@ -16,6 +16,7 @@ from mmengine.config import Config
 
 from ..errors import ConfigError, DataError
 from ..training.checkpoints import POINTER
+from ..training.summary import FILE as SUMMARY
 
 METRIC = 'bbox_mAP'  # at the end of CocoMetric's names, whatever their prefix
 NOT_RECORDED = 'not recorded'
@@ -152,7 +153,7 @@ def _read(folder: Path, name: str) -> Run:
         run.notes.append(f'{broken} {lines} not whole and left out.')
     if not steps and not evaluations:
         run.notes.append('Nothing has been logged yet.')
-    run.summary = _summary(folder / 'summary.json', run.notes)
+    run.summary = _summary(folder / SUMMARY, run.notes)
     run.logged = _log(sorted(folder.glob('*/*.log')))
     return run
 
