@@ -33,8 +33,11 @@ def nms(bboxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Te
     with full_precision(bboxes, scores) as (boxes, values):
         if offset:
             boxes = boxes + boxes.new_tensor((0, 0, offset, offset))
+        # the order of equal scores is torch's, as in mmcv; torchvision's own sort keeps it
+        values, order = values.sort(descending=True)
         # mmcv compares float32 numbers: an overlap of exactly 0.3 is not above a threshold of 0.3
-        return torch.ops.torchvision.nms(boxes, values, float(np.float32(iou_threshold)))
+        threshold = float(np.float32(iou_threshold))
+        return order[torch.ops.torchvision.nms(boxes[order], values, threshold)]
 
 
 def softnms(
@@ -104,8 +107,10 @@ class _Factors:
         width = np.minimum(x2, self.corners[2]) - np.maximum(x1, self.corners[0]) + self.offset
         height = np.minimum(y2, self.corners[3]) - np.maximum(y1, self.corners[1]) + self.offset
         inter = width.clip(min=0) * height.clip(min=0)
-        with np.errstate(invalid='ignore', divide='ignore'):  # boxes without an area
-            overlap = inter / (self.areas[chosen, None] + self.areas - inter)
+        union = self.areas[chosen, None] + self.areas - inter
+        with np.errstate(invalid='ignore', divide='ignore'):
+            # of two boxes without an area it is 0 / 0, with which mmcv makes the scores NaN
+            overlap = np.where(union == 0, 0, inter / union)
         if self.method == GAUSSIAN:
             return np.exp(-(overlap * overlap) / self.sigma)
         lowered = 1 - overlap if self.method == LINEAR else np.zeros_like(overlap)
@@ -137,7 +142,7 @@ def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
         iou_threshold: A box is suppressed if its overlap with a kept one is this or larger.
     """
     with full_precision(dets) as (exact,):
-        order = exact[:, 4].argsort(descending=True, stable=True)
+        order = exact[:, 4].argsort(descending=True)
         boxes = exact[order, :4]
         close = (
             (_overlaps(boxes[:, None], boxes, 0) >= float(np.float32(iou_threshold))).cpu().numpy()
