@@ -40,7 +40,8 @@ def test_operators_are_found_whatever_is_imported_before():
     code = (
         'import mmcv, mmdet.utils, mmengine.runner, evit_mm.ops, mmdet.models, torch; '
         'from mmcv.ops import batched_nms; '
-        "batched_nms(torch.rand(3, 4), torch.rand(3), torch.arange(3), {'type': 'nms', 'iou_threshold': 0.5})"
+        "options = {'type': 'nms', 'iou_threshold': 0.5}; "
+        'batched_nms(torch.rand(3, 4), torch.rand(3), torch.arange(3), options)'
     )
     environment = {**os.environ, 'EVIT_MM_OPS': 'torchvision'}
     done = subprocess.run(
