@@ -1,4 +1,4 @@
-"""Package of EfficientViT for OpenMMLab; the tested stack is pinned in ``requirements/constraints.txt``."""
+"""Package of EfficientViT for OpenMMLab; ``requirements/constraints.txt`` pins what was tested."""
 
 import re
 import shutil
@@ -37,9 +37,9 @@ class BuildWithMim(build_py):
                 shutil.copy2(file, copy)
 
 
-# What an environment that has mmdet already is not asked for again: of torch, mmengine and mmcv there
-# are builds under several names (compiled mmcv, mmcv-lite, the OneDL fork), and another name beside
-# the one that is there would overwrite it.
+# Nothing but 'all' names mmengine, mmcv or torchvision: an environment that has them may have them
+# under another name (compiled mmcv, mmcv-lite, the OneDL fork), which pip would then overwrite, or
+# for an older torch, which a newer torchvision would replace.
 extras = {
     'det': ['mmdet>=3.3.0,<3.4', 'pycocotools'],
     'fast-eval': ['faster-coco-eval>=1.8.0'],
