@@ -23,12 +23,42 @@ PACKAGE = Path(__file__).resolve().parents[1]
 MIM = PACKAGE / '.mim'
 CONSTRAINTS = (MIM if MIM.is_dir() else PACKAGE.parent) / 'requirements' / 'constraints.txt'
 # without these nothing trains
-NEEDED = ('torch', 'torchvision', 'numpy', 'mmengine', 'mmcv-lite', 'mmdet', 'opencv-python')
-NEEDED += ('pycocotools', 'rich', 'setuptools')
+NEEDED = (
+    'torch',
+    'torchvision',
+    'numpy',
+    'mmengine',
+    'mmcv-lite',
+    'mmdet',
+    'opencv-python',
+    'pycocotools',
+    'rich',
+    'setuptools',
+)
 # without one of these some tool or test does not work
-USEFUL = ('mmpretrain', 'timm', 'faster-coco-eval', 'onnx', 'onnxscript', 'onnxruntime', 'openvino')
-USEFUL += ('nncf', 'altair', 'vl-convert-python', 'jinja2', 'gradio', 'tensorboard', 'safetensors')
-USEFUL += ('huggingface-hub', 'pytest', 'hypothesis', 'ruff', 'mypy', 'playwright', 'sphinx')
+USEFUL = (
+    'mmpretrain',
+    'timm',
+    'faster-coco-eval',
+    'onnx',
+    'onnxscript',
+    'onnxruntime',
+    'openvino',
+    'nncf',
+    'altair',
+    'jinja2',
+    'vl-convert-python',
+    'gradio',
+    'tensorboard',
+    'safetensors',
+    'huggingface-hub',
+    'pytest',
+    'hypothesis',
+    'ruff',
+    'mypy',
+    'playwright',
+    'sphinx',
+)
 # distributions that bring the same module; those of the fork have version numbers of their own
 SAME_MODULE = {
     'opencv-python': ('opencv-python-headless', 'opencv-contrib-python-headless'),
@@ -66,7 +96,9 @@ def requirement(line: str) -> Any:
     try:
         from packaging.requirements import Requirement
     except ImportError:  # pip has its own copy
-        from pip._vendor.packaging.requirements import Requirement
+        from pip._vendor.packaging.requirements import (  # type: ignore[assignment]
+            Requirement,
+        )
     return Requirement(line)
 
 
