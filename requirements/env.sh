@@ -44,7 +44,7 @@ has "$venv/bin/python" torch || [ "$free" -ge "$gigabytes" ] ||
 log=$venv/install.log
 echo "evit_mm: installing torch, mmdet and the rest into $venv, about 3 minutes" >&2
 "$venv/bin/python" -m pip install --disable-pip-version-check \
-    -c requirements/constraints.txt -e '.[all]' >"$log" 2>&1 || {
+    --no-compile -c requirements/constraints.txt -e '.[all]' >"$log" 2>&1 || {
     grep -q 'No space left' "$log" && fail "the disk is full; free some space, then repeat the command"
     grep -qE 'NewConnectionError|NameResolutionError|ConnectTimeout|ProxyError|SSLError' "$log" &&
         fail "pip cannot reach the package index; see to the network or the proxy, then repeat the command ($log)"

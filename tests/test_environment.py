@@ -1,4 +1,4 @@
-"""Packages that do not fit each other end in one sentence, made-up ones in a folder of their own."""
+"""Packages that do not fit each other end in one sentence; they are made up in a folder."""
 
 import os
 import subprocess

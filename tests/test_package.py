@@ -130,7 +130,7 @@ def test_the_wheel_trains_and_tests_from_outside_the_checkout(built, tmp_path):
 
 @pytest.mark.slow
 def test_requirements_are_pinned_and_only_all_names_the_libraries(built):
-    """Each requirement has one pin for each Python, within its bounds, and 'all' has every extra."""
+    """Each requirement has one pin for each Python, within its bounds; 'all' has every extra."""
     with zipfile.ZipFile(built[0]) as wheel:
         name = f'evit_mm-{evit_mm.__version__}.dist-info/METADATA'
         metadata = email.message_from_bytes(wheel.read(name))
