@@ -33,9 +33,11 @@ def differences(first: dict, second: dict) -> dict[str, float | str]:
     for stage, parts in (('train', ('losses', 'gradients')), ('predict', ('found',))):
         one, two = (result.get(stage, result) for result in (first, second))
         for part in parts:
-            if part in one and part in two:
+            if part in one and part in two and not any(one[part].values()):
+                found[part] = 'nothing found'
+            elif part in one and part in two:
                 sizes = one[part].values() if stage == 'train' else ()
-                whole = sum(abs(x[0] if isinstance(x, list) else x) for x in sizes)
+                whole = math.hypot(*(x[0] if isinstance(x, list) else x for x in sizes))
                 found[part] = distance(one[part], two[part], SMALL_SHARE * whole)
             elif part in one or part in two:
                 found[part] = f'only {(first if part in one else second)["provided"]}'

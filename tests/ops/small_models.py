@@ -26,7 +26,7 @@ CONFIGS = Path(mmdet.__file__).parent / '.mim' / 'configs'
 PREFERRED = re.compile(
     '_base_/models/faster-rcnn_r50_fpn.py|bytetrack_yolox_x_8xb4-80e_crowdhuman-mot17half|'
     'cascade-mask-rcnn_r50_fpn_1x|cascade-rpn_faster|centernet_r18-dcnv2|crowddet-rcnn_refine|'
-    'mdpool|deformable-detr-refine-twostage_r50_16|detectors_cascade|atss_r50_fpn_dyhead|'
+    'mdpool|soft-nms|deformable-detr-refine-twostage_r50_16|detectors_cascade|atss_r50_fpn_dyhead|'
     'r50-attn1111-dcn|fcos_r50-dcn|fovea_r50_fpn_gn-head-align_4|mask-rcnn_r50_fpg-chn128|'
     'gfl_r101-dconv|mask-rcnn_r50_fpn_groie|ga-faster-rcnn_r50_fpn|htc_hrnetv2p-w18|htc_r50_fpn_1x|'
     'ld_r18|libra-faster-rcnn_r50|mask2former_r50_8xb2-lsj-50e_coco-panoptic|nashead|nasfpn|'
@@ -73,7 +73,7 @@ def _shrink(node: ConfigDict | list, tests: bool = False) -> None:
             node[key] = str(CONFIGS.parent / value)
         elif key in LIMITS and isinstance(value, int) and value > 0:
             node[key] = min(value, LIMITS[key])
-        elif key in ('score_thr', 'filter_thr') and tests:
+        elif tests and key in ('score_thr', 'filter_thr'):
             node[key] = 0.0
 
 
