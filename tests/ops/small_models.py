@@ -34,7 +34,7 @@ PREFERRED = re.compile(
     'strongsort_yolox_x_8xb4-80e_crowdhuman-mot17|anchor-based|vfnet_r50-mdconv|yolox_tiny'
 )
 SMALL = re.compile('r18|r50|-t-|_t_|tiny|b0|s50|w18')
-LIMITS = {'nms_pre': 200, 'num': 64, 'max_masks_to_train': 10}
+LIMITS = {'nms_pre': 200, 'num': 64, 'num_queries': 100, 'max_masks_to_train': 10}
 LIMITS.update(dict.fromkeys(('max_per_img', 'max_num', 'max_per_image'), 50))
 TRAINED_ON_FILMS = ('QDTrack', 'MaskTrackRCNN', 'Mask2FormerVideo')
 
