@@ -68,6 +68,24 @@ def _describe_device(device: torch.device) -> dict[str, Any]:
     }
 
 
+def peak_memory(run: Callable[[], object], device: str) -> int | None:
+    """Return the bytes that a call takes of a GPU's memory beyond what was held before it.
+
+    Args:
+        run: What to call; once before the measurement, so that its scratch memory is there.
+        device: Where it runs; None is returned for a CPU.
+    """
+    if torch.device(device).type != 'cuda':
+        return None
+    run()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    run()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
 def limits(device: str = 'cpu') -> dict[str, tuple[Callable[[], object], float]]:
     """Return what shows the machine's limits, to be timed with the rest.
 

@@ -207,14 +207,14 @@ def measure_training(
     device: str = 'cpu',
 ) -> tuple[list[Row], list[str]]:
     """Time training steps of detectors with our backbone and with timm's."""
-    from .training import steps
+    from .training import steps, timm_row
 
     rows = []
     for group, runs in steps(device):
         functions = {name: step for name, (step, _) in runs.items()}
         seconds = time_interleaved(functions, max(2, rounds // 2), 1)
         rows += [
-            Row(group, name, seconds[name], None, "timm's backbone", f'{kept / 2**20:.0f} MiB kept')
+            Row(group, name, seconds[name], None, timm_row(name), f'{kept / 2**20:.0f} MiB kept')
             for name, (_, kept) in runs.items()
         ]
     notes = [

@@ -40,6 +40,7 @@ GPU_FORMS = {
         'ours, channels last': {'channels_last': True},
     }.items()
 }
+TIMM = "timm's backbone"
 Step = tuple[Callable[[], object], int]
 
 
@@ -80,6 +81,12 @@ class TimmBackbone(nn.Module):
                 if isinstance(module, nn.BatchNorm2d):
                     module.eval()
         return self
+
+
+def timm_row(name: str) -> str:
+    """Return the name of the row that a form is held against: timm's in the same precision."""
+    precision = name.rpartition(', ')[2]
+    return f'{TIMM}, {precision}' if name in GPU_FORMS else TIMM
 
 
 def steps(
