@@ -45,6 +45,8 @@ class Trainings:
         deadline: No run goes on after it, and none is started that would not end before it.
         epochs: Of each run; it is evaluated after each third of them.
         slots: Runs side by side.
+        seeds: Of each model at most.
+        scale: ``(width, height)`` that images are resized into.
         cfg_options: Further overrides.
     """
 
@@ -55,6 +57,7 @@ class Trainings:
     epochs: int = 21
     slots: int = 3
     seeds: int = MAX_SEEDS
+    scale: tuple[int, int] = (320, 240)
     cfg_options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -94,7 +97,9 @@ class Trainings:
     def _start(self, model: str, seed: int) -> Run:
         folder = self.folder / f'{model}_seed{seed}'
         folder.mkdir(parents=True, exist_ok=True)
-        cfg = Budget(self.data, epochs=self.epochs, cfg_options=self.cfg_options).config(model)
+        options = dict(self.cfg_options)
+        budget = Budget(self.data, self.epochs, self.scale, cfg_options=options)
+        cfg = budget.config(model)
         third = -(-self.epochs // 3)
         # should time be up before the end, there is an AP of a part of the training
         cfg.train_cfg.update(val_interval=third, val_begin=third)
@@ -107,7 +112,12 @@ class Trainings:
         env['PYTHONPATH'] = os.pathsep.join(filter(None, [str(ROOT), env.get('PYTHONPATH', '')]))
         with open(folder / 'console.log', 'wb') as log:
             process = subprocess.Popen(
-                command, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT
+                command,
+                cwd=ROOT,
+                env=env,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
         return Run(model, seed, process, folder, time.time())
 

@@ -249,7 +249,7 @@ def has_layout() -> bool:
 
 
 def classifier(arch: str, channels_last: bool | None = None) -> nn.Module:
-    """Return EfficientViT with its ImageNet head, in its own layout or the one that is asked for."""
+    """Return EfficientViT with its ImageNet head, in its own layout or the one asked for."""
     from evit_mm.complexity import CLASSIFIER_WINDOWS
     from evit_mm.models import EfficientViT, EfficientViTHead
 

@@ -1,4 +1,4 @@
-"""A benchmark in a process of its own, which prepares beside others and is timed while they wait."""
+"""A benchmark in its own process: all prepare side by side, and each is timed while others wait."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Worker:
         context = multiprocessing.get_context('spawn')
         self.pipe, end = context.Pipe()
         self.log = folder / f'{name}.log'
-        self.process = context.Process(target=_work, args=(end, build, str(self.log)), daemon=True)
+        self.process = context.Process(target=_work, args=(end, build, str(self.log)))
         self.process.start()
         end.close()
         self.ready: Any = None
@@ -145,6 +145,8 @@ def _work(pipe: Connection, build: Callable[[], Job], log: str) -> None:
         start = time.perf_counter()
         job = build()
         job.prepare(pipe.poll)
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()  # for the others
         pipe.send({'seconds': time.perf_counter() - start})
         while (message := pipe.recv())[0] != 'measure':
             pass
