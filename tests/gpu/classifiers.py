@@ -64,6 +64,8 @@ class Forms:
     def __init__(self, network: str, device: str, sizes: Sizes) -> None:
         self.network, self.device, self.sizes = network, device, sizes
         self.kind = torch.device(device).type
+        # as timm's own benchmark does: the size stays the same
+        torch.backends.cudnn.benchmark = True
         self.half = torch.float16 if self.kind == 'cuda' else torch.bfloat16
         self.models = self._models()
         # under AMP first, the most wanted first: time may be up

@@ -131,7 +131,8 @@ def _classifiers(
         if published:
             cells += [f'{x:,}' for x in PUBLISHED.get(group, ())] or ['-', '-']
         found.append(cells)
-    lines = [f'## {title}', '', f'{text}; "-" was not run or is no such form.', '']
+    text += '; "-" was not run or is no such form. cuDNN chooses its algorithms by trying them.'
+    lines = [f'## {title}', '', text, '']
     lines += _table(heads, found)
     if published:
         lines += [
