@@ -1,8 +1,7 @@
-"""Training steps of a detector: our backbone, timm's in its place, and what may speed them up."""
+"""Training steps: our backbone, timm's in its place, and what may speed them up."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -10,22 +9,22 @@ import torch
 from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 
-from ..models import EfficientViT
-
 # config, size as (height, width), images
 CASES = (('retinanet_evit_m4_bccd', (256, 320), 8),)
-HAS_LAYOUT = 'channels_last' in inspect.signature(EfficientViT).parameters
-FORMS = {
+LAYOUTS: dict[str, dict[str, bool]] = {
     "timm's backbone": {'timm': True},
-    'ours': {},
     "timm's backbone, channels last": {'timm': True, 'channels_last': True},
-    'ours, channels last': {'channels_last': True},
+    'ours': {},
+    'ours, contiguous': {'contiguous': True},
+}
+FORMS: dict[str, dict[str, bool]] = {
+    **LAYOUTS,
+    'ours, weights in channels last too': {'channels_last': True},
     'ours, with_cp': {'with_cp': True},
     'ours, backbone compiled': {'compile': True},
-    'ours, channels last, backbone compiled': {'compile': True, 'channels_last': True},
 }
 # the same on a GPU, whose float32 convolutions may be computed in TF32
-GPU_FORMS = {
+GPU_FORMS: dict[str, dict[str, bool]] = {
     f'{name}, {precision}': {**options, **extra}
     for precision, extra in (
         ('AMP', {'amp': True}),
@@ -33,11 +32,8 @@ GPU_FORMS = {
         ('TF32', {'tf32': True}),
     )
     for name, options in {
-        "timm's backbone": {'timm': True},
-        'ours': {},
-        **({'ours, contiguous': {'contiguous': True}} if HAS_LAYOUT else {}),
-        "timm's backbone, channels last": {'timm': True, 'channels_last': True},
-        'ours, channels last': {'channels_last': True},
+        **LAYOUTS,
+        'ours, weights in channels last too': {'channels_last': True},
     }.items()
 }
 TIMM = "timm's backbone"
@@ -109,6 +105,37 @@ def steps(
             label: _step(name, size, images, options, device) for label, options in forms.items()
         }
         yield f'{name}, {size[0]}x{size[1]}, {images} images', runs
+
+
+def backbone_steps(device: str = 'cpu') -> Iterator[tuple[str, dict[str, Step]]]:
+    """Yield the same of M0 to M5 alone, in either layout."""
+    from .suites import BATCH, SIDE, VARIANTS
+
+    for arch in VARIANTS:
+        runs = {label: _backbone_step(arch, options, device) for label, options in LAYOUTS.items()}
+        yield f'{arch.upper()} backbone, {SIDE}x{SIDE}, {BATCH} images', runs
+
+
+def _backbone_step(arch: str, options: dict[str, bool], device: str) -> Step:
+    from .suites import BATCH, SIDE, backbone, timm_backbone, with_statistics
+
+    torch.manual_seed(0)
+    if options.get('timm'):
+        model = with_statistics(timm_backbone(arch, SIDE))
+    else:
+        model = backbone(arch, SIDE, channels_last=not options.get('contiguous'))
+    images = torch.randn(BATCH, 3, SIDE, SIDE).to(device)
+    model.to(device)
+    if options.get('channels_last'):
+        model.to(memory_format=torch.channels_last)
+        images = images.contiguous(memory_format=torch.channels_last)
+    model.train()
+
+    def run() -> None:
+        torch.stack([x.sum() for x in model(images)]).sum().backward()
+        model.zero_grad()
+
+    return run, _kept(run)
 
 
 def _step(

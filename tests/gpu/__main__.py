@@ -35,7 +35,7 @@ from .classifiers import PEERS, TINY, VARIANTS, Forms, Sizes, label_of
 from .detectors import Limits, Predictions, Steps
 from .worker import TIME_IS_UP, Worker
 
-TEST_FILES = ('operators', 'network', 'training')
+TEST_FILES = ('operators', 'network', 'compile', 'training')
 TOGETHER = 0.55  # of the time: tests, trainings and compilation, side by side
 LEAST = 4.0  # seconds, below which nothing is begun
 INI = """[pytest]
