@@ -59,7 +59,7 @@ def cases(
     """Yield what is timed together, one detector, size and batch after the other.
 
     Args:
-        device: Where the detectors are; on a GPU also in channels last and under AMP.
+        device: Where the detectors are; on a GPU also in other layouts and under AMP.
         chosen: Config, size as (height, width) and batch of each; default :data:`CASES`.
     """
     with tempfile.TemporaryDirectory() as folder:
@@ -102,9 +102,12 @@ def _case(name: str, detector: _Detector, size: tuple[int, int], batch: int, pho
         case[f'head, {path}'] = forms.eager(model.bbox_head, levels)
         case[f'boxes and NMS, {path}'] = _boxes(model.bbox_head, maps, metas)
     if prepared['inputs'].device.type == 'cuda':
+        contiguous = copy.deepcopy(detector.plain)
+        contiguous.backbone.channels_last = False
         last = copy.deepcopy(detector.plain).to(memory_format=torch.channels_last)
-        case['whole, from tensors, mmdet channels last'] = whole = _whole(last, data)
-        case['whole, from tensors, mmdet channels last AMP'] = forms.amp(whole, 'cuda')
+        for path, model in (('contiguous', contiguous), ('weights in channels last too', last)):
+            case[f'whole, from tensors, mmdet {path}'] = whole = _whole(model, data)
+            case[f'whole, from tensors, mmdet {path} AMP'] = forms.amp(whole, 'cuda')
     if batch == 1:
         case['decode and resize, mmdet'] = lambda: _loaded(detector.pipeline, photo)
     return case

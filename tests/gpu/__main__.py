@@ -140,7 +140,7 @@ class Command:
             ('steps', Steps, 'steps'),
         ):
             workers.append(Worker(name, partial(job, device, tiny), (table,), 22, self.work))
-        workers += [classifier(n, 12 if n in VARIANTS else 6) for n in order[2:]]
+        workers += [classifier(n, 12 if n in VARIANTS else 7) for n in order[2:]]
         return workers
 
     def side_by_side(self) -> None:
@@ -202,8 +202,11 @@ class Command:
             data = make_shapes(self.work / 'shapes', 24, 4, size=(96, 80), quiet=True)
             loader = {'num_workers': 0, 'persistent_workers': False}
             options = {
-                f'{k}_dataloader.{n}': v for k in ('train', 'val') for n, v in loader.items()
+                f'{part}_dataloader.{name}': value
+                for part in ('train', 'val')
+                for name, value in loader.items()
             }
+            options['model.test_cfg.score_thr'] = 0.0  # hardly trained, it is sure of nothing
             return Trainings(
                 str(data), self.work / 'runs', self.args.device, until, 2, 1, 1, (96, 80), options
             )
@@ -231,17 +234,17 @@ class Command:
         workers = sorted(self.workers, key=lambda worker: not worker.is_ready())
         for place, worker in enumerate(workers):
             left = self.end - time.time()
-            if left < LEAST and not self.args.tiny:
+            if left < LEAST:
                 self.content['rows'] += worker.nothing(TIME_IS_UP)
                 continue
             weights = sum(other.weight for other in workers[place:])
             limit = worker.weight * min(1.5, max(0.1, 0.7 * left / weights))
-            self.attempt(worker.name, partial(self.measure, worker, limit, max(left, LEAST)))
+            self.attempt(worker.name, partial(self.measure, worker, limit, left))
 
     def measure(self, worker: Worker, limit: float, left: float) -> None:
         """Add what one worker measures to the rows."""
         patience = left if self.args.tiny else min(left, 4 * limit + 15)
-        for rows in worker.measure(limit, max(patience, 240 if self.args.tiny else 0)):
+        for rows in worker.measure(limit, patience):
             self.content['rows'] += rows
             self.save()
         if worker.fault:

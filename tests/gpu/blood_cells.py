@@ -55,7 +55,7 @@ class Trainings:
     device: str
     deadline: float
     epochs: int = 21
-    slots: int = 3
+    slots: int = 6
     seeds: int = MAX_SEEDS
     scale: tuple[int, int] = (320, 240)
     cfg_options: dict[str, Any] = field(default_factory=dict)
@@ -88,10 +88,10 @@ class Trainings:
         return bool(self.running)
 
     def _fits(self, now: float) -> bool:
+        # nobody knows yet how long one takes: as many as there are slots have to be tried
         lasted = [row['seconds'] for row in self.done if row['metrics']]
         if not lasted:
-            # the first of each model have to be tried
-            return now < self.deadline and self.queue[0][1] == 0
+            return now < self.deadline and not self.done
         return now + 1.1 * max(lasted) < self.deadline
 
     def _start(self, model: str, seed: int) -> Run:

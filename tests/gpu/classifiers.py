@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from evit_mm.benchmark import forms, machine, time_interleaved
 from evit_mm.benchmark.report import Row
 
-from .worker import TIME_IS_UP, as_dict
+from .worker import TIME_IS_UP, as_dict, sentence, working
 
 VARIANTS = tuple(f'm{i}' for i in range(6))
 # timm's name and the one for people
@@ -153,8 +153,7 @@ class Forms:
             return function()
         except Exception as error:  # a compiler may fail in any way; the other rows go on
             traceback.print_exc()
-            lines = str(error).strip().splitlines() or ['']
-            self.faults[key] = f'{type(error).__name__}: {lines[0][:160]}'
+            self.faults[key] = sentence(error)
             return None
 
     def measure(self, limit: float) -> Iterator[list[dict[str, Any]]]:
@@ -168,16 +167,13 @@ class Forms:
         for size, share in (('batch', 0.7), ('one', 0.3)):
             found = []
             rounds = self.sizes.rounds if size == 'batch' else 3 * self.sizes.rounds
-            runs, peaks = {}, {}
-            for name, build in self._builders(size).items():
-                run = self._attempt((size, name), build)
-                if run is not None and self._attempt((size, name), lambda r=run: (r(), True)):
-                    runs[name] = run
-                    peaks[name] = machine.peak_memory(run, self.device)
-                else:
-                    self.faults.setdefault((size, name), 'it failed')
+            builders = self._builders(size)
+            built = {name: self._attempt((size, name), build) for name, build in builders.items()}
+            runs, faults = working({name: run for name, run in built.items() if run})
+            self.faults.update({(size, name): fault for name, fault in faults.items()})
+            peaks = {name: machine.peak_memory(run, self.device) for name, run in runs.items()}
             seconds = time_interleaved(runs, rounds, 1, share * limit)
-            for name in self._builders(size):
+            for name in builders:
                 row = Row(
                     label_of(self.network),
                     name,
@@ -187,7 +183,7 @@ class Forms:
                     '' if name in seconds else self.faults.get((size, name), ''),
                 )
                 found.append(as_dict(row, size, peaks.get(name)))
-            del runs
+            del runs, built
             self.empty_cache()
             yield found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from evit_mm.benchmark import detection, machine, time_interleaved, training
 from evit_mm.benchmark.report import Row
 
-from .worker import as_dict
+from .worker import as_dict, sentence, working
 
 PREDICTIONS = (
     ('retinanet_evit_m4_coco', (800, 1344), 1),
@@ -35,33 +36,44 @@ class Predictions:
         self.device, self.chosen = device, TINY_CASES if tiny else PREDICTIONS
         self.rounds = 2 if tiny else 15
         self.cases: list[detection.Case] = []
+        self.faults: dict[str, str] = {}
 
     def prepare(self, stop: Callable[[], bool]) -> None:
         """Build the detectors, which predict once in it."""
-        for case in detection.cases(self.device, self.chosen):
-            # the pictures' file is gone when it is timed
-            self.cases.append(case)
+        for config, size, batch in self.chosen:
+            try:
+                (case,) = detection.cases(self.device, [(config, size, batch)])
+            except Exception as error:  # of whatever kind: the other sizes go on
+                traceback.print_exc()
+                group = f'{config}, {size[0]}x{size[1]}, batch {batch}'
+                self.faults[group] = sentence(error)
+                continue
+            # the picture's file is gone when it is timed
             for name in [name for name in case if 'file' in name or 'decode' in name]:
                 del case[name]
-            if stop():
-                return
+            self.cases.append(case)
 
     def measure(self, limit: float) -> Iterator[list[dict[str, Any]]]:
         """Time them in turns, one size and batch after the other."""
+        for group, fault in self.faults.items():
+            yield [as_dict(Row(group, 'all', note=fault), 'detection')]
         for case in self.cases:
+            able, faults = working(case)
             peaks = {
                 name: machine.peak_memory(run, self.device)
-                for name, run in case.items()
+                for name, run in able.items()
                 if name.startswith('whole')
             }
-            seconds = time_interleaved(case, self.rounds, 1, limit / len(self.cases))
+            seconds = time_interleaved(able, self.rounds, 1, limit / len(self.cases))
             rows = []
-            for name, values in seconds.items():
+            for name in case:
                 stage, path = name.rsplit(', ', 1)
                 against = f'{stage}, mmdet' if path != 'mmdet' else None
-                row = Row(case.group, name, values, None, against)
+                row = Row(case.group, name, seconds.get(name, []), None, against)
+                row.note = faults.get(name, '')
                 rows.append(as_dict(row, 'detection', peaks.get(name)))
-            rows[0]['note'] = f'fused against mmdet: {case.agreement}'
+            if not rows[0]['note']:
+                rows[0]['note'] = f'fused against mmdet: {case.agreement}'
             yield rows
 
 
@@ -71,27 +83,35 @@ class Steps:
     def __init__(self, device: str, tiny: bool) -> None:
         self.device, self.chosen = device, TINY_CASES[1:] if tiny else STEPS
         self.rounds = 2 if tiny else 9
-        self.steps: list[tuple[str, dict[str, training.Step]]] = []
+        self.steps: dict[str, dict[str, Callable[[], object]]] = {}
+        self.faults: dict[tuple[str, str], str] = {}
 
     def prepare(self, stop: Callable[[], bool]) -> None:
         """Build the detectors, which take a step in it."""
-        for group in training.steps(self.device, self.chosen, training.GPU_FORMS):
-            self.steps.append(group)
-            if stop():
-                return
+        for name, size, images in self.chosen:
+            group = f'{name}, {size[0]}x{size[1]}, {images} images'
+            runs = self.steps.setdefault(group, {})
+            for form, options in training.GPU_FORMS.items():
+                try:
+                    found = training.steps(self.device, [(name, size, images)], {form: options})
+                    ((_, built),) = found
+                    runs[form] = built[form][0]
+                except Exception as error:  # of whatever kind: the other forms go on
+                    traceback.print_exc()
+                    self.faults[group, form] = sentence(error)
 
     def measure(self, limit: float) -> Iterator[list[dict[str, Any]]]:
         """Time them in turns, one size after the other."""
-        for group, runs in self.steps:
-            functions = {name: run for name, (run, _) in runs.items()}
-            peaks = {name: machine.peak_memory(run, self.device) for name, run in functions.items()}
-            seconds = time_interleaved(functions, self.rounds, 0, limit / len(self.steps))
-            yield [
-                as_dict(
-                    Row(group, name, values, None, training.timm_row(name)), 'steps', peaks[name]
-                )
-                for name, values in seconds.items()
-            ]
+        for group, runs in self.steps.items():
+            able, faults = working(runs)
+            peaks = {name: machine.peak_memory(run, self.device) for name, run in able.items()}
+            seconds = time_interleaved(able, self.rounds, 0, limit / len(self.steps))
+            rows = []
+            for name in training.GPU_FORMS:
+                row = Row(group, name, seconds.get(name, []), None, training.timm_row(name))
+                row.note = faults.get(name) or self.faults.get((group, name), '')
+                rows.append(as_dict(row, 'steps', peaks.get(name)))
+            yield rows
 
 
 class Limits:

@@ -7,7 +7,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -41,6 +41,26 @@ def as_dict(row: Row, table: str, peak: int | None = None) -> dict[str, Any]:
     """
     values = {**asdict(row), 'seconds': [round(x, 7) for x in row.seconds]}
     return {**values, 'table': table, 'peak': peak}
+
+
+def working(
+    functions: Mapping[str, Callable[[], object]],
+) -> tuple[dict[str, Callable[[], object]], dict[str, str]]:
+    """Call each once; return those that can be called, and why the others cannot."""
+    able, faults = {}, {}
+    for name, function in functions.items():
+        try:
+            function()
+            able[name] = function
+        except Exception as error:  # of whatever kind: the other rows go on
+            traceback.print_exc()
+            faults[name] = sentence(error)
+    return able, faults
+
+
+def sentence(error: Exception) -> str:
+    """Return an error in one line."""
+    return f'{type(error).__name__}: {(str(error).strip().splitlines() or [""])[0][:160]}'
 
 
 class Worker:
@@ -142,6 +162,7 @@ def _work(pipe: Connection, build: Callable[[], Job], log: str) -> None:
     try:
         machine.without_tf32()
         torch.set_num_threads(1)
+        os.nice(5)  # the tests and trainings beside it are waited for
         start = time.perf_counter()
         job = build()
         job.prepare(pipe.poll)
@@ -157,4 +178,4 @@ def _work(pipe: Connection, build: Callable[[], Job], log: str) -> None:
         return
     except Exception as error:  # of whatever kind: the others go on
         traceback.print_exc()
-        pipe.send(f'{type(error).__name__}: {(str(error).splitlines() or [""])[0][:160]}')
+        pipe.send(sentence(error))
