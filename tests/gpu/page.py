@@ -149,7 +149,10 @@ def _classifiers(
         if published:
             cells += [f'{x:,}' for x in PUBLISHED.get(group, ())] or ['-', '-']
         found.append(cells)
-    text += '; "-" was not run or is no such form. cuDNN chooses its algorithms by trying them.'
+    text += (
+        '; "-" was not run or is no such form. cuDNN chooses its algorithms by trying them; what '
+        'is compiled was compiled by torch.compile with its defaults, beside other work.'
+    )
     lines = [f'## {title}', '', text, '']
     lines += _table(heads, found)
     if published:
