@@ -314,7 +314,7 @@ def _timed(
 
 
 def _build_form(
-    name: str, arch: str, shape: tuple[int, ...], threads: int, device: str
+    name: str, arch: str, shape: tuple[int, ...], threads: int, device: str = 'cpu'
 ) -> forms.Run:
     from ..deploy import fuse
 
