@@ -142,6 +142,7 @@ def graphed(model: Callable[[Tensor], object], image: Tensor) -> Run:
         graph.replay()
         return output
 
+    vars(run)['model'] = model  # each replay reads its weights, so they must live as long
     return run
 
 

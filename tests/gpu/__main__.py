@@ -146,7 +146,7 @@ class Command:
     def side_by_side(self) -> None:
         """Run the tests and the trainings while the benchmarks compile."""
         until = self.start + TOGETHER * (self.end - self.start)
-        for name in TEST_FILES:
+        for name in self.args.tests:
             self.tests[name] = self.start_tests(name)
         self.trainings = self.make_trainings(until)
         busy = True
@@ -277,6 +277,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--data', default=str(DATA / 'bccd'), help='blood cells in COCO format')
     parser.add_argument('--minutes', type=float, default=8.0, help='time for all of it')
     parser.add_argument('--commit', default='', help='where the checkout has no git to say it')
+    parser.add_argument('--tests', nargs='*', default=TEST_FILES, choices=TEST_FILES)
     parser.add_argument('--tiny', action='store_true', help='a rehearsal at tiny sizes')
     return parser.parse_args()
 

@@ -106,7 +106,10 @@ class Forms:
     def model_for(self, size: str, name: str) -> nn.Module:
         """Return a model with weights as a size has them: float32 under AMP, else half."""
         model = self.models[name]
-        return model if size == 'batch' else copy.deepcopy(model).to(self.half)
+        if size == 'batch':
+            return model
+        # timm keeps attention biases of its last call, which train() makes it forget
+        return copy.deepcopy(model).to(self.half).train().eval()
 
     def compile(self, size: str, name: str) -> None:
         """Compile one form for one size, and call it once."""
