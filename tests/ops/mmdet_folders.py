@@ -31,19 +31,20 @@ from torch import nn
 from .folder_table import compare
 from .small_models import CONFIGS, build, choose, make_batch, trained_part
 
-PREDICTIONS = ('pred_instances', 'pred_track_instances', 'pred_panoptic_seg', 'pred_label')
+PREDICTIONS = ('pred_instances', 'pred_track_instances', 'pred_panoptic_seg', 'pred_feature')
 
 
 def train(model: nn.Module, settings: dict, noise: float) -> dict:
     """Return the losses of one step, and the norm and a projection of each gradient."""
     model, settings = trained_part(model, settings)
-    data = make_batch(model.train(), settings, noise)
+    model.train()
+    data = make_batch(model, settings, noise)
     total, losses = model.parse_losses(model(**data, mode='loss'))
     total.backward()
     gradients = {}
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
-            signs = torch.randint(0, 2, parameter.shape) * 2 - 1
+            signs = torch.empty_like(parameter.grad).bernoulli_().mul_(2).sub_(1)
             projection = (parameter.grad * signs).sum()
             gradients[name] = [float(parameter.grad.norm()), float(projection)]
     return {'losses': {key: float(x) for key, x in losses.items()}, 'gradients': gradients}
@@ -52,7 +53,8 @@ def train(model: nn.Module, settings: dict, noise: float) -> dict:
 @torch.no_grad()
 def predict(model: nn.Module, settings: dict, noise: float) -> dict:
     """Return all numbers that the network says about each image; the mean of each mask."""
-    samples = model(**make_batch(model.eval(), settings, noise), mode='predict')
+    model.eval()
+    samples = model(**make_batch(model, settings, noise), mode='predict')
     found = {}
     samples = [x for sample in samples for x in getattr(sample, 'video_data_samples', [sample])]
     for index, sample in enumerate(samples):

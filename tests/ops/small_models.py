@@ -36,6 +36,8 @@ PREFERRED = re.compile(
 SMALL = re.compile('r18|r50|-t-|_t_|tiny|b0|s50|w18')
 LIMITS = {'nms_pre': 200, 'num': 64, 'num_queries': 100, 'max_masks_to_train': 10}
 LIMITS.update(dict.fromkeys(('max_per_img', 'max_num', 'max_per_image'), 20))
+#: what takes square images of one size, or larger ones than the others
+SQUARES = {'SSD': 300, 'HourglassNet': 128, 'DDOD': 384}
 TRAINED_ON_FILMS = ('QDTrack', 'MaskTrackRCNN', 'Mask2FormerVideo')
 
 
@@ -65,8 +67,10 @@ def _shrink(node: ConfigDict | list, tests: bool = False) -> None:
         if isinstance(value, dict | list):
             _shrink(value, tests or key == 'test_cfg')
         unwanted = key in ('pretrained', 'teacher_ckpt', 'batch_augments')
-        if unwanted or (key == 'init_cfg' and 'Pretrained' in str(value)):
+        if unwanted or (key == 'init_cfg' and 'checkpoint' in str(value)):
             node[key] = None
+        elif key == 'eps' and value == 0:
+            node[key] = 1e-5  # PyTorch no longer takes 0
         elif value == 'MMSyncBN':  # cannot be made outside of a process group
             node[key] = 'BN'
         elif isinstance(value, str) and value.startswith('configs/'):
@@ -83,7 +87,9 @@ def _randomise(model: nn.Module) -> None:
 
     Otherwise residual branches return zeros, offsets are zero and all scores are equal.
     """
-    for value in model.parameters():
+    for name, value in model.named_parameters():
+        if name.endswith('init_proposal_bboxes.weight'):
+            continue  # boxes of negative size otherwise
         spread = value.std() if value.numel() > 1 else value.new_zeros(())
         if value.ndim > 1:
             wanted = value[0].numel() ** -0.5
@@ -134,9 +140,8 @@ def _make_data(model: nn.Module, settings: ConfigDict) -> dict:
     if settings.type == 'BaseReID':
         samples = [ReIDDataSample().set_gt_label(index % classes) for index in range(4)]
         return {'inputs': [torch.rand(3, 256, 128) * 255 for _ in samples], 'data_samples': samples}
-    side = 300 if 'SSD' in str(settings) else 128
-    square = side == 300 or 'HourglassNet' in str(settings)
-    shapes = [(3, side, side if square else 160)] * 2
+    side = next((side for name, side in SQUARES.items() if name in str(settings)), None)
+    shapes = [(3, side or 128, side or 160)] * 2
     if isinstance(model, BaseMOTModel):
         return demo_track_inputs(1, 2, [0], shapes[0], [3], classes, with_mask=True)
     stride = 8 if 'semantic_head' in settings.get('roi_head', {}) else 1
@@ -145,7 +150,8 @@ def _make_data(model: nn.Module, settings: ConfigDict) -> dict:
     )
     for sample, proposals in zip(data['data_samples'], demo_mm_proposals(shapes, 20), strict=True):
         sample.gt_instances.labels = torch.arange(len(sample.gt_instances.labels)) % classes
-        sample.proposals = proposals
+        if settings.type == 'FastRCNN':  # mmdet would take them in place of the RPN's
+            sample.proposals = proposals
         sample.set_metainfo({'homography_matrix': np.eye(3)})
     return data
 
