@@ -34,10 +34,16 @@ PREFERRED = re.compile(
     'strongsort_yolox_x_8xb4-80e_crowdhuman-mot17|anchor-based|vfnet_r50-mdconv|yolox_tiny'
 )
 SMALL = re.compile('r18|r50|-t-|_t_|tiny|b0|s50|w18')
-LIMITS = {'nms_pre': 200, 'num': 64, 'num_queries': 100, 'max_masks_to_train': 10}
+LIMITS = {
+    'nms_pre': 200,
+    'num': 64,
+    'num_queries': 100,
+    'num_proposals': 20,
+    'max_masks_to_train': 10,
+}
 LIMITS.update(dict.fromkeys(('max_per_img', 'max_num', 'max_per_image'), 20))
 #: what takes square images of one size, or larger ones than the others
-SQUARES = {'SSD': 300, 'HourglassNet': 128, 'DDOD': 384}
+SQUARES = {'SSD': 300, 'HourglassNet': 256, 'DDOD': 384}
 TRAINED_ON_FILMS = ('QDTrack', 'MaskTrackRCNN', 'Mask2FormerVideo')
 
 
@@ -54,10 +60,12 @@ def build(name: str) -> tuple[nn.Module, ConfigDict]:
     _shrink(settings)
     init_default_scope('mmdet')
     MessageHub.get_current_instance().update_info('iter', 10000)  # BoxInst asks for it
+    MessageHub.get_current_instance().update_info('epoch', 0)  # and TOOD for this
     seed()
     model = revert_sync_batchnorm(MODELS.build(settings))
     model.init_weights()
     _randomise(model)
+    _calibrate(getattr(model, 'detector', model))
     return model, settings
 
 
@@ -68,11 +76,13 @@ def _shrink(node: ConfigDict | list, tests: bool = False) -> None:
             _shrink(value, tests or key == 'test_cfg')
         unwanted = key in ('pretrained', 'teacher_ckpt', 'batch_augments')
         if unwanted or (key == 'init_cfg' and 'checkpoint' in str(value)):
-            node[key] = None
+            node[key] = False if value is True else None
         elif key == 'eps' and value == 0:
             node[key] = 1e-5  # PyTorch no longer takes 0
         elif value == 'MMSyncBN':  # cannot be made outside of a process group
             node[key] = 'BN'
+        elif isinstance(value, str) and value.startswith('https://'):
+            node[key] = ''
         elif isinstance(value, str) and value.startswith('configs/'):
             node[key] = str(CONFIGS.parent / value)
         elif key in LIMITS and isinstance(value, int) and value > 0:
@@ -83,7 +93,7 @@ def _shrink(node: ConfigDict | list, tests: bool = False) -> None:
 
 @torch.no_grad()
 def _randomise(model: nn.Module) -> None:
-    """Give random values to weights that start constant or tiny.
+    """Give weights a random part where they start constant, and one size.
 
     Otherwise residual branches return zeros, offsets are zero and all scores are equal.
     """
@@ -92,11 +102,31 @@ def _randomise(model: nn.Module) -> None:
             continue  # boxes of negative size otherwise
         spread = value.std() if value.numel() > 1 else value.new_zeros(())
         if value.ndim > 1:
-            wanted = value[0].numel() ** -0.5
+            wanted = value[0].numel() ** -0.5 * (0.1 if 'fc_reg' in name else 1)
             if spread < 0.7 * wanted:
                 value.normal_(0, wanted)
+            elif spread > wanted:
+                value.mul_(wanted / spread)
         elif spread == 0:
             value.add_(torch.randn_like(value), alpha=0.1)
+    for module in model.modules():
+        if hasattr(module, 'weight_gamma'):  # the size of DetectoRS's standardised weights
+            module.weight_gamma.fill_(module.weight[0].numel() ** -0.5)
+
+
+@torch.no_grad()
+def _calibrate(model: nn.Module) -> None:
+    """Give the backbone's batch norms the statistics that pretrained ones would have."""
+    model = getattr(model, 'student', model)
+    backbone = model.backbone
+    backbone.eval()
+    norms = [layer for layer in backbone.modules() if isinstance(layer, nn.BatchNorm2d)]
+    before = [layer.momentum for layer in norms]
+    for layer in norms:
+        layer.train().momentum = 1.0
+    backbone(torch.randn(2, 3, 128, 160))
+    for layer, momentum in zip(norms, before, strict=True):
+        layer.momentum = momentum
 
 
 def seed() -> None:
@@ -118,6 +148,8 @@ def trained_part(model: nn.Module, settings: ConfigDict) -> tuple[nn.Module, Con
 def make_batch(model: nn.Module, settings: ConfigDict, noise: float) -> dict:
     """Return two prepared images of noise with boxes and masks, or two frames for a tracker.
 
+    A model in evaluation mode gets one image.
+
     Args:
         model: In training mode or not.
         settings: Its config.
@@ -125,6 +157,8 @@ def make_batch(model: nn.Module, settings: ConfigDict, noise: float) -> dict:
     """
     seed()
     data = _make_data(model, settings)
+    if not model.training:  # one image, as mmdet's configs do
+        data = {key: value[:1] for key, value in data.items()}
     if settings.type == 'SoftTeacher' and model.training:
         branches = ('sup', 'unsup_teacher', 'unsup_student')
         data = {key: {name: deepcopy(x) for name in branches} for key, x in data.items()}
@@ -152,7 +186,7 @@ def _make_data(model: nn.Module, settings: ConfigDict) -> dict:
         sample.gt_instances.labels = torch.arange(len(sample.gt_instances.labels)) % classes
         if settings.type == 'FastRCNN':  # mmdet would take them in place of the RPN's
             sample.proposals = proposals
-        sample.set_metainfo({'homography_matrix': np.eye(3)})
+        sample.set_metainfo({'homography_matrix': np.eye(3, dtype=np.float32)})
     return data
 
 
