@@ -65,7 +65,7 @@ def build(name: str) -> tuple[nn.Module, ConfigDict]:
     model = revert_sync_batchnorm(MODELS.build(settings))
     model.init_weights()
     _randomise(model)
-    _calibrate(getattr(model, 'detector', model))
+    _calibrate(model, settings)
     return model, settings
 
 
@@ -115,16 +115,19 @@ def _randomise(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def _calibrate(model: nn.Module) -> None:
+def _calibrate(model: nn.Module, settings: ConfigDict) -> None:
     """Give the backbone's batch norms the statistics that pretrained ones would have."""
-    model = getattr(model, 'student', model)
-    backbone = model.backbone
-    backbone.eval()
-    norms = [layer for layer in backbone.modules() if isinstance(layer, nn.BatchNorm2d)]
+    model = getattr(model, 'detector', getattr(model, 'student', model))
+    normalise = settings.get('data_preprocessor') or {}
+    normalise = normalise.get('data_preprocessor', normalise)
+    images = torch.randn(4, 3, 128, 160) * 74  # the spread of uniform noise from 0 to 255
+    images /= torch.tensor(normalise.get('std') or [1.0]).view(-1, 1, 1)
+    model.backbone.eval()
+    norms = [layer for layer in model.backbone.modules() if isinstance(layer, nn.BatchNorm2d)]
     before = [layer.momentum for layer in norms]
     for layer in norms:
         layer.train().momentum = 1.0
-    backbone(torch.randn(2, 3, 128, 160))
+    model.backbone(images)
     for layer, momentum in zip(norms, before, strict=True):
         layer.momentum = momentum
 
