@@ -24,7 +24,8 @@ def distance(first: object, second: object, scale: float = 0.0) -> float:
         )
     if first == second or (first != first and second != second):
         return 0.0
-    return abs(first - second) / max(abs(first), scale)
+    gap = abs(first - second) / max(abs(first), abs(second), scale)
+    return gap if math.isfinite(gap) else math.inf
 
 
 def differences(first: dict, second: dict) -> dict[str, float | str]:
