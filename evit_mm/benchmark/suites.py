@@ -357,7 +357,8 @@ def timm_backbone(arch: str, side: int) -> nn.Module:
     """Return timm's implementation of the same network."""
     import timm
 
-    # windows of 4 in the last stage at 224 px, of 7 beyond, as in ours
+    # windows of 4 in the last stage at 224 px, of 7 beyond, as in ours; timm 1.0.31 and later take
+    # any size of image then
     size = SIDE if side == SIDE else 512
     return timm.create_model(f'efficientvit_{arch}', features_only=True, img_size=size)
 
