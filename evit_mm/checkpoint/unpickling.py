@@ -79,8 +79,11 @@ class _Opcodes(dict[int, Any]):
         raise pickle.UnpicklingError(f'Unsupported operand {code}')
 
 
-# the C unpickler lets no one decide what is called and changed, only what is named
-class Unpickler(pickle._Unpickler):  # type: ignore[misc,name-defined]
+# private, but the C unpickler lets no one decide what is called and changed, only what is named
+_Unpickler: Any = pickle._Unpickler  # type: ignore[attr-defined]
+
+
+class Unpickler(_Unpickler):
     """Read a pickle of tensors, plain Python values and the allowed types.
 
     Raises:
@@ -156,9 +159,7 @@ class Unpickler(pickle._Unpickler):  # type: ignore[misc,name-defined]
         if type(target) not in (dict, OrderedDict):
             raise pickle.UnpicklingError(f'got {type(target)}, which takes no entries')
 
-    dispatch = _Opcodes(
-        {code[0]: pickle._Unpickler.dispatch[code[0]] for code in OPCODES}  # type: ignore[attr-defined]
-    )
+    dispatch = _Opcodes({code[0]: _Unpickler.dispatch[code[0]] for code in OPCODES})
     dispatch.update(
         {
             pickle.APPEND[0]: load_append,
