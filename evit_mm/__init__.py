@@ -4,6 +4,9 @@ Importing the package registers its modules by name and lets mmengine's own chec
 while ``torch.load`` stays weights-only.
 """
 
+from .environment import check_environment
+
+check_environment()  # before anything imports what may be broken
 from . import ops  # isort: skip - before anything imports mmcv.ops
 from . import hooks, models, training
 from .checkpoint import allow_mmengine_types

@@ -90,6 +90,12 @@ def eager_on(model: nn.Module, image: Tensor, threads: int) -> Run:  # noqa: ARG
     return eager(model, image)
 
 
+def channels_last(model: nn.Module, image: Tensor, threads: int) -> Run:  # noqa: ARG001
+    """Return a call of the network with weights and image in channels last."""
+    layout = torch.channels_last
+    return eager(model.to(memory_format=layout), image.contiguous(memory_format=layout))
+
+
 def compiled(model: nn.Module, image: Tensor, threads: int) -> Run:  # noqa: ARG001
     """Return a call of the network compiled by torch, with its weights frozen."""
     need_torch('2.7', 'The compiled form')

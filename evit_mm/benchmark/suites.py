@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,10 @@ EVALUATED_IMAGES = 5000
 # whose network, and how it is called: takes the network, its input and the threads
 FORMS: dict[str, tuple[str, Callable[[nn.Module, Tensor, int], forms.Run]]] = {
     'timm, eager': ('timm', forms.eager_on),
+    'timm, channels last': ('timm', forms.channels_last),
     'timm, compiled': ('timm', forms.compiled),
     'plain': ('plain', forms.eager_on),
+    'plain, contiguous': ('contiguous', forms.eager_on),
     'fused': ('fused', forms.eager_on),
     'fused, compiled': ('fused', forms.compiled),
     'plain, ONNX Runtime': ('plain', forms.onnxruntime),
@@ -132,7 +135,7 @@ def measure_forms(threads: int, rounds: int) -> tuple[list[Row], list[str]]:
 def measure_variants(threads: int, rounds: int) -> tuple[list[Row], list[str]]:
     """Time M0 to M5 against timm's at 224 px."""
     shape = (BATCH, 3, SIDE, SIDE)
-    names = ('timm, eager', 'plain', 'fused')
+    names = ('timm, eager', 'timm, channels last', 'plain', 'plain, contiguous', 'fused')
     jobs = [(f'{arch.upper()} backbone', arch, shape, name) for arch in VARIANTS for name in names]
     notes = [f'{SIDE}x{SIDE}, batch {BATCH}, float32, each in a process of its own, in turns.']
     return _timed(jobs, threads, rounds), notes
@@ -187,10 +190,10 @@ def measure_backbones(threads: int, rounds: int) -> tuple[list[Row], list[str]]:
 
 def measure_training(threads: int, rounds: int) -> tuple[list[Row], list[str]]:  # noqa: ARG001
     """Time training steps of detectors with our backbone and with timm's."""
-    from .training import steps
+    from .training import backbone_steps, steps
 
     rows = []
-    for group, runs in steps():
+    for group, runs in chain(steps(), backbone_steps()):
         functions = {name: step for name, (step, _) in runs.items()}
         seconds = time_interleaved(functions, max(2, rounds // 2), 1)
         rows += [
@@ -198,8 +201,9 @@ def measure_training(threads: int, rounds: int) -> tuple[list[Row], list[str]]: 
             for name, (_, kept) in runs.items()
         ]
     notes = [
-        'One step: forward, loss, backward. "Kept" is what the forward pass holds for the '
-        'backward, weights aside. AMP and the memory of a GPU: not run.'
+        'One step: forward, loss, backward; of a backbone alone the loss is the sum of its maps. '
+        '"Ours" is in its default layout, channels last. "Kept" is what the forward pass holds for '
+        'the backward, weights aside. AMP and the memory of a GPU: not run.'
     ]
     return rows, notes
 
@@ -278,14 +282,17 @@ def _timed(
 
 
 def _build_form(name: str, arch: str, shape: tuple[int, ...], threads: int) -> forms.Run:
+    from ..deploy import fuse
+
     torch.manual_seed(0)
     image = torch.randn(shape)
     which, how = FORMS[name]
     if which == 'timm':
         model = timm_backbone(arch, shape[2]).eval().requires_grad_(False)
     else:
-        plain, fast = _backbone(arch, shape[2])
-        model = fast if which == 'fused' else plain
+        model = backbone(arch, shape[2], which != 'contiguous').requires_grad_(False)
+        if which == 'fused':
+            model = fuse(model)
     return how(model, image, threads)
 
 
@@ -300,15 +307,14 @@ def _edge(name: str, seconds: list[float], work: float) -> Row:
     return Row('machine', name, seconds, None, None, f'copied at {rate / 1e9:.1f} GB/s')
 
 
-def _backbone(arch: str, side: int) -> tuple[nn.Module, nn.Module]:
-    """Return a backbone for images of a size and its fused form."""
+def backbone(arch: str, side: int, channels_last: bool = True) -> nn.Module:
+    """Return our backbone for images of a size, in eval mode."""
     from ..complexity import CLASSIFIER_WINDOWS
-    from ..deploy import fuse
     from ..models import EfficientViT
 
     windows = CLASSIFIER_WINDOWS if side == SIDE else None
-    plain = with_statistics(EfficientViT(arch=arch, window_sizes=windows))
-    return plain.requires_grad_(False), fuse(plain)
+    model = EfficientViT(arch=arch, window_sizes=windows, channels_last=channels_last)
+    return with_statistics(model)
 
 
 def timm_backbone(arch: str, side: int) -> nn.Module:

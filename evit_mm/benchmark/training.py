@@ -1,4 +1,4 @@
-"""Training steps of a detector: our backbone, timm's in its place, and what may speed them up."""
+"""Training steps: our backbone, timm's in its place, and what may speed them up."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ from ..provenance import need_torch
 
 # config, size as (height, width), images
 CASES = (('retinanet_evit_m4_bccd', (256, 320), 8),)
-FORMS = {
+LAYOUTS: dict[str, dict[str, bool]] = {
     "timm's backbone": {'timm': True},
-    'ours': {},
     "timm's backbone, channels last": {'timm': True, 'channels_last': True},
-    'ours, channels last': {'channels_last': True},
+    'ours': {},
+    'ours, contiguous': {'contiguous': True},
+}
+FORMS: dict[str, dict[str, bool]] = {
+    **LAYOUTS,
+    'ours, weights in channels last too': {'channels_last': True},
     'ours, with_cp': {'with_cp': True},
     'ours, backbone compiled': {'compile': True},
-    'ours, channels last, backbone compiled': {'compile': True, 'channels_last': True},
 }
 Step = tuple[Callable[[], object], int]
 
@@ -71,6 +74,36 @@ def steps() -> Iterator[tuple[str, dict[str, Step]]]:
         yield f'{name}, {size[0]}x{size[1]}, {images} images', runs
 
 
+def backbone_steps() -> Iterator[tuple[str, dict[str, Step]]]:
+    """Yield the same of M0 to M5 alone, in either layout."""
+    from .suites import BATCH, SIDE, VARIANTS
+
+    for arch in VARIANTS:
+        runs = {label: _backbone_step(arch, options) for label, options in LAYOUTS.items()}
+        yield f'{arch.upper()} backbone, {SIDE}x{SIDE}, {BATCH} images', runs
+
+
+def _backbone_step(arch: str, options: dict[str, bool]) -> Step:
+    from .suites import BATCH, SIDE, backbone, timm_backbone, with_statistics
+
+    torch.manual_seed(0)
+    if options.get('timm'):
+        model = with_statistics(timm_backbone(arch, SIDE))
+    else:
+        model = backbone(arch, SIDE, channels_last=not options.get('contiguous'))
+    images = torch.randn(BATCH, 3, SIDE, SIDE)
+    if options.get('channels_last'):
+        model.to(memory_format=torch.channels_last)
+        images = images.contiguous(memory_format=torch.channels_last)
+    model.train()
+
+    def run() -> None:
+        torch.stack([x.sum() for x in model(images)]).sum().backward()
+        model.zero_grad()
+
+    return run, _kept(run)
+
+
 def _step(name: str, size: tuple[int, int], images: int, options: dict[str, bool]) -> Step:
     from mmdet.registry import MODELS
     from mmdet.testing import demo_mm_inputs
@@ -83,6 +116,8 @@ def _step(name: str, size: tuple[int, int], images: int, options: dict[str, bool
     cfg.model.backbone.init_cfg = None
     if options.get('with_cp'):
         cfg.model.backbone.with_cp = True
+    if options.get('contiguous'):
+        cfg.model.backbone.channels_last = False
     torch.manual_seed(0)
     model = MODELS.build(cfg.model)
     model.init_weights()

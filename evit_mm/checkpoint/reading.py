@@ -19,9 +19,7 @@ import zipfile
 from pathlib import Path
 from typing import IO, Any
 
-import safetensors.torch
 import torch
-from safetensors import safe_open
 
 from ..errors import CheckpointError
 from . import unpickling
@@ -191,9 +189,11 @@ def _load(file: IO[bytes]) -> Any:
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
+    import safetensors.torch  # here, since evit_mm.ops works without it
+
     try:
         tensors = safetensors.torch.load_file(path)
-        with safe_open(path, 'pt') as file:
+        with safetensors.safe_open(path, 'pt') as file:
             text = (file.metadata() or {}).get(METADATA_KEY)
         if text is None:
             return tensors

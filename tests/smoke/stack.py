@@ -5,14 +5,11 @@ import importlib.metadata
 import platform
 
 from evit_mm.ops import PROVIDED
-from evit_mm.provenance import FORK, commit
+from evit_mm.provenance import OTHERS, commit
 
 PACKAGES = ('torch', 'torchvision', 'numpy', 'opencv', 'mmcv', 'mmengine', 'mmdet', 'mmpretrain')
-# distributions that bring the same module
-NAMES = {
-    'opencv': ('opencv-python-headless', 'opencv-python'),
-    'mmcv': ('mmcv', 'mmcv-lite', FORK['mmcv']),
-}
+# the last one to be installed over the others
+OPENCV = ('opencv-contrib-python-headless', 'opencv-python-headless', 'opencv-python')
 
 
 def describe():
@@ -30,7 +27,7 @@ def describe():
 
 def installed(package):
     """Return the version, before it the distribution's name where that is another one."""
-    for name in NAMES.get(package, (package, FORK.get(package, package))):
+    for name in OPENCV if package == 'opencv' else (package, *OTHERS.get(package, ())):
         try:
             version = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
