@@ -14,15 +14,10 @@ mmdet's own training tool. What a stack cannot do is skipped; pytest's summary h
 
 """
 FOOTER = """
-A row comes from
-
-```bash
-tox -e NAME -- --stack-report docs/stacks/NAME.json
-python -m tests.smoke.table
-```
-
-in this repository, or from `pytest tests/smoke --stack-report docs/stacks/NAME.json` in any
-environment. Other combinations may work as well; these have been run.
+A row is the file that `tox -e NAME -- --stack-report docs/stacks/NAME.json` writes, or, in an
+environment that is there already, `pytest tests/smoke --stack-report docs/stacks/NAME.json`;
+`python -m tests.smoke.table` makes this page of them. Other combinations may work as well; these
+have been run.
 """
 COLUMNS = (
     ('stack', 'name'),
