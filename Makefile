@@ -71,6 +71,12 @@ lock:
 	    --no-annotate --no-header | grep -vE '^(nvidia|cuda|triton)' >>requirements/constraints.new && \
 	mv requirements/constraints.new requirements/constraints.txt
 
+# what only a GPU can show, eight minutes -> work_dirs/gpu; DEVICE=cpu ARGS=--tiny rehearses it
+DEVICE ?= cuda
+.PHONY: gpu
+gpu:
+	@$(ENV) && "$$py" -m tests.gpu --device $(DEVICE) --out work_dirs/gpu $(ARGS)
+
 lint:
 	@$(ENV) && \
 	"$$py" -m ruff check . && "$$py" -m ruff format --check . && "$$py" -m mypy

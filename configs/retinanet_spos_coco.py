@@ -22,6 +22,7 @@ model = dict(
         _delete_=True,
         type='SPOSNet',
         norm_eval=True,
+        channels_last=True,
         init_cfg=dict(type='Pretrained', checkpoint='checkpoints/spos_megvii.pth.tar'),
     ),
     neck=dict(in_channels=[160, 320, 640]),

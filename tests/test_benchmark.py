@@ -122,11 +122,12 @@ def test_a_suite_writes_its_figures_with_their_circumstances(monkeypatch, tmp_pa
     threads = torch.get_num_threads()
     rows, text = run('variants', tmp_path, threads=1, rounds=2)
     assert torch.get_num_threads() == threads
-    names = ['timm, eager', 'plain', 'fused', 'convolution', 'memory']
+    names = ['timm, eager', 'timm, channels last', 'plain', 'plain, contiguous', 'fused']
+    names += ['convolution', 'memory']
     assert [row.name for row in rows] == names
     assert (tmp_path / 'variants.md').read_text() == text
     content = json.loads((tmp_path / 'variants.json').read_text())
-    assert [len(row['seconds']) for row in content['rows']] == [2] * 5
+    assert [len(row['seconds']) for row in content['rows']] == [2] * 7
     about = content['about']
     assert about['threads'] == 1 and about['torch'] == torch.__version__.split('+')[0]
     assert about['command'] == 'python tools/benchmark.py variants --threads 1 --rounds 2'
@@ -168,13 +169,30 @@ def test_training_steps(monkeypatch):
     from evit_mm.benchmark import training
 
     monkeypatch.setattr(training, 'CASES', [('retinanet_lite_evit_m0_coco', (64, 64), 2)])
-    kept_forms = ("timm's backbone", 'ours', 'ours, with_cp', 'ours, channels last')
-    monkeypatch.setattr(training, 'FORMS', {name: training.FORMS[name] for name in kept_forms})
+    monkeypatch.setattr(suites, 'VARIANTS', ('m0',))
+    monkeypatch.setattr(suites, 'SIDE', 64)
+    monkeypatch.setattr(suites, 'BATCH', 2)
+    forms_of_detector = [name for name in training.FORMS if not name.endswith('compiled')]
+    chosen = {name: training.FORMS[name] for name in forms_of_detector}
+    monkeypatch.setattr(training, 'FORMS', chosen)
     rows, _ = suites.measure_training(1, 2)
-    assert [row.name for row in rows] == list(kept_forms)
+    assert [row.name for row in rows] == [*forms_of_detector, *training.LAYOUTS]
     assert all(len(row.seconds) == 2 for row in rows)
-    kept = {row.name: int(row.note.split()[0]) for row in rows}
+    assert len({row.group for row in rows}) == 2
+    kept = {row.name: int(row.note.split()[0]) for row in rows[: len(forms_of_detector)]}
     assert 0 < kept['ours, with_cp'] < kept['ours'] <= kept["timm's backbone"]
+
+
+@pytest.mark.parametrize(
+    ('form', 'channels_last'),
+    [('timm, eager', False), ('timm, channels last', True), ('plain', True)]
+    + [('plain, contiguous', False), ('fused', True)],
+)
+def test_forms_are_in_the_layout_of_their_name(form, channels_last):
+    pytest.importorskip('timm')
+    maps = suites._build_form(form, 'm0', (1, 3, 256, 256), 1)()
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    assert all(x.is_contiguous(memory_format=layout) for x in maps)
 
 
 def test_an_unknown_suite_and_impossible_numbers(tmp_path):

@@ -369,10 +369,6 @@ class RunHook(Hook):
         self.run, self.comparison = run, multiprocessing.parent_process()
         self.start = 0.0
 
-    def before_train(self, runner: Any) -> None:
-        """Lay the weights out channels last, in which a CPU trains these networks 1.2x as fast."""
-        runner.model.to(memory_format=torch.channels_last)
-
     def before_train_epoch(self, runner: Any) -> None:  # noqa: ARG002 - mmengine's signature
         """Start the clock."""
         self.start = time.perf_counter()

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from mmengine.model import BaseModule
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..checkpoint import load_pretrained
 
 
 class Backbone(BaseModule):
-    """Frozen stages, BatchNorm kept in eval mode, and weights that are checked name by name.
+    """Memory layout, frozen stages, BatchNorm kept in eval mode, and weights checked by name.
 
-    A subclass builds its modules, defines :meth:`parts` and calls :meth:`freeze` last.
+    A subclass builds its modules, defines :meth:`parts` and calls :meth:`freeze` last. Its forward
+    starts with :meth:`to_layout`.
+
+    Args:
+        channels_last: Compute in channels last, otherwise contiguous. A convolution puts its
+            result into the layout of its input, so that the neck and the head follow. Only the
+            maps change their layout, parameters stay contiguous.
+        init_cfg: As everywhere in OpenMMLab.
 
     Attributes:
+        channels_last: The layout of the maps.
         frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the first k stages.
         norm_eval: Every BatchNorm stays in eval mode while training.
         unused: Beginnings of the names in a published file that belong to parts which this
@@ -26,6 +35,17 @@ class Backbone(BaseModule):
     frozen_stages: int = -1
     norm_eval: bool = False
     unused: tuple[str, ...] = ()
+
+    def __init__(
+        self, channels_last: bool = True, init_cfg: dict | list[dict] | None = None
+    ) -> None:
+        super().__init__(init_cfg=init_cfg)
+        self.channels_last = channels_last
+
+    def to_layout(self, x: Tensor) -> Tensor:
+        """Return images ``(B, C, H, W)`` in the layout that ``channels_last`` names."""
+        memory_format = torch.channels_last if self.channels_last else torch.contiguous_format
+        return x.contiguous(memory_format=memory_format)
 
     def parts(self) -> list[list[nn.Module]]:
         """Return the modules of the stem, then those of each stage that is built."""

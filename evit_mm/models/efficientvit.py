@@ -105,6 +105,8 @@ class EfficientViT(Backbone):
             statistics stay those of the plain run.
         window_sizes: Window side of each stage in place of the variant's; the ImageNet
             classifiers have (7, 7, 4).
+        channels_last: Compute in channels last memory, which is faster; otherwise contiguous.
+            Results and checkpoints are the same.
         init_cfg: As everywhere in OpenMMLab. ``dict(type='Pretrained', checkpoint=PATH_OR_URL)``
             takes the authors' files as they are, see :func:`evit_mm.checkpoint.load_pretrained`.
 
@@ -141,9 +143,10 @@ class EfficientViT(Backbone):
         drop_path_rate: float = 0.0,
         with_cp: bool = False,
         window_sizes: Sequence[int] | None = None,
+        channels_last: bool = True,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
-        super().__init__(init_cfg=init_cfg)
+        super().__init__(channels_last, init_cfg)
         variant = resolve_arch(arch)
         if window_sizes is not None:
             variant = replace(variant, window_sizes=window_sizes)
@@ -205,6 +208,7 @@ class EfficientViT(Backbone):
         Returns:
             One ``(B, C, ceil(H / s), ceil(W / s))`` per entry of ``strides``.
         """
+        x = self.to_layout(x)
         outputs = []
         for index, layer in enumerate(self.patch_embed):
             x = layer(x)

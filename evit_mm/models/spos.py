@@ -111,6 +111,8 @@ class SPOSNet(Backbone):
         norm_eval: Keep every BatchNorm in eval mode while training.
         balanced: Both branches of a block of stride 2 make half of its output, as in mmrazor's
             SPOS and in ShuffleNetV2; in megvii's the projection keeps its number of channels.
+        channels_last: Compute in channels last memory, which is faster; otherwise contiguous.
+            Results and checkpoints are the same.
         init_cfg: As everywhere in OpenMMLab. ``dict(type='Pretrained', checkpoint=FILE)`` takes
             the released checkpoint as it is, and with ``balanced`` mmrazor's; None leaves torch's
             initial weights, as EfficientViT does (mmengine's Kaiming counts a depthwise kernel's
@@ -143,9 +145,10 @@ class SPOSNet(Backbone):
         frozen_stages: int = -1,
         norm_eval: bool = False,
         balanced: bool = False,
+        channels_last: bool = True,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
-        super().__init__(init_cfg=init_cfg)
+        super().__init__(channels_last, init_cfg)
         known = range(len(KERNEL_SIZES))
         if not isinstance(choices, Sequence) or len(choices) != sum(DEPTHS):
             raise ValueError(f'choices must be {sum(DEPTHS)} numbers from 0 to 3, got {choices!r}')
@@ -191,7 +194,7 @@ class SPOSNet(Backbone):
         Returns:
             One ``(B, C, ceil(H / s), ceil(W / s))`` per entry of ``strides``.
         """
-        x = self.first_conv(x)
+        x = self.first_conv(self.to_layout(x))
         outputs = []
         for index, stage in enumerate(self.parts()[1:]):
             for block in stage:

@@ -28,6 +28,8 @@ class TIMMMobileNet(Backbone):
         frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the first k entries of
             ``blocks``.
         norm_eval: Keep every BatchNorm in eval mode while training.
+        channels_last: Compute in channels last memory, which is faster; otherwise contiguous.
+            Results and checkpoints are the same.
         init_cfg: As everywhere in OpenMMLab. ``dict(type='Pretrained', checkpoint='timm://NAME')``
             takes timm's weights from the Hugging Face hub, or a file that holds them.
 
@@ -55,11 +57,12 @@ class TIMMMobileNet(Backbone):
         out_indices: Sequence[int],
         frozen_stages: int = -1,
         norm_eval: bool = False,
+        channels_last: bool = True,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         import timm  # late: whoever builds EfficientViT alone need not wait for it
 
-        super().__init__(init_cfg=init_cfg)
+        super().__init__(channels_last, init_cfg)
         if not timm.is_model(model_name):
             raise ValueError(f"model_name: timm {timm.__version__} has no '{model_name}'")
         network = timm.create_model(model_name)
@@ -96,7 +99,7 @@ class TIMMMobileNet(Backbone):
         Returns:
             One ``(B, C, ceil(H / s), ceil(W / s))`` per entry of ``strides``.
         """
-        x = self.bn1(self.conv_stem(x))  # the activation is part of timm's bn1
+        x = self.bn1(self.conv_stem(self.to_layout(x)))  # the activation is part of timm's bn1
         outputs = []
         for index, block in enumerate(self.blocks):
             x = block(x)

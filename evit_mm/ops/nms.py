@@ -15,6 +15,8 @@ from .precision import full_precision
 
 NAIVE, LINEAR, GAUSSIAN = range(3)  # soft-NMS methods as mmcv numbers them
 ALL_PAIRS = 4096  # boxes up to which soft-NMS computes all overlaps at once
+CHOSEN = -1e30  # below all scores, also after many of them were added up
+IN_CACHE = 64  # rows of them that it computes together
 SHARED_EDGE = 1e-9  # relative distance up to which two edges of polygons count as one
 
 
@@ -66,23 +68,14 @@ def softnms(
         ``(K,)`` int64, the indices of the boxes that are left.
     """
     with full_precision(boxes, scores) as (exact, values):
-        corners, left = exact.numpy(), values.clone().numpy()
-    count = len(corners)
-    factors = _Factors(corners, iou_threshold, sigma, method, offset)
-    order = np.arange(count)  # the box at each place
-    for place in range(len(corners)):
-        if place >= count:
-            break
-        best = place + int(left[place:count].argmax())
-        order[[place, best]] = order[[best, place]]
-        left[[place, best]] = left[[best, place]]
-        rest = left[place + 1 : count]
-        rest *= factors.of(order[place])[order[place + 1 : count]]
-        if (rest < min_score).any():
-            count = _drop(left, order, place + 1, count, min_score)
-    kept = torch.from_numpy(order[:count])
-    dets[:count, :4] = boxes[kept]
-    dets[:count, 4] = torch.from_numpy(left[:count]).to(dets)
+        factors = _Factors(exact, iou_threshold, sigma, method, offset)
+    found = _pick(values.numpy(), factors, min_score)
+    if found is None:
+        found = _pick_in_order_of_mmcv(values.numpy(), factors, min_score)
+    order, left = found
+    kept = torch.from_numpy(order)
+    dets[: len(kept), :4] = boxes[kept]
+    dets[: len(kept), 4] = torch.from_numpy(left).to(dets)
     return kept
 
 
@@ -90,48 +83,85 @@ class _Factors:
     """What a chosen box multiplies the others' scores by."""
 
     def __init__(
-        self, boxes: np.ndarray, iou_threshold: float, sigma: float, method: int, offset: int
+        self, boxes: Tensor, iou_threshold: float, sigma: float, method: int, offset: int
     ) -> None:
-        self.corners = boxes.T.copy()
-        self.areas = np.prod(self.corners[2:] - self.corners[:2] + offset, axis=0)
-        self.threshold, self.sigma = np.float32(iou_threshold), np.float32(sigma)
-        self.method, self.offset = method, offset
-        self.all = self._compute(slice(None)) if len(boxes) <= ALL_PAIRS else None
+        self.boxes, self.offset = boxes, offset
+        self.threshold, self.sigma, self.method = float(np.float32(iou_threshold)), sigma, method
+        self.degenerate = bool((boxes[:, :2] >= boxes[:, 2:]).any())
+        self.all: np.ndarray | None = None
+        if len(boxes) <= ALL_PAIRS:
+            self.all = np.empty((len(boxes), len(boxes)), boxes.numpy().dtype)
+            for start in range(0, len(boxes), IN_CACHE):
+                chosen = slice(start, start + IN_CACHE)
+                self.all[chosen] = self._compute(chosen)
 
     def of(self, index: int) -> np.ndarray:
         """Return the factors that the box at ``index`` gives to all boxes: ``(N,)``."""
-        return self._compute([index])[0] if self.all is None else self.all[index]
+        if self.all is None:
+            return self._compute(slice(index, index + 1))[0]
+        return self.all[index]
 
-    def _compute(self, chosen: slice | list[int]) -> np.ndarray:
-        x1, y1, x2, y2 = self.corners[:, chosen, None]
-        width = np.minimum(x2, self.corners[2]) - np.maximum(x1, self.corners[0]) + self.offset
-        height = np.minimum(y2, self.corners[3]) - np.maximum(y1, self.corners[1]) + self.offset
-        inter = width.clip(min=0) * height.clip(min=0)
-        union = self.areas[chosen, None] + self.areas - inter
-        with np.errstate(invalid='ignore', divide='ignore'):
-            # of two boxes without an area it is 0 / 0, with which mmcv makes the scores NaN
-            overlap = np.where(union == 0, 0, inter / union)
+    def _compute(self, chosen: slice) -> np.ndarray:
+        overlaps = _overlaps(self.boxes[chosen, None], self.boxes, self.offset)
         if self.method == GAUSSIAN:
-            return np.exp(-(overlap * overlap) / self.sigma)
-        lowered = 1 - overlap if self.method == LINEAR else np.zeros_like(overlap)
-        return np.where(overlap >= self.threshold, lowered, np.ones_like(overlap))
+            factors = overlaps.square_().div_(-self.sigma).exp_()
+        elif self.method == LINEAR:
+            factors = torch.where(overlaps >= self.threshold, 1 - overlaps, 1)
+        else:
+            factors = 1 - (overlaps >= self.threshold).to(overlaps)
+        # two boxes without an area overlap by 0 / 0, with which mmcv makes the scores NaN
+        return (factors.nan_to_num_(1) if self.degenerate else factors).numpy()
 
 
-def _drop(left: np.ndarray, order: np.ndarray, start: int, count: int, min_score: float) -> int:
-    """Move boxes below ``min_score`` behind the end as mmcv does; return how many are left.
+def _pick(
+    scores: np.ndarray, factors: _Factors, min_score: float
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return the boxes in the order in which they are chosen, and their scores.
 
-    The last box takes the place of a dropped one, which decides the order of boxes with equal
-    scores.
+    None if two scores are equal at some point: which box comes first is then decided by mmcv's way
+    of moving boxes around.
     """
-    low = start + np.flatnonzero(left[start:count] < min_score)
-    for place in low:
-        while count > place and left[count - 1] < min_score:
-            count -= 1
+    left = scores.copy()
+    chosen = np.zeros(len(left), left.dtype)  # CHOSEN for the boxes that are
+    order, kept = [], []
+    while len(order) < len(left):
+        best = left.argmax()
+        score = left[best]
+        if order and not score >= min_score:
+            break
+        left[best] = chosen[best] = CHOSEN
+        if left.max() == score:
+            return None
+        left *= factors.of(best)
+        left += chosen
+        order.append(best)
+        kept.append(score)
+    return np.array(order, np.int64), np.array(kept, left.dtype)
+
+
+def _pick_in_order_of_mmcv(
+    scores: np.ndarray, factors: _Factors, min_score: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """As :func:`_pick`, with boxes swapped as in mmcv, which takes the first of equal scores."""
+    left, count = scores.copy(), len(scores)
+    order = np.arange(count)  # the box at each place
+    for place in range(count):
         if place >= count:
             break
-        left[place], order[place] = left[count - 1], order[count - 1]
-        count -= 1
-    return count
+        best = place + int(left[place:count].argmax())
+        order[[place, best]] = order[[best, place]]
+        left[[place, best]] = left[[best, place]]
+        rest = left[place + 1 : count]
+        rest *= factors.of(order[place])[order[place + 1 : count]]
+        for low in place + 1 + np.flatnonzero(rest < min_score):
+            # the last box that is good enough takes the place of one that is not
+            while count > low and left[count - 1] < min_score:
+                count -= 1
+            if low >= count:
+                break
+            count -= 1
+            left[low], order[low] = left[count], order[count]
+    return order[:count], left[:count]
 
 
 def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
@@ -187,13 +217,14 @@ def bbox_overlaps(
 
 def _overlaps(first: Tensor, second: Tensor, offset: int, mode: int = 0) -> Tensor:
     """Return overlaps of boxes that are broadcast against each other."""
-    low = torch.maximum(first[..., :2], second[..., :2])
-    high = torch.minimum(first[..., 2:], second[..., 2:])
-    inter = (high - low + offset).clamp_(min=0).prod(-1)
-    area = (first[..., 2:] - first[..., :2] + offset).prod(-1)
+    ax1, ay1, ax2, ay2 = first.unbind(-1)
+    bx1, by1, bx2, by2 = second.unbind(-1)
+    area = (ax2 - ax1 + offset) * (ay2 - ay1 + offset)
+    inter = torch.minimum(ax2, bx2).sub_(torch.maximum(ax1, bx1)).add_(offset).clamp_(min=0)
+    inter *= torch.minimum(ay2, by2).sub_(torch.maximum(ay1, by1)).add_(offset).clamp_(min=0)
     if mode == 0:
-        area = area + (second[..., 2:] - second[..., :2] + offset).prod(-1) - inter
-    return inter / area
+        area = (area + (bx2 - bx1 + offset) * (by2 - by1 + offset)).sub_(inter)
+    return inter.div_(area)
 
 
 def box_iou_rotated(

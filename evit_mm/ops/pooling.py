@@ -5,8 +5,7 @@ Shapes: B images, C channels, H x W map, K regions ``(image, x1, y1, x2, y2)``, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import partial
+from itertools import product
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own abbreviation
@@ -52,19 +51,20 @@ def roi_align_forward(
         if pool_mode != MAX:
             output.copy_(align(features, regions, spatial_scale, *size, sampling_ratio, aligned))
             return
-        for chosen, grid in _sampling_grids(regions, spatial_scale, sampling_ratio, size, aligned):
-            if 0 in grid:
-                output[chosen] = NOTHING
-                continue
-            # a bin's samples are the averages of one sample each in bins as small
-            samples = align(
-                features, regions[chosen], spatial_scale, *_times(size, grid), 1, aligned
-            )
-            largest, place = F.max_pool2d(samples, grid, return_indices=True)
-            output[chosen] = largest.to(output)
-            columns = size[1] * grid[1]
-            argmax_y[chosen] = (place // columns % grid[0]).to(argmax_y)
-            argmax_x[chosen] = (place % columns % grid[1]).to(argmax_x)
+        bins, grids = _bins(regions, size, spatial_scale, sampling_ratio, aligned)[1:]
+        largest = features.new_full(output.shape, NOTHING)
+        for y, x in product(*map(range, grids.amax(0).tolist() if len(grids) else (0, 0))):
+            chosen = ((grids[:, 0] > y) & (grids[:, 1] > x)).nonzero()[:, 0]
+            # one sample in the middle of each bin, moved to where the bin has this one
+            place = (grids.new_tensor((y, x)) + 0.5) / grids[chosen] - 0.5
+            shift = (place * bins[chosen] / spatial_scale).flip(1)
+            moved = regions[chosen] + F.pad(shift.repeat(1, 2), (1, 0))
+            sample = align(features, moved, spatial_scale, *size, 1, aligned)
+            better = sample > largest[chosen]
+            largest[chosen] = torch.where(better, sample, largest[chosen])
+            for axis, value in ((argmax_y, y), (argmax_x, x)):
+                axis[chosen] = axis[chosen].masked_fill(better, value)
+        output.copy_(largest)
 
 
 def roi_align_backward(
@@ -82,37 +82,70 @@ def roi_align_backward(
 ) -> None:
     """Add the gradient of :func:`roi_align_forward` to ``grad_input``: ``(B, C, H, W)``."""
     size = (aligned_height, aligned_width)
-    back = partial(_roi_align_backward, shape=grad_input.shape, scale=spatial_scale)
     with full_precision(grad_output, rois) as (gradient, regions):
         if pool_mode != MAX:
-            grad_input += back(gradient, regions, size, ratio=sampling_ratio, aligned=aligned)
+            back = torch.ops.torchvision._roi_align_backward
+            shape = (*size, *grad_input.shape)
+            options = (sampling_ratio, aligned)
+            grad_input += back(gradient, regions, spatial_scale, *shape, *options)
             return
-        for chosen, grid in _sampling_grids(regions, spatial_scale, sampling_ratio, size, aligned):
-            if 0 in grid:
-                continue
-            fine = _times(size, grid)
-            rows, columns = (torch.arange(n, device=rois.device) for n in size)
-            y = rows[:, None] * grid[0] + argmax_y[chosen].long()
-            x = columns * grid[1] + argmax_x[chosen].long()
-            samples = gradient.new_zeros((len(chosen), grad_input.shape[1], fine[0] * fine[1]))
-            place = (y * fine[1] + x).flatten(2)
-            samples.scatter_(2, place, gradient[chosen].flatten(2))
-            samples = samples.unflatten(2, fine)
-            grad_input += back(samples, regions[chosen], fine, ratio=1, aligned=aligned)
+        start, bins, grids = _bins(regions, size, spatial_scale, sampling_ratio, aligned)
+        gradient = gradient * (grids > 0).all(1)[:, None, None, None]
+        positions = []
+        for axis, largest in enumerate((argmax_y, argmax_x)):
+            first, step, samples = (v[:, axis, None, None, None] for v in (start, bins, grids))
+            number = torch.arange(size[axis], device=rois.device)
+            number = number[:, None] if axis == 0 else number
+            inside = (largest.to(first) + 0.5) / samples.clamp(min=1)
+            positions.append(first + (number + inside) * step)
+        _scatter(gradient, regions[:, 0].long(), *positions, grad_input)
 
 
-def _roi_align_backward(
-    gradient: Tensor,
-    regions: Tensor,
-    size: tuple[int, int],
-    shape: torch.Size,
-    scale: float,
-    ratio: int,
-    aligned: bool,
-) -> Tensor:
-    return torch.ops.torchvision._roi_align_backward(
-        gradient, regions, scale, *size, *shape, ratio, aligned
-    )
+def _bins(
+    rois: Tensor, size: tuple[int, int] | torch.Size, scale: float, ratio: int, aligned: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the start of regions on the map, the size of a bin and its number of samples.
+
+    Each ``(K, 2)`` as (y, x).
+    """
+    start = rois[:, (2, 1)] * scale
+    length = rois[:, (4, 3)] * scale - start
+    if aligned:
+        start = start - 0.5
+    else:
+        length = length.clamp(min=1)
+    bins = length / length.new_tensor(list(size))
+    grids = bins.ceil().clamp(min=0).long()
+    return start, bins, grids if ratio <= 0 else torch.full_like(grids, ratio)
+
+
+def _scatter(gradient: Tensor, images: Tensor, y: Tensor, x: Tensor, target: Tensor) -> None:
+    """Add the gradient of bilinear samples to a map.
+
+    Args:
+        gradient: ``(K, C, h, w)`` of samples.
+        images: ``(K,)`` int64, the image of each region.
+        y: ``(K, C, h, w)``, the samples' rows.
+        x: ``(K, C, h, w)``, their columns.
+        target: ``(B, C, H, W)``.
+    """
+    height, width = target.shape[2:]
+    outside = (y < -1) | (y > height) | (x < -1) | (x > width)
+    gradient = gradient.masked_fill(outside, 0)
+    y, x = y.clamp(0, height - 1), x.clamp(0, width - 1)
+    low_y, low_x = y.long(), x.long()
+    part_y, part_x = y - low_y, x - low_x
+    for image in images.unique().tolist():
+        mine = (images == image).nonzero()[:, 0]
+        total = gradient.new_zeros((target.shape[1], height * width))
+        for down, right in product((0, 1), (0, 1)):
+            weight = part_y[mine] if down else 1 - part_y[mine]
+            weight = weight * (part_x[mine] if right else 1 - part_x[mine])
+            rows = (low_y[mine] + down).clamp_(max=height - 1)
+            place = rows * width + (low_x[mine] + right).clamp_(max=width - 1)
+            by_channel = [v.transpose(0, 1).flatten(1) for v in (place, weight * gradient[mine])]
+            total.scatter_add_(1, *by_channel)
+        target[image] += total.view_as(target[image])
 
 
 def roi_pool_forward(
@@ -257,16 +290,18 @@ def _deform_roi_pool(
     ratio: int,
     gamma: float,
 ) -> Tensor:
-    start = rois[:, 1:3] * scale - 0.5  # (K, 2) as (x, y)
-    extent = rois[:, 3:5] * scale - 0.5 - start
+    start, bins, grids = _bins(rois, size, scale, ratio, True)
+    start = start.flip(1)  # (K, 2) as (x, y), like the offsets
+    extent = (bins * bins.new_tensor(list(size))).flip(1)
     result = features.new_zeros((len(rois), features.shape[1], *size))
-    for chosen, grid in _sampling_grids(rois, scale, ratio, size, True):
+    for grid in grids.unique(dim=0).tolist():
         if 0 in grid:
             continue
+        chosen = (grids == grids.new_tensor(grid)).all(1).nonzero()[:, 0]
         axes = []
-        for axis, (bins, samples) in enumerate(zip(size[::-1], grid[::-1], strict=True)):
-            steps = torch.arange(bins * samples, device=rois.device, dtype=rois.dtype) + 0.5
-            lines = steps.view(bins, samples) / (bins * samples)
+        for axis, (count, samples) in enumerate(zip(size[::-1], grid[::-1], strict=True)):
+            steps = torch.arange(count * samples, device=rois.device, dtype=rois.dtype) + 0.5
+            lines = steps.view(count, samples) / (count * samples)
             axes.append(start[chosen, axis, None, None] + extent[chosen, axis, None, None] * lines)
         x = axes[0][:, None, :, None, :].expand(-1, *size, *grid)
         y = axes[1][:, :, None, :, None].expand(-1, *size, *grid)
@@ -292,27 +327,3 @@ def _sample(features: Tensor, x: Tensor, y: Tensor) -> Tensor:
     grid = grid.flatten(0, 2)[None]  # (1, K * h * w, S, 2)
     sampled = F.grid_sample(features[None], grid, padding_mode='border', align_corners=True)
     return sampled[0].unflatten(1, x.shape[:3]).movedim(0, 1) * inside[:, None]
-
-
-def _sampling_grids(
-    rois: Tensor,
-    scale: float,
-    ratio: int,
-    size: tuple[int, int] | torch.Size,
-    aligned: bool,
-) -> Iterator[tuple[Tensor, tuple[int, int]]]:
-    """Yield the indices of regions that have as many samples in a bin, and that number."""
-    everything = torch.arange(len(rois), device=rois.device)
-    if ratio > 0:
-        yield everything, (ratio, ratio)
-        return
-    lengths = (rois[:, (4, 3)] - rois[:, (2, 1)]) * scale
-    if not aligned:
-        lengths = lengths.clamp(min=1)
-    grids = (lengths / lengths.new_tensor(list(size))).ceil().clamp(min=0).long()
-    for grid in grids.unique(dim=0).tolist():
-        yield everything[(grids == grids.new_tensor(grid)).all(1)], (grid[0], grid[1])
-
-
-def _times(size: tuple[int, int], grid: tuple[int, int]) -> tuple[int, int]:
-    return size[0] * grid[0], size[1] * grid[1]

@@ -64,7 +64,9 @@ def _nms_family(boxes: Tensor, scores: Tensor) -> dict[str, Tensor]:
     found['match'] = torch.cat([torch.tensor([-1]), *groups])
     if len(boxes):  # mmcv's batched_nms takes no empty tensors
         classes = torch.arange(len(boxes)) % 3
-        found['batched'] = batched_nms(boxes, scores, classes, {'type': 'nms', 'iou_threshold': 0.5})[1]
+        found['batched'] = batched_nms(
+            boxes, scores, classes, {'type': 'nms', 'iou_threshold': 0.5}
+        )[1]
     return found
 
 

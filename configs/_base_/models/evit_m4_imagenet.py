@@ -9,7 +9,7 @@ model = dict(
         to_rgb=True,
     ),
     # windows are never larger than their stage's map: 14, 7 and 4 tokens a side
-    backbone=dict(type='EfficientViT', arch='m4', window_sizes=(7, 7, 4)),
+    backbone=dict(type='EfficientViT', arch='m4', window_sizes=(7, 7, 4), channels_last=True),
     head=dict(
         type='EfficientViTClsHead',
         in_channels=384,

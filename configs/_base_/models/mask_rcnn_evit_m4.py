@@ -10,7 +10,7 @@ model = dict(
         pad_mask=True,  # else a proposal that reaches into the padding gets a clipped target
         pad_size_divisor=32,
     ),
-    backbone=dict(type='EfficientViT', arch='m4', norm_eval=True),
+    backbone=dict(type='EfficientViT', arch='m4', norm_eval=True, channels_last=True),
     neck=dict(
         type='EfficientViTFPN',
         in_channels=[128, 256, 384],

@@ -9,7 +9,7 @@ model = dict(
         bgr_to_rgb=True,
         pad_size_divisor=32,
     ),
-    backbone=dict(type='EfficientViT', arch='m4', norm_eval=True),
+    backbone=dict(type='EfficientViT', arch='m4', norm_eval=True, channels_last=True),
     neck=dict(
         type='EfficientViTFPN',
         in_channels=[128, 256, 384],

@@ -16,7 +16,9 @@ model = dict(
         bgr_to_rgb=True,
         pad_size_divisor=32,
     ),
-    backbone=dict(type='EfficientViT', arch='m0', out_stem=True, out_indices=(0, 1)),
+    backbone=dict(
+        type='EfficientViT', arch='m0', out_stem=True, out_indices=(0, 1), channels_last=True
+    ),
     neck=dict(
         type='CSPNeXtPAFPN',
         in_channels=[32, 64, 128],
