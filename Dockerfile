@@ -1,5 +1,5 @@
-# docker build -t evit_mm .                              for CPUs
-# docker build -t evit_mm --build-arg TORCH=cu130 .      for GPUs: the name of an index of PyTorch's
+# docker build -t evit .                              for CPUs
+# docker build -t evit --build-arg TORCH=cu130 .      for GPUs: the name of an index of PyTorch's
 FROM python:3.13-slim
 ARG TORCH=cpu
 RUN apt-get update && apt-get install -y --no-install-recommends make && rm -rf /var/lib/apt/lists/*
