@@ -2,19 +2,18 @@
 # make compare set up, compare six backbones on the built-in shapes (a table, its JSON, a picture)
 # make look    train on the shapes (a finished training is kept), write the report and open it
 # make test    set up, run the tests
-# make torture kills, hostile files, made-up cases, on both stacks -> docs/reliability.md
+# make smoke   set up, run the smoke tests
+# make torture kills, hostile files, made-up cases -> docs/reliability.md
 # make docs    set up, build the site -> docs/_build/html/index.html
 # make env     set up alone
-# STACK=onedl takes the maintained fork in place of OpenMMLab's own releases, in .venv-onedl.
 # VENV= chooses the environment (default .venv), PYTHON= the interpreter that makes it.
 
-STACK ?= openmmlab
-VENV ?= $(if $(filter openmmlab,$(STACK)),.venv,.venv-$(STACK))
+VENV ?= .venv
 PYTHON ?= python3
 SHAPES := configs/retinanet_evit_m4_shapes.py
 WORK := work_dirs/retinanet_evit_m4_shapes
-ENV = py=$$(requirements/env.sh '$(VENV)' '$(PYTHON)' '$(STACK)') && export PYTHONPATH='$(CURDIR)'
-.PHONY: env train compare look test torture torture-stack lint
+ENV = py=$$(requirements/env.sh '$(VENV)' '$(PYTHON)') && export PYTHONPATH='$(CURDIR)'
+.PHONY: env train compare look test smoke torture lint lock
 
 env:
 	@$(ENV)
@@ -57,15 +56,26 @@ docs:
 	@$(ENV) && "$$py" -m sphinx -E -a -W --keep-going -n -q docs docs/_build/html && \
 	echo docs/_build/html/index.html
 
-# hours; interrupted, it goes on where it was. STACKS=openmmlab takes one, ARGS='--kills 10' less
-STACKS ?= openmmlab onedl
+# hours; interrupted, it goes on where it was. ARGS='--kills 10' does less
 torture:
-	@for stack in $(STACKS); do \
-	    $(MAKE) --no-print-directory torture-stack STACK=$$stack || exit 1; \
-	done
-
-torture-stack:
 	@$(ENV) && "$$py" -m tests.torture $(ARGS)
+
+# the essential of everything, in minutes: make smoke PYTHON=python3.13 VENV=.venv-newest
+smoke:
+	@$(ENV) && "$$py" -m pytest tests/smoke $(ARGS)
+
+# the pins anew, from the ranges in setup.py; needs uv
+lock:
+	@head -n 3 requirements/constraints.txt >requirements/constraints.new && \
+	uv pip compile -q setup.py --extra all --universal --python-version 3.10 --upgrade \
+	    --no-annotate --no-header | grep -vE '^(nvidia|cuda|triton)' >>requirements/constraints.new && \
+	mv requirements/constraints.new requirements/constraints.txt
+
+# what only a GPU can show, eight minutes -> work_dirs/gpu; DEVICE=cpu ARGS=--tiny rehearses it
+DEVICE ?= cuda
+.PHONY: gpu
+gpu:
+	@$(ENV) && "$$py" -m tests.gpu --device $(DEVICE) --out work_dirs/gpu $(ARGS)
 
 lint:
 	@$(ENV) && \

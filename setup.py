@@ -1,4 +1,4 @@
-"""Package of EfficientViT for OpenMMLab; the tested stack is pinned in ``requirements/``."""
+"""Package of EfficientViT for OpenMMLab; ``requirements/constraints.txt`` pins what was tested."""
 
 import re
 import shutil
@@ -17,7 +17,7 @@ CARRIED = (
     'configs/*.yml',
     'tools/*.py',
     'tools/*.sh',
-    'requirements/**/*.txt',
+    'requirements/constraints.txt',
 )
 
 
@@ -37,8 +37,11 @@ class BuildWithMim(build_py):
                 shutil.copy2(file, copy)
 
 
+# Nothing but 'all' names mmengine, mmcv or torchvision: an environment that has them may have them
+# under another name (compiled mmcv, mmcv-lite, the OneDL fork), which pip would then overwrite, or
+# for an older torch, which a newer torchvision would replace.
 extras = {
-    'det': ['mmdet>=3.3.0', 'pycocotools'],
+    'det': ['mmdet>=3.3.0,<3.4', 'pycocotools'],
     'fast-eval': ['faster-coco-eval>=1.8.0'],
     'cls': ['mmpretrain>=1.2.0', 'timm>=1.0.31'],
     'export': [
@@ -62,9 +65,22 @@ extras = {
         'playwright',
         'build',
         'twine',
+        'tox',
     ],
 }
-extras['all'] = sorted({package for packages in extras.values() for package in packages})
+# the libraries under all of it, for an environment that does not have them
+stack = [
+    'torchvision>=0.15',
+    'mmengine>=0.10.7',
+    'mmcv-lite>=2.0.0,<2.2.0',
+    # configs with mmdet:: bases import pkg_resources, which setuptools 82 no longer has
+    'setuptools<82',
+    # mmcv-lite and mmengine ask for opencv-python, which does not load without libGL and libxcb.
+    # pip writes this one over it: of two packages of equal depth it installs the one whose name
+    # sorts last first. opencv-python-headless would come before opencv-python.
+    'opencv-contrib-python-headless',
+]
+extras['all'] = sorted({*stack, *(package for packages in extras.values() for package in packages)})
 
 setup(
     name='evit_mm',
@@ -86,23 +102,23 @@ setup(
         'Programming Language :: Python :: 3.10',
         'Programming Language :: Python :: 3.11',
         'Programming Language :: Python :: 3.12',
+        'Programming Language :: Python :: 3.13',
         'Topic :: Scientific/Engineering :: Artificial Intelligence',
         'Topic :: Scientific/Engineering :: Image Recognition',
     ],
     packages=find_packages(include=['evit_mm', 'evit_mm.*']),
-    package_data={'evit_mm': [f'**/*.{kind}' for kind in ('html', 'j2', 'css', 'js', 'json')]},
+    package_data={
+        'evit_mm': ['py.typed', *(f'**/*.{k}' for k in ('html', 'j2', 'css', 'js', 'json'))]
+    },
     entry_points={'console_scripts': ['evit_mm = evit_mm.__main__:main']},
     cmdclass={'build_py': BuildWithMim},
     python_requires='>=3.10',
-    # torch.load is weights-only by default from 2.6 on; exports need torch.compiler.is_exporting
+    # All light but torch, so that nothing changes in an environment that has mmdet; where mmengine,
+    # mmcv or torchvision is missing, importing evit_mm says which one and how to install it.
     install_requires=[
-        'torch>=2.7',
-        'torchvision',
-        'mmengine>=0.10.7',
-        'mmcv>=2.0.0rc4,<2.2.0',
-        'numpy>=2',
+        'torch>=2.0',
+        'numpy>=1.23',
         'rich',
-        'opencv-python',
         'huggingface_hub',
         'safetensors',
         'filelock',

@@ -9,22 +9,22 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-# the maintained fork's distributions, which bring the same modules
-FORK = {
-    'mmengine': 'onedl-mmengine',
-    'mmcv': 'onedl-mmcv',
-    'mmdet': 'onedl-mmdetection',
-    'mmpretrain': 'onedl-mmpretrain',
+# other distributions that bring the same modules: without operators, and the maintained fork's
+OTHERS = {
+    'mmengine': ('onedl-mmengine',),
+    'mmcv': ('mmcv-lite', 'onedl-mmcv'),
+    'mmdet': ('onedl-mmdetection',),
+    'mmpretrain': ('onedl-mmpretrain',),
 }
 
 
 def versions(packages: Sequence[str]) -> dict[str, str]:
-    """Return the installed versions by package; those of the fork say whose they are."""
+    """Return the installed versions by package; those of another distribution name it."""
     return {package: _version(package) for package in packages}
 
 
 def _version(package: str) -> str:
-    for name in filter(None, (package, FORK.get(package))):
+    for name in (package, *OTHERS.get(package, ())):
         try:
             version = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

@@ -58,7 +58,7 @@ SMALL = {
 }
 REPLACED = {'epoch_12.pth': 'epoch_1.pth'}
 # programs that are nowhere here
-NOT_HERE = ('trtexec',)
+NOT_HERE = ('trtexec', 'docker')
 CODE = ('python', 'bash')
 # in usage lines: words that stand for something
 PLACEHOLDERS = {'N': '1', 'GPUS': '2', 'WxH': '320x240', 'H': '320', 'W': '320'}

@@ -168,6 +168,8 @@ def parse(item: Item) -> None:
         parse_launcher(item.words)
     elif program == 'pip':
         parse_pip(rest)
+    elif program == 'apt-get':
+        assert rest[0] == 'install' and 'python3-venv' in rest
     elif program == 'git':
         known = subprocess.run(['git', '--list-cmds=main'], capture_output=True, text=True)
         assert rest[0] in known.stdout.split(), f'git has no {rest[0]}'
@@ -245,7 +247,7 @@ def parse_pip(words: list[str]) -> None:
     for word in words[1:]:
         for extra in re.findall(r'\[([\w,-]+)\]', word):
             for name in extra.split(','):
-                assert f"'{name}': [" in setup, f'no extra {name}'
+                assert re.search(rf"'{name}'[:\]]", setup), f'no extra {name}'
         if word.endswith('.txt'):
             assert (ROOT / word).is_file(), f'no {word}'
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import evit_mm
 from evit_mm import carried as places
@@ -37,7 +38,7 @@ names = [m.name for m in pkgutil.walk_packages(evit_mm.__path__, 'evit_mm.')]
 for name in names:
     if not name.endswith(('.__main__', '.probe')):  # these are scripts
         assert importlib.import_module(name).__file__.startswith(sys.prefix)
-assert 'evit_m4' in available_models() and tested_versions('openmmlab')['torch']
+assert 'evit_m4' in available_models() and tested_versions()['torch']
 assert commit() == 'unknown'  # the repository around the environment is not evit_mm's
 print(len(names))
 """
@@ -83,7 +84,7 @@ def test_the_wheel_holds_code_configs_and_tools_and_nothing_else(built):
     own = {f'evit_mm/{f}' for f in files_under(ROOT / 'evit_mm') if '__pycache__' not in f}
     mim = {f'configs/{name}' for name in files_under(ROOT / 'configs') if '__pycache__' not in name}
     mim |= {f'tools/{f.name}' for kind in ('py', 'sh') for f in (ROOT / 'tools').glob(f'*.{kind}')}
-    mim |= {f'requirements/{f}' for f in files_under(ROOT / 'requirements') if f.endswith('.txt')}
+    mim |= {'requirements/constraints.txt'}
     expected = own | {f'evit_mm/.mim/{name}' for name in mim | {'model-index.yml', 'README.md'}}
     info = f'evit_mm-{evit_mm.__version__}.dist-info/'
     assert {name for name in names if not name.startswith(info)} == expected
@@ -128,8 +129,8 @@ def test_the_wheel_trains_and_tests_from_outside_the_checkout(built, tmp_path):
 
 
 @pytest.mark.slow
-def test_requirements_and_extras_name_the_same_packages(built):
-    """Every pinned package but the build tools is in an extra, and its pin is within the bound."""
+def test_requirements_are_pinned_and_only_all_names_the_libraries(built):
+    """Each requirement has one pin for each Python, within its bounds; 'all' has every extra."""
     with zipfile.ZipFile(built[0]) as wheel:
         name = f'evit_mm-{evit_mm.__version__}.dist-info/METADATA'
         metadata = email.message_from_bytes(wheel.read(name))
@@ -141,15 +142,23 @@ def test_requirements_and_extras_name_the_same_packages(built):
         extra: {need.name for need in optional if need.marker.evaluate({'extra': extra})}
         for extra in extras
     }
-    assert by_extra.pop('all') == set().union(*by_extra.values())
-    bounds = {need.name.lower(): need.specifier for need in needs}
-    for file in (*ROOT.glob('requirements/*.txt'), *ROOT.glob('requirements/openmmlab/*.txt')):
-        for line in file.read_text().splitlines():
-            line = line.partition('#')[0].strip()
-            if line and file.name != 'build.txt':
-                pin = Requirement(line)
-                (version,) = pin.specifier
-                assert version.version in bounds[pin.name.lower()], line
+    everything = by_extra.pop('all')
+    assert everything > set().union(*by_extra.values())
+    # what may be there under another name, or for another torch, comes only where all is asked for
+    libraries = {'torchvision', 'mmengine', 'mmcv-lite', 'opencv-contrib-python-headless'}
+    assert libraries <= everything
+    others = {need.name for need in needs if not need.marker}.union(*by_extra.values())
+    assert not any(re.match('torchvision|mmengine|mmcv|onedl|opencv', name) for name in others)
+
+    lines = (ROOT / 'requirements' / 'constraints.txt').read_text().splitlines()
+    pins = [Requirement(line) for line in lines if not line.startswith('#')]
+    for minor in (10, 11, 12, 13):
+        python = {'python_full_version': f'3.{minor}.5', 'python_version': f'3.{minor}'}
+        here = [pin for pin in pins if not pin.marker or pin.marker.evaluate(python)]
+        versions = {canonicalize_name(pin.name): str(pin.specifier)[2:] for pin in here}
+        assert len(versions) == len(here)
+        for need in needs:
+            assert versions[canonicalize_name(need.name)] in need.specifier, need
 
 
 def test_metadata_names_licence_python_and_paper():

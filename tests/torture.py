@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from evit_mm.benchmark.machine import describe
-from evit_mm.doctor.stack import STACKS, installed_version
+from evit_mm.doctor.stack import installed_version
 
 from .conftest import ROOT
 
@@ -66,7 +66,7 @@ def parse_args(args=None):
 
 def this_stack():
     """Return the name of the stack that this interpreter holds."""
-    return next(name for name, package in STACKS.items() if installed_version(package))
+    return 'onedl' if installed_version('onedl-mmcv') else 'openmmlab'
 
 
 def read_state(work_dir):

@@ -19,6 +19,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('suites', nargs='*', metavar='SUITE', help='default: all of them')
     parser.add_argument('--threads', type=int, help="CPU threads (default: the suite's)")
     parser.add_argument('--rounds', type=int, default=10, help='timed calls of each row')
+    parser.add_argument('--device', default='cpu', help='cpu, cuda, cuda:1, ...')
     parser.add_argument('-o', '--out', default='docs/performance', help='folder to write to')
     args = parser.parse_args()
     args.suites = args.suites or list(SUITES)
@@ -29,7 +30,7 @@ if __name__ == '__main__':
     args = parse_args()
     try:
         for suite in args.suites:
-            _, table = run(suite, args.out, args.threads, args.rounds)
+            _, table = run(suite, args.out, args.threads, args.rounds, args.device)
             print(table)
     except (EvitError, OSError) as error:
         sys.exit(f'error: {error}')

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,13 +53,20 @@ class _Detector:
     pipeline: Any
 
 
-def cases() -> Iterator[Case]:
-    """Yield what is timed together, one detector, size and batch after the other."""
+def cases(
+    device: str = 'cpu', chosen: Iterable[tuple[str, tuple[int, int], int]] | None = None
+) -> Iterator[Case]:
+    """Yield what is timed together, one detector, size and batch after the other.
+
+    Args:
+        device: Where the detectors are; on a GPU also in other layouts and under AMP.
+        chosen: Config, size as (height, width) and batch of each; default :data:`CASES`.
+    """
     with tempfile.TemporaryDirectory() as folder:
         photo = Path(folder) / 'photo.jpg'
         _write_photo(photo)
-        for name, size, batch in CASES:
-            detector = _build(name, size)
+        for name, size, batch in CASES if chosen is None else chosen:
+            detector = _build(name, size, device)
             yield _case(name, detector, size, batch, photo)
 
 
@@ -70,13 +77,16 @@ def _case(name: str, detector: _Detector, size: tuple[int, int], batch: int, pho
     _give_scores(detector.plain, prepared['inputs'])
     fused = fuse(detector.plain)
     found = [_predict(model, prepared) for model in (detector.plain, fused)]
-    pairs = [tuple(sample.pred_instances for sample in row) for row in zip(*found, strict=True)]
+    rows = zip(*found, strict=True)
+    pairs = [tuple(sample.pred_instances.cpu() for sample in row) for row in rows]
     cfg = detector.plain.bbox_head.test_cfg
     agreement = compare(pairs, cfg.score_thr, cfg.max_per_img)
     group = f'{name}, {size[0]}x{size[1]}, batch {batch}'
     case = Case(group, agreement, slow=size[0] * size[1] * batch > 1_000_000)
     for path, model in (('mmdet', detector.plain), ('fused', fused)):
-        case[f'whole, from tensors, {path}'] = _whole(model, data)
+        case[f'whole, from tensors, {path}'] = whole = _whole(model, data)
+        if prepared['inputs'].device.type == 'cuda':
+            case[f'whole, from tensors, {path} AMP'] = forms.amp(whole, 'cuda')
         if batch > 1:
             continue
         case[f'whole, from the file, {path}'] = _from_file(model, detector.pipeline, photo)
@@ -91,12 +101,19 @@ def _case(name: str, detector: _Detector, size: tuple[int, int], batch: int, pho
         case[f'neck, {path}'] = forms.eager(model.neck, features)
         case[f'head, {path}'] = forms.eager(model.bbox_head, levels)
         case[f'boxes and NMS, {path}'] = _boxes(model.bbox_head, maps, metas)
+    if prepared['inputs'].device.type == 'cuda':
+        contiguous = copy.deepcopy(detector.plain)
+        contiguous.backbone.channels_last = False
+        last = copy.deepcopy(detector.plain).to(memory_format=torch.channels_last)
+        for path, model in (('contiguous', contiguous), ('weights in channels last too', last)):
+            case[f'whole, from tensors, mmdet {path}'] = whole = _whole(model, data)
+            case[f'whole, from tensors, mmdet {path} AMP'] = forms.amp(whole, 'cuda')
     if batch == 1:
         case['decode and resize, mmdet'] = lambda: _loaded(detector.pipeline, photo)
     return case
 
 
-def _build(name: str, size: tuple[int, int]) -> _Detector:
+def _build(name: str, size: tuple[int, int], device: str) -> _Detector:
     from mmcv.transforms import Compose
     from mmdet.registry import MODELS
     from mmdet.utils import get_test_pipeline_cfg
@@ -110,7 +127,7 @@ def _build(name: str, size: tuple[int, int]) -> _Detector:
     torch.manual_seed(0)
     plain = MODELS.build(cfg.model)
     plain.init_weights()
-    with_statistics(plain.eval())
+    with_statistics(plain.eval()).to(device)
     steps = [step for step in get_test_pipeline_cfg(cfg) if step['type'] != 'LoadAnnotations']
     for step in steps:
         if step['type'] == 'Resize':

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..deploy import fold_conv_bn
+from ..errors import ConfigError
 from ..export.files import need, openvino_core
 
 Run = Callable[[], object]
@@ -84,6 +85,16 @@ def eager(model: nn.Module, *inputs: Any) -> Run:
     return run
 
 
+def amp(run: Run, device_type: str, dtype: torch.dtype = torch.float16) -> Run:
+    """Return the same call under autocast."""
+
+    def under_autocast() -> object:
+        with torch.autocast(device_type, dtype):
+            return run()
+
+    return under_autocast
+
+
 def eager_on(model: nn.Module, image: Tensor, threads: int) -> Run:  # noqa: ARG001
     """Return what :func:`eager` does, with the arguments of the other forms."""
     return eager(model, image)
@@ -108,8 +119,41 @@ def compiled(model: nn.Module, image: Tensor, threads: int) -> Run:  # noqa: ARG
     return run
 
 
+def graphed(model: Callable[[Tensor], object], image: Tensor) -> Run:
+    """Return the replay of a network captured as a CUDA graph: one launch for all its kernels.
+
+    Raises:
+        ConfigError: The input is not on a GPU.
+    """
+    _only_on('cuda', image, 'a CUDA graph')
+    fixed, stream = image.clone(), torch.cuda.Stream()
+    graph = torch.cuda.CUDAGraph()
+    with torch.no_grad():
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):  # where cuDNN and cuBLAS make their choices
+            for _ in range(3):
+                model(fixed)
+        torch.cuda.current_stream().wait_stream(stream)
+        with torch.cuda.graph(graph):
+            output = model(fixed)
+
+    def run() -> object:
+        fixed.copy_(image)
+        graph.replay()
+        return output
+
+    vars(run)['model'] = model  # each replay reads its weights, so they must live as long
+    return run
+
+
+def _only_on(kind: str, image: Tensor, what: str) -> None:
+    if image.device.type != kind:
+        raise ConfigError(f'{what} needs --device {kind}, got {image.device.type}')
+
+
 def onnxruntime(model: nn.Module, image: Tensor, threads: int) -> Run:
-    """Return a call of the network in ONNX Runtime."""
+    """Return a call of the network in ONNX Runtime, on the CPU."""
+    _only_on('cpu', image, 'ONNX Runtime')
     runtime = need('onnxruntime')
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -131,6 +175,7 @@ def openvino(
         precision: ``'f32'`` or ``'bf16'``, computed so where the processor can.
         int8: Quantise, calibrated on noise: for its time alone, not for its results.
     """
+    _only_on('cpu', image, 'OpenVINO')
     runtime = need('openvino')
     with _onnx_file(model, image) as file:
         network = runtime.convert_model(str(file))

@@ -66,19 +66,24 @@ class Suite:
 
     Attributes:
         title: Its heading.
-        measure: Takes threads and rounds; returns the rows and sentences for below the table.
+        measure: Takes threads, rounds and the device; returns the rows and sentences for below
+            the table.
         threads: CPU threads unless others are asked for.
         unit: As :func:`~evit_mm.benchmark.report.markdown` has it.
     """
 
     title: str
-    measure: Callable[[int, int], tuple[list[Row], list[str]]]
+    measure: Callable[[int, int, str], tuple[list[Row], list[str]]]
     threads: int
     unit: str
 
 
 def run(
-    name: str, folder: str | Path, threads: int | None = None, rounds: int = 10
+    name: str,
+    folder: str | Path,
+    threads: int | None = None,
+    rounds: int = 10,
+    device: str = 'cpu',
 ) -> tuple[list[Row], str]:
     """Measure a suite and write its table, JSON and picture.
 
@@ -88,27 +93,35 @@ def run(
         threads: CPU threads; default the suite's.
         rounds: Timed calls of each row; half of them for training steps, a third for whole
             detectors that take seconds, and evaluations once in ten.
+        device: Where the networks are, ``'cpu'``, ``'cuda'``, ...; float32 without TF32.
 
     Returns:
         The rows and the table.
 
     Raises:
-        ConfigError: There is no such suite, or a number is not positive.
+        ConfigError: There is no such suite, a number is not positive, or the device cannot be
+            used.
     """
+    from ..engine import set_device
+
     if name not in SUITES:
         raise ConfigError(f"there is no suite '{name}'; there are {', '.join(SUITES)}")
     suite = SUITES[name]
     threads = suite.threads if threads is None else threads
     if threads < 1 or rounds < 1:
         raise ConfigError(f'--threads and --rounds must be positive, got {threads} and {rounds}')
+    set_device(device)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        rows, notes = suite.measure(threads, rounds)
+        with machine.full_float32():
+            rows, notes = suite.measure(threads, rounds, device)
+            about = machine.describe(threads, device)
     finally:
         torch.set_num_threads(before)
-    about = machine.describe(threads)
     about['command'] = f'python tools/benchmark.py {name} --threads {threads} --rounds {rounds}'
+    if device != 'cpu':
+        about['command'] += f' --device {device}'
     convolution = next((row for row in rows if row.name == 'convolution'), None)
     limit = None
     if convolution is not None and convolution.work:
@@ -118,11 +131,12 @@ def run(
     return rows, text
 
 
-def measure_forms(threads: int, rounds: int) -> tuple[list[Row], list[str]]:
+def measure_forms(threads: int, rounds: int, device: str = 'cpu') -> tuple[list[Row], list[str]]:
     """Time EfficientViT-M4 at a detector's size in every form."""
     shape = (1, 3, *DETECTOR_IMAGE)
     group = f'M4 backbone, {DETECTOR_IMAGE[0]}x{DETECTOR_IMAGE[1]}, batch 1'
-    rows = _timed([(group, 'm4', shape, name) for name in FORMS], threads, rounds)
+    jobs = [(group, 'm4', shape, name) for name in FORMS]
+    rows = _timed(jobs, threads, rounds, device)
     notes = [
         'Each form runs in a process of its own, in turns with the others. The share is of the '
         'rate of a large convolution in the same run. bf16 is what OpenVINO computes where '
@@ -132,16 +146,18 @@ def measure_forms(threads: int, rounds: int) -> tuple[list[Row], list[str]]:
     return rows, notes
 
 
-def measure_variants(threads: int, rounds: int) -> tuple[list[Row], list[str]]:
+def measure_variants(threads: int, rounds: int, device: str = 'cpu') -> tuple[list[Row], list[str]]:
     """Time M0 to M5 against timm's at 224 px."""
     shape = (BATCH, 3, SIDE, SIDE)
     names = ('timm, eager', 'timm, channels last', 'plain', 'plain, contiguous', 'fused')
     jobs = [(f'{arch.upper()} backbone', arch, shape, name) for arch in VARIANTS for name in names]
     notes = [f'{SIDE}x{SIDE}, batch {BATCH}, float32, each in a process of its own, in turns.']
-    return _timed(jobs, threads, rounds), notes
+    return _timed(jobs, threads, rounds, device), notes
 
 
-def measure_backbones(threads: int, rounds: int) -> tuple[list[Row], list[str]]:
+def measure_backbones(
+    threads: int, rounds: int, device: str = 'cpu'
+) -> tuple[list[Row], list[str]]:
     """Time ImageNet classifiers by the paper's protocol, each in its best forms."""
     from mmengine.registry import MODELS, init_default_scope
 
@@ -150,7 +166,7 @@ def measure_backbones(threads: int, rounds: int) -> tuple[list[Row], list[str]]:
     from ..engine import load_config
     from ..published import label_of
 
-    image = torch.randn(BATCH, 3, SIDE, SIDE)
+    image = torch.randn(BATCH, 3, SIDE, SIDE, device=device)
     runs: dict[str, Callable[[], forms.Run]] = {}
     for name in (*(f'evit_{arch}' for arch in VARIANTS), *PEERS):
         init_default_scope('mmdet')
@@ -159,7 +175,7 @@ def measure_backbones(threads: int, rounds: int) -> tuple[list[Row], list[str]]:
         classifier = build_classifier(MODELS.build(cfg.model.backbone))
         if classifier is None:
             raise ConfigError(f"'{name}' has no classifier")
-        classifier = with_statistics(classifier)
+        classifier = with_statistics(classifier).to(device)
         label = label_of(name)
         best = fuse(classifier) if 'evit' in name else forms.fold_batchnorms(classifier, image)
         runs[f'{label}, eager'] = partial(forms.eager, best, image)
@@ -188,16 +204,20 @@ def measure_backbones(threads: int, rounds: int) -> tuple[list[Row], list[str]]:
     return rows, notes
 
 
-def measure_training(threads: int, rounds: int) -> tuple[list[Row], list[str]]:  # noqa: ARG001
+def measure_training(
+    threads: int,  # noqa: ARG001
+    rounds: int,
+    device: str = 'cpu',
+) -> tuple[list[Row], list[str]]:
     """Time training steps of detectors with our backbone and with timm's."""
-    from .training import backbone_steps, steps
+    from .training import backbone_steps, steps, timm_row
 
     rows = []
-    for group, runs in chain(steps(), backbone_steps()):
+    for group, runs in chain(steps(device), backbone_steps(device)):
         functions = {name: step for name, (step, _) in runs.items()}
         seconds = time_interleaved(functions, max(2, rounds // 2), 1)
         rows += [
-            Row(group, name, seconds[name], None, "timm's backbone", f'{kept / 2**20:.0f} MiB kept')
+            Row(group, name, seconds[name], None, timm_row(name), f'{kept / 2**20:.0f} MiB kept')
             for name, (_, kept) in runs.items()
         ]
     notes = [
@@ -208,17 +228,21 @@ def measure_training(threads: int, rounds: int) -> tuple[list[Row], list[str]]: 
     return rows, notes
 
 
-def measure_detection(threads: int, rounds: int) -> tuple[list[Row], list[str]]:  # noqa: ARG001
+def measure_detection(
+    threads: int,  # noqa: ARG001
+    rounds: int,
+    device: str = 'cpu',
+) -> tuple[list[Row], list[str]]:
     """Time the whole prediction by mmdet's own path and by the fused detector, by stage."""
     from .detection import cases
 
     rows, notes = [], []
-    for case in cases():
+    for case in cases(device):
         few = max(2, rounds // 3) if case.slow else rounds
         seconds = time_interleaved(case, few, 1)
         for name, values in seconds.items():
             stage, path = name.rsplit(', ', 1)
-            against = f'{stage}, mmdet' if path == 'fused' else None
+            against = f'{stage}, mmdet' if path != 'mmdet' else None
             rows.append(Row(case.group, name, values, None, against))
         notes.append(f'{case.group}: {case.agreement}.')
     notes.append(
@@ -228,7 +252,11 @@ def measure_detection(threads: int, rounds: int) -> tuple[list[Row], list[str]]:
     return rows, notes
 
 
-def measure_evaluation(threads: int, rounds: int) -> tuple[list[Row], list[str]]:  # noqa: ARG001
+def measure_evaluation(
+    threads: int,  # noqa: ARG001
+    rounds: int,
+    device: str = 'cpu',  # noqa: ARG001
+) -> tuple[list[Row], list[str]]:
     """Time COCO's evaluation of made detections."""
     results = [compare_evaluators(EVALUATED_IMAGES) for _ in range(max(1, rounds // 10))]
     group = f'{EVALUATED_IMAGES} images, {results[0]["detections"]} detections'
@@ -257,7 +285,10 @@ SUITES = {
 
 
 def _timed(
-    jobs: Sequence[tuple[str, str, tuple[int, ...], str]], threads: int, rounds: int
+    jobs: Sequence[tuple[str, str, tuple[int, ...], str]],
+    threads: int,
+    rounds: int,
+    device: str,
 ) -> list[Row]:
     """Time forms of variants and the machine's limits, each in its process.
 
@@ -265,13 +296,14 @@ def _timed(
         jobs: Group, variant, shape of the input and name of the form of each row.
         threads: CPU threads.
         rounds: Timed calls of each.
+        device: Where the networks are.
     """
-    edges = {name: work for name, (_, work) in machine.limits().items()}
+    edges = {name: work for name, (_, work) in machine.limits(device).items()}
     builders: dict[Any, Callable[[], forms.Run]] = {
-        (group, name): partial(_build_form, name, arch, shape, threads)
+        (group, name): partial(_build_form, name, arch, shape, threads, device)
         for group, arch, shape, name in jobs
     }
-    builders.update({name: partial(_build_limit, name) for name in edges})
+    builders.update({name: partial(_build_limit, name, device) for name in edges})
     seconds, faults = time_in_processes(builders, rounds, 2, threads)
     rows = []
     for group, arch, shape, name in jobs:
@@ -281,23 +313,27 @@ def _timed(
     return rows + [_edge(name, seconds[name], work) for name, work in edges.items()]
 
 
-def _build_form(name: str, arch: str, shape: tuple[int, ...], threads: int) -> forms.Run:
+def _build_form(
+    name: str, arch: str, shape: tuple[int, ...], threads: int, device: str = 'cpu'
+) -> forms.Run:
     from ..deploy import fuse
 
+    machine.without_tf32()
     torch.manual_seed(0)
-    image = torch.randn(shape)
+    image = torch.randn(shape).to(device)
     which, how = FORMS[name]
     if which == 'timm':
-        model = timm_backbone(arch, shape[2]).eval().requires_grad_(False)
+        model = timm_backbone(arch, shape[2]).eval().requires_grad_(False).to(device)
     else:
-        model = backbone(arch, shape[2], which != 'contiguous').requires_grad_(False)
+        model = backbone(arch, shape[2], which != 'contiguous').requires_grad_(False).to(device)
         if which == 'fused':
             model = fuse(model)
     return how(model, image, threads)
 
 
-def _build_limit(name: str) -> forms.Run:
-    return machine.limits()[name][0]
+def _build_limit(name: str, device: str) -> forms.Run:
+    machine.without_tf32()
+    return machine.limits(device)[name][0]
 
 
 def _edge(name: str, seconds: list[float], work: float) -> Row:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import time
 from collections.abc import Callable, Hashable, Mapping
@@ -16,7 +17,10 @@ Key = TypeVar('Key', bound=Hashable)
 
 
 def time_interleaved(
-    functions: Mapping[str, Callable[[], object]], rounds: int = 20, warmup: int = 3
+    functions: Mapping[str, Callable[[], object]],
+    rounds: int = 20,
+    warmup: int = 3,
+    limit: float = math.inf,
 ) -> dict[str, list[float]]:
     """Time functions in turns, so that what slows the machine down slows all of them alike.
 
@@ -27,12 +31,16 @@ def time_interleaved(
         functions: What to call, by name.
         rounds: Timed calls of each.
         warmup: Calls of each before that.
+        limit: Seconds after which no further round begins, once there has been one.
 
     Returns:
         Seconds of each timed call, in order: the same place is the same round.
     """
     seconds: dict[str, list[float]] = {name: [] for name in functions}
+    start = time.perf_counter()
     for step in track(range(-warmup, rounds), 'timing', transient=True):
+        if step > 0 and time.perf_counter() - start > limit:
+            break
         for name, function in functions.items():
             value = _turn(function)
             if step >= 0:

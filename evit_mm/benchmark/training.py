@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -23,6 +23,20 @@ FORMS: dict[str, dict[str, bool]] = {
     'ours, with_cp': {'with_cp': True},
     'ours, backbone compiled': {'compile': True},
 }
+# the same on a GPU, whose float32 convolutions may be computed in TF32
+GPU_FORMS: dict[str, dict[str, bool]] = {
+    f'{name}, {precision}': {**options, **extra}
+    for precision, extra in (
+        ('AMP', {'amp': True}),
+        ('float32', {}),
+        ('TF32', {'tf32': True}),
+    )
+    for name, options in {
+        **LAYOUTS,
+        'ours, weights in channels last too': {'channels_last': True},
+    }.items()
+}
+TIMM = "timm's backbone"
 Step = tuple[Callable[[], object], int]
 
 
@@ -65,23 +79,44 @@ class TimmBackbone(nn.Module):
         return self
 
 
-def steps() -> Iterator[tuple[str, dict[str, Step]]]:
-    """Yield groups of steps to time together, with the bytes that each keeps for its backward."""
-    for name, size, images in CASES:
-        runs = {label: _step(name, size, images, options) for label, options in FORMS.items()}
+def timm_row(name: str) -> str:
+    """Return the name of the row that a form is held against: timm's in the same precision."""
+    precision = name.rpartition(', ')[2]
+    return f'{TIMM}, {precision}' if name in GPU_FORMS else TIMM
+
+
+def steps(
+    device: str = 'cpu',
+    chosen: Iterable[tuple[str, tuple[int, int], int]] | None = None,
+    forms: Mapping[str, Mapping[str, bool]] | None = None,
+) -> Iterator[tuple[str, dict[str, Step]]]:
+    """Yield groups of steps to time together, with the bytes that each keeps for its backward.
+
+    Args:
+        device: Where the detectors are.
+        chosen: Config, size as (height, width) and images of each group; default :data:`CASES`.
+        forms: Options of each step by its name; default :data:`FORMS`, on a GPU
+            :data:`GPU_FORMS`.
+    """
+    if forms is None:
+        forms = FORMS if torch.device(device).type == 'cpu' else GPU_FORMS
+    for name, size, images in CASES if chosen is None else chosen:
+        runs = {
+            label: _step(name, size, images, options, device) for label, options in forms.items()
+        }
         yield f'{name}, {size[0]}x{size[1]}, {images} images', runs
 
 
-def backbone_steps() -> Iterator[tuple[str, dict[str, Step]]]:
+def backbone_steps(device: str = 'cpu') -> Iterator[tuple[str, dict[str, Step]]]:
     """Yield the same of M0 to M5 alone, in either layout."""
     from .suites import BATCH, SIDE, VARIANTS
 
     for arch in VARIANTS:
-        runs = {label: _backbone_step(arch, options) for label, options in LAYOUTS.items()}
+        runs = {label: _backbone_step(arch, options, device) for label, options in LAYOUTS.items()}
         yield f'{arch.upper()} backbone, {SIDE}x{SIDE}, {BATCH} images', runs
 
 
-def _backbone_step(arch: str, options: dict[str, bool]) -> Step:
+def _backbone_step(arch: str, options: dict[str, bool], device: str) -> Step:
     from .suites import BATCH, SIDE, backbone, timm_backbone, with_statistics
 
     torch.manual_seed(0)
@@ -89,7 +124,8 @@ def _backbone_step(arch: str, options: dict[str, bool]) -> Step:
         model = with_statistics(timm_backbone(arch, SIDE))
     else:
         model = backbone(arch, SIDE, channels_last=not options.get('contiguous'))
-    images = torch.randn(BATCH, 3, SIDE, SIDE)
+    images = torch.randn(BATCH, 3, SIDE, SIDE).to(device)
+    model.to(device)
     if options.get('channels_last'):
         model.to(memory_format=torch.channels_last)
         images = images.contiguous(memory_format=torch.channels_last)
@@ -102,7 +138,9 @@ def _backbone_step(arch: str, options: dict[str, bool]) -> Step:
     return run, _kept(run)
 
 
-def _step(name: str, size: tuple[int, int], images: int, options: dict[str, bool]) -> Step:
+def _step(
+    name: str, size: tuple[int, int], images: int, options: Mapping[str, bool], device: str
+) -> Step:
     from mmdet.registry import MODELS
     from mmdet.testing import demo_mm_inputs
 
@@ -125,6 +163,7 @@ def _step(name: str, size: tuple[int, int], images: int, options: dict[str, bool
             backbone.arch, backbone.get('norm_eval', False), backbone.get('out_stem', False)
         )
         model.backbone = theirs
+    model.to(device)
     if options.get('channels_last'):
         model.to(memory_format=torch.channels_last)
     model.train()
@@ -134,10 +173,22 @@ def _step(name: str, size: tuple[int, int], images: int, options: dict[str, bool
     batch = demo_mm_inputs(images, [[3, *size]] * images, num_classes=classes)
     data = model.data_preprocessor(batch, True)
 
+    kind = torch.device(device).type
+    half = torch.float16 if kind == 'cuda' else torch.bfloat16
+    allowed = torch.backends.cuda.matmul, torch.backends.cudnn
+
     def run() -> None:
-        losses = model(**data, mode='loss')
-        model.parse_losses(losses)[0].backward()
-        model.zero_grad()
+        before = [flags.allow_tf32 for flags in allowed]
+        for flags in allowed:
+            flags.allow_tf32 = options.get('tf32', False)
+        try:
+            with torch.autocast(kind, half, enabled=options.get('amp', False)):
+                losses = model(**data, mode='loss')
+            model.parse_losses(losses)[0].backward()
+            model.zero_grad()
+        finally:
+            for flags, value in zip(allowed, before, strict=True):
+                flags.allow_tf32 = value
 
     return run, _kept(run)
 

@@ -19,11 +19,9 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-import safetensors.torch
 import torch
 from mmengine.logging import HistoryBuffer
 from numpy._core import multiarray
-from safetensors import safe_open
 
 from ..errors import CheckpointError
 
@@ -223,9 +221,11 @@ def _unpickle(path: Path, file: IO[bytes]) -> Any:
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
+    import safetensors.torch  # here, since evit_mm.ops works without it
+
     try:
         tensors = safetensors.torch.load_file(path)
-        with safe_open(path, 'pt') as file:
+        with safetensors.safe_open(path, 'pt') as file:
             text = (file.metadata() or {}).get(METADATA_KEY)
         if text is None:
             return tensors

@@ -6,14 +6,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-)
-
 from ..errors import CheckpointError
 from .download import POINT_AT_FILE, check_digest, fetch
 from .reading import first_line, read_file
@@ -75,6 +67,14 @@ def hub_repository(source: str) -> str | None:
 
 def _fetch_from_hub(repository: str) -> Path:
     """Download weights into the hub's cache, which locks, goes on and is atomic by itself."""
+    import huggingface_hub  # here, since evit_mm.ops works without it
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+    )
+
     name, _, revision = repository.partition('@')
     for file in HUB_FILES:
         try:

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -68,6 +67,8 @@ def write_checkpoint(
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f'.{path.name}.') as folder:
             partial = Path(folder) / path.name
             if path.suffix == '.safetensors':
+                import safetensors.torch  # here, since evit_mm.ops works without it
+
                 text = {'format': 'pt', METADATA_KEY: json.dumps(meta)}
                 safetensors.torch.save_file(state, partial, text)
             else:
@@ -75,5 +76,5 @@ def write_checkpoint(
             with partial.open('rb') as file:
                 os.fsync(file.fileno())
             partial.replace(path)
-    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+    except Exception as error:  # noqa: BLE001 - SafetensorError is a kind of its own
         raise CheckpointError(f"'{path}' cannot be written: {error}") from None

@@ -10,6 +10,7 @@ import importlib
 from .findings import Finding, as_records, guarded, show, worst
 from .stack import (
     check_disk,
+    check_environment,
     check_operators,
     check_package,
     check_shared_memory,
@@ -33,9 +34,15 @@ def diagnose(
         What was found, in the order in which it was looked at. Nothing is raised: a check that
         fails by itself is a red finding.
     """
-    findings = [*guarded('versions', check_versions), *guarded('operators', check_operators)]
+    findings = [*guarded('versions', check_versions)]
+    fits = [*guarded('environment', check_environment)]
+    findings += fits
     # importing what ends the probe would end this process too
-    sound = all(found.level != 'red' for found in findings if found.topic != 'versions')
+    sound = worst(fits) != 'red'
+    if sound:
+        operators = [*guarded('operators', check_operators)]
+        findings += operators
+        sound = worst(operators) != 'red'
     if sound:
         findings += check_package(lambda: importlib.import_module('evit_mm'))
         sound = findings[-1].level != 'red'

@@ -2,7 +2,6 @@
 
 A broken build may end the interpreter, and then it must not end the doctor's. One line of JSON is
 printed before each step and one after it, so that the step at which the process died is known.
-Nothing of evit_mm is imported: it cannot be where mmengine is broken.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 MODULES = ('torch', 'torchvision', 'cv2', 'rich', 'mmengine')
-MODULES += ('mmcv', 'mmcv.ops', 'mmdet', 'mmpretrain')
+MODULES += ('mmcv', 'evit_mm.ops', 'mmcv.ops', 'mmdet', 'mmpretrain')
 # operators sum in another order than the oracle
 TOLERANCE = 1e-4
 

@@ -7,29 +7,67 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
-from .findings import Finding
+from .findings import Finding, split_mend
 
 PACKAGE = Path(__file__).resolve().parents[1]
 # evit_mm.carried, which cannot be imported where the stack is broken
 MIM = PACKAGE / '.mim'
-REQUIREMENTS = (MIM if MIM.is_dir() else PACKAGE.parent) / 'requirements'
-# Which distribution brings mmcv tells the stacks apart; both use the same import names.
-STACKS = {'openmmlab': 'mmcv', 'onedl': 'onedl-mmcv'}
-# Without these nothing trains; the rest of the pinned packages is for single tools or tests.
-NEEDED = re.compile(
-    r'torch|torchvision|numpy|rich|setuptools|pycocotools|opencv-python|'
-    r'mmcv|mmengine|mmdet|onedl-mmcv|onedl-mmengine|onedl-mmdetection'
+CONSTRAINTS = (MIM if MIM.is_dir() else PACKAGE.parent) / 'requirements' / 'constraints.txt'
+# without these nothing trains
+NEEDED = (
+    'torch',
+    'torchvision',
+    'numpy',
+    'mmengine',
+    'mmcv-lite',
+    'mmdet',
+    'opencv-python',
+    'pycocotools',
+    'rich',
+    'setuptools',
 )
-SAME_MODULE = {'opencv-python': ('opencv-python-headless', 'opencv-contrib-python')}
+# without one of these some tool or test does not work
+USEFUL = (
+    'mmpretrain',
+    'timm',
+    'faster-coco-eval',
+    'onnx',
+    'onnxscript',
+    'onnxruntime',
+    'openvino',
+    'nncf',
+    'altair',
+    'jinja2',
+    'vl-convert-python',
+    'gradio',
+    'tensorboard',
+    'safetensors',
+    'huggingface-hub',
+    'pytest',
+    'hypothesis',
+    'ruff',
+    'mypy',
+    'playwright',
+    'sphinx',
+)
+# distributions that bring the same module; those of the fork have version numbers of their own
+SAME_MODULE = {
+    'opencv-python': ('opencv-python-headless', 'opencv-contrib-python-headless'),
+    'mmcv-lite': ('mmcv', 'onedl-mmcv'),
+    'mmengine': ('onedl-mmengine',),
+    'mmdet': ('onedl-mmdetection',),
+    'mmpretrain': ('onedl-mmpretrain',),
+}
+ENVIRONMENT = PACKAGE / 'environment.py'
 PROBE = Path(__file__).with_name('probe.py')
 PROBE_SECONDS = 300
 OPTIONAL_IMPORTS = ('mmpretrain',)
@@ -39,34 +77,33 @@ LOW_DISK, LITTLE_DISK = 1 * GIB, 5 * GIB
 SMALL_SHARED_MEMORY = 64 * 2**20
 
 
-def tested_versions(stack: str) -> dict[str, str]:
-    """Return the pinned version of each package, read from ``requirements/``.
-
-    Args:
-        stack: A key of :data:`STACKS`.
+def tested_versions() -> dict[str, str]:
+    """Return the pinned version of each package for this Python.
 
     Returns:
-        Versions by package name; empty where the folder was not installed along.
+        Versions by package name; empty where the file was not installed along.
     """
-    pins = {}
-    for file in (*sorted(REQUIREMENTS.glob('*.txt')), *sorted((REQUIREMENTS / stack).glob('*'))):
-        for line in file.read_text(encoding='utf-8').splitlines():
-            found = re.match(
-                r'([\w.-]+)==([\w.]+)\s*(?:;\s*python_version\s*(>=|<)\s*"3\.(\d+)")?', line
-            )
-            if found and _marker_holds(found[3], found[4]):
-                pins[found[1]] = found[2]
-    return pins
+    if not CONSTRAINTS.is_file():
+        return {}
+    lines = CONSTRAINTS.read_text(encoding='utf-8').splitlines()
+    pins = [requirement(line) for line in lines if line and not line.startswith('#')]
+    here = [pin for pin in pins if pin.marker is None or pin.marker.evaluate()]
+    return {pin.name: next(iter(pin.specifier)).version for pin in here}
 
 
-def _marker_holds(operator: str | None, minor: str | None) -> bool:
-    if operator is None or minor is None:
-        return True
-    return (sys.version_info.minor >= int(minor)) == (operator == '>=')
+def requirement(line: str) -> Any:
+    """Return what a line of a constraints file says, as the class of packaging."""
+    try:
+        from packaging.requirements import Requirement
+    except ImportError:  # pip has its own copy
+        from pip._vendor.packaging.requirements import (  # type: ignore[assignment]
+            Requirement,
+        )
+    return Requirement(line)
 
 
 def installed_version(package: str) -> str | None:
-    """Return a package's version, or that of one with the same module, without ``+...``."""
+    """Return the version of a package without ``+...``, or that of one with the same module."""
     for name in (package, *SAME_MODULE.get(package, ())):
         try:
             return metadata.version(name).split('+')[0]
@@ -76,60 +113,54 @@ def installed_version(package: str) -> str | None:
 
 
 def check_versions() -> Iterator[Finding]:
-    """Compare what is installed with what has been tested."""
-    present = [stack for stack, package in STACKS.items() if installed_version(package)]
-    if len(present) > 1:
-        names = ' and '.join(STACKS[stack] for stack in present)
-        yield Finding(
-            'red',
-            'versions',
-            f'{names} are both installed and overwrite each other',
-            'make a new environment: make env, or make env STACK=onedl',
-        )
-        return
-    stack = present[0] if present else 'openmmlab'
-    pins = tested_versions(stack)
+    """Compare what is installed with what was tested."""
+    pins = tested_versions()
     if not pins:
         yield Finding(
-            'yellow', 'versions', f"no pinned versions in '{REQUIREMENTS}'", 'run from a checkout'
+            'yellow', 'versions', f"no pinned versions in '{CONSTRAINTS}'", 'run from a checkout'
         )
         return
     equal = {}
-    for package, pin in sorted(pins.items()):
+    for package in (*NEEDED, *USEFUL):
         version = installed_version(package)
-        if version == pin:
+        if version == pins[package]:
             equal[package] = version
         else:
-            yield _version_finding(package, version, pin)
-    text = f'{len(equal)} of {len(pins)} packages of the stack {stack} are in their tested versions'
-    yield Finding('green', 'versions', text, details={'stack': stack, **equal})
-    yield from _pairing_findings()
+            yield _version_finding(package, version, pins[package])
+    number = len(NEEDED) + len(USEFUL)
+    text = f'{len(equal)} of {number} packages are in the pinned version'
+    yield Finding('green', 'versions', text, details=equal)
 
 
 def _version_finding(package: str, version: str | None, pin: str) -> Finding:
-    mmcv = package in STACKS.values()
-    mend = 'make env (it is built from source)' if mmcv else f'pip install {package}=={pin}'
+    mend = f'pip install {package}=={pin}'
     details = {'package': package, 'installed': version, 'tested': pin}
     if version is None:
-        level = 'red' if NEEDED.fullmatch(package) else 'yellow'
+        level = 'red' if package in NEEDED else 'yellow'
         return Finding(level, 'versions', f'{package} is not installed', mend, details)
-    text = f'{package} {version} has not been tested, {pin} has'
-    if package == 'setuptools' and int(version.split('.')[0]) >= 81:
-        text += '; from 81 on mmcv does not build, from 82 on mmdet:: configs do not load'
-    return Finding('yellow', 'versions', text, mend, details)
+    if package == 'setuptools' and int(version.split('.')[0]) >= 82:
+        text = f'setuptools {version} has no pkg_resources, which configs with mmdet:: bases need'
+        return Finding('red', 'versions', text, "pip install 'setuptools<82'", details)
+    text = f'{package} is {version}, the pinned version is {pin}'
+    return Finding('yellow', 'versions', text, 'nothing, unless something fails', details)
 
 
-def _pairing_findings() -> Iterator[Finding]:
-    """Compare torch with what torchvision was built for; a wrong pair fails at its operators."""
-    torch = installed_version('torch')
-    try:
-        needs = metadata.requires('torchvision') or []
-    except metadata.PackageNotFoundError:
-        return
-    wanted = next((m[1] for m in (re.match(r'torch==([\d.]+)', need) for need in needs) if m), None)
-    if torch and wanted and torch != wanted:
-        text = f'torchvision was built for torch {wanted}, torch {torch} is installed'
-        yield Finding('red', 'versions', text, 'pip install -r requirements/torch.txt')
+def check_environment(
+    command: Sequence[str] = (sys.executable, str(ENVIRONMENT)),
+) -> Iterator[Finding]:
+    """Ask :mod:`evit_mm.environment` whether the packages fit each other, in a process of its own.
+
+    Args:
+        command: What prints a line for each fault.
+    """
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_SECONDS)
+    for line in done.stdout.splitlines():
+        yield Finding('red', 'environment', *split_mend(line))
+    if done.returncode and not done.stdout:
+        text = f'importing the libraries ended python ({done.returncode})'
+        yield Finding('red', 'environment', text, 'install into a new environment')
+    elif not done.returncode:
+        yield Finding('green', 'environment', 'torch, torchvision, OpenCV and mmcv fit each other')
 
 
 def check_operators(command: tuple[str, ...] = (sys.executable, str(PROBE))) -> Iterator[Finding]:
@@ -138,8 +169,15 @@ def check_operators(command: tuple[str, ...] = (sys.executable, str(PROBE))) -> 
     Args:
         command: What prints the lines of :mod:`evit_mm.doctor.probe`.
     """
+    path = filter(None, (str(PACKAGE.parent), os.environ.get('PYTHONPATH')))
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_SECONDS)
+        done = subprocess.run(
+            command,
+            env={**os.environ, 'PYTHONPATH': os.pathsep.join(path)},
+            capture_output=True,
+            text=True,
+            timeout=PROBE_SECONDS,
+        )
         output, status = done.stdout, done.returncode
     except subprocess.TimeoutExpired as error:
         partial = error.stdout or b''
@@ -179,15 +217,7 @@ def check_operators(command: tuple[str, ...] = (sys.executable, str(PROBE))) -> 
 def _operator_finding(name: str, error: str) -> Finding:
     kind, _, module = name.partition(' ')
     topic = 'imports' if kind == 'import' else 'operators'
-    package = module.split('.')[0] if kind == 'import' else name.split('.')[0]
-    mend = {
-        'mmcv': 'compile it anew for this torch, on this machine: pip uninstall mmcv onedl-mmcv, '
-        'then make env',
-        'torchvision': 'pip install --force-reinstall -r requirements/torch.txt (torch and '
-        'torchvision of one build)',
-        'torch': 'pip install -r requirements/torch.txt',
-        'cv2': 'pip install --force-reinstall opencv-python-headless, which needs no display',
-    }.get(package, 'make env')
+    mend = 'make env in a checkout, or pip install it again'
     level = 'yellow' if module in OPTIONAL_IMPORTS else 'red'
     return Finding(level, topic, f'{name}: {error}', mend)
 
@@ -197,9 +227,7 @@ def _gpu_finding(gpu: str) -> Finding:
         return Finding('green', 'gpu', gpu)
     if Path('/dev/nvidia0').exists():
         text = 'there is an NVIDIA GPU, but torch cannot use it'
-        mend = (
-            'install its driver and a torch built for CUDA: pip install -r requirements/torch.txt'
-        )
+        mend = 'install its driver, and a torch that was built for the CUDA of that driver'
         return Finding('yellow', 'gpu', text, mend)
     return Finding('green', 'gpu', 'none here; operators were tried on the CPU alone')
 

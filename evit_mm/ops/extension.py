@@ -1,0 +1,148 @@
+"""The module ``mmcv._ext``, made of this package's operators for an mmcv without compiled ones."""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import inspect
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+import torch
+from mmengine.logging import print_log
+from torch import nn
+
+from ..errors import EvitError
+
+NAME = 'mmcv._ext'
+SWITCH = 'EVIT_MM_OPS'
+CHOICES = ('auto', 'torchvision', 'compiled')
+
+
+class MissingOperatorError(EvitError, NotImplementedError):
+    """An operator of mmcv's was called that only its compiled extension has."""
+
+
+class _Extension(ModuleType):
+    """Answers for every name, since mmcv asks for all of them on import."""
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        if name.startswith('_'):
+            raise AttributeError(f"module '{self.__name__}' has no attribute '{name}'")
+
+        def missing(*args: Any, **kwargs: Any) -> Any:  # noqa: ARG001
+            raise MissingOperatorError(
+                f"mmcv's operator '{name}'{_asked_by()} has no counterpart in torchvision; install "
+                'an mmcv with compiled operators: docs/install.md says how'
+            )
+
+        return missing
+
+
+class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Offers the module to Python's import system."""
+
+    def __init__(self, operators: Mapping[str, Callable[..., Any]]) -> None:
+        self.operators = operators
+
+    def find_spec(
+        self,
+        fullname: str,
+        path: Sequence[str] | None = None,  # noqa: ARG002
+        target: ModuleType | None = None,  # noqa: ARG002
+    ) -> importlib.machinery.ModuleSpec | None:
+        """Return a spec for ``mmcv._ext`` and no other module."""
+        if fullname != NAME:
+            return None
+        return importlib.machinery.ModuleSpec(NAME, self, origin='evit_mm.ops')
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
+        """Return the module, without its functions."""
+        return _Extension(spec.name, 'Operators of evit_mm.ops.')
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Fill the module."""
+        vars(module).update(self.operators)
+
+
+def provide(operators: Mapping[str, Callable[..., Any]]) -> str:
+    """Let mmcv find operators, unless it has compiled ones.
+
+    The environment variable ``EVIT_MM_OPS`` decides otherwise: ``torchvision`` puts these operators
+    in the place of compiled ones, ``compiled`` never provides any. Calling it again changes
+    nothing.
+
+    Args:
+        operators: By the names that mmcv's extension has.
+
+    Returns:
+        Which operators mmcv uses: ``'torchvision'`` or ``'compiled'``.
+
+    Raises:
+        EvitError: The environment variable has another value, or mmcv has loaded others than it
+            asks for.
+    """
+    choice = os.environ.get(SWITCH, '') or 'auto'
+    if choice not in CHOICES:
+        raise EvitError(f"{SWITCH}='{choice}' is not one of {', '.join(CHOICES)}")
+    if any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        return 'torchvision'
+    loaded = NAME in sys.modules
+    compiled = loaded or _is_compiled()
+    if choice == 'compiled' and not compiled:
+        raise EvitError(
+            f"{SWITCH}='compiled', but this mmcv has no compiled operators; unset it or install "
+            'one that has them: docs/install.md says how'
+        )
+    if choice == 'torchvision' and loaded:
+        raise EvitError(
+            f"{SWITCH}='torchvision', but mmcv has loaded its compiled operators already; import "
+            'evit_mm before mmcv.ops'
+        )
+    if compiled and choice != 'torchvision':
+        print_log("operators: mmcv's compiled ones", logger='current')
+        return 'compiled'
+    sys.meta_path.insert(0, _Finder(operators))
+    print_log(
+        "operators: torchvision's, by evit_mm.ops"
+        + (f" in the place of mmcv's compiled ones ({SWITCH})" if compiled else ''),
+        logger='current',
+    )
+    return 'torchvision'
+
+
+def _is_compiled() -> bool:
+    """Say whether mmcv's extension is installed, without importing it."""
+    mmcv = importlib.machinery.PathFinder.find_spec('mmcv')
+    if mmcv is None or mmcv.submodule_search_locations is None:
+        return False
+    places = list(mmcv.submodule_search_locations)
+    return importlib.machinery.PathFinder.find_spec(NAME, places) is not None
+
+
+def _asked_by() -> str:
+    """Name the modules of the network in whose forward pass an operator is missing."""
+    names: list[str] = []
+    frame = inspect.currentframe()
+    while frame is not None:
+        owner = frame.f_locals.get('self')
+        if isinstance(owner, nn.Module):
+            name = type(owner).__name__
+            if not names or names[-1] != name:
+                names.append(name)
+        frame = frame.f_back
+    return f' (of {" in ".join(names)})' if names else ''
+
+
+def get_compiler_version() -> str:
+    """Return what mmcv reports as the compiler of its operators."""
+    return 'none, operators of evit_mm.ops'
+
+
+def get_compiling_cuda_version() -> str:
+    """Return what mmcv reports as the CUDA of its operators: PyTorch's."""
+    return torch.version.cuda or 'not available'

@@ -1,0 +1,133 @@
+"""Focal losses (arXiv 1708.02002): N samples, C classes."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own abbreviation
+from torch import Tensor
+
+from .precision import full_precision
+
+LOWEST_LOG = -87.33654475  # log of the smallest normal float32: mmcv's logarithms end there
+
+
+def sigmoid_focal_loss_forward(
+    input: Tensor,  # noqa: A002 - mmcv's names
+    target: Tensor,
+    weight: Tensor,
+    output: Tensor,
+    gamma: float,
+    alpha: float,
+) -> None:
+    """Write the focal loss of each class's sigmoid into ``output``.
+
+    Args:
+        input: ``(N, C)`` logits.
+        target: ``(N,)`` int64; a class out of range, such as C, means background.
+        weight: ``(C,)``, a factor for the samples of each class; may be empty.
+        output: ``(N, C)``.
+        gamma: Exponent of the probability of the wrong answer.
+        alpha: Weight of the positive class; the negative one has ``1 - alpha``.
+    """
+    with full_precision(input) as (logits,):
+        wrong, log_right, sign = _answers(logits, target)
+        loss = -_alphas(sign, alpha) * wrong**gamma * log_right
+        output.copy_(loss * _class_weights(weight, target))
+
+
+def sigmoid_focal_loss_backward(
+    input: Tensor,  # noqa: A002 - mmcv's names
+    target: Tensor,
+    weight: Tensor,
+    grad_input: Tensor,
+    gamma: float,
+    alpha: float,
+) -> None:
+    """Write the gradient of :func:`sigmoid_focal_loss_forward` by each logit."""
+    with full_precision(input) as (logits,):
+        wrong, log_right, sign = _answers(logits, target)
+        slope = wrong**gamma * (gamma * (1 - wrong) * log_right - wrong)
+        slope *= sign * _alphas(sign, alpha)
+        grad_input.copy_(slope * _class_weights(weight, target))
+
+
+def _answers(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the wrong answer's probability, the right one's logarithm, and 1 or -1."""
+    classes = torch.arange(logits.shape[1], device=logits.device)
+    sign = (target[:, None] == classes).to(logits) * 2 - 1
+    signed = logits * sign
+    return (-signed).sigmoid(), F.logsigmoid(signed).clamp(min=LOWEST_LOG), sign
+
+
+def _alphas(sign: Tensor, alpha: float) -> Tensor:
+    return (sign > 0).to(sign) * (2 * alpha - 1) + (1 - alpha)
+
+
+def _class_weights(weight: Tensor, target: Tensor) -> Tensor | float:
+    """Return ``(N, 1)`` factors; the background has none of its own and takes 1."""
+    if not weight.numel():
+        return 1.0
+    padded = F.pad(weight.float() if weight.dtype != torch.float64 else weight, (0, 1), value=1.0)
+    outside = (target < 0) | (target >= len(weight))
+    return padded[target.masked_fill(outside, len(weight))][:, None]
+
+
+def softmax_focal_loss_forward(
+    input: Tensor,  # noqa: A002 - mmcv's names
+    target: Tensor,
+    weight: Tensor,
+    output: Tensor,
+    gamma: float,
+    alpha: float,
+) -> None:
+    """Write the focal loss of each sample's softmax into ``output``.
+
+    Args:
+        input: ``(N, C)`` probabilities.
+        target: ``(N,)`` int64; negative ones are ignored.
+        weight: ``(C,)``, may be empty.
+        output: ``(N,)``.
+        gamma: Exponent of the probability of the wrong answers.
+        alpha: Factor of the loss.
+    """
+    with full_precision(input) as (probabilities,):
+        right, log_right, valid = _right_class(probabilities, target)
+        loss = -alpha * (1 - right) ** gamma * log_right * valid
+        output.copy_((loss[:, None] * _class_weights(weight, target))[:, 0])
+
+
+def softmax_focal_loss_backward(
+    input: Tensor,  # noqa: A002 - mmcv's names
+    target: Tensor,
+    weight: Tensor,
+    buff: Tensor,
+    grad_input: Tensor,
+    gamma: float,
+    alpha: float,
+) -> None:
+    """Write the gradient of :func:`softmax_focal_loss_forward` by each logit.
+
+    Args:
+        input: ``(N, C)`` probabilities.
+        target: As in the forward pass.
+        weight: As in the forward pass.
+        buff: ``(N,)``, takes the factor that is common to a sample's classes.
+        grad_input: ``(N, C)``.
+        gamma: As in the forward pass.
+        alpha: As in the forward pass.
+    """
+    with full_precision(input) as (probabilities,):
+        right, log_right, valid = _right_class(probabilities, target)
+        wrong = 1 - right
+        common = gamma * wrong ** (gamma - 1) * right * log_right - wrong**gamma
+        common = alpha * common * valid
+        common = common[:, None] * _class_weights(weight, target)
+        classes = torch.arange(input.shape[1], device=input.device)
+        grad_input.copy_(common * ((target[:, None] == classes).to(common) - probabilities))
+        buff.copy_(common[:, 0])
+
+
+def _right_class(probabilities: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the right class's probability and its logarithm, and whether there is one."""
+    right = probabilities.gather(1, target.clamp(min=0)[:, None])[:, 0]
+    return right, right.log().clamp(min=LOWEST_LOG), target >= 0

@@ -1,0 +1,386 @@
+"""Non-maximum suppression and the overlap of boxes.
+
+Shapes: N boxes, M other boxes. Boxes are ``(x1, y1, x2, y2)``, rotated ones
+``(x, y, width, height, angle in radians)``, quadrilaterals ``(x1, y1, ..., x4, y4)``. An ``offset``
+of 1 counts the last pixel of a box as part of it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .precision import full_precision
+
+NAIVE, LINEAR, GAUSSIAN = range(3)  # soft-NMS methods as mmcv numbers them
+ALL_PAIRS = 4096  # boxes up to which soft-NMS computes all overlaps at once
+CHOSEN = -1e30  # below all scores, also after many of them were added up
+IN_CACHE = 64  # rows of them that it computes together
+SHARED_EDGE = 1e-9  # relative distance up to which two edges of polygons count as one
+
+
+def nms(bboxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
+    """Return the indices of the boxes to keep, the highest score first.
+
+    Args:
+        bboxes: ``(N, 4)``.
+        scores: ``(N,)``.
+        iou_threshold: A box is dropped if its overlap with a kept one is larger.
+        offset: 0 or 1.
+
+    Returns:
+        ``(K,)`` int64.
+    """
+    with full_precision(bboxes, scores) as (boxes, values):
+        if offset:
+            boxes = boxes + boxes.new_tensor((0, 0, offset, offset))
+        # the order of equal scores is torch's, as in mmcv; torchvision's own sort keeps it
+        values, order = values.sort(descending=True)
+        # mmcv compares float32 numbers: an overlap of exactly 0.3 is not above a threshold of 0.3
+        threshold = float(np.float32(iou_threshold))
+        return order[torch.ops.torchvision.nms(boxes[order], values, threshold)]
+
+
+def softnms(
+    boxes: Tensor,
+    scores: Tensor,
+    dets: Tensor,
+    iou_threshold: float,
+    sigma: float,
+    min_score: float,
+    method: int,
+    offset: int,
+) -> Tensor:
+    """Lower the scores of boxes that overlap better ones (arXiv 1704.04503).
+
+    Args:
+        boxes: ``(N, 4)`` on the CPU.
+        scores: ``(N,)``.
+        dets: ``(N, 5)``, takes the boxes and their new scores in the order of the result.
+        iou_threshold: Overlap from which the naive and the linear method act.
+        sigma: Width of the Gaussian method.
+        min_score: Boxes that fall below are dropped.
+        method: :data:`NAIVE`, :data:`LINEAR` or :data:`GAUSSIAN`.
+        offset: 0 or 1.
+
+    Returns:
+        ``(K,)`` int64, the indices of the boxes that are left.
+    """
+    with full_precision(boxes, scores) as (exact, values):
+        factors = _Factors(exact, iou_threshold, sigma, method, offset)
+    found = _pick(values.numpy(), factors, min_score)
+    if found is None:
+        found = _pick_in_order_of_mmcv(values.numpy(), factors, min_score)
+    order, left = found
+    kept = torch.from_numpy(order)
+    dets[: len(kept), :4] = boxes[kept]
+    dets[: len(kept), 4] = torch.from_numpy(left).to(dets)
+    return kept
+
+
+class _Factors:
+    """What a chosen box multiplies the others' scores by."""
+
+    def __init__(
+        self, boxes: Tensor, iou_threshold: float, sigma: float, method: int, offset: int
+    ) -> None:
+        self.boxes, self.offset = boxes, offset
+        self.threshold, self.sigma, self.method = float(np.float32(iou_threshold)), sigma, method
+        self.degenerate = bool((boxes[:, :2] >= boxes[:, 2:]).any())
+        self.all: np.ndarray | None = None
+        if len(boxes) <= ALL_PAIRS:
+            self.all = np.empty((len(boxes), len(boxes)), boxes.numpy().dtype)
+            for start in range(0, len(boxes), IN_CACHE):
+                chosen = slice(start, start + IN_CACHE)
+                self.all[chosen] = self._compute(chosen)
+
+    def of(self, index: int) -> np.ndarray:
+        """Return the factors that the box at ``index`` gives to all boxes: ``(N,)``."""
+        if self.all is None:
+            return self._compute(slice(index, index + 1))[0]
+        return self.all[index]
+
+    def _compute(self, chosen: slice) -> np.ndarray:
+        overlaps = _overlaps(self.boxes[chosen, None], self.boxes, self.offset)
+        if self.method == GAUSSIAN:
+            factors = overlaps.square_().div_(-self.sigma).exp_()
+        elif self.method == LINEAR:
+            factors = torch.where(overlaps >= self.threshold, 1 - overlaps, 1)
+        else:
+            factors = 1 - (overlaps >= self.threshold).to(overlaps)
+        # two boxes without an area overlap by 0 / 0, with which mmcv makes the scores NaN
+        return (factors.nan_to_num_(1) if self.degenerate else factors).numpy()
+
+
+def _pick(
+    scores: np.ndarray, factors: _Factors, min_score: float
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return the boxes in the order in which they are chosen, and their scores.
+
+    None if two scores are equal at some point: which box comes first is then decided by mmcv's way
+    of moving boxes around.
+    """
+    left = scores.copy()
+    chosen = np.zeros(len(left), left.dtype)  # CHOSEN for the boxes that are
+    order, kept = [], []
+    while len(order) < len(left):
+        best = left.argmax()
+        score = left[best]
+        if order and not score >= min_score:
+            break
+        left[best] = chosen[best] = CHOSEN
+        if left.max() == score:
+            return None
+        left *= factors.of(best)
+        left += chosen
+        order.append(best)
+        kept.append(score)
+    return np.array(order, np.int64), np.array(kept, left.dtype)
+
+
+def _pick_in_order_of_mmcv(
+    scores: np.ndarray, factors: _Factors, min_score: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """As :func:`_pick`, with boxes swapped as in mmcv, which takes the first of equal scores."""
+    left, count = scores.copy(), len(scores)
+    order = np.arange(count)  # the box at each place
+    for place in range(count):
+        if place >= count:
+            break
+        best = place + int(left[place:count].argmax())
+        order[[place, best]] = order[[best, place]]
+        left[[place, best]] = left[[best, place]]
+        rest = left[place + 1 : count]
+        rest *= factors.of(order[place])[order[place + 1 : count]]
+        for low in place + 1 + np.flatnonzero(rest < min_score):
+            # the last box that is good enough takes the place of one that is not
+            while count > low and left[count - 1] < min_score:
+                count -= 1
+            if low >= count:
+                break
+            count -= 1
+            left[low], order[low] = left[count], order[count]
+    return order[:count], left[:count]
+
+
+def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
+    """Return for each box that is kept its index, then those of the boxes that it suppresses.
+
+    Args:
+        dets: ``(N, 5)``, boxes and scores.
+        iou_threshold: A box is suppressed if its overlap with a kept one is this or larger.
+    """
+    with full_precision(dets) as (exact,):
+        order = exact[:, 4].argsort(descending=True)
+        boxes = exact[order, :4]
+        close = (
+            (_overlaps(boxes[:, None], boxes, 0) >= float(np.float32(iou_threshold))).cpu().numpy()
+        )
+    names = order.tolist()
+    return [[names[k] for k in group] for group in _greedy(close)]
+
+
+def _greedy(close: np.ndarray) -> list[list[int]]:
+    """Group items, best first, with the later ones that are close to them.
+
+    Args:
+        close: ``(N, N)`` bool.
+    """
+    free = np.ones(len(close), bool)
+    groups = []
+    for index in range(len(close)):
+        if free[index]:
+            free[index] = False
+            taken = np.flatnonzero(close[index] & free)
+            free[taken] = False
+            groups.append([index, *taken.tolist()])
+    return groups
+
+
+def bbox_overlaps(
+    bboxes1: Tensor, bboxes2: Tensor, ious: Tensor, mode: int, aligned: bool, offset: int
+) -> None:
+    """Write the overlaps of boxes into ``ious``.
+
+    Args:
+        bboxes1: ``(N, 4)``.
+        bboxes2: ``(M, 4)``, or ``(N, 4)`` if ``aligned``.
+        ious: ``(N, M)``, or ``(N,)`` if ``aligned``.
+        mode: 0 divides the intersection by the union, 1 by the area of ``bboxes1``.
+        aligned: Take box i of one with box i of the other.
+        offset: 0 or 1.
+    """
+    with full_precision(bboxes1, bboxes2) as (first, second):
+        ious.copy_(_overlaps(first if aligned else first[:, None], second, offset, mode))
+
+
+def _overlaps(first: Tensor, second: Tensor, offset: int, mode: int = 0) -> Tensor:
+    """Return overlaps of boxes that are broadcast against each other."""
+    ax1, ay1, ax2, ay2 = first.unbind(-1)
+    bx1, by1, bx2, by2 = second.unbind(-1)
+    area = (ax2 - ax1 + offset) * (ay2 - ay1 + offset)
+    inter = torch.minimum(ax2, bx2).sub_(torch.maximum(ax1, bx1)).add_(offset).clamp_(min=0)
+    inter *= torch.minimum(ay2, by2).sub_(torch.maximum(ay1, by1)).add_(offset).clamp_(min=0)
+    if mode == 0:
+        area = (area + (bx2 - bx1 + offset) * (by2 - by1 + offset)).sub_(inter)
+    return inter.div_(area)
+
+
+def box_iou_rotated(
+    bboxes1: Tensor, bboxes2: Tensor, ious: Tensor, mode_flag: int, aligned: bool
+) -> None:
+    """Write the overlaps of rotated boxes into ``ious``; arguments as :func:`bbox_overlaps`."""
+    first, second = _corners_of_rotated(bboxes1), _corners_of_rotated(bboxes2)
+    ious.copy_(_polygon_overlaps(first, second, aligned, mode_flag).view_as(ious))
+
+
+def box_iou_quadri(
+    bboxes1: Tensor, bboxes2: Tensor, ious: Tensor, mode_flag: int, aligned: bool
+) -> None:
+    """Write the overlaps of convex quadrilaterals into ``ious``, as :func:`bbox_overlaps`."""
+    first, second = _corners_of_quadri(bboxes1), _corners_of_quadri(bboxes2)
+    ious.copy_(_polygon_overlaps(first, second, aligned, mode_flag).view_as(ious))
+
+
+def nms_rotated(
+    dets: Tensor,  # noqa: ARG001 - the sorted boxes say it
+    scores: Tensor,  # noqa: ARG001
+    order: Tensor,
+    dets_sorted: Tensor,
+    labels: Tensor,  # noqa: ARG001
+    iou_threshold: float,
+    multi_label: bool,  # noqa: ARG001
+) -> Tensor:
+    """Return the indices of the rotated boxes to keep, the highest score first.
+
+    Args:
+        dets: Unused.
+        scores: Unused.
+        order: ``(N,)`` int64, the boxes by falling score.
+        dets_sorted: ``(N, 5)`` in that order, perhaps with the class in a sixth column.
+        labels: Unused.
+        iou_threshold: A box is dropped if its overlap with a kept one is this or larger.
+        multi_label: Unused: mmcv's kernels, too, let boxes of different classes suppress each
+            other.
+    """
+    return _suppress(_corners_of_rotated(dets_sorted[:, :5]), order, iou_threshold)
+
+
+def nms_quadri(
+    dets: Tensor,  # noqa: ARG001 - the sorted boxes say it
+    scores: Tensor,  # noqa: ARG001
+    order: Tensor,
+    dets_sorted: Tensor,
+    iou_threshold: float,
+    multi_label: bool,  # noqa: ARG001
+) -> Tensor:
+    """As :func:`nms_rotated` for convex quadrilaterals: ``(N, 8)``, perhaps with the class."""
+    return _suppress(_corners_of_quadri(dets_sorted[:, :8]), order, iou_threshold)
+
+
+def _suppress(corners: Tensor, order: Tensor, iou_threshold: float) -> Tensor:
+    overlaps = _polygon_overlaps(corners, corners, False, 0).float()
+    close = (overlaps >= float(np.float32(iou_threshold))).cpu().numpy()
+    return order[[group[0] for group in _greedy(close)]]
+
+
+def _corners_of_quadri(boxes: Tensor) -> Tensor:
+    """Return the corners of quadrilaterals: ``(N, 8) -> (N, 4, 2)`` float64."""
+    return boxes.double().unflatten(1, (4, 2))
+
+
+def _corners_of_rotated(boxes: Tensor) -> Tensor:
+    """Return the corners of rotated boxes: ``(N, 5) -> (N, 4, 2)`` float64."""
+    x, y, width, height, angle = boxes.double().unbind(1)
+    cos, sin = angle.cos() / 2, angle.sin() / 2
+    along = torch.stack((cos * width, sin * width), 1)
+    across = torch.stack((-sin * height, cos * height), 1)
+    centre = torch.stack((x, y), 1)
+    signs = ((-1, -1), (1, -1), (1, 1), (-1, 1))
+    return torch.stack([centre + a * along + b * across for a, b in signs], 1)
+
+
+def _polygon_overlaps(first: Tensor, second: Tensor, aligned: bool, mode: int) -> Tensor:
+    """Return overlaps of convex quadrilaterals.
+
+    Args:
+        first: ``(N, 4, 2)`` float64 corners.
+        second: ``(M, 4, 2)``, or ``(N, 4, 2)`` if ``aligned``.
+        aligned: As in :func:`bbox_overlaps`.
+        mode: As in :func:`bbox_overlaps`.
+
+    Returns:
+        ``(N, M)`` float64, or ``(N,)`` if ``aligned``.
+    """
+    first, area1 = _counter_clockwise(first)
+    second, area2 = _counter_clockwise(second)
+    shape = (len(first),) if aligned else (len(first), len(second))
+    rows = torch.arange(len(first), device=first.device)
+    cols = torch.arange(len(second), device=first.device)
+    if not aligned:
+        rows, cols = (grid.flatten() for grid in torch.meshgrid(rows, cols, indexing='ij'))
+    # most pairs are apart, as their upright bounds show
+    low = torch.maximum(first.amin(1)[rows], second.amin(1)[cols])
+    high = torch.minimum(first.amax(1)[rows], second.amax(1)[cols])
+    near = (high > low).all(1) & (area1[rows] >= 1e-14) & (area2[cols] >= 1e-14)
+    pairs = near.nonzero()[:, 0]
+    rows, cols = rows[pairs], cols[pairs]
+    inter = _intersection(first[rows], second[cols])
+    base = area1[rows] + (area2[cols] - inter if mode == 0 else 0)
+    overlaps = first.new_zeros(near.shape)
+    overlaps[pairs] = inter / base
+    return overlaps.view(shape)
+
+
+def _counter_clockwise(corners: Tensor) -> tuple[Tensor, Tensor]:
+    """Return quadrilaterals ``(N, 4, 2)`` in one direction of rotation, and their areas."""
+    area = _cross(corners, corners.roll(-1, 1)).sum(1) / 2
+    return torch.where((area < 0)[:, None, None], corners.flip(1), corners), area.abs()
+
+
+def _intersection(first: Tensor, second: Tensor) -> Tensor:
+    """Return the areas common to pairs of convex quadrilaterals, by Green's theorem.
+
+    The boundary of the common part consists of what each polygon's edges have inside the other
+    one. An edge that both share is taken from the first.
+
+    Args:
+        first: ``(P, 4, 2)`` float64 corners, counter-clockwise.
+        second: The same.
+
+    Returns:
+        ``(P,)``.
+    """
+    middle = (first.mean(1, keepdim=True) + second.mean(1, keepdim=True)) / 2
+    first, second = first - middle, second - middle  # small numbers, little rounding
+    width = SHARED_EDGE * first.abs().amax((1, 2)).maximum(second.abs().amax((1, 2)))
+    inside = _integral_inside(first, second, -width) + _integral_inside(second, first, width)
+    return (inside / 2).clamp_(min=0)
+
+
+def _integral_inside(edges: Tensor, polygon: Tensor, depth: Tensor) -> Tensor:
+    """Integrate x dy - y dx along the part of edges that lies inside a polygon.
+
+    Args:
+        edges: ``(P, 4, 2)`` corners of the polygon whose edges they are.
+        polygon: ``(P, 4, 2)`` corners.
+        depth: ``(P,)`` how deep inside a point must lie to count.
+    """
+    start, step = edges, edges.roll(-1, 1) - edges
+    sides = polygon.roll(-1, 1) - polygon
+    sides = sides / sides.norm(dim=2, keepdim=True).clamp_min(1e-300)
+    # distance of the edges' starts (dim 1) from the polygon's sides (dim 2), and its change
+    distance = _cross(sides[:, None], start[:, :, None] - polygon[:, None]) - depth[:, None, None]
+    change = _cross(sides[:, None], step[:, :, None])
+    crossing = -distance / torch.where(change == 0, torch.ones_like(change), change)
+    parallel_outside = ((change == 0) & (distance < 0)).any(2)
+    enter = crossing.masked_fill(change <= 0, 0).amax(2).clamp_(0, 1)
+    leave = crossing.masked_fill(change >= 0, 1).amin(2).clamp_(0, 1)
+    length = (leave - enter).clamp_(min=0).masked_fill_(parallel_outside, 0)
+    # x dy - y dx of a straight piece is its length times the cross product with its direction
+    return (_cross(start, step) * length).sum(1)
+
+
+def _cross(a: Tensor, b: Tensor) -> Tensor:
+    return a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]

@@ -1,0 +1,329 @@
+"""Pooling of regions: RoIAlign, RoIPool, deformable RoI pooling.
+
+Shapes: B images, C channels, H x W map, K regions ``(image, x1, y1, x2, y2)``, h x w bins each.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own abbreviation
+from torch import Tensor
+
+from .precision import full_precision, gradients
+
+MAX = 0  # RoIAlign's pool mode as mmcv numbers them; the other is the average
+NOTHING = -10000.0  # mmcv's maximum over no sample
+
+
+def roi_align_forward(
+    input: Tensor,  # noqa: A002 - mmcv's names
+    rois: Tensor,
+    output: Tensor,
+    argmax_y: Tensor,
+    argmax_x: Tensor,
+    aligned_height: int,
+    aligned_width: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    pool_mode: int,
+    aligned: bool,
+) -> None:
+    """Write RoIAlign's average or maximum over bilinear samples into ``output``.
+
+    Args:
+        input: ``(B, C, H, W)``.
+        rois: ``(K, 5)``.
+        output: ``(K, C, h, w)``.
+        argmax_y: ``(K, C, h, w)``, takes the row of the largest sample in its bin.
+        argmax_x: The same for the column.
+        aligned_height: h.
+        aligned_width: w.
+        spatial_scale: Size of the map over that of the image.
+        sampling_ratio: Samples of a bin in each direction; 0 takes about one for each pixel.
+        pool_mode: :data:`MAX` or the average.
+        aligned: Shift by half a pixel.
+    """
+    size = (aligned_height, aligned_width)
+    with full_precision(input, rois) as (features, regions):
+        align = torch.ops.torchvision.roi_align
+        if pool_mode != MAX:
+            output.copy_(align(features, regions, spatial_scale, *size, sampling_ratio, aligned))
+            return
+        bins, grids = _bins(regions, size, spatial_scale, sampling_ratio, aligned)[1:]
+        largest = features.new_full(output.shape, NOTHING)
+        for y, x in product(*map(range, grids.amax(0).tolist() if len(grids) else (0, 0))):
+            chosen = ((grids[:, 0] > y) & (grids[:, 1] > x)).nonzero()[:, 0]
+            # one sample in the middle of each bin, moved to where the bin has this one
+            place = (grids.new_tensor((y, x)) + 0.5) / grids[chosen] - 0.5
+            shift = (place * bins[chosen] / spatial_scale).flip(1)
+            moved = regions[chosen] + F.pad(shift.repeat(1, 2), (1, 0))
+            sample = align(features, moved, spatial_scale, *size, 1, aligned)
+            better = sample > largest[chosen]
+            largest[chosen] = torch.where(better, sample, largest[chosen])
+            for axis, value in ((argmax_y, y), (argmax_x, x)):
+                axis[chosen] = axis[chosen].masked_fill(better, value)
+        output.copy_(largest)
+
+
+def roi_align_backward(
+    grad_output: Tensor,
+    rois: Tensor,
+    argmax_y: Tensor,
+    argmax_x: Tensor,
+    grad_input: Tensor,
+    aligned_height: int,
+    aligned_width: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    pool_mode: int,
+    aligned: bool,
+) -> None:
+    """Add the gradient of :func:`roi_align_forward` to ``grad_input``: ``(B, C, H, W)``."""
+    size = (aligned_height, aligned_width)
+    with full_precision(grad_output, rois) as (gradient, regions):
+        if pool_mode != MAX:
+            back = torch.ops.torchvision._roi_align_backward
+            shape = (*size, *grad_input.shape)
+            options = (sampling_ratio, aligned)
+            grad_input += back(gradient, regions, spatial_scale, *shape, *options)
+            return
+        start, bins, grids = _bins(regions, size, spatial_scale, sampling_ratio, aligned)
+        gradient = gradient * (grids > 0).all(1)[:, None, None, None]
+        positions = []
+        for axis, largest in enumerate((argmax_y, argmax_x)):
+            first, step, samples = (v[:, axis, None, None, None] for v in (start, bins, grids))
+            number = torch.arange(size[axis], device=rois.device)
+            number = number[:, None] if axis == 0 else number
+            inside = (largest.to(first) + 0.5) / samples.clamp(min=1)
+            positions.append(first + (number + inside) * step)
+        _scatter(gradient, regions[:, 0].long(), *positions, grad_input)
+
+
+def _bins(
+    rois: Tensor, size: tuple[int, int] | torch.Size, scale: float, ratio: int, aligned: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the start of regions on the map, the size of a bin and its number of samples.
+
+    Each ``(K, 2)`` as (y, x).
+    """
+    start = rois[:, (2, 1)] * scale
+    length = rois[:, (4, 3)] * scale - start
+    if aligned:
+        start = start - 0.5
+    else:
+        length = length.clamp(min=1)
+    bins = length / length.new_tensor(list(size))
+    grids = bins.ceil().clamp(min=0).long()
+    return start, bins, grids if ratio <= 0 else torch.full_like(grids, ratio)
+
+
+def _scatter(gradient: Tensor, images: Tensor, y: Tensor, x: Tensor, target: Tensor) -> None:
+    """Add the gradient of bilinear samples to a map.
+
+    Args:
+        gradient: ``(K, C, h, w)`` of samples.
+        images: ``(K,)`` int64, the image of each region.
+        y: ``(K, C, h, w)``, the samples' rows.
+        x: ``(K, C, h, w)``, their columns.
+        target: ``(B, C, H, W)``.
+    """
+    height, width = target.shape[2:]
+    outside = (y < -1) | (y > height) | (x < -1) | (x > width)
+    gradient = gradient.masked_fill(outside, 0)
+    y, x = y.clamp(0, height - 1), x.clamp(0, width - 1)
+    low_y, low_x = y.long(), x.long()
+    part_y, part_x = y - low_y, x - low_x
+    for image in images.unique().tolist():
+        mine = (images == image).nonzero()[:, 0]
+        total = gradient.new_zeros((target.shape[1], height * width))
+        for down, right in product((0, 1), (0, 1)):
+            weight = part_y[mine] if down else 1 - part_y[mine]
+            weight = weight * (part_x[mine] if right else 1 - part_x[mine])
+            rows = (low_y[mine] + down).clamp_(max=height - 1)
+            place = rows * width + (low_x[mine] + right).clamp_(max=width - 1)
+            by_channel = [v.transpose(0, 1).flatten(1) for v in (place, weight * gradient[mine])]
+            total.scatter_add_(1, *by_channel)
+        target[image] += total.view_as(target[image])
+
+
+def roi_pool_forward(
+    input: Tensor,  # noqa: A002 - mmcv's names
+    rois: Tensor,
+    output: Tensor,
+    argmax: Tensor,
+    pooled_height: int,
+    pooled_width: int,
+    spatial_scale: float,
+) -> None:
+    """Write the maximum over each bin's pixels into ``output``.
+
+    torchvision rounds a region to whole pixels before it cuts it into bins, mmcv rounds each bin.
+    So each bin is given to torchvision as a region of its own.
+
+    Args:
+        input: ``(B, C, H, W)``.
+        rois: ``(K, 5)``.
+        output: ``(K, C, h, w)``.
+        argmax: ``(K, C, h, w)`` int32, takes the pixel of the maximum, -1 if there is none.
+        pooled_height: h.
+        pooled_width: w.
+        spatial_scale: Size of the map over that of the image.
+    """
+    size = (pooled_height, pooled_width)
+    with full_precision(input, rois) as (features, regions):
+        bins = _pixel_bins(regions, size, spatial_scale, input.shape[2:])
+        filled, place = torch.ops.torchvision.roi_pool(features, bins.to(features), 1.0, 1, 1)
+        empty = ((bins[:, 3] < bins[:, 1]) | (bins[:, 4] < bins[:, 2]))[:, None, None, None]
+        for result, target in (
+            (filled.masked_fill(empty, 0), output),
+            (place.masked_fill(empty, -1), argmax),
+        ):
+            by_region = result.view(len(rois), *size, input.shape[1])
+            target.copy_(by_region.permute(0, 3, 1, 2))
+
+
+def roi_pool_backward(
+    grad_output: Tensor,
+    rois: Tensor,
+    argmax: Tensor,
+    grad_input: Tensor,
+    pooled_height: int,  # noqa: ARG001 - the shapes say it
+    pooled_width: int,  # noqa: ARG001
+    spatial_scale: float,  # noqa: ARG001
+) -> None:
+    """Add the gradient of :func:`roi_pool_forward` to ``grad_input``: ``(B, C, H, W)``."""
+    place = argmax.flatten(2).long()
+    gradient = grad_output.flatten(2).masked_fill(place < 0, 0).to(grad_input)
+    flat = grad_input.flatten(2)
+    channels = torch.arange(flat.shape[1], device=flat.device)[None, :, None]
+    images = rois[:, 0].long()[:, None, None]
+    flat.index_put_((images, channels, place.clamp(min=0)), gradient, accumulate=True)
+    if flat.data_ptr() != grad_input.data_ptr():
+        grad_input.copy_(flat.view_as(grad_input))
+
+
+def _pixel_bins(rois: Tensor, size: tuple[int, int], scale: float, limits: torch.Size) -> Tensor:
+    """Return the pixels of each bin, both ends included, as regions: ``(K * h * w, 5)`` int64."""
+    starts = rois[:, (2, 1)] * scale  # (K, 2) as (y, x)
+    lengths = (rois[:, (4, 3)] + 1) * scale - starts
+    valid = (lengths > 0).all(1)
+    edges = []
+    for axis in range(2):
+        steps = torch.arange(size[axis] + 1, device=rois.device, dtype=rois.dtype)
+        lines = steps * (lengths[:, axis, None] / size[axis]) + starts[:, axis, None]
+        low = lines[:, :-1].floor().clamp(0, limits[axis])
+        high = lines[:, 1:].ceil().clamp(0, limits[axis]) - 1
+        edges.append((low.long(), torch.where(valid[:, None], high.long(), -1)))
+    (top, bottom), (left, right) = edges
+    shape = (len(rois), *size)
+    image = rois[:, 0].long()[:, None, None]
+    parts = (image, left[:, None], top[:, :, None], right[:, None], bottom[:, :, None])
+    return torch.stack([part.expand(shape) for part in parts], -1).view(-1, 5)
+
+
+def deform_roi_pool_forward(
+    input: Tensor,  # noqa: A002 - mmcv's names
+    rois: Tensor,
+    offset: Tensor,
+    output: Tensor,
+    pooled_height: int,  # noqa: ARG001 - the shape of the output says it
+    pooled_width: int,  # noqa: ARG001
+    spatial_scale: float,
+    sampling_ratio: int,
+    gamma: float,
+) -> None:
+    """Write the average over bins that are shifted by learned offsets into ``output``.
+
+    Args:
+        input: ``(B, C, H, W)``.
+        rois: ``(K, 5)``.
+        offset: ``(K, 2, h, w)`` as (x, y), in units of ``gamma`` times the region; may be empty.
+        output: ``(K, C, h, w)``.
+        pooled_height: h.
+        pooled_width: w.
+        spatial_scale: Size of the map over that of the image.
+        sampling_ratio: Samples of a bin in each direction; 0 takes about one for each pixel.
+        gamma: Unit of the offsets.
+    """
+    options = (spatial_scale, sampling_ratio, gamma)
+    with full_precision(input, offset, rois) as (features, offsets, regions):
+        shifts = offsets if offsets.numel() else None
+        output.copy_(_deform_roi_pool(features, shifts, regions, output.shape[2:], *options))
+
+
+def deform_roi_pool_backward(
+    grad_output: Tensor,
+    input: Tensor,  # noqa: A002 - mmcv's names
+    rois: Tensor,
+    offset: Tensor,
+    grad_input: Tensor,
+    grad_offset: Tensor,
+    pooled_height: int,
+    pooled_width: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    gamma: float,
+) -> None:
+    """Add the gradients of :func:`deform_roi_pool_forward`."""
+    size = (pooled_height, pooled_width)
+    options = (spatial_scale, sampling_ratio, gamma)
+    with full_precision(grad_output, input, offset, rois) as (gradient, features, offsets, regions):
+
+        def forward(x: Tensor, shifts: Tensor | None = None) -> Tensor:
+            return _deform_roi_pool(x, shifts, regions, size, *options)
+
+        inputs = (features, offsets) if offsets.numel() else (features,)
+        targets = (grad_input, grad_offset)
+        found = gradients(forward, inputs, gradient)
+        for target, value in zip(targets, found, strict=False):
+            target += value
+
+
+def _deform_roi_pool(
+    features: Tensor,
+    offsets: Tensor | None,
+    rois: Tensor,
+    size: tuple[int, int] | torch.Size,
+    scale: float,
+    ratio: int,
+    gamma: float,
+) -> Tensor:
+    start, bins, grids = _bins(rois, size, scale, ratio, True)
+    start = start.flip(1)  # (K, 2) as (x, y), like the offsets
+    extent = (bins * bins.new_tensor(list(size))).flip(1)
+    result = features.new_zeros((len(rois), features.shape[1], *size))
+    for grid in grids.unique(dim=0).tolist():
+        if 0 in grid:
+            continue
+        chosen = (grids == grids.new_tensor(grid)).all(1).nonzero()[:, 0]
+        axes = []
+        for axis, (count, samples) in enumerate(zip(size[::-1], grid[::-1], strict=True)):
+            steps = torch.arange(count * samples, device=rois.device, dtype=rois.dtype) + 0.5
+            lines = steps.view(count, samples) / (count * samples)
+            axes.append(start[chosen, axis, None, None] + extent[chosen, axis, None, None] * lines)
+        x = axes[0][:, None, :, None, :].expand(-1, *size, *grid)
+        y = axes[1][:, :, None, :, None].expand(-1, *size, *grid)
+        if offsets is not None:
+            shift = gamma * extent[chosen, :, None, None] * offsets[chosen]
+            x, y = (v + s[..., None, None] for v, s in zip((x, y), shift.unbind(1), strict=True))
+        images = rois[chosen, 0].long()
+        for image in images.unique().tolist():
+            mine = images == image
+            sampled = _sample(features[image], x[mine].flatten(3), y[mine].flatten(3))
+            result = result.index_put((chosen[mine],), sampled.mean(-1))
+    return result
+
+
+def _sample(features: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Sample a map ``(C, H, W)`` at points ``(K, h, w, S)``: ``(K, C, h, w, S)``.
+
+    Points up to one pixel outside take the border's value, those beyond it 0.
+    """
+    height, width = features.shape[1:]
+    inside = (x >= -1) & (x <= width) & (y >= -1) & (y <= height)
+    grid = torch.stack((2 * x / max(width - 1, 1) - 1, 2 * y / max(height - 1, 1) - 1), -1)
+    grid = grid.flatten(0, 2)[None]  # (1, K * h * w, S, 2)
+    sampled = F.grid_sample(features[None], grid, padding_mode='border', align_corners=True)
+    return sampled[0].unflatten(1, x.shape[:3]).movedim(0, 1) * inside[:, None]

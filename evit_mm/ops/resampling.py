@@ -1,0 +1,154 @@
+"""CARAFE's upsampling and the convolution at chosen places.
+
+Shapes: B images, C channels, H x W map, k x k kernel, s scale factor, G groups.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own abbreviation
+from torch import Tensor
+
+from .precision import full_precision, gradients
+
+
+def carafe_forward(
+    features: Tensor,
+    masks: Tensor,
+    rfeatures: Tensor,
+    routput: Tensor,  # noqa: ARG001 - mmcv's scratch memory
+    rmasks: Tensor,  # noqa: ARG001
+    output: Tensor,
+    kernel_size: int,
+    group_size: int,
+    scale_factor: int,
+) -> None:
+    """Write features, upsampled with a kernel for each place, into ``output``.
+
+    CARAFE, arXiv 1905.02188.
+
+    Args:
+        features: ``(B, C, H, W)``.
+        masks: ``(B, G * k * k, s * H, s * W)``, the kernels.
+        rfeatures: ``(B, C, H, W)``, takes the features: mmcv hands it to the backward pass.
+        routput: Unused.
+        rmasks: Unused.
+        output: ``(B, C, s * H, s * W)``.
+        kernel_size: k.
+        group_size: G.
+        scale_factor: s.
+    """
+    rfeatures.copy_(features)
+    carafe_naive_forward(features, masks, output, kernel_size, group_size, scale_factor)
+
+
+def carafe_backward(
+    grad_output: Tensor,
+    rfeatures: Tensor,
+    masks: Tensor,
+    rgrad_output: Tensor,  # noqa: ARG001 - mmcv's scratch memory
+    rgrad_input_hs: Tensor,  # noqa: ARG001
+    rgrad_input: Tensor,  # noqa: ARG001
+    rgrad_masks: Tensor,  # noqa: ARG001
+    grad_input: Tensor,
+    grad_masks: Tensor,
+    kernel_size: int,
+    group_size: int,
+    scale_factor: int,
+) -> None:
+    """Write the gradients of :func:`carafe_forward`."""
+    sizes = (kernel_size, group_size, scale_factor)
+    carafe_naive_backward(grad_output, rfeatures, masks, grad_input, grad_masks, *sizes)
+
+
+def carafe_naive_forward(
+    features: Tensor,
+    masks: Tensor,
+    output: Tensor,
+    kernel_size: int,
+    group_size: int,
+    scale_factor: int,
+) -> None:
+    """As :func:`carafe_forward`, with which it shares its results."""
+    with full_precision(features, masks) as (x, kernels):
+        # one image at a time, since the neighbourhoods take k * k times the memory of the map
+        for image, kernel, result in zip(x, kernels, output, strict=True):
+            result.copy_(_reassemble(image, kernel, kernel_size, group_size, scale_factor))
+
+
+def carafe_naive_backward(
+    grad_output: Tensor,
+    features: Tensor,
+    masks: Tensor,
+    grad_input: Tensor,
+    grad_masks: Tensor,
+    kernel_size: int,
+    group_size: int,
+    scale_factor: int,
+) -> None:
+    """Write the gradients of :func:`carafe_naive_forward`."""
+
+    def forward(image: Tensor, kernel: Tensor) -> Tensor:
+        return _reassemble(image, kernel, kernel_size, group_size, scale_factor)
+
+    with full_precision(grad_output, features, masks) as tensors:
+        for index, (gradient, image, kernel) in enumerate(zip(*tensors, strict=True)):
+            by_image, by_kernel = gradients(forward, (image, kernel), gradient)
+            grad_input[index] = by_image.to(grad_input)
+            grad_masks[index] = by_kernel.to(grad_masks)
+
+
+def _reassemble(image: Tensor, kernel: Tensor, k: int, groups: int, s: int) -> Tensor:
+    """Upsample one image: ``(C, H, W)`` and ``(G * k * k, s * H, s * W) -> (C, s * H, s * W)``."""
+    channels, height, width = image.shape
+    around = F.unfold(image[None], k, padding=k // 2)[0]
+    around = around.view(groups, channels // groups, k * k, height * width)
+    kernel = kernel.view(groups, k * k, height, s, width, s).transpose(3, 4)
+    kernel = kernel.reshape(groups, k * k, height * width, s * s)
+    # a matrix product for each pixel: (C / G, k * k) x (k * k, s * s)
+    result = around.permute(0, 3, 1, 2) @ kernel.transpose(1, 2)
+    result = result.view(groups, height, width, channels // groups, s, s)
+    return result.permute(0, 3, 1, 4, 2, 5).reshape(channels, height * s, width * s)
+
+
+def masked_im2col_forward(
+    im: Tensor,
+    mask_h_idx: Tensor,
+    mask_w_idx: Tensor,
+    col: Tensor,
+    kernel_h: int,
+    kernel_w: int,
+    pad_h: int,
+    pad_w: int,
+) -> None:
+    """Write the neighbourhoods of chosen places into ``col``.
+
+    Args:
+        im: ``(1, C, H, W)``.
+        mask_h_idx: ``(P,)`` int64 rows.
+        mask_w_idx: ``(P,)`` int64 columns.
+        col: ``(C * kernel_h * kernel_w, P)``.
+        kernel_h: Height of a neighbourhood.
+        kernel_w: Its width.
+        pad_h: Rows that it lies above its place.
+        pad_w: Columns that it lies left of its place.
+    """
+    # places may lie at the lower and right edge: enough zeros for any neighbourhood there
+    padded = F.pad(im[0], (pad_w, kernel_w, pad_h, kernel_h))
+    rows = mask_h_idx[:, None] + torch.arange(kernel_h, device=im.device)
+    cols = mask_w_idx[:, None] + torch.arange(kernel_w, device=im.device)
+    found = padded[:, rows[:, :, None], cols[:, None]]  # (C, P, kernel_h, kernel_w)
+    col.copy_(found.permute(0, 2, 3, 1).reshape(col.shape))
+
+
+def masked_col2im_forward(
+    col: Tensor,
+    mask_h_idx: Tensor,
+    mask_w_idx: Tensor,
+    im: Tensor,
+    height: int,  # noqa: ARG001 - the shape says it
+    width: int,  # noqa: ARG001
+    channels: int,  # noqa: ARG001
+) -> None:
+    """Write ``(C, P)`` values to their places in ``im``: ``(1, C, H, W)``."""
+    im[0, :, mask_h_idx, mask_w_idx] = col.to(im)

@@ -1,0 +1,304 @@
+"""Everything that only a GPU can show, in one command: python -m tests.gpu --out DIR [options].
+
+First, side by side: the tests of this folder, trainings on the blood cells, and the compilation of
+what is to be timed. Then, one after the other with the card to itself: the benchmarks. Results are
+written as they come, to ``gpu.json`` and ``gpu.md``; what time was too short for says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from evit_mm.benchmark import machine
+from evit_mm.datasets import make_shapes
+from evit_mm.engine import set_device
+from evit_mm.errors import EvitError
+from evit_mm.provenance import commit
+from tests.conftest import DATA, ROOT
+
+from . import page
+from .blood_cells import Trainings
+from .classifiers import PEERS, TINY, VARIANTS, Forms, Sizes, label_of
+from .detectors import Limits, Predictions, Steps
+from .worker import TIME_IS_UP, Worker
+
+TEST_FILES = ('operators', 'network', 'compile', 'training')
+TOGETHER = 0.55  # of the time: tests, trainings and compilation, side by side
+LEAST = 4.0  # seconds, below which nothing is begun
+INI = """[pytest]
+markers =
+    slow: trains or starts several processes
+    gpu: skipped without a GPU
+"""
+
+
+class Command:
+    """One run of everything.
+
+    Args:
+        args: The command line.
+    """
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.start = time.time()
+        self.end = self.start + 60 * args.minutes
+        self.out = Path(args.out)
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.work = Path(tempfile.mkdtemp(prefix='evit_mm_gpu_'))
+        self.sizes = TINY if args.tiny else Sizes()
+        set_device(args.device)
+        about = machine.describe(1, args.device)
+        about.pop('threads')
+        about.update(
+            commit=args.commit or commit(),
+            command=shlex.join(['python', '-m', 'tests.gpu', *sys.argv[1:]]),
+            minutes=args.minutes,
+            side=self.sizes.side,
+            batch=self.sizes.batch,
+            **({'tiny': True} if args.tiny else {}),
+        )
+        self.content: dict[str, Any] = {
+            'about': about,
+            'parts': {},
+            'rows': [],
+            'trainings': [],
+            'checks': [],
+        }
+        self.tests: dict[str, subprocess.Popen] = {}
+        self.workers: list[Worker] = []
+        self.trainings: Trainings | None = None
+        self.save()
+
+    def run(self) -> None:
+        """Run every part; whatever becomes of one, the others go on."""
+        try:
+            self.workers = self.attempt('start of the benchmarks', self.start_workers) or []
+            self.attempt('tests, trainings, compilation', self.side_by_side)
+            self.attempt('benchmarks', self.benchmarks)
+        finally:
+            self.stop()
+            self.save()
+            shutil.rmtree(self.work, ignore_errors=True)
+
+    def attempt(self, name: str, part: Any) -> Any:
+        """Run a part, and write down how long it took and how it ended."""
+        start, outcome, result = time.time(), 'done', None
+        print(f'{start - self.start:4.0f} s  {name}', flush=True)
+        try:
+            result = part()
+        except Exception as error:  # of whatever kind: the other parts go on
+            traceback.print_exc()
+            outcome = f'{type(error).__name__}: {(str(error).splitlines() or [""])[0][:200]}'
+        seconds = time.time() - start
+        self.content['parts'][name] = {'seconds': round(seconds, 1), 'outcome': outcome}
+        self.save()
+        return result
+
+    def save(self) -> None:
+        """Write the JSON, the page and the logs."""
+        text = json.dumps(self.content, indent=1) + '\n'
+        (self.out / 'gpu.json').write_text(text, encoding='utf-8')
+        (self.out / 'gpu.md').write_text(page.markdown(self.content), encoding='utf-8')
+        parts = []
+        for file in sorted([*self.work.glob('*.log'), *self.work.glob('runs/*/console.log')]):
+            tail = file.read_text(errors='replace').splitlines()[-80:]
+            parts += [f'===== {file.relative_to(self.work)}', *(line[:400] for line in tail)]
+        (self.out / 'parts.txt').write_text('\n'.join(parts) + '\n', encoding='utf-8')
+
+    def start_workers(self) -> list[Worker]:
+        """Start the processes of the benchmarks, in the order in which they are timed."""
+        device, tiny = self.args.device, self.args.tiny
+        # a dozen processes compile at once
+        os.environ.setdefault('TORCHINDUCTOR_COMPILE_THREADS', '2')
+        os.environ.setdefault('TORCHINDUCTOR_CACHE_DIR', str(self.work / 'inductor'))
+        networks = ('m0', 'mobilenetv2_100') if tiny else (*VARIANTS, *PEERS)
+
+        def classifier(network: str, weight: float) -> Worker:
+            build = partial(Forms, network, device, self.sizes)
+            return Worker(label_of(network), build, ('batch', 'one'), weight, self.work)
+
+        first = ('m4', 'mobilenetv2_100')
+        order = [n for n in first if n in networks] + [n for n in networks if n not in first]
+        workers = [Worker('limits', partial(Limits, device, tiny), ('limits',), 3, self.work)]
+        workers += [classifier(n, 14) for n in order[:2]]
+        for name, job, table in (
+            ('prediction', Predictions, 'detection'),
+            ('steps', Steps, 'steps'),
+        ):
+            workers.append(Worker(name, partial(job, device, tiny), (table,), 22, self.work))
+        workers += [classifier(n, 12 if n in VARIANTS else 7) for n in order[2:]]
+        return workers
+
+    def side_by_side(self) -> None:
+        """Run the tests and the trainings while the benchmarks compile."""
+        until = self.start + TOGETHER * (self.end - self.start)
+        for name in self.args.tests:
+            self.tests[name] = self.start_tests(name)
+        self.trainings = self.make_trainings(until)
+        busy = True
+        while busy:
+            busy = self.trainings.step() and time.time() < until + 10
+            self.content['trainings'] = self.trainings.done
+            running = [name for name, test in self.tests.items() if test.poll() is None]
+            preparing = [worker.name for worker in self.workers if not worker.is_ready()]
+            if self.collect_checks():
+                self.save()
+            if time.time() < until:
+                busy = bool(busy or running or preparing)
+            time.sleep(0.5)
+        for name in running:
+            self.kill(self.tests[name])
+            reason = f'{TIME_IS_UP} before it ended'
+            part = {'seconds': time.time() - self.start, 'outcome': reason}
+            self.content['parts'][f'tests of {name}'] = part
+        for worker in self.workers:
+            if not worker.is_ready():
+                worker.tell(('stop',))
+
+    def start_tests(self, name: str) -> subprocess.Popen:
+        """Start the tests of one file."""
+        ini = self.work / 'pytest.ini'  # not the project's, which wants what a GPU's machine lacks
+        ini.write_text(INI)
+        command = [sys.executable, '-m', 'pytest', '-c', str(ini), '--rootdir', str(ROOT), '-q']
+        command += ['-p', 'no:cacheprovider', str(Path(__file__).with_name(f'test_{name}.py'))]
+        if self.args.tiny:
+            command += ['-k', 'not (m1 or m2 or m3 or m4 or m5)']
+        env = {
+            **os.environ,
+            'PYTHONPATH': os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]),
+            'EVIT_MM_GPU_TESTS': self.args.device,
+            'EVIT_MM_GPU_RECORD': str(self.work / f'{name}.jsonl'),
+            'CUBLAS_WORKSPACE_CONFIG': ':4096:8',
+            'OMP_NUM_THREADS': '1',
+        }
+        with open(self.work / f'pytest_{name}.log', 'wb') as log:
+            return subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=env,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def make_trainings(self, until: float) -> Trainings:
+        """Return the queue of trainings; at tiny sizes on a few made-up images."""
+        data, options = self.args.data, {}
+        if self.args.tiny:
+            data = make_shapes(self.work / 'shapes', 24, 4, size=(96, 80), quiet=True)
+            loader = {'num_workers': 0, 'persistent_workers': False}
+            options = {
+                f'{part}_dataloader.{name}': value
+                for part in ('train', 'val')
+                for name, value in loader.items()
+            }
+            options['model.test_cfg.score_thr'] = 0.0  # hardly trained, it is sure of nothing
+            return Trainings(
+                str(data), self.work / 'runs', self.args.device, until, 2, 1, 1, (96, 80), options
+            )
+        return Trainings(str(data), self.work / 'runs', self.args.device, until)
+
+    def collect_checks(self) -> bool:
+        """Read the outcomes of the tests so far; return whether there are new ones."""
+        checks = []
+        for name in TEST_FILES:
+            file = self.work / f'{name}.jsonl'
+            if file.is_file():
+                lines = file.read_text().splitlines()
+                checks += [json.loads(line) for line in lines if line.endswith('}')]
+        new = len(checks) > len(self.content['checks'])
+        self.content['checks'] = checks
+        return new
+
+    def benchmarks(self) -> None:
+        """Time one benchmark after the other, as long as there is time."""
+        self.collect_checks()
+        grace = time.time() + min(40.0, 0.2 * max(0.0, self.end - time.time()))
+        while time.time() < grace and not all(worker.is_ready() for worker in self.workers):
+            time.sleep(0.2)
+        # those that still compile come last, and disturb the others as little as can be
+        workers = sorted(self.workers, key=lambda worker: not worker.is_ready())
+        for place, worker in enumerate(workers):
+            left = self.end - time.time()
+            if left < LEAST:
+                self.content['rows'] += worker.nothing(TIME_IS_UP)
+                continue
+            weights = sum(other.weight for other in workers[place:])
+            limit = worker.weight * min(1.5, max(0.1, 0.7 * left / weights))
+            self.attempt(worker.name, partial(self.measure, worker, limit, left))
+
+    def measure(self, worker: Worker, limit: float, left: float) -> None:
+        """Add what one worker measures to the rows."""
+        patience = left if self.args.tiny else min(left, 4 * limit + 15)
+        for rows in worker.measure(limit, patience):
+            self.content['rows'] += rows
+            self.save()
+        if worker.fault:
+            raise RuntimeError(worker.fault)
+
+    def kill(self, process: subprocess.Popen) -> None:
+        """End a process and what it has started."""
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            process.kill()
+        process.wait()
+
+    def stop(self) -> None:
+        """End whatever still runs."""
+        for test in self.tests.values():
+            if test.poll() is None:
+                self.kill(test)
+        for run in self.trainings.running if self.trainings else ():
+            self.kill(run.process)
+        for worker in self.workers:
+            worker.end()
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser('tests.gpu', description='What only a GPU can show')
+    parser.add_argument('--out', required=True, help='folder for gpu.json, gpu.md and parts.txt')
+    parser.add_argument('--device', default='cuda', help='cpu, cuda, cuda:1, ...')
+    parser.add_argument('--data', default=str(DATA / 'bccd'), help='blood cells in COCO format')
+    parser.add_argument('--minutes', type=float, default=8.0, help='time for all of it')
+    parser.add_argument('--commit', default='', help='where the checkout has no git to say it')
+    parser.add_argument('--tests', nargs='*', default=TEST_FILES, choices=TEST_FILES)
+    parser.add_argument('--tiny', action='store_true', help='a rehearsal at tiny sizes')
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run, and print the page's first tables."""
+    args = parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        command = Command(args)
+    except EvitError as error:
+        sys.exit(f'error: {error}')
+    command.run()
+    text = page.markdown(command.content)
+    print(text.split('## Correctness')[0][:6000])
+    checks = command.content['checks']
+    failed = [check for check in checks if check['outcome'] == 'failed']
+    for check in failed:
+        print(f'FAILED {check["test"]}: {check["reason"]}')
+    print(f'{len(checks) - len(failed)} of {len(checks)} checks passed; written: {args.out}/gpu.md')
+
+
+if __name__ == '__main__':
+    main()

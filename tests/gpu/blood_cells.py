@@ -1,0 +1,176 @@
+"""Mixed-precision trainings on the blood cells to an AP, as many seeds as fit.
+
+Configs are those of ``tools/compare.py``; each run is ``tools/train.py --amp`` in a process of its
+own, a few of them side by side, since one alone keeps neither the GPU nor the processor busy.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from evit_mm.compare.budget import Budget
+from tests.conftest import ROOT
+
+MODELS = ('evit_m4', 'mobilenetv2', 'spos')
+MAX_SEEDS = 5
+
+
+@dataclass
+class Run:
+    """One training."""
+
+    model: str
+    seed: int
+    process: subprocess.Popen
+    folder: Path
+    started: float
+    seconds: float | None = None
+
+
+@dataclass
+class Trainings:
+    """A queue of trainings, of which ``slots`` run at a time.
+
+    Args:
+        data: The blood cells.
+        folder: Work dirs.
+        device: Where they run; AMP on a GPU only.
+        deadline: No run goes on after it, and none is started that would not end before it.
+        epochs: Of each run; it is evaluated after each third of them.
+        slots: Runs side by side.
+        seeds: Of each model at most.
+        scale: ``(width, height)`` that images are resized into.
+        cfg_options: Further overrides.
+    """
+
+    data: str
+    folder: Path
+    device: str
+    deadline: float
+    epochs: int = 21
+    slots: int = 6
+    seeds: int = MAX_SEEDS
+    scale: tuple[int, int] = (320, 240)
+    cfg_options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.amp = self.device != 'cpu'
+        self.queue = [(model, seed) for seed in range(self.seeds) for model in MODELS]
+        self.running: list[Run] = []
+        self.done: list[dict[str, Any]] = []
+
+    def step(self) -> bool:
+        """Start and collect runs; return whether there is anything left to wait for."""
+        now = time.time()
+        for run in list(self.running):
+            ended = run.process.poll() is not None
+            if ended or now > self.deadline:
+                self.running.remove(run)
+                run.seconds = now - run.started
+                if not ended:
+                    run.process.terminate()
+                    try:
+                        run.process.wait(5)
+                    except subprocess.TimeoutExpired:
+                        run.process.kill()
+                        run.process.wait()
+                self.done.append(self._outcome(run, ended))
+        while self.queue and len(self.running) < self.slots and self._fits(now):
+            model, seed = self.queue.pop(0)
+            self.running.append(self._start(model, seed))
+        return bool(self.running)
+
+    def _fits(self, now: float) -> bool:
+        # nobody knows yet how long one takes: as many as there are slots have to be tried
+        lasted = [row['seconds'] for row in self.done if row['metrics']]
+        if not lasted:
+            return now < self.deadline and not self.done
+        return now + 1.1 * max(lasted) < self.deadline
+
+    def _start(self, model: str, seed: int) -> Run:
+        folder = self.folder / f'{model}_seed{seed}'
+        folder.mkdir(parents=True, exist_ok=True)
+        options = dict(self.cfg_options)
+        budget = Budget(self.data, self.epochs, self.scale, cfg_options=options)
+        cfg = budget.config(model)
+        third = -(-self.epochs // 3)
+        # should time be up before the end, there is an AP of a part of the training
+        cfg.train_cfg.update(val_interval=third, val_begin=third)
+        cfg.default_hooks.checkpoint = {'type': 'CheckpointHook', 'interval': self.epochs}
+        cfg.dump(folder / 'config.py')
+        command = [sys.executable, 'tools/train.py', str(folder / 'config.py')]
+        command += ['--work-dir', str(folder), '--seed', str(seed), '--device', self.device]
+        command += ['--amp'] if self.amp else []
+        env = {**os.environ, 'OMP_NUM_THREADS': '1'}
+        env['PYTHONPATH'] = os.pathsep.join(filter(None, [str(ROOT), env.get('PYTHONPATH', '')]))
+        with open(folder / 'console.log', 'wb') as log:
+            process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=env,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        return Run(model, seed, process, folder, time.time())
+
+    def _outcome(self, run: Run, ended: bool) -> dict[str, Any]:
+        evaluations = read_scalars(run.folder)
+        losses = [row for row in evaluations if 'loss' in row]
+        metrics = [row for row in evaluations if 'coco/bbox_mAP' in row]
+        last = metrics[-1] if metrics else {}
+        fault = ''
+        if not ended:
+            fault = 'time was up'
+        elif run.process.returncode:
+            tail = (run.folder / 'console.log').read_text(errors='replace').strip().splitlines()
+            fault = f'ended with status {run.process.returncode}: {(tail or [""])[-1][:200]}'
+        scales = loss_scales(run.folder)
+        return {
+            'model': run.model,
+            'seed': run.seed,
+            'amp': self.amp,
+            'seconds': round(run.seconds or 0, 1),
+            'epochs': last.get('step', 0),
+            'of': self.epochs,
+            'metrics': {k.removeprefix('coco/'): v for k, v in last.items() if 'bbox_' in k},
+            'seconds an iteration': losses[-1].get('time') if losses else None,
+            'memory MiB': losses[-1].get('memory') if losses else None,
+            'last loss': losses[-1]['loss'] if losses else None,
+            'last loss scale': scales[-1] if scales else None,
+            'fault': fault,
+        }
+
+
+def read_scalars(folder: Path) -> list[dict[str, Any]]:
+    """Return what mmengine logged: a dict for each iteration that it logs and each evaluation."""
+    rows = []
+    for file in sorted(folder.glob('*/vis_data/scalars.json')):
+        for line in file.read_text().splitlines():
+            try:
+                rows.append(json.loads(line))
+            except ValueError:  # cut off in the middle
+                continue
+    return rows
+
+
+def loss_scales(folder: Path) -> list[float]:
+    """Return the loss scale in the last checkpoint, if there is one."""
+    import torch
+
+    from evit_mm.checkpoint import read_checkpoint
+
+    found = []
+    for file in sorted(folder.glob('epoch_*.pth')):
+        scaler = read_checkpoint(str(file)).get('optimizer', {}).get('loss_scaler', {})
+        if 'scale' in scaler:
+            found.append(float(torch.as_tensor(scaler['scale'])))
+        file.unlink()  # hundreds of MiB that nobody asks for
+    return found

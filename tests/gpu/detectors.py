@@ -1,0 +1,144 @@
+"""Whole detectors: prediction and training steps; and what the card can do at most."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from evit_mm.benchmark import detection, machine, time_interleaved, training
+from evit_mm.benchmark.report import Row
+
+from .worker import as_dict, sentence, working
+
+PREDICTIONS = (
+    ('retinanet_evit_m4_coco', (800, 1344), 1),
+    ('retinanet_evit_m4_coco', (800, 1344), 8),
+)
+STEPS = (
+    ('retinanet_evit_m4_coco', (800, 1344), 4),
+    ('retinanet_evit_m4_bccd', (256, 320), 8),
+)
+TINY_CASES = (
+    ('retinanet_lite_evit_m0_coco', (96, 160), 1),
+    ('retinanet_lite_evit_m0_coco', (96, 160), 2),
+)
+COPIED_BYTES = 4 * 2**30
+PRODUCT_SIDE = 8192
+
+
+class Predictions:
+    """RetinaNet-M4's prediction, mmdet's path and the fused one."""
+
+    def __init__(self, device: str, tiny: bool) -> None:
+        self.device, self.chosen = device, TINY_CASES if tiny else PREDICTIONS
+        self.rounds = 2 if tiny else 15
+        self.cases: list[detection.Case] = []
+        self.faults: dict[str, str] = {}
+
+    def prepare(self, stop: Callable[[], bool]) -> None:
+        """Build the detectors, which predict once in it."""
+        for config, size, batch in self.chosen:
+            try:
+                (case,) = detection.cases(self.device, [(config, size, batch)])
+            except Exception as error:  # of whatever kind: the other sizes go on
+                traceback.print_exc()
+                group = f'{config}, {size[0]}x{size[1]}, batch {batch}'
+                self.faults[group] = sentence(error)
+                continue
+            # the picture's file is gone when it is timed
+            for name in [name for name in case if 'file' in name or 'decode' in name]:
+                del case[name]
+            self.cases.append(case)
+
+    def measure(self, limit: float) -> Iterator[list[dict[str, Any]]]:
+        """Time them in turns, one size and batch after the other."""
+        for group, fault in self.faults.items():
+            yield [as_dict(Row(group, 'all', note=fault), 'detection')]
+        for case in self.cases:
+            able, faults = working(case)
+            peaks = {
+                name: machine.peak_memory(run, self.device)
+                for name, run in able.items()
+                if name.startswith('whole')
+            }
+            seconds = time_interleaved(able, self.rounds, 1, limit / len(self.cases))
+            rows = []
+            for name in case:
+                stage, path = name.rsplit(', ', 1)
+                against = f'{stage}, mmdet' if path != 'mmdet' else None
+                row = Row(case.group, name, seconds.get(name, []), None, against)
+                row.note = faults.get(name, '')
+                rows.append(as_dict(row, 'detection', peaks.get(name)))
+            if not rows[0]['note']:
+                rows[0]['note'] = f'fused against mmdet: {case.agreement}'
+            yield rows
+
+
+class Steps:
+    """Training steps in both layouts, in float32, TF32 and under AMP."""
+
+    def __init__(self, device: str, tiny: bool) -> None:
+        self.device, self.chosen = device, TINY_CASES[1:] if tiny else STEPS
+        self.rounds = 2 if tiny else 9
+        self.steps: dict[str, dict[str, Callable[[], object]]] = {}
+        self.faults: dict[tuple[str, str], str] = {}
+
+    def prepare(self, stop: Callable[[], bool]) -> None:
+        """Build the detectors, which take a step in it."""
+        for name, size, images in self.chosen:
+            group = f'{name}, {size[0]}x{size[1]}, {images} images'
+            runs = self.steps.setdefault(group, {})
+            for form, options in training.GPU_FORMS.items():
+                try:
+                    found = training.steps(self.device, [(name, size, images)], {form: options})
+                    ((_, built),) = found
+                    runs[form] = built[form][0]
+                except Exception as error:  # of whatever kind: the other forms go on
+                    traceback.print_exc()
+                    self.faults[group, form] = sentence(error)
+
+    def measure(self, limit: float) -> Iterator[list[dict[str, Any]]]:
+        """Time them in turns, one size after the other."""
+        for group, runs in self.steps.items():
+            able, faults = working(runs)
+            peaks = {name: machine.peak_memory(run, self.device) for name, run in able.items()}
+            seconds = time_interleaved(able, self.rounds, 0, limit / len(self.steps))
+            rows = []
+            for name in training.GPU_FORMS:
+                row = Row(group, name, seconds.get(name, []), None, training.timm_row(name))
+                row.note = faults.get(name) or self.faults.get((group, name), '')
+                rows.append(as_dict(row, 'steps', peaks.get(name)))
+            yield rows
+
+
+class Limits:
+    """A copy within the card's memory, and products of large matrices."""
+
+    def __init__(self, device: str, tiny: bool) -> None:
+        self.device = device
+        self.bytes, self.side = (2**20, 64) if tiny else (COPIED_BYTES, PRODUCT_SIDE)
+
+    def prepare(self, stop: Callable[[], bool]) -> None:
+        """Leave the memory to the others."""
+
+    def measure(self, limit: float) -> Iterator[list[dict[str, Any]]]:
+        """Time them in turns."""
+        source = torch.zeros(self.bytes, dtype=torch.uint8, device=self.device)
+        target = torch.empty_like(source)
+        runs: dict[str, Callable[[], object]] = {'copy': lambda: target.copy_(source)}
+        work = {'copy': 2.0 * self.bytes}
+        for name, dtype in (
+            ('bfloat16', torch.bfloat16),
+            ('float16', torch.float16),
+            ('float32', torch.float32),
+        ):
+            a, b = (
+                torch.randn(self.side, self.side, device=self.device).to(dtype) for _ in range(2)
+            )
+            runs[f'product in {name}'] = lambda a=a, b=b: a @ b
+            work[f'product in {name}'] = 2.0 * self.side**3
+        seconds = time_interleaved(runs, 20, 3, limit)
+        yield [as_dict(Row('limits', k, v, work[k]), 'limits') for k, v in seconds.items()]

@@ -1,0 +1,181 @@
+"""A benchmark in its own process: all prepare side by side, and each is timed while others wait."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from evit_mm.benchmark import machine
+from evit_mm.benchmark.report import Row
+
+TIME_IS_UP = 'time was up'
+
+
+class Job(Protocol):
+    """What a worker does."""
+
+    def prepare(self, stop: Callable[[], bool]) -> None:
+        """Build and compile; end early where ``stop`` says so."""
+
+    def measure(self, limit: float) -> Iterator[list[dict[str, Any]]]:
+        """Time in about ``limit`` seconds; yield rows as they are there."""
+
+
+def as_dict(row: Row, table: str, peak: int | None = None) -> dict[str, Any]:
+    """Return a row as JSON has it.
+
+    Args:
+        row: What was timed.
+        table: The table that it belongs to.
+        peak: Bytes that a call takes of the GPU's memory beyond weights and input.
+    """
+    values = {**asdict(row), 'seconds': [round(x, 7) for x in row.seconds]}
+    return {**values, 'table': table, 'peak': peak}
+
+
+def working(
+    functions: Mapping[str, Callable[[], object]],
+) -> tuple[dict[str, Callable[[], object]], dict[str, str]]:
+    """Call each once; return those that can be called, and why the others cannot."""
+    able, faults = {}, {}
+    for name, function in functions.items():
+        try:
+            function()
+            able[name] = function
+        except Exception as error:  # of whatever kind: the other rows go on
+            traceback.print_exc()
+            faults[name] = sentence(error)
+    return able, faults
+
+
+def sentence(error: Exception) -> str:
+    """Return an error in one line."""
+    return f'{type(error).__name__}: {(str(error).strip().splitlines() or [""])[0][:160]}'
+
+
+class Worker:
+    """The process of one job.
+
+    Args:
+        name: For people.
+        build: Makes the job; can be pickled.
+        tables: Tables in which a row says so if nothing comes of it.
+        weight: Seconds that it is worth.
+        folder: Takes its log.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        build: Callable[[], Job],
+        tables: tuple[str, ...],
+        weight: float,
+        folder: Path,
+    ) -> None:
+        self.name, self.tables, self.weight = name, tables, weight
+        context = multiprocessing.get_context('spawn')
+        self.pipe, end = context.Pipe()
+        self.log = folder / f'{name}.log'
+        self.process = context.Process(target=_work, args=(end, build, str(self.log)))
+        self.process.start()
+        end.close()
+        self.ready: Any = None
+        self.fault = ''
+
+    def tell(self, message: Any) -> None:
+        """Send a message, unless the process is dead."""
+        try:
+            self.pipe.send(message)
+        except OSError:
+            self.fault = self.fault or 'its process died'
+
+    def hear(self, seconds: float) -> Any:
+        """Return what the process says within some seconds, None if nothing."""
+        try:
+            return self.pipe.recv() if self.pipe.poll(max(0.0, seconds)) else None
+        except (EOFError, OSError):
+            self.fault = self.fault or 'its process died'
+            return None
+
+    def is_ready(self, seconds: float = 0.0) -> bool:
+        """Say whether it has prepared what it could; true of a dead one too."""
+        if self.ready is None and not self.fault:
+            self.ready = self.hear(seconds)
+            if isinstance(self.ready, str):
+                self.fault = self.ready
+        return self.ready is not None or bool(self.fault)
+
+    def measure(self, limit: float, patience: float) -> Iterator[list[dict[str, Any]]]:
+        """Let it measure, and end it.
+
+        Args:
+            limit: Seconds that it should take.
+            patience: Seconds after which it is given up.
+
+        Yields:
+            Its rows; in the end, where it failed, one that says so.
+        """
+        end = time.monotonic() + patience
+        if not self.is_ready(patience):
+            self.fault = f'still preparing when {TIME_IS_UP}'
+        if not self.fault:
+            self.tell(('measure', limit))
+        while not self.fault:
+            rows = self.hear(end - time.monotonic())
+            if rows == 'end':
+                break
+            if isinstance(rows, str):
+                self.fault = rows
+            elif rows is not None:
+                yield rows
+            elif not self.fault:
+                self.fault = f'still measuring when {TIME_IS_UP}'
+        self.end()
+        if self.fault:
+            yield self.nothing(self.fault)
+
+    def nothing(self, why: str) -> list[dict[str, Any]]:
+        """Return rows that say why there are no others."""
+        return [as_dict(Row(self.name, 'the rest', note=why), table) for table in self.tables]
+
+    def end(self) -> None:
+        """End the process."""
+        if self.process.is_alive():
+            self.process.kill()
+        self.process.join()
+
+
+def _work(pipe: Connection, build: Callable[[], Job], log: str) -> None:
+    with open(log, 'ab', buffering=0) as file:
+        os.dup2(file.fileno(), sys.stdout.fileno())
+        os.dup2(file.fileno(), sys.stderr.fileno())
+    try:
+        machine.without_tf32()
+        torch.set_num_threads(1)
+        os.nice(5)  # the tests and trainings beside it are waited for
+        start = time.perf_counter()
+        job = build()
+        job.prepare(pipe.poll)
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()  # for the others
+        pipe.send({'seconds': time.perf_counter() - start})
+        while (message := pipe.recv())[0] != 'measure':
+            pass
+        for rows in job.measure(message[1]):
+            pipe.send(rows)
+        pipe.send('end')
+    except EOFError:  # nobody waits any more
+        return
+    except Exception as error:  # of whatever kind: the others go on
+        traceback.print_exc()
+        pipe.send(sentence(error))

@@ -1,0 +1,186 @@
+"""How mmcv finds the operators, and what happens to those that are missing."""
+
+import importlib
+import importlib.util
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+import evit_mm.ops
+from evit_mm.errors import EvitError
+from evit_mm.ops import MissingOperatorError, extension
+
+from .cases import numbers
+
+COMPILED = extension._is_compiled()
+HALF = (torch.float16, torch.bfloat16)
+provided = pytest.mark.skipif(
+    evit_mm.ops.PROVIDED == 'compiled', reason="mmcv's compiled operators are used"
+)
+
+
+def test_mmcv_and_mmengine_find_the_operators():
+    import mmcv.ops
+    from mmengine.utils.dl_utils import mmcv_full_available
+
+    assert importlib.util.find_spec('mmcv._ext') is not None
+    assert mmcv_full_available()
+    kept = mmcv.ops.nms(torch.tensor([[0.0, 0, 9, 9], [0, 0, 9, 8]]), torch.tensor([0.5, 0.9]), 0.5)
+    assert kept[1].tolist() == [1]
+    if not COMPILED:
+        assert evit_mm.ops.PROVIDED == 'torchvision'
+        assert 'evit_mm' in mmcv.ops.get_compiler_version()
+
+
+def test_operators_are_found_whatever_is_imported_before():
+    code = (
+        'import mmcv, mmdet.utils, mmengine.runner, evit_mm.ops, mmdet.models, torch; '
+        'from mmcv.ops import batched_nms; '
+        "options = {'type': 'nms', 'iou_threshold': 0.5}; "
+        'batched_nms(torch.rand(3, 4), torch.rand(3), torch.arange(3), options)'
+    )
+    environment = {**os.environ, 'EVIT_MM_OPS': 'torchvision'}
+    done = subprocess.run(
+        [sys.executable, '-c', code], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    # one line says which operators are used
+    assert (done.stdout + done.stderr).count("operators: torchvision's, by evit_mm.ops") == 1
+
+
+@pytest.fixture
+def fresh(monkeypatch):
+    """mmcv as it is before it has looked for its operators."""
+    monkeypatch.delenv('EVIT_MM_OPS', raising=False)
+    others = [finder for finder in sys.meta_path if not isinstance(finder, extension._Finder)]
+    monkeypatch.setattr(sys, 'meta_path', others)
+    monkeypatch.delitem(sys.modules, 'mmcv._ext', raising=False)
+    return monkeypatch
+
+
+@pytest.mark.parametrize('compiled', [False, True])
+def test_operators_are_provided_where_mmcv_has_none(fresh, compiled):
+    fresh.setattr(extension, '_is_compiled', lambda: compiled)
+    before = list(sys.meta_path)
+    assert extension.provide({}) == ('compiled' if compiled else 'torchvision')
+    assert (sys.meta_path == before) is compiled
+    assert extension.provide({}) == ('compiled' if compiled else 'torchvision')
+    assert len(sys.meta_path) == len(before) + (not compiled)  # once
+
+
+def test_the_switch(fresh):
+    fresh.setenv('EVIT_MM_OPS', 'fast')
+    with pytest.raises(EvitError, match="EVIT_MM_OPS='fast' is not one of auto, torchvision"):
+        extension.provide({})
+    fresh.setenv('EVIT_MM_OPS', 'compiled')
+    fresh.setattr(extension, '_is_compiled', lambda: False)
+    with pytest.raises(EvitError, match='this mmcv has no compiled operators'):
+        extension.provide({})
+    fresh.setattr(extension, '_is_compiled', lambda: True)
+    assert extension.provide({}) == 'compiled'
+    fresh.setenv('EVIT_MM_OPS', 'torchvision')
+    fresh.setitem(sys.modules, 'mmcv._ext', sys)
+    with pytest.raises(EvitError, match='import evit_mm before mmcv.ops'):
+        extension.provide({})
+    fresh.delitem(sys.modules, 'mmcv._ext')
+    assert extension.provide({'nms': len}) == 'torchvision'
+    assert importlib.import_module('mmcv._ext').nms is len
+
+
+@provided
+def test_a_missing_operator_is_named_when_it_is_called():
+    from mmcv.ops import PSAMask
+
+    class Head(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mask = PSAMask('collect', (3, 3))
+
+        def forward(self, x):
+            return self.mask(x)
+
+    with pytest.raises(MissingOperatorError, match=r"'psamask_forward' \(of PSAMask in Head\)"):
+        Head()(torch.rand(1, 9, 4, 4))
+    with pytest.raises(EvitError, match='install an mmcv with compiled operators'):
+        Head()(torch.rand(1, 9, 4, 4))
+
+
+@provided
+@pytest.mark.parametrize('dtype', HALF)
+def test_half_precision_keeps_its_type_and_is_computed_in_float32(dtype):
+    from mmcv.ops import carafe, deform_conv2d, nms, roi_align, sigmoid_focal_loss
+
+    boxes = torch.tensor([[0, 0, 10, 10], [1, 1, 11, 11], [50, 50, 60, 60]], dtype=dtype)
+    scores = torch.tensor([0.5, 0.75, 0.25], dtype=dtype)
+    dets, kept = nms(boxes, scores, 0.5)
+    assert dets.dtype == dtype and kept.tolist() == [1, 2]
+    x = numbers((1, 4, 8, 8), 0)
+    rois = torch.tensor([[0.0, 1, 1, 6, 6]])
+    offset, weight = numbers((1, 18, 8, 8), 1, -1, 1), numbers((4, 4, 3, 3), 2)
+    masks = numbers((1, 9, 16, 16), 3)
+    calls = {
+        'roi_align': (lambda x: roi_align(x, rois.to(x), 2), (x,)),
+        'deform_conv2d': (lambda x, o, w: deform_conv2d(x, o, w, 1, 1), (x, offset, weight)),
+        'carafe': (lambda x, m: carafe(x, m, 3, 1, 2), (x, masks)),
+        'focal': (
+            lambda x: sigmoid_focal_loss(x, torch.tensor([0, 1]), 2.0, 0.25, None, 'none'),
+            (numbers((2, 3), 4),),
+        ),
+    }
+    for name, (call, inputs) in calls.items():
+        low = [v.to(dtype).requires_grad_() for v in inputs]
+        high = [v.detach().float().requires_grad_() for v in low]
+        found, expected = call(*low), call(*high)
+        assert found.dtype == dtype, name
+        torch.testing.assert_close(found, expected.to(dtype), msg=lambda m, name=name: name + m)
+        for a, b in zip(
+            torch.autograd.grad(found.sum(), low),
+            torch.autograd.grad(expected.sum(), high),
+            strict=True,
+        ):
+            assert a.dtype == dtype, name
+            torch.testing.assert_close(a, b.to(dtype))
+
+
+@provided
+def test_equal_results_under_autocast():
+    from mmcv.ops import carafe
+
+    x, masks = numbers((1, 4, 8, 8), 0), numbers((1, 9, 16, 16), 3)
+    with torch.autocast('cpu', torch.bfloat16):
+        found = carafe(x, masks, 3, 1, 2)
+    torch.testing.assert_close(found, carafe(x, masks, 3, 1, 2), rtol=0, atol=0)
+
+
+@pytest.mark.skipif(not COMPILED, reason='this mmcv has no compiled operators to compare with')
+def test_indices_equal_those_of_the_compiled_operators_with_equal_scores():
+    from importlib.machinery import ExtensionFileLoader, PathFinder
+
+    import mmcv
+
+    found = PathFinder.find_spec('mmcv._ext', list(mmcv.__path__))
+    assert isinstance(found.loader, ExtensionFileLoader)
+    compiled = importlib.util.module_from_spec(found)
+    found.loader.exec_module(compiled)
+    ours = evit_mm.ops.OPERATORS
+    for seed in range(20):
+        corners = numbers((300, 2), seed, 0, 30).round()
+        boxes = torch.cat((corners, corners + numbers((300, 2), seed + 50, 1, 12).round()), 1)
+        scores = (numbers((300,), seed + 100) * 4).round() / 4
+        for offset in (0, 1):
+            a, b = (f(boxes, scores, 0.3, offset) for f in (compiled.nms, ours['nms']))
+            assert a.tolist() == b.tolist()
+            for method in range(3):
+                found = []
+                for f in (compiled.softnms, ours['softnms']):
+                    dets = torch.zeros(300, 5)
+                    kept = f(boxes, scores, dets, 0.3, 0.5, 0.05, method, offset)
+                    found.append((kept.tolist(), dets[: len(kept)]))
+                assert found[0][0] == found[1][0], (seed, offset, method)
+                torch.testing.assert_close(found[0][1], found[1][1])
+        dets = torch.cat((boxes, scores[:, None]), 1)
+        assert compiled.nms_match(dets, 0.5) == ours['nms_match'](dets, 0.5)
