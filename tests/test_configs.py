@@ -119,7 +119,12 @@ def test_weight_decay_is_off_for_attention_biases_alone():
 def test_light_head_differs_from_the_full_one_only_where_it_says():
     light = load_config(ROOT / 'configs' / 'retinanet_evit_m4_shapes.py').model
     coco = load_config(ROOT / 'configs' / 'retinanet_evit_m4_coco.py').model
-    assert light.backbone == {'type': 'EfficientViT', 'arch': 'm4', 'norm_eval': False}
+    assert light.backbone == {
+        'type': 'EfficientViT',
+        'arch': 'm4',
+        'norm_eval': False,
+        'channels_last': True,
+    }
     assert light.neck == {**coco.neck, 'out_channels': 64}
     changed = {k for k in coco.bbox_head if light.bbox_head[k] != coco.bbox_head[k]}
     assert changed == {
