@@ -215,6 +215,25 @@ def masked_conv():
     assert ((found != 0).any(1) == mask.bool()).all()
 
 
+@call(
+    *('sync_bn_forward_mean', 'sync_bn_forward_var', 'sync_bn_forward_output'),
+    *('sync_bn_backward_param', 'sync_bn_backward_data'),
+)
+def sync_bn():
+    import torch.distributed as dist
+    from mmcv.ops import SyncBatchNorm
+
+    # mmcv's module cannot be made outside a group of processes
+    dist.init_process_group('gloo', store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        x = leaf(4, 5, 6, 7)
+        layer = SyncBatchNorm(5)
+        backward(layer(x) + x, x)
+        assert layer.weight.grad.isfinite().all()
+    finally:
+        dist.destroy_process_group()
+
+
 def test_every_operator_has_a_call():
     assert {name for names, _ in CALLS.values() for name in names} == set(OPERATORS) - VERSIONS
 
