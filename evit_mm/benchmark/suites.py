@@ -274,6 +274,24 @@ def measure_evaluation(
     return rows, [f"The largest difference of COCO's twelve figures is {difference:.1g}."]
 
 
+def measure_operators(
+    threads: int,  # noqa: ARG001
+    rounds: int,
+    device: str = 'cpu',  # noqa: ARG001
+) -> tuple[list[Row], list[str]]:
+    """Time mmcv's operators, compiled and by evit_mm.ops."""
+    from .operators import OURS, THEIRS, calls
+
+    rows = []
+    for label, functions in calls():
+        for name, seconds in time_interleaved(functions, rounds, 1).items():
+            rows.append(Row(label, name, seconds, None, THEIRS if name == OURS else None))
+    note = (
+        "On random boxes and maps of the sizes of a detector. RetinaNet predicts on mmdet's path."
+    )
+    return rows, [note]
+
+
 SUITES = {
     'forms': Suite('EfficientViT-M4 in every form', measure_forms, 2, 'flop'),
     'variants': Suite("M0 to M5 against timm's", measure_variants, 1, 'flop'),
@@ -281,6 +299,7 @@ SUITES = {
     'detection': Suite('From the file to the boxes', measure_detection, 2, ''),
     'training': Suite('Training steps', measure_training, 2, ''),
     'evaluation': Suite("COCO's evaluation", measure_evaluation, 1, ''),
+    'operators': Suite("mmcv's operators", measure_operators, 2, ''),
 }
 
 
