@@ -35,7 +35,7 @@ PREFERRED = re.compile(
 )
 SMALL = re.compile('r18|r50|-t-|_t_|tiny|b0|s50|w18')
 LIMITS = {'nms_pre': 200, 'num': 64, 'num_queries': 100, 'max_masks_to_train': 10}
-LIMITS.update(dict.fromkeys(('max_per_img', 'max_num', 'max_per_image'), 50))
+LIMITS.update(dict.fromkeys(('max_per_img', 'max_num', 'max_per_image'), 20))
 TRAINED_ON_FILMS = ('QDTrack', 'MaskTrackRCNN', 'Mask2FormerVideo')
 
 
