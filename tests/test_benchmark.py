@@ -171,6 +171,7 @@ def test_operators_beside_compiled_ones(monkeypatch, tmp_path):
     vars(compiled).update(OPERATORS, __file__='mmcv/_ext.so')
     monkeypatch.setitem(sys.modules, 'mmcv._ext', compiled)
     monkeypatch.setattr(module, 'ext_module', compiled)  # as it was afterwards
+    monkeypatch.setattr('evit_mm.benchmark.operators.REGIONS', 10)
     rows, text = run('operators', tmp_path, rounds=1)
     assert {row.name for row in rows} == {'compiled', 'evit_mm.ops'}
     assert 'RoIAlign maximum, sampling_ratio=0, backward' in text and 'prediction' in text

@@ -19,6 +19,7 @@ from .detection import CASES, cases
 
 Call = Callable[[Any], object]
 THEIRS, OURS = 'compiled', 'evit_mm.ops'
+REGIONS, MAP = 500, (256, 100, 168)  # of RoIAlign: channels, height, width of a map of stride 8
 
 
 def calls() -> Iterator[tuple[str, dict[str, Callable[[], object]]]]:
@@ -86,12 +87,12 @@ def _operators() -> Iterator[tuple[str, Call]]:
 
 
 def _pooling(random: Callable[..., Tensor]) -> Iterator[tuple[str, Call]]:
-    features = random(1, 256, 100, 168)
-    low = random(500, 2) * 600
-    rois = torch.cat((torch.zeros(500, 1), low, low + 16 + random(500, 2) * 300), 1)
+    features = random(1, *MAP)
+    low = random(REGIONS, 2) * 600
+    rois = torch.cat((torch.zeros(REGIONS, 1), low, low + 16 + random(REGIONS, 2) * 300), 1)
     for mode, name in ((1, 'average'), (0, 'maximum')):
         for ratio in (0, 2):
-            size = (500, 256, 7, 7)
+            size = (REGIONS, MAP[0], 7, 7)
             output, y, x = (torch.zeros(size) for _ in range(3))
             options = (7, 7, 0.125, ratio, mode, True)
             yield (
