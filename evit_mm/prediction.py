@@ -100,9 +100,11 @@ def _candidates(
     most = min(most, len(scores))
     places = places[above][order[:most]]
     priors = places // head.cls_out_channels
+    # mmdet keeps the anchors that it takes them from on the CPU
     anchors = head.prior_generator.sparse_priors(
-        priors, tuple(size), level, deltas.dtype, deltas.device
+        priors.cpu(), tuple(size), level, deltas.dtype, 'cpu'
     )
+    anchors = anchors.to(deltas.device)
     return scores[:most], places % head.cls_out_channels, deltas[priors], anchors
 
 

@@ -6,7 +6,7 @@ environment variable ``EVIT_MM_OPS``. The functions have the names, arguments an
 extension, and mmcv's own classes and functions call them.
 """
 
-from . import deform, extension, focal_loss, nms, pooling, resampling
+from . import deform, extension, focal_loss, nms, pooling, resampling, sync_bn
 from .extension import MissingOperatorError, provide
 
 #: mmcv's name of each operator, and the function that takes its place
@@ -44,6 +44,11 @@ OPERATORS = {
         resampling.carafe_naive_backward,
         resampling.masked_im2col_forward,
         resampling.masked_col2im_forward,
+        sync_bn.sync_bn_forward_mean,
+        sync_bn.sync_bn_forward_var,
+        sync_bn.sync_bn_forward_output,
+        sync_bn.sync_bn_backward_param,
+        sync_bn.sync_bn_backward_data,
         extension.get_compiler_version,
         extension.get_compiling_cuda_version,
     )

@@ -10,6 +10,7 @@ import threading
 import weakref
 
 import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own abbreviation
 from torch import Tensor
 
 from .precision import full_precision, gradients
@@ -171,8 +172,10 @@ def modulated_deform_conv_forward(
     """Write the deformable convolution with a weight for each sample into ``output``.
 
     arXiv 1811.11168. ``mask`` is ``(B, G * k * k, h, w)``, ``bias`` ``(O,)``; the rest as in
-    :func:`deform_conv_forward`.
+    :func:`deform_conv_forward`. Offsets and masks may have more places than the output, see
+    :func:`_first_places`.
     """
+    offset, mask = (_first_places(x, output.shape[2:]) for x in (offset, mask))
     sizes = (stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, group, deformable_group)
     tensors = (input, weight, offset, mask, bias)
     with full_precision(*tensors) as (x, kernel, shifts, factors, constant):
@@ -207,15 +210,32 @@ def modulated_deform_conv_backward(
     with_bias: bool,
 ) -> None:
     """Write the gradients of :func:`modulated_deform_conv_forward`."""
+    offset, mask = (_first_places(x, grad_output.shape[2:]) for x in (offset, mask))
     sizes = (stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, group, deformable_group)
     tensors = (grad_output, input, weight, offset, mask)
     with full_precision(*tensors) as (gradient, x, kernel, shifts, factors):
         found = _backward(gradient, x, kernel, shifts, factors, sizes)
     targets = (grad_input, grad_weight, grad_offset, grad_mask)
     for target, value in zip(targets, found, strict=False):
+        if target.shape != value.shape:  # as _first_places reads them
+            flat = value.flatten(1)
+            value = F.pad(flat, (0, target[0].numel() - flat.shape[1])).view_as(target)
         target.copy_(value)
     if with_bias:
         grad_bias.copy_(found[4])
+
+
+def _first_places(values: Tensor, size: torch.Size) -> Tensor:
+    """Read offsets or masks ``(B, channels, H, W)`` as ``(B, channels, *size)``, as mmcv does.
+
+    mmcv's kernels take the numbers of an image one after the other, in the output's size, whatever
+    the size of the map that they come from. mmdet's DyHead relies on it: it convolves a level with
+    the offsets of the level above, which has four times the places.
+    """
+    if values.shape[2:] == size or values.shape[2:].numel() < size.numel():
+        return values  # too few are an error of torchvision's
+    count = values.shape[1] * size.numel()
+    return values.flatten(1)[:, :count].view(len(values), -1, *size)
 
 
 def _convolve(

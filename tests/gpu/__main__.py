@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import shlex
 import shutil
@@ -37,6 +38,7 @@ from .worker import TIME_IS_UP, Worker
 
 TEST_FILES = ('operators', 'network', 'compile', 'training')
 TOGETHER = 0.55  # of the time: tests, trainings and compilation, side by side
+COMPILERS = 4  # networks that compile at a time
 LEAST = 4.0  # seconds, below which nothing is begun
 INI = """[pytest]
 markers =
@@ -122,31 +124,34 @@ class Command:
     def start_workers(self) -> list[Worker]:
         """Start the processes of the benchmarks, in the order in which they are timed."""
         device, tiny = self.args.device, self.args.tiny
-        # a dozen processes compile at once
         os.environ.setdefault('TORCHINDUCTOR_COMPILE_THREADS', '2')
+        # more at once would leave the trainings and tests beside them no processor
+        turns = multiprocessing.get_context('spawn').Semaphore(COMPILERS)
         os.environ.setdefault('TORCHINDUCTOR_CACHE_DIR', str(self.work / 'inductor'))
         networks = ('m0', 'mobilenetv2_100') if tiny else (*VARIANTS, *PEERS)
 
         def classifier(network: str, weight: float) -> Worker:
             build = partial(Forms, network, device, self.sizes)
-            return Worker(label_of(network), build, ('batch', 'one'), weight, self.work)
+            return Worker(label_of(network), build, ('batch', 'one'), weight, self.work, turns)
 
         first = ('m4', 'mobilenetv2_100')
         order = [n for n in first if n in networks] + [n for n in networks if n not in first]
-        workers = [Worker('limits', partial(Limits, device, tiny), ('limits',), 3, self.work)]
+        workers = [
+            Worker('limits', partial(Limits, device, tiny), ('limits',), 3, self.work, turns)
+        ]
         workers += [classifier(n, 14) for n in order[:2]]
         for name, job, table in (
             ('prediction', Predictions, 'detection'),
             ('steps', Steps, 'steps'),
         ):
-            workers.append(Worker(name, partial(job, device, tiny), (table,), 22, self.work))
+            workers.append(Worker(name, partial(job, device, tiny), (table,), 22, self.work, turns))
         workers += [classifier(n, 12 if n in VARIANTS else 7) for n in order[2:]]
         return workers
 
     def side_by_side(self) -> None:
         """Run the tests and the trainings while the benchmarks compile."""
         until = self.start + TOGETHER * (self.end - self.start)
-        for name in TEST_FILES:
+        for name in self.args.tests:
             self.tests[name] = self.start_tests(name)
         self.trainings = self.make_trainings(until)
         busy = True
@@ -277,6 +282,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--data', default=str(DATA / 'bccd'), help='blood cells in COCO format')
     parser.add_argument('--minutes', type=float, default=8.0, help='time for all of it')
     parser.add_argument('--commit', default='', help='where the checkout has no git to say it')
+    parser.add_argument('--tests', nargs='*', default=TEST_FILES, choices=TEST_FILES)
     parser.add_argument('--tiny', action='store_true', help='a rehearsal at tiny sizes')
     return parser.parse_args()
 

@@ -69,9 +69,8 @@ class Forms:
         # the most wanted first: time may be up
         self.to_compile = [
             (size, name)
-            for names in (('fused', 'timm'), ('ours',))
             for size in ('batch', 'one')
-            for name in names
+            for name in ('fused', 'timm')
             if name in self.models
         ]
         self.compiled: dict[tuple[str, str], Callable[[Tensor], object]] = {}
@@ -106,7 +105,10 @@ class Forms:
     def model_for(self, size: str, name: str) -> nn.Module:
         """Return a model with weights as a size has them: float32 under AMP, else half."""
         model = self.models[name]
-        return model if size == 'batch' else copy.deepcopy(model).to(self.half)
+        if size == 'batch':
+            return model
+        # timm keeps attention biases of its last call, which train() makes it forget
+        return copy.deepcopy(model).to(self.half).train().eval()
 
     def compile(self, size: str, name: str) -> None:
         """Compile one form for one size, and call it once."""
@@ -224,7 +226,7 @@ class Forms:
                 builders[LAST[name]] = partial(eager, name, True)
         if 'fused' in names and size == 'batch':
             builders['fused, float16 weights'] = half_weights
-        for name in ('timm', 'ours', 'fused'):
+        for name in ('timm', 'fused'):
             if name in names:
                 builders[f'{name}, compiled'] = partial(compiled, name)
         if size == 'one':

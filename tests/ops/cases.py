@@ -262,6 +262,24 @@ def modulated_deformable_convolution():
     return found
 
 
+@case
+def modulated_deformable_convolution_with_the_offsets_of_a_larger_map():
+    """As mmdet's DyHead calls it: the kernels read the first numbers of each image."""
+    from mmcv.ops import modulated_deform_conv2d
+
+    x, offset, weight = _convolution(1, 1, 1, 70)
+    height, width = x.shape[2:]
+    offset = numbers((2, 18, 2 * height, 2 * width), 71, -1.5, 1.5)
+    mask = numbers((2, 9, 2 * height, 2 * width), 72)
+    return with_gradients(
+        lambda x, o, m, w: modulated_deform_conv2d(x, o, m, w, None, 1, 1),
+        x,
+        offset,
+        mask,
+        weight,
+    )
+
+
 def run() -> dict[str, np.ndarray]:
     """Return the results of all cases by ``CASE/NAME``."""
     return {

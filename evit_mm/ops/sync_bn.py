@@ -1,0 +1,87 @@
+"""Batch normalisation whose statistics mmcv's ``SyncBatchNorm`` sums over processes.
+
+Shapes: B images, C channels, S places of a map. mmcv's module exchanges the sums itself. All
+statistics, and the normalised values that it keeps for the backward pass, are float32.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def sync_bn_forward_mean(input: Tensor, mean: Tensor) -> None:  # noqa: A002 - mmcv's name
+    """Write the mean of each channel of ``(B, C, S)`` into ``mean``: ``(C,)``."""
+    mean.copy_(input.float().mean((0, 2)))
+
+
+def sync_bn_forward_var(input: Tensor, mean: Tensor, var: Tensor) -> None:  # noqa: A002
+    """Write the mean square distance of ``(B, C, S)`` from ``mean`` into ``var``: ``(C,)``."""
+    var.copy_((input.float() - mean[:, None]).square_().mean((0, 2)))
+
+
+def sync_bn_forward_output(
+    input: Tensor,  # noqa: A002
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    norm: Tensor,
+    std: Tensor,
+    output: Tensor,
+    eps: float,
+    momentum: Tensor | float,
+    group_size: int,
+) -> None:
+    """Normalise ``input`` and update the running statistics.
+
+    Args:
+        input: ``(B, C, S)``.
+        mean: ``(C,)``, as are the next five and ``std``.
+        var: The mean over all processes.
+        weight: Factor.
+        bias: Summand.
+        running_mean: Changed in place.
+        running_var: Changed in place, with the unbiased variance.
+        norm: ``(B, C, S)``, takes the values before weight and bias.
+        std: Takes the standard deviation.
+        output: ``(B, C, S)``, takes the result.
+        eps: Added to the variance.
+        momentum: Share of this batch in the running statistics.
+        group_size: Number of processes.
+    """
+    std.copy_((var + eps).sqrt())
+    norm.copy_((input.float() - mean[:, None]) / std[:, None])
+    output.copy_(norm * weight[:, None] + bias[:, None])
+    count = len(input) * input.shape[2] * group_size
+    unbiased = var * (count / (count - 1)) if count > 1 else var
+    for running, now in ((running_mean, mean), (running_var, unbiased)):
+        running.copy_(momentum * now + (1 - momentum) * running)
+
+
+def sync_bn_backward_param(
+    grad_output: Tensor, norm: Tensor, grad_weight: Tensor, grad_bias: Tensor
+) -> None:
+    """Write the gradients of :func:`sync_bn_forward_output` by weight and bias: ``(C,)``."""
+    gradient = grad_output.float()
+    grad_weight.copy_((gradient * norm).sum((0, 2)))
+    grad_bias.copy_(gradient.sum((0, 2)))
+
+
+def sync_bn_backward_data(
+    grad_output: Tensor,
+    weight: Tensor,
+    grad_weight: Tensor,
+    grad_bias: Tensor,
+    norm: Tensor,
+    std: Tensor,
+    grad_input: Tensor,
+) -> None:
+    """Write the gradient by the input: ``(B, C, S)``.
+
+    ``grad_weight`` and ``grad_bias`` are the means over all processes.
+    """
+    count = len(grad_output) * grad_output.shape[2]
+    common = (grad_weight[:, None] * norm + grad_bias[:, None]) / count
+    grad_input.copy_(weight[:, None] * (grad_output.float() - common) / std[:, None])

@@ -1,0 +1,35 @@
+"""``python -m evit_mm.ops PROGRAM.py`` for programs that import mmcv's operators at once."""
+
+import subprocess
+import sys
+
+from ..conftest import ROOT
+
+PROGRAM = """
+import sys
+import neighbour
+from mmdet.datasets import CocoDataset
+from mmcv.ops import nms
+print(__name__, sys.argv[1:], neighbour.VALUE)
+"""
+
+
+def call(*words, cwd):
+    command = [sys.executable, '-W', 'ignore', '-m', 'evit_mm.ops', *words]
+    environment = {'PYTHONPATH': str(ROOT), 'PATH': ''}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+
+
+def test_a_program_runs_with_its_arguments_and_modules(tmp_path):
+    (tmp_path / 'tools').mkdir()
+    (tmp_path / 'tools' / 'program.py').write_text(PROGRAM)
+    (tmp_path / 'tools' / 'neighbour.py').write_text('VALUE = 5')
+    done = call('tools/program.py', 'config.py', '--out', 'x', cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "__main__ ['config.py', '--out', 'x'] 5"
+
+
+def test_a_missing_program_is_named(tmp_path):
+    done = call('nothing.py', cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("'nothing.py' is not a file; usage:")
