@@ -14,8 +14,8 @@ mmdet's own training tool. What a stack cannot do is skipped; pytest's summary h
 
 """
 FOOTER = """
-A row is the file that `tox -e NAME -- --stack-report docs/stacks/NAME.json` writes, or, in an
-environment that is there already, `pytest tests/smoke --stack-report docs/stacks/NAME.json`;
+A row is a file in the folder `docs/stacks`, which `tox -e NAME -- --stack-report FILE.json` writes
+or, in an environment that is there already, `pytest tests/smoke --stack-report FILE.json`;
 `python -m tests.smoke.table` makes this page of them. Other combinations may work as well; these
 have been run.
 """
