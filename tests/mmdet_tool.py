@@ -15,6 +15,7 @@ PIPELINE = [
     {'type': 'LoadImageFromFile'},
     {'type': 'LoadAnnotations', 'with_bbox': True},
     {'type': 'Resize', 'scale': (256, 256), 'keep_ratio': True},
+    {'type': 'Pad', 'size': (256, 256)},  # the necks of RTMDet and YOLOX want multiples of 32
     {'type': 'PackDetInputs'},
 ]
 
