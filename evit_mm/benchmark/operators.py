@@ -23,7 +23,7 @@ REGIONS, MAP = 500, (256, 100, 168)  # of RoIAlign: channels, height, width of a
 
 
 def calls() -> Iterator[tuple[str, dict[str, Callable[[], object]]]]:
-    """Yield what is timed together: a label, and functions named :data:`THEIRS` and :data:`OURS`.
+    """Yield what is timed together: a label, and functions named ``THEIRS`` and ``OURS``.
 
     Raises:
         ConfigError: This mmcv has no compiled operators.
