@@ -126,7 +126,8 @@ class Command:
         device, tiny = self.args.device, self.args.tiny
         os.environ.setdefault('TORCHINDUCTOR_COMPILE_THREADS', '2')
         # more at once would leave the trainings and tests beside them no processor
-        turns = multiprocessing.get_context('spawn').Semaphore(COMPILERS)
+        # kept, since a process that is still starting looks for it by name
+        self.turns = turns = multiprocessing.get_context('spawn').Semaphore(COMPILERS)
         os.environ.setdefault('TORCHINDUCTOR_CACHE_DIR', str(self.work / 'inductor'))
         networks = ('m0', 'mobilenetv2_100') if tiny else (*VARIANTS, *PEERS)
 
