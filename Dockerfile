@@ -1,9 +1,10 @@
-# docker build -t evit_mm .                              for CPUs
-# docker build -t evit_mm --build-arg TORCH=cu130 .      for GPUs: the name of an index of PyTorch's
+# docker build -t evit_mm .
+# For GPUs as well: the registry's torch has CUDA in it. A smaller image for CPUs only, or another CUDA, by
+#   --build-arg PIP_EXTRA_INDEX_URL=ADDRESS, an index of PyTorch's wheels as its install page names them
 FROM python:3.13-slim
-ARG TORCH=cpu
+ARG PIP_EXTRA_INDEX_URL
 RUN apt-get update && apt-get install -y --no-install-recommends make && rm -rf /var/lib/apt/lists/*
 WORKDIR /evit_mm
 COPY . .
-RUN PIP_NO_CACHE_DIR=1 PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/$TORCH make env
+RUN PIP_NO_CACHE_DIR=1 make env
 ENV PATH=/evit_mm/.venv/bin:$PATH

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from .errors import ConfigError
+from .provenance import need_torch
 from .published import PUBLISHED, TIMM_NAMES, Published
 
 PARTS = ('backbone', 'neck', 'head')
@@ -185,6 +185,9 @@ def _detector_macs_of(name: str, model: nn.Module, size: tuple[int, int]) -> dic
 
 
 def _run_counted(function: Callable[..., Any], *inputs: Any) -> tuple[Any, int]:
+    need_torch('2.1', 'Counting multiply-adds')
+    from torch.utils.flop_counter import FlopCounterMode
+
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         output = function(*inputs)
     return output, counter.get_total_flops() // 2

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import zip_longest
 
 import torch
@@ -23,11 +23,15 @@ from .errors import EvitError
 from .models import EfficientViT, EfficientViTHead
 from .models.attention import CascadedGroupAttention, WindowAttention
 from .models.layers import FFN, BNLinear, ConvBN, Residual
-from .winograd import WinogradConv2d
+from .winograd import WinogradConv2d, autocasts
 
 TOLERANCE = 1e-4
 PROBE_SIZE = (96, 160)  # gives every stage of every variant maps that are not whole windows
 PROBE_MAP = (29, 30)  # for a convolution: not whole tiles
+# PyTorch before 2.7 cannot say, and is not asked to export
+_is_exporting: Callable[[], bool] = getattr(
+    getattr(torch, 'compiler', None), 'is_exporting', lambda: False
+)
 
 
 def fold_conv_bn(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> nn.Conv2d:
@@ -63,7 +67,7 @@ def fold_residual_depthwise(conv: nn.Conv2d) -> nn.Conv2d:
 
 def _add_product(total: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """Return ``total + x @ weight.T``, in ``total`` itself except under autocast."""
-    if torch.is_autocast_enabled(total.device.type):  # which in-place products do not know
+    if autocasts(total):  # which in-place products do not know
         return total + F.linear(x, weight)
     return total.addmm_(x, weight.t())
 
@@ -134,7 +138,7 @@ class FusedWindowAttention(nn.Module):
         w = self.window_size
         rows, cols = (height + w - 1) // w, (width + w - 1) // w
         tokens = x.permute(0, 2, 3, 1)
-        exporting = torch.jit.is_tracing() or torch.compiler.is_exporting()
+        exporting = torch.jit.is_tracing() or _is_exporting()
         if exporting or (rows * w, cols * w) != (height, width):  # an exported graph takes any size
             tokens = F.pad(tokens, (0, 0, 0, cols * w - width, 0, rows * w - height))
         tokens = tokens.reshape(batch, rows, w, cols, w, channels).transpose(2, 3)

@@ -31,6 +31,7 @@ from .checkpoint import (
     metadata_of,
     plain_weights_of,
     read_checkpoint,
+    tensors_of,
 )
 from .config_check import check_values
 from .datasets.check import check_config_data
@@ -140,7 +141,7 @@ def train(
     if deterministic:
         be_deterministic(cfg)
     use_safe_parts(cfg)
-    state = _prepare_resume(cfg, resume)
+    resumed = _prepare_resume(cfg, resume)
     if track:
         _check_folder('--work-dir', cfg.work_dir)
         hooks = [*hooks, TrackingHook(track, add_trackers(cfg, track, _is_first_process()))]
@@ -151,8 +152,10 @@ def train(
     runner.register_hook(ResumedOptimizerHook())
     for hook in hooks:
         runner.register_hook(hook)
-    if state is not None:
-        check_state_dict(state, unwrap(runner.model), name=str(cfg.load_from or 'last checkpoint'))
+    if resumed is not None:
+        state = extract_state_dict(resumed, prefix='', name=str(cfg.load_from))
+        check_state_dict(state, unwrap(runner.model), name=str(cfg.load_from))
+        runner.content = resumed
     elif cfg.get('load_from'):
         runner.content = _read_start(cfg.load_from, unwrap(runner.model))
     log_provenance(runner)
@@ -385,8 +388,8 @@ def set_device(device: str | None) -> None:
     mmengine.device.utils.DEVICE = chosen.type
 
 
-def _prepare_resume(cfg: Config, resume: str | None) -> dict[str, torch.Tensor] | None:
-    """Point the config at the checkpoint, take over its seed, and return its weights."""
+def _prepare_resume(cfg: Config, resume: str | None) -> dict[str, Any] | None:
+    """Point the config at the checkpoint, take over its seed, and return what it holds."""
     if resume is None and cfg.get('resume'):
         resume = cfg.get('load_from') or 'auto'
     cfg.resume = False
@@ -410,7 +413,7 @@ def _prepare_resume(cfg: Config, resume: str | None) -> dict[str, torch.Tensor] 
     if seed is not None:
         # mmengine restores the seed only after the sampler has drawn its own
         cfg.randomness = {**cfg.get('randomness', {}), 'seed': seed}
-    return extract_state_dict(content, prefix='', name=str(path))
+    return {**content, 'state_dict': tensors_of(content, name=str(path))}
 
 
 def _read_fitting(

@@ -1,4 +1,4 @@
-"""What a run was made with: versions and the commit."""
+"""What a run is made with: versions and the commit, and whether PyTorch is new enough."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import re
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+
+from .errors import EvitError
 
 # other distributions that bring the same modules: without operators, and the maintained fork's
 OTHERS = {
@@ -31,6 +33,28 @@ def _version(package: str) -> str:
             continue
         return version if name == package else f'{version} ({name})'
     return 'not installed'
+
+
+def need_torch(version: str, what: str) -> None:
+    """Refuse what the installed PyTorch is too old for; the rest of the package goes on with 2.0.
+
+    Args:
+        version: The oldest that will do, ``'2.7'``.
+        what: What needs it, as the beginning of a sentence.
+
+    Raises:
+        EvitError: The installed one is older.
+    """
+    installed = importlib.metadata.version('torch')
+    if _numbers(installed) < _numbers(version):
+        raise EvitError(
+            f'{what} needs torch {version} or newer, and this is torch {installed}; install a '
+            f"newer one with: pip install 'torch>={version}' torchvision"
+        )
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(number) for number in re.findall(r'\d+', version)[:2]]
 
 
 def commit() -> str:

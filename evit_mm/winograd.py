@@ -11,6 +11,7 @@ Shapes: B batch, C and K input and output channels, H x W map, P tiles of 4 x 4 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -38,6 +39,10 @@ _OUTPUT = (
     (0, 1, -1, 2, -2, 0),
     (0, 1, 1, 4, 4, 0),
     (0, 1, -1, 8, -8, 1),
+)
+# PyTorch 2.0 cannot say; it then compiles this form in place of the plain convolution
+_is_compiling: Callable[[], bool] = getattr(
+    getattr(torch, 'compiler', None), 'is_compiling', lambda: False
 )
 # what the tiles of one step may take in each domain together, so that they stay in the cache
 _STEP_BYTES = 16 * 2**20
@@ -110,11 +115,9 @@ class WinogradConv2d(nn.Conv2d):
         batch, channels, height, width = x.shape
         rows, cols = -(-height // 4), -(-width // 4)
         # a graph is for another runtime or compiler, which sees the plain convolution
-        graph = torch.jit.is_tracing() or torch.compiler.is_compiling()
+        graph = torch.jit.is_tracing() or _is_compiling()
         learns = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
-        # in half precision the transforms would cancel what the products find
-        halved = torch.is_autocast_enabled(x.device.type)
-        if graph or learns or halved or not _fits(x) or rows * cols < _FEWEST_TILES:
+        if graph or learns or not _fits(x) or rows * cols < _FEWEST_TILES:
             return super().forward(x)
         per_tile = 36 * 4 * (channels + self.out_channels)
         step = max(1, _STEP_BYTES // per_tile // cols)
@@ -142,9 +145,18 @@ class WinogradConv2d(nn.Conv2d):
         return outputs if self.bias is None else outputs.add_(self.bias)
 
 
+def autocasts(x: Tensor) -> bool:
+    """Whether operations on a tensor's device are cast to another precision."""
+    if hasattr(torch, 'get_autocast_dtype'):
+        return torch.is_autocast_enabled(x.device.type)
+    # before PyTorch 2.4 each device has a function of its own
+    on_cpu = x.device.type == 'cpu'
+    return torch.is_autocast_cpu_enabled() if on_cpu else torch.is_autocast_enabled()
+
+
 def _fits(x: Tensor) -> bool:
-    in_float32 = x.dtype == torch.float32 and not torch.is_autocast_enabled('cpu')
-    return x.device.type == 'cpu' and in_float32
+    # in half precision the transforms would cancel what the products find
+    return x.device.type == 'cpu' and x.dtype == torch.float32 and not autocasts(x)
 
 
 def _matrix(x: Tensor, conv: nn.Conv2d) -> Tensor:

@@ -31,10 +31,9 @@ else
     has "$path" $libraries && use "$path"
     "$path" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
         fail "$("$path" --version 2>&1) is too old; name Python 3.10 to 3.13 by PYTHON="
-    "$path" -m venv "$venv" >&2 || {
-        rm -rf "$venv"
+    "$path" -c 'import venv, ensurepip' 2>/dev/null ||
         fail "$path has no venv module; on Debian and Ubuntu: apt-get install python3-venv"
-    }
+    "$path" -m venv "$venv" >&2 || fail "cannot create $venv, see above; set VENV= elsewhere"
 fi
 
 free=$(($(df -Pk "$venv" | awk 'NR == 2 { print $4 }') / 1048576))

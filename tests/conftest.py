@@ -6,7 +6,6 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 import torch
 
@@ -49,6 +48,7 @@ def chromium():
     found = next(filter(None, map(shutil.which, names)), None)
     if found is None:
         pytest.skip('no Chromium to look at pages with (requirements/browser.sh installs it)')
+    import psutil
     from playwright.sync_api import sync_playwright
 
     before = set(psutil.Process().children())

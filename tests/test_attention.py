@@ -80,3 +80,29 @@ def test_window_attention_sees_each_window_alone_and_the_zero_padding():
                 height, width = min(4, 6 - y), min(4, 7 - i)
                 window = found[:, :, y : y + height, i : i + width]
                 assert relative_error(window, expected[:, :, :height, :width]) < 1e-5
+
+
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
+def test_one_window_has_the_gradient_of_many(layout):
+    """BatchNorm's gradient on a CPU is wrong, up to torch 2.14 at least, for some strides.
+
+    The input is contiguous and the gradient's strides are (w * w, 1, w * C, C), which are those of
+    channels last but for the first, and which a view of a transposed tensor of batch 1 has.
+    """
+    module = (
+        randomise(WindowAttention(12, 4, 2, window_size=4, kernel_sizes=(3, 3))).double().eval()
+    )
+    images = torch.randn(2, 12, 4, 4, dtype=torch.float64)
+    weights = torch.randn(2, 12, 4, 4, dtype=torch.float64)
+
+    def gradients(x, weight):
+        x = x.contiguous(memory_format=layout).requires_grad_()
+        inputs = (x, *module.parameters())
+        return torch.autograd.grad((module(x) * weight).sum(), inputs)
+
+    expected = gradients(images, weights)
+    alone = [gradients(images[i : i + 1], weights[i : i + 1]) for i in range(2)]
+    found = [torch.cat([grads[0] for grads in alone])]
+    found += [first + second for first, second in zip(alone[0][1:], alone[1][1:], strict=True)]
+    for one, many in zip(found, expected, strict=True):
+        assert relative_error(one, many) < 1e-12

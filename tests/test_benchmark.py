@@ -1,9 +1,12 @@
 """The benchmark measures what it says, and says what it measured. No test asserts a time."""
 
+import importlib
 import importlib.metadata
 import json
 import multiprocessing
 import os
+import sys
+from types import ModuleType
 
 import pytest
 import torch
@@ -147,6 +150,31 @@ def test_the_paper_s_protocol(monkeypatch, tmp_path):
     assert len(rows) == 6 and {row.against for row in rows} == {'MobileNetV2'}
     assert 'EfficientViT-M3 over MobileNetV2, eager: here ' in text
     assert 'published 3.0 on an Intel CPU' in text and 'EfficientNet-B0' not in text
+
+
+def test_operators_need_compiled_ones(monkeypatch, tmp_path):
+    pytest.importorskip('mmdet')
+    monkeypatch.setitem(sys.modules, 'mmcv._ext', ModuleType('mmcv._ext'))
+    with pytest.raises(ConfigError, match='needs an mmcv with compiled ones'):
+        run('operators', tmp_path, rounds=1)
+
+
+@pytest.mark.slow
+def test_operators_beside_compiled_ones(monkeypatch, tmp_path):
+    """Ours in the place of the compiled ones too: every call must go through."""
+    pytest.importorskip('mmdet')
+    from evit_mm.ops import OPERATORS
+
+    module = importlib.import_module('mmcv.ops.nms')
+
+    compiled = ModuleType('mmcv._ext')
+    vars(compiled).update(OPERATORS, __file__='mmcv/_ext.so')
+    monkeypatch.setitem(sys.modules, 'mmcv._ext', compiled)
+    monkeypatch.setattr(module, 'ext_module', compiled)  # as it was afterwards
+    monkeypatch.setattr('evit_mm.benchmark.operators.REGIONS', 10)
+    rows, text = run('operators', tmp_path, rounds=1)
+    assert {row.name for row in rows} == {'compiled', 'evit_mm.ops'}
+    assert 'RoIAlign maximum, sampling_ratio=0, backward' in text and 'prediction' in text
 
 
 def test_detection_by_stage(monkeypatch, tmp_path):

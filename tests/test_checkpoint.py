@@ -10,6 +10,8 @@ from mmengine.logging import HistoryBuffer
 from torch import nn
 
 from evit_mm import checkpoint as ckpt
+from evit_mm.checkpoint import reading
+from evit_mm.checkpoint.allowed import TORCH_HAS_SAFE_TYPES
 from evit_mm.errors import CheckpointError
 from evit_mm.models import EfficientViT, EfficientViTHead
 
@@ -144,8 +146,9 @@ def test_a_pickle_bomb_is_refused_and_does_not_go_off(tmp_path, legacy, nested):
     with pytest.raises(CheckpointError, match=r"bomb\.pth' was refused, nothing in it was run"):
         ckpt.read_checkpoint(path)
     assert not trap.exists()
-    with pytest.raises(pickle.UnpicklingError):
-        torch.load(path)  # mmengine's own way is as safe
+    if TORCH_HAS_SAFE_TYPES:
+        with pytest.raises(pickle.UnpicklingError):
+            torch.load(path)  # mmengine's own way is as safe
     assert not trap.exists()
     pickle.loads(pickle.dumps(Bomb(trap)))  # the bomb is real
     assert trap.exists()
@@ -175,6 +178,31 @@ def test_missing_file_is_named(tmp_path):
         ckpt.read_checkpoint(tmp_path / 'none.pth')
 
 
+@pytest.mark.parametrize('own', [False, True])
+def test_what_mmengine_logs_is_read(tmp_path, monkeypatch, own):
+    """With torch's unpickler, and with the one before torch 2.6."""
+    if own:
+        monkeypatch.setattr(reading, 'TORCH_HAS_SAFE_TYPES', False)
+    content = {
+        'loss': HistoryBuffer([1.0, 2.0], [1, 1]),
+        'numbers': [np.float64(3), np.int64(2**40), np.float32(0.5)],
+        'seed': 5,
+        'dtype': torch.bfloat16,
+        'size': torch.Size([2, 3]),
+        'args': argparse.Namespace(lr=0.1, names=['a']),
+        'weight': torch.nn.Parameter(torch.ones(2).bfloat16()),
+        'momentum': {0: {'step': torch.tensor(3.0)}},
+    }
+    found = ckpt.read_checkpoint(save(tmp_path / 'log.pth', content))
+    assert found['loss'].statistics('mean') == 1.5 and found['loss'].data[1].tolist() == [1, 1]
+    assert found['loss'].statistics('current') == 2
+    for key in ('numbers', 'seed', 'dtype', 'size', 'args', 'momentum'):
+        assert found[key] == content[key], key
+    assert [type(x) for x in found['numbers']] == [np.float64, np.int64, np.float32]
+    assert torch.equal(found['weight'], content['weight'])
+
+
+@pytest.mark.skipif(not TORCH_HAS_SAFE_TYPES, reason='torch before 2.6 has no such list')
 def test_mmengine_types_are_allowed_and_no_more(tmp_path):
     history = HistoryBuffer([1.0, 2.0], [1, 1])
     path = save(tmp_path / 'log.pth', {'message_hub': {'loss': history}, 'n': np.float64(3)})
@@ -204,8 +232,9 @@ def test_getattr_is_limited_to_the_statistics_of_a_history(tmp_path, owner, name
     path = save(tmp_path / 'reach.pth', {'w': torch.ones(1), 'x': Getattr(owner, name)})
     with pytest.raises(CheckpointError, match='was refused'):
         ckpt.read_checkpoint(path)
-    with pytest.raises(pickle.UnpicklingError):
-        torch.load(path)
+    if TORCH_HAS_SAFE_TYPES:
+        with pytest.raises(pickle.UnpicklingError):
+            torch.load(path)
 
 
 def test_resized_biases_keep_a_smooth_grid():

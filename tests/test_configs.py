@@ -12,6 +12,7 @@ from evit_mm.complexity import measure
 from evit_mm.engine import load_config
 
 from .conftest import ROOT
+from .steps import train_a_step_and_predict
 
 CONFIGS = sorted((ROOT / 'configs').glob('*.py'))
 COCO = [path for path in CONFIGS if path.stem.endswith('_coco')]
@@ -45,35 +46,7 @@ def test_bases_are_here_and_at_most_three_layers(path):
 
 @pytest.mark.parametrize('path', DETECTORS, ids=lambda p: p.stem)
 def test_detector_builds_trains_a_step_and_predicts(path):
-    from mmdet.registry import MODELS
-    from mmdet.testing import demo_mm_inputs
-
-    cfg = load_config(path)
-    init_default_scope('mmdet')
-    cfg.model.backbone.init_cfg = None
-    if 'roi_head' in cfg.model:  # fewer regions, or this one takes half a minute
-        cfg.model.train_cfg.rcnn.sampler.num = 32
-        cfg.model.test_cfg.rpn.max_per_img = 50
-        cfg.model.test_cfg.rcnn.max_per_img = 5
-    model = MODELS.build(cfg.model)
-    model.init_weights()
-    assert tuple(model.backbone.out_channels) == tuple(cfg.model.neck.in_channels)
-    head = cfg.model.get('bbox_head') or cfg.model.roi_head.bbox_head
-    inputs = demo_mm_inputs(
-        2,
-        [[3, 64, 96], [3, 96, 64]],
-        num_classes=head.num_classes,
-        with_mask='mask_head' in cfg.model.get('roi_head', {}),
-    )
-    data = model.data_preprocessor(inputs, True)
-    losses = model.train().loss(data['inputs'], data['data_samples'])
-    total = sum(sum(v) if isinstance(v, list) else v for v in losses.values())
-    total.backward()
-    assert torch.isfinite(total)
-    assert all(p.grad is not None for p in model.parameters())
-    data = model.data_preprocessor(inputs, False)
-    found = model.eval().predict(data['inputs'], data['data_samples'])
-    assert len(found) == 2 and 'scores' in found[0].pred_instances
+    train_a_step_and_predict(load_config(path))
 
 
 @pytest.mark.parametrize('path', AUTHORS, ids=lambda p: p.stem)
@@ -146,7 +119,12 @@ def test_weight_decay_is_off_for_attention_biases_alone():
 def test_light_head_differs_from_the_full_one_only_where_it_says():
     light = load_config(ROOT / 'configs' / 'retinanet_evit_m4_shapes.py').model
     coco = load_config(ROOT / 'configs' / 'retinanet_evit_m4_coco.py').model
-    assert light.backbone == {'type': 'EfficientViT', 'arch': 'm4', 'norm_eval': False}
+    assert light.backbone == {
+        'type': 'EfficientViT',
+        'arch': 'm4',
+        'norm_eval': False,
+        'channels_last': True,
+    }
     assert light.neck == {**coco.neck, 'out_channels': 64}
     changed = {k for k in coco.bbox_head if light.bbox_head[k] != coco.bbox_head[k]}
     assert changed == {

@@ -11,10 +11,12 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import init_default_scope
 
+from evit_mm.datasets import make_shapes
 from evit_mm.engine import load_config
 from evit_mm.models import EfficientViT
 
 from .conftest import ROOT, randomise
+from .mmdet_tool import train_with_mmdet
 
 PAGE = (ROOT / 'docs' / 'your_detector.md').read_text()
 BLOCKS = dict(
@@ -124,6 +126,13 @@ def test_detector_trains_and_predicts(name, tmp_path):
         assert len(boxes) > 0 and torch.isfinite(boxes).all()
         assert (scores > 0).all() and (scores <= 1).all()
         assert sample.img_shape[:2] == (height, width)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', STRIDES)
+def test_mmdets_own_tool_trains_it(name, tmp_path):
+    data = make_shapes(tmp_path / 'set', 8, 2, size=(96, 80), quiet=True)
+    train_with_mmdet(BLOCKS[name], data, tmp_path)
 
 
 def test_published_weights_are_asked_for_as_in_the_coco_config():

@@ -1,6 +1,7 @@
 """The command for a GPU, rehearsed on the CPU, and the page that it writes."""
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -60,7 +61,8 @@ class Build:
     ],
 )
 def test_what_a_benchmark_cannot_measure_says_why(then, says, tmp_path):
-    worker = Worker('job', Build(then), ('table',), 1, tmp_path)
+    turns = multiprocessing.get_context('spawn').Semaphore(1)
+    worker = Worker('job', Build(then), ('table',), 1, tmp_path, turns)
     while not worker.is_ready(60):
         pass
     rows = [row for rows in worker.measure(0.5, 10 if then == 'hang' else 60) for row in rows]

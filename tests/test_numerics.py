@@ -130,10 +130,11 @@ def test_timm_agrees_on_outputs_and_gradients(arch, size):
     theirs.train()
     theirs.eval()
 
-    image = torch.randn(1, 3, size, size, dtype=torch.float64)
+    # two images: of one, timm's gradient is wrong, see `test_one_window_has_the_gradient_of_many`
+    images = torch.randn(2, 3, size, size, dtype=torch.float64)
     with torch.no_grad():
-        expected = theirs.forward_intermediates(image, intermediates_only=True)
-        for ours_out, theirs_out in zip(ours(image), expected, strict=True):
+        expected = theirs.forward_intermediates(images, intermediates_only=True)
+        for ours_out, theirs_out in zip(ours(images), expected, strict=True):
             assert relative_error(ours_out, theirs_out) < 1e-9
 
     # timm caches the bias in eval mode, so its gradient needs training mode with BatchNorm in eval
@@ -141,9 +142,9 @@ def test_timm_agrees_on_outputs_and_gradients(arch, size):
     for module in theirs.modules():
         if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
             module.eval()
-    weights = torch.randn(1, 10, dtype=torch.float64)
-    (theirs(image) * weights).sum().backward()
-    (model(image) * weights).sum().backward()
+    weights = torch.randn(2, 10, dtype=torch.float64)
+    (theirs(images) * weights).sum().backward()
+    (model(images) * weights).sum().backward()
     gradients = {name: p.grad for name, p in theirs.named_parameters()}
     for name, parameter in model.named_parameters():
         expected = gradients[timm_name(name.split('.', 1)[1])]

@@ -19,7 +19,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..deploy import fold_conv_bn
 from ..errors import ConfigError
-from ..export.files import need, openvino_core
+from ..export.files import TORCH, need, openvino_core
+from ..provenance import need_torch
 
 Run = Callable[[], object]
 CALIBRATION_IMAGES = 8
@@ -108,6 +109,7 @@ def channels_last(model: nn.Module, image: Tensor, threads: int) -> Run:  # noqa
 
 def compiled(model: nn.Module, image: Tensor, threads: int) -> Run:  # noqa: ARG001
     """Return a call of the network compiled by torch, with its weights frozen."""
+    need_torch('2.7', 'The compiled form')
     torch._dynamo.config.recompile_limit = 64  # one network after the other of the same class
     function = torch.compile(model, dynamic=False, options={'freezing': True})
 
@@ -195,6 +197,7 @@ def openvino(
 
 @contextmanager
 def _onnx_file(model: nn.Module, image: Tensor) -> Iterator[Path]:
+    need_torch(TORCH, 'The form for ONNX Runtime or OpenVINO')
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter('ignore')
         file = Path(folder) / 'model.onnx'

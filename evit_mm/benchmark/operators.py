@@ -15,13 +15,15 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..ops import OPERATORS
+from .detection import CASES, cases
 
 Call = Callable[[Any], object]
-ANCHORS, CLASSES = 20_000, 80
+THEIRS, OURS = 'compiled', 'evit_mm.ops'
+REGIONS, MAP = 500, (256, 100, 168)  # of RoIAlign: channels, height, width of a map of stride 8
 
 
 def calls() -> Iterator[tuple[str, dict[str, Callable[[], object]]]]:
-    """Yield what is timed together: a label and the functions, ``compiled`` and ``evit_mm.ops``.
+    """Yield what is timed together: a label, and functions named ``THEIRS`` and ``OURS``.
 
     Raises:
         ConfigError: This mmcv has no compiled operators.
@@ -31,14 +33,13 @@ def calls() -> Iterator[tuple[str, dict[str, Callable[[], object]]]]:
         raise ConfigError('the suite operators needs an mmcv with compiled ones: docs/install.md')
 
     ours = SimpleNamespace(**OPERATORS)
+
+    def both(call: Call) -> dict[str, Callable[[], object]]:
+        return {THEIRS: lambda: call(compiled), OURS: lambda: call(ours)}
+
     for label, call in _operators():
-        yield (
-            label,
-            {
-                'compiled': lambda call=call: call(compiled),
-                'evit_mm.ops': lambda call=call: call(ours),
-            },
-        )
+        yield label, both(call)
+    yield 'RetinaNet-lite-M0, 640x640, prediction', both(_prediction())
 
 
 def _operators() -> Iterator[tuple[str, Call]]:
@@ -86,12 +87,12 @@ def _operators() -> Iterator[tuple[str, Call]]:
 
 
 def _pooling(random: Callable[..., Tensor]) -> Iterator[tuple[str, Call]]:
-    features = random(1, 256, 100, 168)
-    low = random(500, 2) * 600
-    rois = torch.cat((torch.zeros(500, 1), low, low + 16 + random(500, 2) * 300), 1)
+    features = random(1, *MAP)
+    low = random(REGIONS, 2) * 600
+    rois = torch.cat((torch.zeros(REGIONS, 1), low, low + 16 + random(REGIONS, 2) * 300), 1)
     for mode, name in ((1, 'average'), (0, 'maximum')):
         for ratio in (0, 2):
-            size = (500, 256, 7, 7)
+            size = (REGIONS, MAP[0], 7, 7)
             output, y, x = (torch.zeros(size) for _ in range(3))
             options = (7, 7, 0.125, ratio, mode, True)
             yield (
@@ -144,3 +145,17 @@ def _convolutions(random: Callable[..., Tensor]) -> Iterator[tuple[str, Call]]:
         )  # fmt: skip
 
     yield 'modulated deformable convolution, backward', modulated_backward
+
+
+def _prediction() -> Call:
+    """Return a detector's prediction on mmdet's path with the operators that it is given."""
+    module = importlib.import_module('mmcv.ops.nms')  # mmcv.ops.nms is the function
+    chosen = [case for case in CASES if case[0] == 'retinanet_lite_evit_m0_coco'][:1]
+    (case,) = cases('cpu', chosen)
+    predict = case['whole, from tensors, mmdet']
+
+    def run(ext: Any) -> object:
+        vars(module)['ext_module'] = ext
+        return predict()
+
+    return run

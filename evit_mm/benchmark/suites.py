@@ -274,6 +274,24 @@ def measure_evaluation(
     return rows, [f"The largest difference of COCO's twelve figures is {difference:.1g}."]
 
 
+def measure_operators(
+    threads: int,  # noqa: ARG001
+    rounds: int,
+    device: str = 'cpu',  # noqa: ARG001
+) -> tuple[list[Row], list[str]]:
+    """Time mmcv's operators, compiled and by evit_mm.ops."""
+    from .operators import OURS, THEIRS, calls
+
+    rows = []
+    for label, functions in calls():
+        for name, seconds in time_interleaved(functions, rounds, 1).items():
+            rows.append(Row(label, name, seconds, None, THEIRS if name == OURS else None))
+    note = (
+        "On random boxes and maps of the sizes of a detector. RetinaNet predicts on mmdet's path."
+    )
+    return rows, [note]
+
+
 SUITES = {
     'forms': Suite('EfficientViT-M4 in every form', measure_forms, 2, 'flop'),
     'variants': Suite("M0 to M5 against timm's", measure_variants, 1, 'flop'),
@@ -281,6 +299,7 @@ SUITES = {
     'detection': Suite('From the file to the boxes', measure_detection, 2, ''),
     'training': Suite('Training steps', measure_training, 2, ''),
     'evaluation': Suite("COCO's evaluation", measure_evaluation, 1, ''),
+    'operators': Suite("mmcv's operators", measure_operators, 2, ''),
 }
 
 
@@ -357,7 +376,8 @@ def timm_backbone(arch: str, side: int) -> nn.Module:
     """Return timm's implementation of the same network."""
     import timm
 
-    # windows of 4 in the last stage at 224 px, of 7 beyond, as in ours
+    # windows of 4 in the last stage at 224 px, of 7 beyond, as in ours; timm 1.0.31 and later take
+    # any size of image then
     size = SIDE if side == SIDE else 512
     return timm.create_model(f'efficientvit_{arch}', features_only=True, img_size=size)
 

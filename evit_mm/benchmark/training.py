@@ -9,6 +9,8 @@ import torch
 from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 
+from ..provenance import need_torch
+
 # config, size as (height, width), images
 CASES = (('retinanet_evit_m4_bccd', (256, 320), 8),)
 LAYOUTS: dict[str, dict[str, bool]] = {
@@ -168,6 +170,7 @@ def _step(
         model.to(memory_format=torch.channels_last)
     model.train()
     if options.get('compile'):
+        need_torch('2.1', 'A compiled backbone')
         model.backbone.compile(dynamic=False)
     classes = model.bbox_head.num_classes
     batch = demo_mm_inputs(images, [[3, *size]] * images, num_classes=classes)

@@ -4,6 +4,7 @@ Functions from files and dicts to dicts. Nothing here ever unpickles arbitrary o
 builds models and so is not imported here: :mod:`evit_mm.checkpoint.conversion`.
 """
 
+from .allowed import allow_mmengine_types
 from .contents import DERIVED, extract_state_dict, metadata_of, plain_weights_of, tensors_of
 from .fitting import (
     check_state_dict,
@@ -12,7 +13,6 @@ from .fitting import (
     load_pretrained,
     resize_attention_biases,
 )
-from .reading import allow_mmengine_types
 from .sources import read_checkpoint
 from .writing import write_checkpoint
 

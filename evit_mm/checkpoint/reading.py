@@ -1,64 +1,30 @@
 """Reading files that a stranger may have made: weights only, bounded, one error type.
 
 Before anything is unpickled, a file is looked at from outside: what it is by its first bytes, and
-that it does not unfold to more than it weighs. Then torch's weights-only unpickler reads it, with
-exactly the types that are named here.
+that it does not unfold to more than it weighs. Then torch's weights-only unpickler reads it, or
+before torch 2.6 one by the same rules (:mod:`~evit_mm.checkpoint.unpickling`), with exactly the
+types that :mod:`~evit_mm.checkpoint.allowed` names.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import pickle
 import re
 import stat
 import struct
+import tarfile
 import warnings
 import zipfile
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
 import torch
-from mmengine.logging import HistoryBuffer
-from numpy._core import multiarray
 
 from ..errors import CheckpointError
+from . import unpickling
+from .allowed import AUTHORS_TYPES, TORCH_HAS_SAFE_TYPES, allow_mmengine_types
 
-
-def _history_method(owner: Any, name: str) -> Any:
-    """Stand in for ``getattr`` in mmengine's pickles, which name HistoryBuffer's statistics so.
-
-    Allowing ``getattr`` itself would let a file reach attributes of anything.
-
-    Raises:
-        pickle.UnpicklingError: Anything else is asked for.
-    """
-    if owner is not HistoryBuffer or name not in ('min', 'max', 'current', 'mean'):
-        raise pickle.UnpicklingError(f'Unsupported getattr of {name!r}')
-    return getattr(owner, name)
-
-
-# What mmengine's CheckpointHook writes beside tensors: its scalar histories, which are numpy
-# arrays. The dtypes are those of the numbers that it logs.
-MMENGINE_TYPES: list[Any] = [
-    HistoryBuffer,
-    np.ndarray,
-    np.dtype,
-    np.dtypes.Float64DType,
-    np.dtypes.Float32DType,
-    np.dtypes.Int64DType,
-    np.dtypes.Int32DType,
-    multiarray._reconstruct,
-    multiarray.scalar,
-    # numpy 1's names of the two, in files written with it
-    (multiarray._reconstruct, 'numpy.core.multiarray._reconstruct'),
-    (multiarray.scalar, 'numpy.core.multiarray.scalar'),
-    (_history_method, 'builtins.getattr'),
-    (_history_method, '__builtin__.getattr'),  # its name in pickle protocol 2
-]
-# The authors' ImageNet files keep their command line beside the weights.
-AUTHORS_TYPES: list[Any] = [argparse.Namespace]
 METADATA_KEY = 'evit_mm'  # of what a .safetensors file of ours holds beside its tensors, as JSON
 # what torch's unpickler says of types and operations that it does not know, without its advice
 REFUSED = re.compile(
@@ -69,15 +35,6 @@ LEGACY_MAGIC = b'l\xfc\x9cF\xf9 j\xa8P\x19'  # what torch.save began with before
 CHECKPOINT_KINDS = ('zip', 'legacy', 'safetensors')
 ZIP_MAGIC = b'PK\x03\x04'
 FETCH_AGAIN = 'fetch or save it again'
-
-
-def allow_mmengine_types() -> None:
-    """Let ``torch.load(weights_only=True)`` read what mmengine itself saves, and no more.
-
-    From torch 2.6 on, mmengine's own ``torch.load`` calls are weights-only; without this, testing
-    and resuming from its training checkpoints fail.
-    """
-    torch.serialization.add_safe_globals(MMENGINE_TYPES)
 
 
 def read_file(path: str | Path) -> Any:
@@ -93,7 +50,7 @@ def read_file(path: str | Path) -> Any:
     Raises:
         CheckpointError: The file is missing, not a regular file, of another kind, truncated,
             unfolds to more than its size, or holds types other than tensors, plain Python values
-            and those listed in this module.
+            and those of :mod:`~evit_mm.checkpoint.allowed`.
     """
     path = Path(path)
     size = _regular_size(path)
@@ -199,13 +156,10 @@ def _check_archive(path: Path, file: IO[bytes], size: int) -> None:
 
 
 def _unpickle(path: Path, file: IO[bytes]) -> Any:
-    allow_mmengine_types()
-    # leaving safe_globals forbids what it was given, even what somebody had allowed before
-    extra = [t for t in AUTHORS_TYPES if t not in torch.serialization.get_safe_globals()]
     try:
-        with torch.serialization.safe_globals(extra), warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # of other pickle protocols
-            return torch.load(file, map_location='cpu', weights_only=True)
+            return _load(file)
     except pickle.UnpicklingError as error:
         reason = str(error).replace('WeightsUnpickler error: ', '')
         found = REFUSED.search(reason)
@@ -218,6 +172,20 @@ def _unpickle(path: Path, file: IO[bytes]) -> Any:
         ) from None
     except Exception as error:  # whatever broken bytes lead the unpickler to
         raise _unreadable(path, error) from None
+
+
+def _load(file: IO[bytes]) -> Any:
+    if not TORCH_HAS_SAFE_TYPES:
+        if tarfile.is_tarfile(file):  # torch's oldest format, of which torch 2.6 reads no more
+            raise pickle.UnpicklingError('a tar archive')
+        file.seek(0)
+        # torch's own unpickler is not asked, ours reads weights only
+        return torch.load(file, 'cpu', pickle_module=unpickling, weights_only=False)
+    allow_mmengine_types()
+    # leaving safe_globals forbids what it was given, even what somebody had allowed before
+    extra = [t for t in AUTHORS_TYPES if t not in torch.serialization.get_safe_globals()]
+    with torch.serialization.safe_globals(extra):
+        return torch.load(file, map_location='cpu', weights_only=True)
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:

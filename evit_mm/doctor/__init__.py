@@ -44,7 +44,7 @@ def diagnose(
         findings += operators
         sound = worst(operators) != 'red'
     if sound:
-        findings += check_package(lambda: importlib.import_module('evit_mm'))
+        findings += guarded('imports', lambda: check_package(_import_evit_mm))
         sound = findings[-1].level != 'red'
     if config is not None and sound:
         data = importlib.import_module('.data', __package__)  # not at the top: imports mmengine
@@ -55,3 +55,7 @@ def diagnose(
         findings.append(Finding('yellow', 'config', text, mend))
     findings += guarded('disk', lambda: check_disk('.'))
     return [*findings, *guarded('shared memory', check_shared_memory)]
+
+
+def _import_evit_mm() -> object:
+    return importlib.import_module('evit_mm')

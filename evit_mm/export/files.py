@@ -17,9 +17,13 @@ from torch import nn
 from ..deploy import fuse
 from ..errors import ConfigError, EvitError
 from ..models import EfficientViT
+from ..provenance import need_torch
 from .graph import OPSET, DetectorGraph, onnx_nms_mask
 
 METADATA_KEY = 'evit_mm'
+TORCH = (
+    '2.7'  # the first that tells a graph for any size from one call, torch.compiler.is_exporting
+)
 EXPORTED_SUFFIXES = ('.onnx', '.xml')
 KNOWN_STEPS = ('LoadImageFromFile', 'Resize', 'LoadAnnotations', 'PackDetInputs')
 DIVISOR = 32  # the pyramid's maps then double from level to level
@@ -47,8 +51,10 @@ def export_onnx(
         size: Height and width of the image that the graph is made with.
 
     Raises:
-        EvitError: The detector cannot be exported, or a package is missing.
+        EvitError: The detector cannot be exported, PyTorch is older than :data:`TORCH`, or a
+            package is missing.
     """
+    need_torch(TORCH, 'An export')
     onnx, onnxscript = need('onnx'), need('onnxscript')
     DetectorGraph(detector, with_nms)  # refuses before anything is folded
     fast = any(isinstance(m, EfficientViT) for m in detector.modules())

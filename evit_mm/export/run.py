@@ -18,8 +18,9 @@ from torch import nn
 
 from ..datasets.check import dataset_paths
 from ..errors import ConfigError, DataError, EvitError
+from ..provenance import need_torch
 from .check import SCORE_TOLERANCE, Agreement, compare, network_inputs
-from .files import describe, export_onnx, need, to_openvino
+from .files import TORCH, describe, export_onnx, need, to_openvino
 from .graph import DetectorGraph
 from .quantize import quantize_onnx, quantize_openvino
 from .runtime import ExportedModel, to_instances
@@ -100,6 +101,7 @@ def export(
             raise ConfigError(
                 f"-o '{out}' would overwrite the checkpoint '{checkpoint}'; choose another name"
             )
+    need_torch(TORCH, 'An export')
     for package in (*PACKAGES[file_format], *(['nncf'] if int8 and out.suffix == '.xml' else [])):
         need(package)
     cfg = load_config(config, cfg_options)

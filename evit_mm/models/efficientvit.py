@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from ..provenance import need_torch
 from .attention import WindowAttention
 from .backbone import Backbone, check_out_indices
 from .layers import FFN, BNLinear, ConvBN, Residual, SqueezeExcite, mean_pool
@@ -102,7 +103,7 @@ class EfficientViT(Backbone):
             learn. The published detector was trained so.
         drop_path_rate: Stochastic depth of the last block; grows linearly from 0 at the first.
         with_cp: Recompute each block in the backward pass to save memory. Gradients and BatchNorm
-            statistics stay those of the plain run.
+            statistics stay those of the plain run. Needs PyTorch 2.1.
         window_sizes: Window side of each stage in place of the variant's; the ImageNet
             classifiers have (7, 7, 4).
         channels_last: Compute in channels last memory, which is faster; otherwise contiguous.
@@ -161,6 +162,8 @@ class EfficientViT(Backbone):
         self.variant = variant
         self.out_indices = out_indices
         self.out_stem = out_stem
+        if with_cp:
+            need_torch('2.1', 'with_cp=True')
         self.with_cp = with_cp
         stem_out = ((dims[0] // 2, 8),) if out_stem else ()
         outputs = (*stem_out, *((dims[i], 16 << i) for i in out_indices))

@@ -173,7 +173,7 @@ def modulated_deform_conv_forward(
 
     arXiv 1811.11168. ``mask`` is ``(B, G * k * k, h, w)``, ``bias`` ``(O,)``; the rest as in
     :func:`deform_conv_forward`. Offsets and masks may have more places than the output, see
-    :func:`_first_places`.
+    ``_first_places``.
     """
     offset, mask = (_first_places(x, output.shape[2:]) for x in (offset, mask))
     sizes = (stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, group, deformable_group)

@@ -6,6 +6,8 @@ import importlib.abc
 import importlib.machinery
 import importlib.util
 import inspect
+import logging
+import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +15,6 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from mmengine.logging import print_log
 from torch import nn
 
 from ..errors import EvitError
@@ -21,6 +22,7 @@ from ..errors import EvitError
 NAME = 'mmcv._ext'
 SWITCH = 'EVIT_MM_OPS'
 CHOICES = ('auto', 'torchvision', 'compiled')
+logger = logging.getLogger('evit_mm')
 
 
 class MissingOperatorError(EvitError, NotImplementedError):
@@ -104,14 +106,13 @@ def provide(operators: Mapping[str, Callable[..., Any]]) -> str:
             'evit_mm before mmcv.ops'
         )
     if compiled and choice != 'torchvision':
-        print_log("operators: mmcv's compiled ones", logger='current')
+        logger.info("operators: mmcv's compiled ones")
         return 'compiled'
     sys.meta_path.insert(0, _Finder(operators))
-    print_log(
-        "operators: torchvision's, by evit_mm.ops"
-        + (f" in the place of mmcv's compiled ones ({SWITCH})" if compiled else ''),
-        logger='current',
-    )
+    if os.environ.get('RANK', '0') == '0' and multiprocessing.parent_process() is None:
+        # a warning, which Python writes to stderr also where no logging is set up
+        place = f" in the place of mmcv's compiled ones ({SWITCH})" if compiled else ''
+        logger.warning("operators: torchvision's, by evit_mm.ops%s", place)
     return 'torchvision'
 
 

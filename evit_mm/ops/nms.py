@@ -61,7 +61,7 @@ def softnms(
         iou_threshold: Overlap from which the naive and the linear method act.
         sigma: Width of the Gaussian method.
         min_score: Boxes that fall below are dropped.
-        method: :data:`NAIVE`, :data:`LINEAR` or :data:`GAUSSIAN`.
+        method: ``NAIVE``, ``LINEAR`` or ``GAUSSIAN``.
         offset: 0 or 1.
 
     Returns:

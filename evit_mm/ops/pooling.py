@@ -42,7 +42,7 @@ def roi_align_forward(
         aligned_width: w.
         spatial_scale: Size of the map over that of the image.
         sampling_ratio: Samples of a bin in each direction; 0 takes about one for each pixel.
-        pool_mode: :data:`MAX` or the average.
+        pool_mode: ``MAX`` or the average.
         aligned: Shift by half a pixel.
     """
     size = (aligned_height, aligned_width)

@@ -3,5 +3,6 @@
 from .checkpoints import SafeCheckpointHook, find_last_good
 from .faults import named_faults
 from .loop import ExactTrainLoop
+from .optimizer import FusedAdamW
 
-__all__ = ['ExactTrainLoop', 'SafeCheckpointHook', 'find_last_good', 'named_faults']
+__all__ = ['ExactTrainLoop', 'FusedAdamW', 'SafeCheckpointHook', 'find_last_good', 'named_faults']

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from mmengine.config import Config
 
+from ..ops import PROVIDED
 from ..provenance import commit, versions
 
 PACKAGES = ('evit_mm', 'torch', 'numpy', 'mmengine', 'mmcv', 'mmdet', 'mmpretrain', 'timm')
@@ -41,7 +42,7 @@ def log_provenance(runner: Any) -> None:
     found = ', '.join(f'{name} {version}' for name, version in versions(PACKAGES).items())
     lines = (
         f'commit: {commit()}',
-        f'versions: {found}',
+        f"versions: {found}; mmcv's operators: {PROVIDED}",
         f'seed of the weights: {seed}; of the data order: {seed} + epoch; of a sample: ({seed}, '
         f'epoch, place); of the model in training: ({seed}, iteration, rank), whatever the workers',
         f'deterministic: {torch.are_deterministic_algorithms_enabled()}, '

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import shlex
 import shutil
@@ -37,6 +38,7 @@ from .worker import TIME_IS_UP, Worker
 
 TEST_FILES = ('operators', 'network', 'compile', 'training')
 TOGETHER = 0.55  # of the time: tests, trainings and compilation, side by side
+COMPILERS = 4  # networks that compile at a time
 LEAST = 4.0  # seconds, below which nothing is begun
 INI = """[pytest]
 markers =
@@ -122,24 +124,28 @@ class Command:
     def start_workers(self) -> list[Worker]:
         """Start the processes of the benchmarks, in the order in which they are timed."""
         device, tiny = self.args.device, self.args.tiny
-        # a dozen processes compile at once
         os.environ.setdefault('TORCHINDUCTOR_COMPILE_THREADS', '2')
+        # more at once would leave the trainings and tests beside them no processor
+        # kept, since a process that is still starting looks for it by name
+        self.turns = turns = multiprocessing.get_context('spawn').Semaphore(COMPILERS)
         os.environ.setdefault('TORCHINDUCTOR_CACHE_DIR', str(self.work / 'inductor'))
         networks = ('m0', 'mobilenetv2_100') if tiny else (*VARIANTS, *PEERS)
 
         def classifier(network: str, weight: float) -> Worker:
             build = partial(Forms, network, device, self.sizes)
-            return Worker(label_of(network), build, ('batch', 'one'), weight, self.work)
+            return Worker(label_of(network), build, ('batch', 'one'), weight, self.work, turns)
 
         first = ('m4', 'mobilenetv2_100')
         order = [n for n in first if n in networks] + [n for n in networks if n not in first]
-        workers = [Worker('limits', partial(Limits, device, tiny), ('limits',), 3, self.work)]
+        workers = [
+            Worker('limits', partial(Limits, device, tiny), ('limits',), 3, self.work, turns)
+        ]
         workers += [classifier(n, 14) for n in order[:2]]
         for name, job, table in (
             ('prediction', Predictions, 'detection'),
             ('steps', Steps, 'steps'),
         ):
-            workers.append(Worker(name, partial(job, device, tiny), (table,), 22, self.work))
+            workers.append(Worker(name, partial(job, device, tiny), (table,), 22, self.work, turns))
         workers += [classifier(n, 12 if n in VARIANTS else 7) for n in order[2:]]
         return workers
 

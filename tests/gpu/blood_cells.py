@@ -55,7 +55,7 @@ class Trainings:
     device: str
     deadline: float
     epochs: int = 21
-    slots: int = 6
+    slots: int = 3
     seeds: int = MAX_SEEDS
     scale: tuple[int, int] = (320, 240)
     cfg_options: dict[str, Any] = field(default_factory=dict)

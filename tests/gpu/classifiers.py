@@ -69,9 +69,8 @@ class Forms:
         # the most wanted first: time may be up
         self.to_compile = [
             (size, name)
-            for names in (('fused', 'timm'), ('ours',))
             for size in ('batch', 'one')
-            for name in names
+            for name in ('fused', 'timm')
             if name in self.models
         ]
         self.compiled: dict[tuple[str, str], Callable[[Tensor], object]] = {}
@@ -227,7 +226,7 @@ class Forms:
                 builders[LAST[name]] = partial(eager, name, True)
         if 'fused' in names and size == 'batch':
             builders['fused, float16 weights'] = half_weights
-        for name in ('timm', 'ours', 'fused'):
+        for name in ('timm', 'fused'):
             if name in names:
                 builders[f'{name}, compiled'] = partial(compiled, name)
         if size == 'one':

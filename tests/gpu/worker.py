@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from multiprocessing.connection import Connection
+from multiprocessing.synchronize import Semaphore
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -72,6 +73,7 @@ class Worker:
         tables: Tables in which a row says so if nothing comes of it.
         weight: Seconds that it is worth.
         folder: Takes its log.
+        turns: Lets few of them prepare at a time.
     """
 
     def __init__(
@@ -81,12 +83,13 @@ class Worker:
         tables: tuple[str, ...],
         weight: float,
         folder: Path,
+        turns: Semaphore,
     ) -> None:
         self.name, self.tables, self.weight = name, tables, weight
         context = multiprocessing.get_context('spawn')
         self.pipe, end = context.Pipe()
         self.log = folder / f'{name}.log'
-        self.process = context.Process(target=_work, args=(end, build, str(self.log)))
+        self.process = context.Process(target=_work, args=(end, build, str(self.log), turns))
         self.process.start()
         end.close()
         self.ready: Any = None
@@ -155,7 +158,7 @@ class Worker:
         self.process.join()
 
 
-def _work(pipe: Connection, build: Callable[[], Job], log: str) -> None:
+def _work(pipe: Connection, build: Callable[[], Job], log: str, turns: Semaphore) -> None:
     with open(log, 'ab', buffering=0) as file:
         os.dup2(file.fileno(), sys.stdout.fileno())
         os.dup2(file.fileno(), sys.stderr.fileno())
@@ -164,8 +167,14 @@ def _work(pipe: Connection, build: Callable[[], Job], log: str) -> None:
         torch.set_num_threads(1)
         os.nice(5)  # the tests and trainings beside it are waited for
         start = time.perf_counter()
-        job = build()
-        job.prepare(pipe.poll)
+        while not (mine := turns.acquire(timeout=0.5)) and not pipe.poll():
+            continue
+        try:
+            job = build()
+            job.prepare(pipe.poll)
+        finally:
+            if mine:
+                turns.release()
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()  # for the others
         pipe.send({'seconds': time.perf_counter() - start})
