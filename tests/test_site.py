@@ -42,7 +42,8 @@ def site(tmp_path_factory):
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0 and not done.stderr, done.stderr[-5000:]
+    said = [line for line in done.stderr.splitlines() if not line.startswith('operators: ')]
+    assert done.returncode == 0 and not said, done.stderr[-5000:]
     return folder
 
 
