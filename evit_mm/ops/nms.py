@@ -7,7 +7,10 @@ of 1 counts the last pixel of a box as part of it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -15,7 +18,7 @@ from .precision import full_precision
 
 NAIVE, LINEAR, GAUSSIAN = range(3)  # soft-NMS methods as mmcv numbers them
 ALL_PAIRS = 4096  # boxes up to which soft-NMS computes all overlaps at once
-CHOSEN = -1e30  # below all scores, also after many of them were added up
+CHOSEN = -1.0  # below every minimum, also after many factors
 IN_CACHE = 64  # rows of them that it computes together
 SHARED_EDGE = 1e-9  # relative distance up to which two edges of polygons count as one
 
@@ -68,10 +71,16 @@ def softnms(
         ``(K,)`` int64, the indices of the boxes that are left.
     """
     with full_precision(boxes, scores) as (exact, values):
-        factors = _Factors(exact, iou_threshold, sigma, method, offset)
-    found = _pick(values.numpy(), factors, min_score)
-    if found is None:
-        found = _pick_in_order_of_mmcv(values.numpy(), factors, min_score)
+        options = (exact.numpy(), iou_threshold, sigma, method, offset)
+        found = None
+        # a minimum of 0 keeps boxes whose scores have become 0, all equal
+        if min_score > 0 and 0 < len(values) == len(values.unique()):
+            if method == NAIVE:
+                found = _pick_naive(exact, values, iou_threshold, min_score, offset)
+            else:
+                found = _pick(values.numpy(), _Factors(*options), min_score)
+        if found is None:
+            found = _pick_in_order_of_mmcv(values.numpy(), _Factors(*options), min_score)
     order, left = found
     kept = torch.from_numpy(order)
     dets[: len(kept), :4] = boxes[kept]
@@ -80,37 +89,72 @@ def softnms(
 
 
 class _Factors:
-    """What a chosen box multiplies the others' scores by."""
+    """What a chosen box multiplies the others' scores by: ``factors[index]`` is ``(N,)``."""
 
     def __init__(
-        self, boxes: Tensor, iou_threshold: float, sigma: float, method: int, offset: int
+        self, boxes: np.ndarray, iou_threshold: float, sigma: float, method: int, offset: int
     ) -> None:
-        self.boxes, self.offset = boxes, offset
-        self.threshold, self.sigma, self.method = float(np.float32(iou_threshold)), sigma, method
+        self.boxes, self.offset = np.asfortranarray(boxes), offset
+        self.threshold, self.sigma, self.method = np.float32(iou_threshold), sigma, method
         self.degenerate = bool((boxes[:, :2] >= boxes[:, 2:]).any())
-        self.all: np.ndarray | None = None
-        if len(boxes) <= ALL_PAIRS:
-            self.all = np.empty((len(boxes), len(boxes)), boxes.numpy().dtype)
-            for start in range(0, len(boxes), IN_CACHE):
-                chosen = slice(start, start + IN_CACHE)
-                self.all[chosen] = self._compute(chosen)
+        self.all = None if len(boxes) > ALL_PAIRS else _by_rows(self._compute, boxes, boxes.dtype)
 
-    def of(self, index: int) -> np.ndarray:
-        """Return the factors that the box at ``index`` gives to all boxes: ``(N,)``."""
-        if self.all is None:
-            return self._compute(slice(index, index + 1))[0]
-        return self.all[index]
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self._compute(slice(index, index + 1))[0] if self.all is None else self.all[index]
 
     def _compute(self, chosen: slice) -> np.ndarray:
-        overlaps = _overlaps(self.boxes[chosen, None], self.boxes, self.offset)
+        factors = _overlaps_of(self.boxes, chosen, self.offset)
+        if self.degenerate:
+            # two boxes without an area overlap by 0 / 0, with which mmcv makes the scores NaN
+            np.nan_to_num(factors, copy=False)
         if self.method == GAUSSIAN:
-            factors = overlaps.square_().div_(-self.sigma).exp_()
-        elif self.method == LINEAR:
-            factors = torch.where(overlaps >= self.threshold, 1 - overlaps, 1)
+            factors *= factors
+            factors /= -self.sigma
+            return np.exp(factors, out=factors)
+        if self.method == LINEAR:
+            factors[factors < self.threshold] = 0
         else:
-            factors = 1 - (overlaps >= self.threshold).to(overlaps)
-        # two boxes without an area overlap by 0 / 0, with which mmcv makes the scores NaN
-        return (factors.nan_to_num_(1) if self.degenerate else factors).numpy()
+            factors[...] = factors >= self.threshold
+        return np.subtract(1, factors, out=factors)
+
+
+def _by_rows(
+    compute: Callable[[slice], np.ndarray], boxes: np.ndarray, dtype: npt.DTypeLike
+) -> np.ndarray:
+    """Return what a function gives for a few boxes at a time, for all: ``(N, N)``."""
+    rows = np.empty((len(boxes), len(boxes)), dtype)
+    for start in range(0, len(rows), IN_CACHE):
+        chosen = slice(start, start + IN_CACHE)
+        rows[chosen] = compute(chosen)
+    return rows
+
+
+def _overlaps_of(boxes: np.ndarray, chosen: slice, offset: int) -> np.ndarray:
+    """Return the overlaps of chosen boxes with all: ``(chosen, N)``."""
+    x1, y1, x2, y2 = boxes.T
+    left, top, right, bottom = boxes[chosen].T[..., None]
+    width, height = np.minimum(right, x2), np.minimum(bottom, y2)
+    width -= np.maximum(left, x1)
+    height -= np.maximum(top, y1)
+    width += offset
+    height += offset
+    inter = np.maximum(width, 0, out=width)
+    inter *= np.maximum(height, 0, out=height)
+    area = (x2 - x1 + offset) * (y2 - y1 + offset)
+    union = area[chosen, None] + area
+    union -= inter
+    with np.errstate(invalid='ignore', divide='ignore'):
+        return np.divide(inter, union, out=inter)
+
+
+def _pick_naive(
+    boxes: Tensor, scores: Tensor, iou_threshold: float, min_score: float, offset: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """As :func:`_pick` for the naive method, which is NMS with "equal or larger"."""
+    below = float(np.nextafter(np.float32(iou_threshold), np.float32(-np.inf)))
+    order = nms(boxes, scores, below, offset)
+    order = order[(scores[order] >= min_score).index_fill_(0, order.new_zeros(1), True)]
+    return order.numpy(), scores[order].numpy()
 
 
 def _pick(
@@ -118,25 +162,22 @@ def _pick(
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Return the boxes in the order in which they are chosen, and their scores.
 
-    None if two scores are equal at some point: which box comes first is then decided by mmcv's way
-    of moving boxes around.
+    None if two of them are equal: which box comes first is then decided by mmcv's way of moving
+    boxes around.
     """
     left = scores.copy()
-    chosen = np.zeros(len(left), left.dtype)  # CHOSEN for the boxes that are
     order, kept = [], []
     while len(order) < len(left):
         best = left.argmax()
         score = left[best]
-        if order and not score >= min_score:
+        if order and score < min_score:
             break
-        left[best] = chosen[best] = CHOSEN
-        if left.max() == score:
-            return None
-        left *= factors.of(best)
-        left += chosen
         order.append(best)
         kept.append(score)
-    return np.array(order, np.int64), np.array(kept, left.dtype)
+        left *= factors[best]
+        left[best] = CHOSEN
+    found = np.array(order, np.int64), np.array(kept, left.dtype)
+    return None if (found[1][1:] == found[1][:-1]).any() else found
 
 
 def _pick_in_order_of_mmcv(
@@ -152,7 +193,7 @@ def _pick_in_order_of_mmcv(
         order[[place, best]] = order[[best, place]]
         left[[place, best]] = left[[best, place]]
         rest = left[place + 1 : count]
-        rest *= factors.of(order[place])[order[place + 1 : count]]
+        rest *= factors[order[place]][order[place + 1 : count]]
         for low in place + 1 + np.flatnonzero(rest < min_score):
             # the last box that is good enough takes the place of one that is not
             while count > low and left[count - 1] < min_score:
@@ -168,15 +209,13 @@ def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
     """Return for each box that is kept its index, then those of the boxes that it suppresses.
 
     Args:
-        dets: ``(N, 5)``, boxes and scores.
+        dets: ``(N, 5)`` on the CPU, boxes and scores.
         iou_threshold: A box is suppressed if its overlap with a kept one is this or larger.
     """
     with full_precision(dets) as (exact,):
         order = exact[:, 4].argsort(descending=True)
-        boxes = exact[order, :4]
-        close = (
-            (_overlaps(boxes[:, None], boxes, 0) >= float(np.float32(iou_threshold))).cpu().numpy()
-        )
+        boxes, threshold = np.asfortranarray(exact[order, :4]), np.float32(iou_threshold)
+        close = _by_rows(lambda chosen: _overlaps_of(boxes, chosen, 0) >= threshold, boxes, bool)
     names = order.tolist()
     return [[names[k] for k in group] for group in _greedy(close)]
 

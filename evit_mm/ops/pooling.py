@@ -5,8 +5,6 @@ Shapes: B images, C channels, H x W map, K regions ``(image, x1, y1, x2, y2)``, 
 
 from __future__ import annotations
 
-from itertools import product
-
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own abbreviation
 from torch import Tensor
@@ -14,7 +12,9 @@ from torch import Tensor
 from .precision import full_precision, gradients
 
 MAX = 0  # RoIAlign's pool mode as mmcv numbers them; the other is the average
+BILINEAR, BORDER = 0, 1  # how grid_sample's backward function numbers its choices
 NOTHING = -10000.0  # mmcv's maximum over no sample
+SAMPLES = 2**22  # that the maximum looks at together
 
 
 def roi_align_forward(
@@ -51,20 +51,22 @@ def roi_align_forward(
         if pool_mode != MAX:
             output.copy_(align(features, regions, spatial_scale, *size, sampling_ratio, aligned))
             return
-        bins, grids = _bins(regions, size, spatial_scale, sampling_ratio, aligned)[1:]
-        largest = features.new_full(output.shape, NOTHING)
-        for y, x in product(*map(range, grids.amax(0).tolist() if len(grids) else (0, 0))):
-            chosen = ((grids[:, 0] > y) & (grids[:, 1] > x)).nonzero()[:, 0]
-            # one sample in the middle of each bin, moved to where the bin has this one
-            place = (grids.new_tensor((y, x)) + 0.5) / grids[chosen] - 0.5
-            shift = (place * bins[chosen] / spatial_scale).flip(1)
-            moved = regions[chosen] + F.pad(shift.repeat(1, 2), (1, 0))
-            sample = align(features, moved, spatial_scale, *size, 1, aligned)
-            better = sample > largest[chosen]
-            largest[chosen] = torch.where(better, sample, largest[chosen])
-            for axis, value in ((argmax_y, y), (argmax_x, x)):
-                axis[chosen] = axis[chosen].masked_fill(better, value)
-        output.copy_(largest)
+        grids = _bins(regions, size, spatial_scale, sampling_ratio, aligned)[2]
+        output.fill_(NOTHING)
+        for grid in grids.unique(dim=0).tolist():
+            if 0 in grid:
+                continue
+            # the samples are the averages of smaller bins with one sample each
+            fine = [count * samples for count, samples in zip(size, grid, strict=True)]
+            together = max(SAMPLES // (features.shape[1] * fine[0] * fine[1]), 1)
+            alike = (grids == grids.new_tensor(grid)).all(1).nonzero()[:, 0]
+            for chosen in alike.split(together):
+                samples = align(features, regions[chosen], spatial_scale, *fine, 1, aligned)
+                largest, place = F.max_pool2d(samples, grid, return_indices=True)
+                row = place.div(fine[1], rounding_mode='floor')
+                output[chosen] = largest.clamp_(min=NOTHING).to(output)
+                argmax_y[chosen] = row.remainder_(grid[0]).to(output)
+                argmax_x[chosen] = place.remainder_(grid[1]).to(output)
 
 
 def roi_align_backward(
@@ -129,23 +131,17 @@ def _scatter(gradient: Tensor, images: Tensor, y: Tensor, x: Tensor, target: Ten
         x: ``(K, C, h, w)``, their columns.
         target: ``(B, C, H, W)``.
     """
-    height, width = target.shape[2:]
-    outside = (y < -1) | (y > height) | (x < -1) | (x > width)
-    gradient = gradient.masked_fill(outside, 0)
-    y, x = y.clamp(0, height - 1), x.clamp(0, width - 1)
-    low_y, low_x = y.long(), x.long()
-    part_y, part_x = y - low_y, x - low_x
+    grid, inside = _as_grid(x, y, target.shape[2:])
+    gradient = gradient * inside
+    back = torch.ops.aten.grid_sampler_2d_backward
     for image in images.unique().tolist():
         mine = (images == image).nonzero()[:, 0]
-        total = gradient.new_zeros((target.shape[1], height * width))
-        for down, right in product((0, 1), (0, 1)):
-            weight = part_y[mine] if down else 1 - part_y[mine]
-            weight = weight * (part_x[mine] if right else 1 - part_x[mine])
-            rows = (low_y[mine] + down).clamp_(max=height - 1)
-            place = rows * width + (low_x[mine] + right).clamp_(max=width - 1)
-            by_channel = [v.transpose(0, 1).flatten(1) for v in (place, weight * gradient[mine])]
-            total.scatter_add_(1, *by_channel)
-        target[image] += total.view_as(target[image])
+        # channels have samples of their own, so that each is an image of the batch
+        places = grid[mine].transpose(0, 1).flatten(1, 3)[:, :, None]
+        values = gradient[mine].transpose(0, 1).flatten(1)[:, None, :, None]
+        shape = target[image][:, None]
+        options = (BILINEAR, BORDER, True, (True, False))
+        target[image] += back(values, shape.to(values), places, *options)[0][:, 0]
 
 
 def roi_pool_forward(
@@ -321,9 +317,14 @@ def _sample(features: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
     Points up to one pixel outside take the border's value, those beyond it 0.
     """
-    height, width = features.shape[1:]
-    inside = (x >= -1) & (x <= width) & (y >= -1) & (y <= height)
-    grid = torch.stack((2 * x / max(width - 1, 1) - 1, 2 * y / max(height - 1, 1) - 1), -1)
+    grid, inside = _as_grid(x, y, features.shape[1:])
     grid = grid.flatten(0, 2)[None]  # (1, K * h * w, S, 2)
     sampled = F.grid_sample(features[None], grid, padding_mode='border', align_corners=True)
     return sampled[0].unflatten(1, x.shape[:3]).movedim(0, 1) * inside[:, None]
+
+
+def _as_grid(x: Tensor, y: Tensor, size: torch.Size) -> tuple[Tensor, Tensor]:
+    """Return points as ``grid_sample`` wants them, in a last dimension, and which count."""
+    height, width = size
+    inside = (x >= -1) & (x <= width) & (y >= -1) & (y <= height)
+    return torch.stack((2 * x / max(width - 1, 1) - 1, 2 * y / max(height - 1, 1) - 1), -1), inside
