@@ -46,10 +46,11 @@ look:
 	    echo 'no screen here: open report/index.html in a browser'; \
 	fi
 
-# ARGS="-m 'not slow'" leaves out what trains or starts several processes
+# all but the smoke tests, which repeat the essential; ARGS="-m 'not slow'" leaves out what trains
+# or starts several processes
 test:
 	@$(ENV) && requirements/browser.sh && \
-	"$$py" -m pytest --cov --cov-report=term --cov-fail-under=90 --durations=10 $(ARGS)
+	"$$py" -m pytest --ignore=tests/smoke --cov --cov-report=term --cov-fail-under=90 --durations=10 $(ARGS)
 
 .PHONY: docs
 docs:

@@ -1,6 +1,8 @@
 """The M4 COCO config on real COCO images: only data, scale and iterations differ."""
 
+import gc
 import json
+import weakref
 
 import pytest
 
@@ -40,3 +42,8 @@ def test_trains_saves_resumes_evaluates_and_draws(real_data, tmp_path):
     assert set(metrics) >= {'coco/bbox_mAP', 'coco/bbox_mAP_s'}
     assert len(runner.val_evaluator.metrics[0].cat_ids) == 80
     assert len(list((tmp_path / 'pictures').glob('*.jpg'))) == 12
+
+    ended = weakref.ref(runner)
+    del runner
+    gc.collect()
+    assert ended() is None  # and with it the workers of its data

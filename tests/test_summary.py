@@ -12,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 from mmengine.hooks import CheckpointHook, Hook
@@ -134,12 +135,13 @@ def test_debug_level_shows_all(trained, capsys):
     handler = logging.StreamHandler(sys.stdout)
     handler.setLevel(logging.DEBUG)
     logger.addHandler(handler)
-    console.quieten(logger, None)
+    runner = Mock()
+    console.quieten(logger, runner)
     logger.info('paramwise_options -- a.b: lr=1')
     assert 'paramwise_options' in capsys.readouterr().out
     handler.setLevel(logging.INFO)
-    console.quieten(logger, None)
-    console.quieten(logger, None)  # a second run may be given the same logger
+    console.quieten(logger, runner)
+    console.quieten(logger, runner)  # a second run may be given the same logger
     assert len(handler.filters) == 1
     logger.info('paramwise_options -- a.b: lr=1')
     logger.warning('kept')

@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import logging
 import re
+import weakref
 from typing import Any
 
 from mmengine.runner import IterBasedTrainLoop
@@ -58,7 +59,14 @@ class Short(logging.Formatter):
 
     def __init__(self, usual: logging.Formatter, runner: Any) -> None:
         super().__init__()
-        self.usual, self.runner = usual, runner
+        self.usual = usual
+        # mmengine keeps its loggers, and a runner keeps the workers of its data
+        self._runner = weakref.ref(runner)
+
+    @property
+    def runner(self) -> Any:
+        """The runner."""
+        return self._runner()
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
