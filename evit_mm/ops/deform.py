@@ -6,6 +6,7 @@ G groups of offsets.
 
 from __future__ import annotations
 
+import operator
 import threading
 import weakref
 
@@ -66,23 +67,29 @@ def deform_conv_forward(
 class _LastWeightGradient(threading.local):
     """The weight's gradient, which torchvision computes together with the input's.
 
-    mmcv asks for the two one after the other with the same gradient of the output.
+    mmcv asks for the two one after the other with the same gradient of the output, input and
+    offset. Two layers may share the first alone: those whose results are added.
     """
 
     def __init__(self) -> None:
-        self.asked_with: weakref.ref | None = None
+        self.asked_with: list[weakref.ref] = []
+        self.sizes: Sizes = ()
         self.value: Tensor | None = None
 
-    def keep(self, grad_output: Tensor, value: Tensor) -> None:
-        self.asked_with = weakref.ref(grad_output, lambda _: self.take(None))
-        self.value = value
+    def keep(self, tensors: tuple[Tensor, ...], sizes: Sizes, value: Tensor) -> None:
+        self.asked_with = [weakref.ref(tensor, self._forget) for tensor in tensors]
+        self.sizes, self.value = sizes, value
 
-    def take(self, grad_output: Tensor | None) -> Tensor | None:
-        """Return the gradient that belongs to ``grad_output``, if it is there, and forget it."""
-        fits = self.asked_with is not None and self.asked_with() is grad_output
+    def take(self, tensors: tuple[Tensor, ...], sizes: Sizes) -> Tensor | None:
+        """Return the gradient that belongs to these tensors, if it is there, and forget it."""
+        kept = [reference() for reference in self.asked_with]
+        fits = self.sizes == sizes and all(map(operator.is_, kept, tensors))
         value = self.value if fits else None
-        self.asked_with = self.value = None
+        self._forget()
         return value
+
+    def _forget(self, reference: object = None) -> None:  # noqa: ARG002
+        self.asked_with, self.sizes, self.value = [], (), None
 
 
 _last_weight_gradient = _LastWeightGradient()
@@ -115,7 +122,8 @@ def deform_conv_backward_input(
         by_input, by_weight, by_offset, *_ = _backward(gradient, x, kernel, shifts, None, sizes)
     grad_input.copy_(by_input)
     grad_offset.copy_(by_offset)
-    _last_weight_gradient.keep(grad_output, by_weight)
+    shape = (*sizes, *weight.shape)
+    _last_weight_gradient.keep((grad_output, input, offset), shape, by_weight)
 
 
 def deform_conv_backward_parameters(
@@ -139,9 +147,10 @@ def deform_conv_backward_parameters(
     im2col_step: int,  # noqa: ARG001
 ) -> None:
     """Add ``scale`` times the gradient of :func:`deform_conv_forward` by weight."""
-    by_weight = _last_weight_gradient.take(grad_output)
+    sizes = (dH, dW, padH, padW, dilationH, dilationW, group, deformable_group)
+    shape = (*sizes, *grad_weight.shape)
+    by_weight = _last_weight_gradient.take((grad_output, input, offset), shape)
     if by_weight is None:
-        sizes = (dH, dW, padH, padW, dilationH, dilationW, group, deformable_group)
         tensors = (grad_output, input, grad_weight, offset)
         with full_precision(*tensors) as (gradient, x, kernel, shifts):
             by_weight = _backward(gradient, x, kernel, shifts, None, sizes)[1]

@@ -10,14 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from .precision import full_precision
 
 NAIVE, LINEAR, GAUSSIAN = range(3)  # soft-NMS methods as mmcv numbers them
-ALL_PAIRS = 4096  # boxes up to which soft-NMS computes all overlaps at once
+ALL_PAIRS = 2048  # boxes up to which soft-NMS computes all overlaps at once
 CHOSEN = -1.0  # below every minimum, also after many factors
 IN_CACHE = 64  # rows of them that it computes together
 SHARED_EDGE = 1e-9  # relative distance up to which two edges of polygons count as one
@@ -35,7 +34,7 @@ def nms(bboxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Te
     Returns:
         ``(K,)`` int64.
     """
-    with full_precision(bboxes, scores) as (boxes, values):
+    with full_precision(bboxes, scores.reshape(-1)) as (boxes, values):
         if offset:
             boxes = boxes + boxes.new_tensor((0, 0, offset, offset))
         # the order of equal scores is torch's, as in mmcv; torchvision's own sort keeps it
@@ -70,17 +69,18 @@ def softnms(
     Returns:
         ``(K,)`` int64, the indices of the boxes that are left.
     """
-    with full_precision(boxes, scores) as (exact, values):
-        options = (exact.numpy(), iou_threshold, sigma, method, offset)
+    with full_precision(boxes, scores.reshape(-1)) as (exact, values):
+        factors = _Factors(exact.numpy(), iou_threshold, sigma, method, offset)
         found = None
         # a minimum of 0 keeps boxes whose scores have become 0, all equal
-        if min_score > 0 and 0 < len(values) == len(values.unique()):
-            if method == NAIVE:
+        simple = min_score > 0 and (method != GAUSSIAN or sigma > 0)
+        if simple and exact.isfinite().all() and values.isfinite().all():
+            if method != NAIVE:
+                found = _pick(values.numpy(), factors.rows(), min_score)
+            elif 0 < len(values) == len(values.unique()):
                 found = _pick_naive(exact, values, iou_threshold, min_score, offset)
-            else:
-                found = _pick(values.numpy(), _Factors(*options), min_score)
         if found is None:
-            found = _pick_in_order_of_mmcv(values.numpy(), _Factors(*options), min_score)
+            found = _pick_in_order_of_mmcv(values.numpy(), factors, min_score)
     order, left = found
     kept = torch.from_numpy(order)
     dets[: len(kept), :4] = boxes[kept]
@@ -94,22 +94,33 @@ class _Factors:
     def __init__(
         self, boxes: np.ndarray, iou_threshold: float, sigma: float, method: int, offset: int
     ) -> None:
-        self.boxes, self.offset = np.asfortranarray(boxes), offset
+        self.columns, self.offset = np.ascontiguousarray(boxes.T), offset
         self.threshold, self.sigma, self.method = np.float32(iou_threshold), sigma, method
-        self.degenerate = bool((boxes[:, :2] >= boxes[:, 2:]).any())
-        self.all = None if len(boxes) > ALL_PAIRS else _by_rows(self._compute, boxes, boxes.dtype)
+        self.degenerate = not (boxes[:, :2] < boxes[:, 2:]).all()
 
     def __getitem__(self, index: int) -> np.ndarray:
-        return self._compute(slice(index, index + 1))[0] if self.all is None else self.all[index]
+        return self._compute(slice(index, index + 1))[0]
+
+    def rows(self) -> _Factors | np.ndarray:
+        """Return the factors of all boxes, computed at once if they are few: ``(N, N)``."""
+        count = self.columns.shape[1]
+        if count > ALL_PAIRS:
+            return self
+        rows = np.empty((count, count), self.columns.dtype)
+        for start in range(0, count, IN_CACHE):
+            chosen = slice(start, start + IN_CACHE)
+            rows[chosen] = self._compute(chosen)
+        return rows
 
     def _compute(self, chosen: slice) -> np.ndarray:
-        factors = _overlaps_of(self.boxes, chosen, self.offset)
+        factors = _overlaps_of(self.columns[:, chosen], self.columns, self.offset)
         if self.degenerate:
             # two boxes without an area overlap by 0 / 0, with which mmcv makes the scores NaN
             np.nan_to_num(factors, copy=False)
         if self.method == GAUSSIAN:
             factors *= factors
-            factors /= -self.sigma
+            with np.errstate(invalid='ignore', divide='ignore'):
+                factors /= -self.sigma
             return np.exp(factors, out=factors)
         if self.method == LINEAR:
             factors[factors < self.threshold] = 0
@@ -118,32 +129,21 @@ class _Factors:
         return np.subtract(1, factors, out=factors)
 
 
-def _by_rows(
-    compute: Callable[[slice], np.ndarray], boxes: np.ndarray, dtype: npt.DTypeLike
-) -> np.ndarray:
-    """Return what a function gives for a few boxes at a time, for all: ``(N, N)``."""
-    rows = np.empty((len(boxes), len(boxes)), dtype)
-    for start in range(0, len(rows), IN_CACHE):
-        chosen = slice(start, start + IN_CACHE)
-        rows[chosen] = compute(chosen)
-    return rows
-
-
-def _overlaps_of(boxes: np.ndarray, chosen: slice, offset: int) -> np.ndarray:
-    """Return the overlaps of chosen boxes with all: ``(chosen, N)``."""
-    x1, y1, x2, y2 = boxes.T
-    left, top, right, bottom = boxes[chosen].T[..., None]
+def _overlaps_of(chosen: np.ndarray, others: np.ndarray, offset: int) -> np.ndarray:
+    """Return the overlaps of boxes ``(4, M)`` with others ``(4, N)``: ``(M, N)``."""
+    left, top, right, bottom = chosen[..., None]
+    x1, y1, x2, y2 = others
     width, height = np.minimum(right, x2), np.minimum(bottom, y2)
-    width -= np.maximum(left, x1)
-    height -= np.maximum(top, y1)
-    width += offset
-    height += offset
-    inter = np.maximum(width, 0, out=width)
-    inter *= np.maximum(height, 0, out=height)
-    area = (x2 - x1 + offset) * (y2 - y1 + offset)
-    union = area[chosen, None] + area
-    union -= inter
     with np.errstate(invalid='ignore', divide='ignore'):
+        width -= np.maximum(left, x1)
+        height -= np.maximum(top, y1)
+        width += offset
+        height += offset
+        inter = np.maximum(width, 0, out=width)
+        inter *= np.maximum(height, 0, out=height)
+        union = (right - left + offset) * (bottom - top + offset)
+        union = union + (x2 - x1 + offset) * (y2 - y1 + offset)
+        union -= inter
         return np.divide(inter, union, out=inter)
 
 
@@ -158,26 +158,28 @@ def _pick_naive(
 
 
 def _pick(
-    scores: np.ndarray, factors: _Factors, min_score: float
+    scores: np.ndarray, factors: _Factors | np.ndarray, min_score: float
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Return the boxes in the order in which they are chosen, and their scores.
 
-    None if two of them are equal: which box comes first is then decided by mmcv's way of moving
-    boxes around.
+    None if two boxes have the best score: which of them comes first is then decided by mmcv's way
+    of moving boxes around.
     """
     left = scores.copy()
+    best_ones = np.empty(len(left), bool)
     order, kept = [], []
     while len(order) < len(left):
         best = left.argmax()
         score = left[best]
         if order and score < min_score:
             break
+        if np.count_nonzero(np.equal(left, score, out=best_ones)) > 1:
+            return None
         order.append(best)
         kept.append(score)
         left *= factors[best]
         left[best] = CHOSEN
-    found = np.array(order, np.int64), np.array(kept, left.dtype)
-    return None if (found[1][1:] == found[1][:-1]).any() else found
+    return np.array(order, np.int64), np.array(kept, left.dtype)
 
 
 def _pick_in_order_of_mmcv(
@@ -189,7 +191,10 @@ def _pick_in_order_of_mmcv(
     for place in range(count):
         if place >= count:
             break
-        best = place + int(left[place:count].argmax())
+        # a score that is not a number is never larger, nor is one larger than it
+        best = place
+        if not np.isnan(left[place]):
+            best += int(np.nanargmax(left[place:count]))
         order[[place, best]] = order[[best, place]]
         left[[place, best]] = left[[best, place]]
         rest = left[place + 1 : count]
@@ -214,26 +219,37 @@ def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
     """
     with full_precision(dets) as (exact,):
         order = exact[:, 4].argsort(descending=True)
-        boxes, threshold = np.asfortranarray(exact[order, :4]), np.float32(iou_threshold)
-        close = _by_rows(lambda chosen: _overlaps_of(boxes, chosen, 0) >= threshold, boxes, bool)
-    names = order.tolist()
-    return [[names[k] for k in group] for group in _greedy(close)]
+        columns, threshold = np.ascontiguousarray(exact[order, :4].T), np.float32(iou_threshold)
+
+    def are_close(some: np.ndarray, others: np.ndarray) -> np.ndarray:
+        return _overlaps_of(columns[:, some], columns[:, others], 0) >= threshold
+
+    names = order.numpy()
+    return [names[group].tolist() for group in _greedy(len(names), are_close)]
 
 
-def _greedy(close: np.ndarray) -> list[list[int]]:
+def _greedy(
+    count: int, are_close: Callable[[np.ndarray, np.ndarray], np.ndarray]
+) -> list[np.ndarray]:
     """Group items, best first, with the later ones that are close to them.
 
     Args:
-        close: ``(N, N)`` bool.
+        count: Number of items.
+        are_close: From the indices of some and of others to ``(some, others)`` bool.
     """
-    free = np.ones(len(close), bool)
     groups = []
-    for index in range(len(close)):
-        if free[index]:
-            free[index] = False
-            taken = np.flatnonzero(close[index] & free)
-            free[taken] = False
-            groups.append([index, *taken.tolist()])
+    free = np.arange(count)
+    while len(free):
+        some = min(len(free), IN_CACHE)
+        close = are_close(free[:some], free)
+        alone = np.ones(len(free), bool)
+        for place in range(some):
+            if alone[place]:
+                alone[place] = False
+                taken = np.flatnonzero(close[place] & alone)
+                alone[taken] = False
+                groups.append(free[[place, *taken]])
+        free = free[alone]
     return groups
 
 
@@ -319,9 +335,11 @@ def nms_quadri(
 
 
 def _suppress(corners: Tensor, order: Tensor, iou_threshold: float) -> Tensor:
-    overlaps = _polygon_overlaps(corners, corners, False, 0).float()
-    close = (overlaps >= float(np.float32(iou_threshold))).cpu().numpy()
-    return order[[group[0] for group in _greedy(close)]]
+    def are_close(some: np.ndarray, others: np.ndarray) -> np.ndarray:
+        overlaps = _polygon_overlaps(corners[some], corners[others], False, 0).float()
+        return (overlaps >= float(np.float32(iou_threshold))).cpu().numpy()
+
+    return order[[int(group[0]) for group in _greedy(len(corners), are_close)]]
 
 
 def _corners_of_quadri(boxes: Tensor) -> Tensor:

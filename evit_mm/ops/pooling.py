@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own abbreviation
 from torch import Tensor
 
+from ..errors import EvitError
 from .precision import full_precision, gradients
 
 MAX = 0  # RoIAlign's pool mode as mmcv numbers them; the other is the average
@@ -36,7 +37,7 @@ def roi_align_forward(
         input: ``(B, C, H, W)``.
         rois: ``(K, 5)``.
         output: ``(K, C, h, w)``.
-        argmax_y: ``(K, C, h, w)``, takes the row of the largest sample in its bin.
+        argmax_y: ``(K, C, h, w)``, takes the row of the largest sample in its bin, -1 for none.
         argmax_x: The same for the column.
         aligned_height: h.
         aligned_width: w.
@@ -46,6 +47,7 @@ def roi_align_forward(
         aligned: Shift by half a pixel.
     """
     size = (aligned_height, aligned_width)
+    _check_regions(rois, input)
     with full_precision(input, rois) as (features, regions):
         align = torch.ops.torchvision.roi_align
         if pool_mode != MAX:
@@ -53,6 +55,9 @@ def roi_align_forward(
             return
         grids = _bins(regions, size, spatial_scale, sampling_ratio, aligned)[2]
         output.fill_(NOTHING)
+        argmax_y.fill_(-1)
+        if not output.numel():
+            return
         for grid in grids.unique(dim=0).tolist():
             if 0 in grid:
                 continue
@@ -63,9 +68,9 @@ def roi_align_forward(
             for chosen in alike.split(together):
                 samples = align(features, regions[chosen], spatial_scale, *fine, 1, aligned)
                 largest, place = F.max_pool2d(samples, grid, return_indices=True)
-                row = place.div(fine[1], rounding_mode='floor')
+                row = place.div(fine[1], rounding_mode='floor').remainder_(grid[0])
+                argmax_y[chosen] = row.masked_fill_(largest <= NOTHING, -1).to(output)
                 output[chosen] = largest.clamp_(min=NOTHING).to(output)
-                argmax_y[chosen] = row.remainder_(grid[0]).to(output)
                 argmax_x[chosen] = place.remainder_(grid[1]).to(output)
 
 
@@ -92,7 +97,7 @@ def roi_align_backward(
             grad_input += back(gradient, regions, spatial_scale, *shape, *options)
             return
         start, bins, grids = _bins(regions, size, spatial_scale, sampling_ratio, aligned)
-        gradient = gradient * (grids > 0).all(1)[:, None, None, None]
+        gradient = gradient * (argmax_y >= 0)
         positions = []
         for axis, largest in enumerate((argmax_y, argmax_x)):
             first, step, samples = (v[:, axis, None, None, None] for v in (start, bins, grids))
@@ -101,6 +106,20 @@ def roi_align_backward(
             inside = (largest.to(first) + 0.5) / samples.clamp(min=1)
             positions.append(first + (number + inside) * step)
         _scatter(gradient, regions[:, 0].long(), *positions, grad_input)
+
+
+def _check_regions(rois: Tensor, maps: Tensor) -> None:
+    """Refuse regions whose memory torchvision would look for outside the maps, on a CPU."""
+    if rois.device.type != 'cpu':
+        return  # looking would make the GPU wait
+    known = (rois[:, 0] >= 0) & (rois[:, 0] < len(maps))
+    for fine, fault in (
+        (rois.isfinite().all(1), 'is not finite: the training has probably diverged'),
+        (known, f'is of an image that is not there: there are {len(maps)}'),
+    ):
+        if not fine.all():
+            number = int(fine.logical_not().nonzero()[0])
+            raise EvitError(f'region {number}, {rois[number].tolist()}, {fault}')
 
 
 def _bins(
@@ -168,6 +187,7 @@ def roi_pool_forward(
         spatial_scale: Size of the map over that of the image.
     """
     size = (pooled_height, pooled_width)
+    _check_regions(rois, input)
     with full_precision(input, rois) as (features, regions):
         bins = _pixel_bins(regions, size, spatial_scale, input.shape[2:])
         filled, place = torch.ops.torchvision.roi_pool(features, bins.to(features), 1.0, 1, 1)
@@ -244,6 +264,7 @@ def deform_roi_pool_forward(
         gamma: Unit of the offsets.
     """
     options = (spatial_scale, sampling_ratio, gamma)
+    _check_regions(rois, input)
     with full_precision(input, offset, rois) as (features, offsets, regions):
         shifts = offsets if offsets.numel() else None
         output.copy_(_deform_roi_pool(features, shifts, regions, output.shape[2:], *options))

@@ -9,18 +9,17 @@ import torch
 import torchvision  # noqa: F401 - registers torch.ops.torchvision
 from torch import Tensor
 
-HALF_TYPES = (torch.float16, torch.bfloat16)
-
 
 @contextmanager
 def full_precision(*tensors: Tensor) -> Iterator[list[Tensor]]:
-    """Compute in float32 where the tensors have 16 bits, also under autocast.
+    """Compute in float32, or float64 if one of the tensors has it, also under autocast.
 
     mmcv's operators return the type that they are given. Its kernels compute in that type too, in
     which a coordinate of 1000 pixels has steps of half a pixel (float16) or of four (bfloat16).
     """
+    double = any(x.dtype == torch.float64 for x in tensors)
     with torch.autocast(tensors[0].device.type, enabled=False):
-        yield [x.float() if x.dtype in HALF_TYPES else x for x in tensors]
+        yield [x.double() if double else x.float() for x in tensors]
 
 
 def gradients(

@@ -156,6 +156,88 @@ def test_equal_results_under_autocast():
     torch.testing.assert_close(found, carafe(x, masks, 3, 1, 2), rtol=0, atol=0)
 
 
+@provided
+def test_layers_that_share_a_gradient_have_their_own_weight_gradients():
+    """Those whose results are added, of which the first one's weight is frozen."""
+    from mmcv.ops import DeformConv2d
+
+    frozen, layer = (DeformConv2d(3, 4, 3, padding=1) for _ in range(2))
+    frozen.weight.requires_grad_(False)
+    x, offset = numbers((2, 3, 6, 6), 0), numbers((2, 18, 6, 6), 1, -1, 1)
+    factors = numbers((1, 4, 6, 6), 2)
+    (layer(x[:1], offset[:1]) * factors).sum().backward()
+    alone = layer.weight.grad
+    layer.weight.grad = None
+    leaf = x[1:].clone().requires_grad_()
+    (layer(x[:1], offset[:1]) + frozen(leaf, offset[1:])).backward(factors)
+    torch.testing.assert_close(layer.weight.grad, alone)
+
+
+@provided
+def test_soft_nms_of_equal_scores_and_of_what_is_no_number():
+    from mmcv.ops import soft_nms
+
+    # the first two become equal when the third is chosen; the order is that of compiled mmcv
+    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 5], [0, 0, 10, 20]])
+    scores = torch.tensor([0.8, 0.4, 0.9])
+    assert soft_nms(boxes, scores, 0.3, 0.5, 1e-3, 'linear')[1].tolist() == [2, 1, 0]
+    corners = numbers((10, 2), 0, 0, 20)
+    boxes, scores = torch.cat((corners, corners + 9), 1), numbers((10,), 1)
+    torn = boxes.clone()
+    torn[4, 2] = float('nan')
+    for method, sigma, these in (
+        ('linear', 0.5, torn),
+        ('naive', 0.5, torn),
+        ('gaussian', 0, boxes),
+    ):
+        kept = soft_nms(these, scores, 0.3, sigma, 1e-3, method)[1].tolist()
+        assert len(set(kept)) == len(kept) and kept[0] == scores.argmax()
+    scores[2] = float('nan')
+    assert len(set(soft_nms(boxes, scores, 0.3, 0.5, 1e-3, 'linear')[1].tolist())) > 1
+
+
+@provided
+def test_types_and_shapes_that_compiled_operators_take_too():
+    from mmcv.ops import RoIAlign, nms, soft_nms
+
+    corners = numbers((10, 2), 0, 0, 20)
+    boxes, scores = torch.cat((corners, corners + 9), 1), numbers((10,), 1)
+    kept = nms(boxes, scores, 0.3)[1]
+    assert torch.equal(nms(boxes, scores.double(), 0.3)[1], kept)
+    for function in (nms, soft_nms):
+        assert torch.equal(
+            function(boxes, scores[:, None], 0.3)[1], function(boxes, scores, 0.3)[1]
+        )
+    x, rois = numbers((1, 2, 9, 9), 2), torch.tensor([[0.0, 1, 1, 6, 6]])
+    align = RoIAlign(3, 0.5, 2)
+    torch.testing.assert_close(align(x, rois.double()), align(x, rois))
+
+
+@provided
+def test_roi_align_of_regions_that_are_not_there():
+    from mmcv.ops import RoIAlign, RoIPool
+
+    x = numbers((2, 3, 9, 9), 0)
+    for pool in (RoIAlign(3, 0.5, 2), RoIAlign(3, 0.5, 0, 'max'), RoIPool(3, 0.5)):
+        for region, fault in (
+            ([0, 1, 1, float('nan'), 6], 'region 1, .*nan.* is not finite'),
+            ([2, 1, 1, 6, 6], 'of an image that is not there: there are 2'),
+        ):
+            with pytest.raises(EvitError, match=fault):
+                pool(x, torch.tensor([[0, 1, 1, 6, 6], region]))
+        assert pool(x[:, :0], torch.tensor([[0.0, 1, 1, 6, 6]])).shape == (1, 0, 3, 3)
+
+
+@provided
+def test_no_gradient_goes_below_the_least_maximum_of_mmcv():
+    from mmcv.ops import RoIAlign
+
+    x = torch.full((1, 1, 9, 9), -2e4).requires_grad_()
+    found = RoIAlign(3, 0.5, 2, 'max')(x, torch.tensor([[0.0, 1, 1, 6, 6]]))
+    found.sum().backward()
+    assert (found == -1e4).all() and not x.grad.any()
+
+
 @pytest.mark.skipif(not COMPILED, reason='this mmcv has no compiled operators to compare with')
 def test_indices_equal_those_of_the_compiled_operators_with_equal_scores():
     from importlib.machinery import ExtensionFileLoader, PathFinder
