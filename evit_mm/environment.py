@@ -26,6 +26,9 @@ NEEDED = {
 # distributions that contain the module mmcv; the last one is that of the OneDL fork
 MMCV = ('mmcv', 'mmcv-lite', 'mmcv-full', 'onedl-mmcv')
 OLDEST_TORCH = (2, 0)
+# which operators mmcv is given: the values of an environment variable, see evit_mm.ops
+OPERATORS_SWITCH = 'EVIT_MM_OPS'
+OPERATORS = ('auto', 'torchvision', 'compiled')
 # mmdet 3.3 refuses any other
 MMCV_RANGE = ((2, 0), (2, 2))
 
@@ -51,6 +54,12 @@ def environment_faults() -> Iterator[str]:
     torch, torchvision, OpenCV and a compiled mmcv are imported to see whether they load. What
     depends on something that has been named already is not looked at.
     """
+    choice = os.environ.get(OPERATORS_SWITCH)
+    if choice and choice not in OPERATORS:
+        yield (
+            f"{OPERATORS_SWITCH}='{choice}' is not one of {', '.join(OPERATORS)}; "
+            f'unset {OPERATORS_SWITCH}'
+        )
     missing = [name for name in NEEDED if not _is_importable(name)]
     if len(missing) > 2:
         yield f"{', '.join(missing)} are not installed; pip install 'evit_mm[all]'"
@@ -132,7 +141,7 @@ def _torch_faults() -> Iterator[str]:
 
 
 def _mmcv_build_faults() -> Iterator[str]:
-    if os.environ.get('EVIT_MM_OPS') == 'torchvision':
+    if os.environ.get(OPERATORS_SWITCH) == 'torchvision':
         return  # evit_mm.ops takes the place of the compiled operators
     folders = importlib.util.find_spec('mmcv').submodule_search_locations
     if importlib.machinery.PathFinder.find_spec('mmcv._ext', folders) is None:
@@ -142,9 +151,10 @@ def _mmcv_build_faults() -> Iterator[str]:
         return
     name = next(filter(_version, MMCV), 'mmcv')
     fork = name == 'onedl-mmcv'
+    where = 'beside' if name == 'mmcv-lite' else 'of'
     yield (
-        f'the operators of {name} {_version(name)} were compiled for another torch than '
-        f'{_version("torch")} ({error}); '
+        f'the compiled operators {where} {name} {_version(name)} do not load with '
+        f'torch {_version("torch")} ({error}); '
         + (
             f'compile it again: pip install --force-reinstall --no-deps --no-cache-dir {name}'
             if fork

@@ -127,7 +127,7 @@ def test_operators_compiled_for_another_torch(tmp_path, name, fix):
     )
     (tmp_path / 'mmcv' / '_ext.py').write_text(UNDEFINED)
     (line,) = run(tmp_path, PROGRAM).stdout.splitlines()
-    assert line.startswith(f'the operators of {name} 2.1.0 were compiled for another torch')
+    assert line.startswith(f'the compiled operators of {name} 2.1.0 do not load with torch')
     assert 'undefined symbol' in line and fix in line
     # then nothing of mmcv's operators is loaded
     assert not run(tmp_path, PROGRAM, EVIT_MM_OPS='torchvision').stdout
@@ -166,3 +166,9 @@ def test_operators_need_nothing_but_torch_and_openmmlab():
     code = f'import sys; sys.modules.update(dict.fromkeys({absent})); import evit_mm.ops'
     environ = {**os.environ, 'PYTHONPATH': str(ROOT)}
     subprocess.run([sys.executable, '-c', code], env=environ, check=True)
+
+
+def test_the_switch_of_the_operators(monkeypatch):
+    monkeypatch.setenv('EVIT_MM_OPS', 'fast')
+    fault = next(environment.environment_faults())
+    assert fault.startswith("EVIT_MM_OPS='fast' is not one of auto, torchvision, compiled; unset")

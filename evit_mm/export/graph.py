@@ -132,7 +132,7 @@ class DetectorGraph(nn.Module):
         return boxes.clamp_min(0).minimum(size.flip(1).repeat(1, 2)[:, None])
 
 
-def nms_mask(boxes: Tensor, scores: Tensor, iou_threshold: float, most: int) -> Tensor:
+def _nms_mask(boxes: Tensor, scores: Tensor, iou_threshold: float, most: int) -> Tensor:
     """Return 1 for boxes that NMS keeps and 0 for the others: ``(B, K)``.
 
     Args:
@@ -150,8 +150,9 @@ def nms_mask(boxes: Tensor, scores: Tensor, iou_threshold: float, most: int) -> 
     return mask
 
 
+nms_mask = _nms_mask
 if hasattr(torch.library, 'custom_op'):  # torch 2.4; before, nothing is exported
-    nms_mask = torch.library.custom_op('evit_mm::nms_mask', mutates_args=())(nms_mask)
+    nms_mask = torch.library.custom_op('evit_mm::nms_mask', mutates_args=())(_nms_mask)
 
     @nms_mask.register_fake
     def _(boxes: Tensor, scores: Tensor, iou_threshold: float, most: int) -> Tensor:  # noqa: ARG001

@@ -17,11 +17,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..environment import OPERATORS_SWITCH as SWITCH
 from ..errors import EvitError
 
 NAME = 'mmcv._ext'
-SWITCH = 'EVIT_MM_OPS'
-CHOICES = ('auto', 'torchvision', 'compiled')
+COMPILE = (
+    'pip uninstall -y mmcv-lite, then '
+    'MMCV_WITH_OPS=1 pip install --no-build-isolation mmcv==2.1.0, which needs a C++ compiler'
+)
 logger = logging.getLogger('evit_mm')
 
 
@@ -39,7 +42,7 @@ class _Extension(ModuleType):
         def missing(*args: Any, **kwargs: Any) -> Any:  # noqa: ARG001
             raise MissingOperatorError(
                 f"mmcv's operator '{name}'{_asked_by()} has no counterpart in torchvision; install "
-                'an mmcv with compiled operators: docs/install.md says how'
+                f'an mmcv with compiled operators: {COMPILE}'
             )
 
         return missing
@@ -85,12 +88,9 @@ def provide(operators: Mapping[str, Callable[..., Any]]) -> str:
         Which operators mmcv uses: ``'torchvision'`` or ``'compiled'``.
 
     Raises:
-        EvitError: The environment variable has another value, or mmcv has loaded others than it
-            asks for.
+        EvitError: mmcv has other operators than the environment variable asks for.
     """
-    choice = os.environ.get(SWITCH, '') or 'auto'
-    if choice not in CHOICES:
-        raise EvitError(f"{SWITCH}='{choice}' is not one of {', '.join(CHOICES)}")
+    choice = os.environ.get(SWITCH)
     if any(isinstance(finder, _Finder) for finder in sys.meta_path):
         return 'torchvision'
     loaded = NAME in sys.modules
@@ -98,7 +98,7 @@ def provide(operators: Mapping[str, Callable[..., Any]]) -> str:
     if choice == 'compiled' and not compiled:
         raise EvitError(
             f"{SWITCH}='compiled', but this mmcv has no compiled operators; unset it or install "
-            'one that has them: docs/install.md says how'
+            f'one that has them: {COMPILE}'
         )
     if choice == 'torchvision' and loaded:
         raise EvitError(
