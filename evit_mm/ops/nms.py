@@ -16,9 +16,9 @@ from torch import Tensor
 from .precision import full_precision
 
 NAIVE, LINEAR, GAUSSIAN = range(3)  # soft-NMS methods as mmcv numbers them
-ALL_PAIRS = 2048  # boxes up to which soft-NMS computes all overlaps at once
+ALL_PAIRS = 2048  # boxes up to which soft-NMS of equal scores computes all overlaps at once
 CHOSEN = -1.0  # below every minimum, also after many factors
-IN_CACHE = 64  # rows of them that it computes together
+IN_CACHE = 64  # boxes whose overlaps are computed together
 SHARED_EDGE = 1e-9  # relative distance up to which two edges of polygons count as one
 
 
@@ -76,7 +76,7 @@ def softnms(
         simple = min_score > 0 and (method != GAUSSIAN or sigma > 0)
         if simple and exact.isfinite().all() and values.isfinite().all():
             if method != NAIVE:
-                found = _pick(values.numpy(), factors.rows(), min_score)
+                found = _pick(values.numpy(), factors, min_score)
             elif 0 < len(values) == len(values.unique()):
                 found = _pick_naive(exact, values, iou_threshold, min_score, offset)
         if found is None:
@@ -89,7 +89,7 @@ def softnms(
 
 
 class _Factors:
-    """What a chosen box multiplies the others' scores by: ``factors[index]`` is ``(N,)``."""
+    """What a chosen box multiplies the others' scores by."""
 
     def __init__(
         self, boxes: np.ndarray, iou_threshold: float, sigma: float, method: int, offset: int
@@ -98,22 +98,18 @@ class _Factors:
         self.threshold, self.sigma, self.method = np.float32(iou_threshold), sigma, method
         self.degenerate = not (boxes[:, :2] < boxes[:, 2:]).all()
 
-    def __getitem__(self, index: int) -> np.ndarray:
-        return self._compute(slice(index, index + 1))[0]
-
-    def rows(self) -> _Factors | np.ndarray:
-        """Return the factors of all boxes, computed at once if they are few: ``(N, N)``."""
-        count = self.columns.shape[1]
-        if count > ALL_PAIRS:
-            return self
-        rows = np.empty((count, count), self.columns.dtype)
-        for start in range(0, count, IN_CACHE):
-            chosen = slice(start, start + IN_CACHE)
-            rows[chosen] = self._compute(chosen)
+    def rows(self) -> np.ndarray:
+        """Return the factors that each box has for each: ``(N, N)``."""
+        every = np.arange(self.columns.shape[1])
+        rows = np.empty((len(every), len(every)), self.columns.dtype)
+        for start in range(0, len(every), IN_CACHE):
+            some = every[start : start + IN_CACHE]
+            rows[some] = self.of(some, every)
         return rows
 
-    def _compute(self, chosen: slice) -> np.ndarray:
-        factors = _overlaps_of(self.columns[:, chosen], self.columns, self.offset)
+    def of(self, chosen: np.ndarray, others: np.ndarray) -> np.ndarray:
+        """Return the factors that chosen boxes, by index, have for others."""
+        factors = _overlaps_of(self.columns[:, chosen], self.columns[:, others], self.offset)
         if self.degenerate:
             # two boxes without an area overlap by 0 / 0, with which mmcv makes the scores NaN
             np.nan_to_num(factors, copy=False)
@@ -137,8 +133,9 @@ def _overlaps_of(chosen: np.ndarray, others: np.ndarray, offset: int) -> np.ndar
     with np.errstate(invalid='ignore', divide='ignore'):
         width -= np.maximum(left, x1)
         height -= np.maximum(top, y1)
-        width += offset
-        height += offset
+        if offset:
+            width += offset
+            height += offset
         inter = np.maximum(width, 0, out=width)
         inter *= np.maximum(height, 0, out=height)
         union = (right - left + offset) * (bottom - top + offset)
@@ -158,28 +155,35 @@ def _pick_naive(
 
 
 def _pick(
-    scores: np.ndarray, factors: _Factors | np.ndarray, min_score: float
+    scores: np.ndarray, factors: _Factors, min_score: float
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Return the boxes in the order in which they are chosen, and their scores.
 
     None if two boxes have the best score: which of them comes first is then decided by mmcv's way
     of moving boxes around.
     """
-    left = scores.copy()
-    best_ones = np.empty(len(left), bool)
     order, kept = [], []
-    while len(order) < len(left):
-        best = left.argmax()
-        score = left[best]
-        if order and score < min_score:
-            break
-        if np.count_nonzero(np.equal(left, score, out=best_ones)) > 1:
-            return None
-        order.append(best)
-        kept.append(score)
-        left *= factors[best]
-        left[best] = CHOSEN
-    return np.array(order, np.int64), np.array(kept, left.dtype)
+    names, left = np.arange(len(scores)), scores
+    while len(left):
+        # factors of the boxes that probably come next, for those that are left
+        some = np.argpartition(left, -min(len(left), IN_CACHE))[-IN_CACHE:]
+        rows = dict(zip(some.tolist(), factors.of(names[some], names), strict=True))
+        best = int(left.argmax())
+        while best in rows:
+            score = left[best]
+            if order and score < min_score:
+                break
+            later = left[best + 1 :]
+            if len(later) and later[later.argmax()] == score:
+                return None
+            order.append(names[best])
+            kept.append(score)
+            left = left * rows[best]
+            left[best] = CHOSEN
+            best = int(left.argmax())
+        good = left >= min_score
+        names, left = names[good], left[good]
+    return np.array(order, np.int64), np.array(kept, scores.dtype)
 
 
 def _pick_in_order_of_mmcv(
@@ -187,6 +191,8 @@ def _pick_in_order_of_mmcv(
 ) -> tuple[np.ndarray, np.ndarray]:
     """As :func:`_pick`, with boxes swapped as in mmcv, which takes the first of equal scores."""
     left, count = scores.copy(), len(scores)
+    rows = factors.rows() if count <= ALL_PAIRS else None
+    every = np.arange(count)
     order = np.arange(count)  # the box at each place
     for place in range(count):
         if place >= count:
@@ -198,7 +204,9 @@ def _pick_in_order_of_mmcv(
         order[[place, best]] = order[[best, place]]
         left[[place, best]] = left[[best, place]]
         rest = left[place + 1 : count]
-        rest *= factors[order[place]][order[place + 1 : count]]
+        chosen = order[place]
+        row = factors.of(chosen[None], every)[0] if rows is None else rows[chosen]
+        rest *= row[order[place + 1 : count]]
         for low in place + 1 + np.flatnonzero(rest < min_score):
             # the last box that is good enough takes the place of one that is not
             while count > low and left[count - 1] < min_score:
@@ -224,31 +232,35 @@ def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
     def are_close(some: np.ndarray, others: np.ndarray) -> np.ndarray:
         return _overlaps_of(columns[:, some], columns[:, others], 0) >= threshold
 
-    names = order.numpy()
-    return [names[group].tolist() for group in _greedy(len(names), are_close)]
+    return _greedy(order.numpy(), are_close)
 
 
 def _greedy(
-    count: int, are_close: Callable[[np.ndarray, np.ndarray], np.ndarray]
-) -> list[np.ndarray]:
+    names: np.ndarray, are_close: Callable[[np.ndarray, np.ndarray], np.ndarray]
+) -> list[list[int]]:
     """Group items, best first, with the later ones that are close to them.
 
     Args:
-        count: Number of items.
-        are_close: From the indices of some and of others to ``(some, others)`` bool.
+        names: ``(N,)`` int64, what the result calls the items.
+        are_close: From the numbers of some and of other items to ``(some, others)`` bool.
     """
     groups = []
-    free = np.arange(count)
+    free = np.arange(len(names))
     while len(free):
-        some = min(len(free), IN_CACHE)
-        close = are_close(free[:some], free)
+        these = names[free]
+        firsts = these[:IN_CACHE].tolist()
+        close = are_close(free[:IN_CACHE], free)
+        has_others = (np.count_nonzero(close, axis=1) > 1).tolist()  # all are close to themselves
         alone = np.ones(len(free), bool)
-        for place in range(some):
+        for place, first in enumerate(firsts):
             if alone[place]:
                 alone[place] = False
-                taken = np.flatnonzero(close[place] & alone)
-                alone[taken] = False
-                groups.append(free[[place, *taken]])
+                group = [first]
+                if has_others[place]:
+                    taken = np.flatnonzero(close[place] & alone)
+                    alone[taken] = False
+                    group += these[taken].tolist()
+                groups.append(group)
         free = free[alone]
     return groups
 
@@ -339,7 +351,7 @@ def _suppress(corners: Tensor, order: Tensor, iou_threshold: float) -> Tensor:
         overlaps = _polygon_overlaps(corners[some], corners[others], False, 0).float()
         return (overlaps >= float(np.float32(iou_threshold))).cpu().numpy()
 
-    return order[[int(group[0]) for group in _greedy(len(corners), are_close)]]
+    return order[[group[0] for group in _greedy(np.arange(len(corners)), are_close)]]
 
 
 def _corners_of_quadri(boxes: Tensor) -> Tensor:
