@@ -75,10 +75,7 @@ def softnms(
         # a minimum of 0 keeps boxes whose scores have become 0, all equal
         simple = min_score > 0 and (method != GAUSSIAN or sigma > 0)
         if simple and exact.isfinite().all() and values.isfinite().all():
-            if method != NAIVE:
-                found = _pick(values.numpy(), factors, min_score)
-            elif 0 < len(values) == len(values.unique()):
-                found = _pick_naive(exact, values, iou_threshold, min_score, offset)
+            found = _pick(values.numpy(), factors, min_score)
         if found is None:
             found = _pick_in_order_of_mmcv(values.numpy(), factors, min_score)
     order, left = found
@@ -119,7 +116,7 @@ class _Factors:
                 factors /= -self.sigma
             return np.exp(factors, out=factors)
         if self.method == LINEAR:
-            factors[factors < self.threshold] = 0
+            factors *= factors >= self.threshold
         else:
             factors[...] = factors >= self.threshold
         return np.subtract(1, factors, out=factors)
@@ -142,16 +139,6 @@ def _overlaps_of(chosen: np.ndarray, others: np.ndarray, offset: int) -> np.ndar
         union = union + (x2 - x1 + offset) * (y2 - y1 + offset)
         union -= inter
         return np.divide(inter, union, out=inter)
-
-
-def _pick_naive(
-    boxes: Tensor, scores: Tensor, iou_threshold: float, min_score: float, offset: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """As :func:`_pick` for the naive method, which is NMS with "equal or larger"."""
-    below = float(np.nextafter(np.float32(iou_threshold), np.float32(-np.inf)))
-    order = nms(boxes, scores, below, offset)
-    order = order[(scores[order] >= min_score).index_fill_(0, order.new_zeros(1), True)]
-    return order.numpy(), scores[order].numpy()
 
 
 def _pick(
