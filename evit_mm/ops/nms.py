@@ -18,7 +18,7 @@ from .precision import full_precision
 NAIVE, LINEAR, GAUSSIAN = range(3)  # soft-NMS methods as mmcv numbers them
 ALL_PAIRS = 2048  # boxes up to which soft-NMS of equal scores computes all overlaps at once
 CHOSEN = -1.0  # below every minimum, also after many factors
-IN_CACHE = 64  # boxes whose overlaps are computed together
+IN_CACHE = 32  # boxes whose overlaps are computed together
 SHARED_EDGE = 1e-9  # relative distance up to which two edges of polygons count as one
 
 
