@@ -156,6 +156,8 @@ def _pick(
         some = np.argpartition(left, -min(len(left), IN_CACHE))[-IN_CACHE:]
         rows = dict(zip(some.tolist(), factors.of(names[some], names), strict=True))
         best = int(left.argmax())
+        if best not in rows:
+            return None  # another one of the same score is
         while best in rows:
             score = left[best]
             if order and score < min_score:

@@ -194,6 +194,21 @@ def test_soft_nms_of_equal_scores_and_of_what_is_no_number():
 
 
 @provided
+@pytest.mark.parametrize('method', ['naive', 'linear', 'gaussian'])
+@pytest.mark.parametrize('count', [1, 32, 33, 100])
+def test_soft_nms_ends_however_many_scores_are_equal(count, method):
+    from mmcv.ops import soft_nms
+
+    corners = numbers((count, 2), 0, 0, 30)
+    boxes = torch.cat((corners, corners + 9), 1)
+    for levels in (1, 2, 50):
+        scores = (numbers((count,), 1) * levels).ceil() / levels
+        for minimum in (0.0, 0.05, 2.0):
+            kept = soft_nms(boxes, scores, 0.3, 0.5, minimum, method)[1].tolist()
+            assert kept and len(set(kept)) == len(kept)
+
+
+@provided
 def test_types_and_shapes_that_compiled_operators_take_too():
     from mmcv.ops import RoIAlign, nms, soft_nms
 
