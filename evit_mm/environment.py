@@ -91,9 +91,9 @@ def _mmcv_version_faults() -> Iterator[str]:
         return
     for name, version in present.items():
         low, high = MMCV_RANGE
-        if name == 'onedl-mmcv' or (low <= _numbers(version) < high):
+        if name == 'onedl-mmcv' or (low <= version_numbers(version) < high):
             continue
-        if _numbers(version) >= high and not _version('mmdet'):
+        if version_numbers(version) >= high and not _version('mmdet'):
             continue  # mmpretrain takes it
         yield (
             f'{name} {version} is installed, but mmdet 3.3 takes mmcv >= 2.0.0, < 2.2.0 only; '
@@ -116,7 +116,7 @@ def _opencv_faults() -> Iterator[str]:
 
 def _torch_faults() -> Iterator[str]:
     torch, vision = _version('torch'), _version('torchvision')
-    if torch and _numbers(torch) < OLDEST_TORCH:
+    if torch and version_numbers(torch) < OLDEST_TORCH:
         yield f'torch {torch} is too old; pip install "torch>=2.0" torchvision'
         return
     error = _import_error('torch')
@@ -187,7 +187,7 @@ def _version(distribution: str) -> str | None:
         return None
 
 
-def _numbers(version: str) -> tuple[int, ...]:
+def version_numbers(version: str) -> tuple[int, ...]:
     """Return the leading numbers of a version: ``2.1.0rc4`` is ``(2, 1, 0)``."""
     found = re.match(r'\d+(?:\.\d+)*', version)
     return tuple(int(part) for part in found[0].split('.')) if found else ()

@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from .environment import version_numbers
 from .errors import EvitError
 
 # other distributions that bring the same modules: without operators, and the maintained fork's
@@ -46,15 +47,11 @@ def need_torch(version: str, what: str) -> None:
         EvitError: The installed one is older.
     """
     installed = importlib.metadata.version('torch')
-    if _numbers(installed) < _numbers(version):
+    if version_numbers(installed) < version_numbers(version):
         raise EvitError(
             f'{what} needs torch {version} or newer, and this is torch {installed}; install a '
             f"newer one with: pip install 'torch>={version}' torchvision"
         )
-
-
-def _numbers(version: str) -> list[int]:
-    return [int(number) for number in re.findall(r'\d+', version)[:2]]
 
 
 def commit() -> str:

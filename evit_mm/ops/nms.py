@@ -268,19 +268,16 @@ def bbox_overlaps(
         offset: 0 or 1.
     """
     with full_precision(bboxes1, bboxes2) as (first, second):
-        ious.copy_(_overlaps(first if aligned else first[:, None], second, offset, mode))
-
-
-def _overlaps(first: Tensor, second: Tensor, offset: int, mode: int = 0) -> Tensor:
-    """Return overlaps of boxes that are broadcast against each other."""
-    ax1, ay1, ax2, ay2 = first.unbind(-1)
-    bx1, by1, bx2, by2 = second.unbind(-1)
-    area = (ax2 - ax1 + offset) * (ay2 - ay1 + offset)
-    inter = torch.minimum(ax2, bx2).sub_(torch.maximum(ax1, bx1)).add_(offset).clamp_(min=0)
-    inter *= torch.minimum(ay2, by2).sub_(torch.maximum(ay1, by1)).add_(offset).clamp_(min=0)
-    if mode == 0:
-        area = (area + (bx2 - bx1 + offset) * (by2 - by1 + offset)).sub_(inter)
-    return inter.div_(area)
+        if not aligned:
+            first = first[:, None]
+        ax1, ay1, ax2, ay2 = first.unbind(-1)
+        bx1, by1, bx2, by2 = second.unbind(-1)
+        area = (ax2 - ax1 + offset) * (ay2 - ay1 + offset)
+        inter = torch.minimum(ax2, bx2).sub_(torch.maximum(ax1, bx1)).add_(offset).clamp_(min=0)
+        inter *= torch.minimum(ay2, by2).sub_(torch.maximum(ay1, by1)).add_(offset).clamp_(min=0)
+        if mode == 0:
+            area = (area + (bx2 - bx1 + offset) * (by2 - by1 + offset)).sub_(inter)
+        ious.copy_(inter.div_(area))
 
 
 def box_iou_rotated(

@@ -158,9 +158,9 @@ def _scatter(gradient: Tensor, images: Tensor, y: Tensor, x: Tensor, target: Ten
         # channels have samples of their own, so that each is an image of the batch
         places = grid[mine].transpose(0, 1).flatten(1, 3)[:, :, None]
         values = gradient[mine].transpose(0, 1).flatten(1)[:, None, :, None]
-        shape = target[image][:, None]
+        maps = target[image][:, None].to(values)
         options = (BILINEAR, BORDER, True, (True, False))
-        target[image] += back(values, shape.to(values), places, *options)[0][:, 0]
+        target[image] += back(values, maps, places, *options)[0][:, 0]
 
 
 def roi_pool_forward(

@@ -2,7 +2,7 @@
 
 ``python -m tests.ops.cases`` in an environment with a compiled mmcv writes ``compiled.npz``.
 The operators that a compiled mmcv has only for GPUs are not among these cases; they are held
-against naive loops in ``test_gpu_only.py``.
+against naive loops in ``test_against_loops.py``.
 """
 
 from __future__ import annotations

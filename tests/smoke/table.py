@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from evit_mm.environment import version_numbers
+
 DOCS = Path(__file__).resolve().parents[2] / 'docs'
 PAGE = DOCS / 'stacks.md'
 HEADER = """\
@@ -44,16 +46,14 @@ def page() -> str:
     rows = [
         {'name': file.stem, **json.loads(file.read_text())} for file in DOCS.glob('stacks/*.json')
     ]
-    rows.sort(key=lambda row: (_numbers(row['python']), _numbers(row['torch']), row['name']))
+    rows.sort(
+        key=lambda row: (version_numbers(row['python']), version_numbers(row['torch']), row['name'])
+    )
     lines = ['| ' + ' | '.join(title for title, _ in COLUMNS) + ' |', '|---' * len(COLUMNS) + '|']
     for row in rows:
         cells = ('-' if row[key] is None else str(row[key]) for _, key in COLUMNS)
         lines.append('| ' + ' | '.join(cells) + ' |')
     return HEADER + '\n'.join(lines) + '\n' + FOOTER
-
-
-def _numbers(version: str) -> list[int]:
-    return [int(part) for part in version.split('+')[0].split('.') if part.isdecimal()]
 
 
 if __name__ == '__main__':
