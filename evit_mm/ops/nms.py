@@ -75,7 +75,10 @@ def softnms(
         # a minimum of 0 keeps boxes whose scores have become 0, all equal
         simple = min_score > 0 and (method != GAUSSIAN or sigma > 0)
         if simple and exact.isfinite().all() and values.isfinite().all():
-            found = _pick(values.numpy(), factors, min_score)
+            if method == NAIVE and not offset and not factors.degenerate:
+                found = _pick_by_nms(exact, values, iou_threshold, min_score)
+            else:
+                found = _pick(values.numpy(), factors, min_score)
         if found is None:
             found = _pick_in_order_of_mmcv(values.numpy(), factors, min_score)
     order, left = found
@@ -139,6 +142,23 @@ def _overlaps_of(chosen: np.ndarray, others: np.ndarray, offset: int) -> np.ndar
         union = union + (x2 - x1 + offset) * (y2 - y1 + offset)
         union -= inter
         return np.divide(inter, union, out=inter)
+
+
+def _pick_by_nms(
+    boxes: Tensor, scores: Tensor, iou_threshold: float, min_score: float
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """As :func:`_pick`, for the naive method, whose factors are 0 and 1."""
+    scores, order = scores.sort(descending=True)
+    count = max(1, int((scores >= min_score).sum()))  # mmcv always keeps the best one
+    compared = scores[: count + 1]
+    if (compared[1:] == compared[:-1]).any():
+        return None
+    scores, order = scores[:count], order[:count]
+    # mmcv drops a box from the threshold on, torchvision above it
+    threshold = torch.tensor(np.float32(iou_threshold)).to(boxes)
+    threshold = torch.nextafter(threshold, torch.full_like(threshold, -1))
+    kept = torch.ops.torchvision.nms(boxes[order], scores, float(threshold))
+    return order[kept].numpy(), scores[kept].numpy()
 
 
 def _pick(

@@ -252,7 +252,7 @@ def test_no_gradient_goes_below_the_least_maximum_of_mmcv():
 
 
 @pytest.mark.skipif(not COMPILED, reason='this mmcv has no compiled operators to compare with')
-def test_indices_equal_those_of_the_compiled_operators_with_equal_scores():
+def test_indices_equal_those_of_the_compiled_operators_with_and_without_equal_scores():
     from importlib.machinery import ExtensionFileLoader, PathFinder
 
     import mmcv
@@ -265,15 +265,16 @@ def test_indices_equal_those_of_the_compiled_operators_with_equal_scores():
     for seed in range(20):
         corners = numbers((300, 2), seed, 0, 30).round()
         boxes = torch.cat((corners, corners + numbers((300, 2), seed + 50, 1, 12).round()), 1)
-        scores = (numbers((300,), seed + 100) * 4).round() / 4
+        levels, threshold = ((4, 0.3), (1e6, 0.5))[seed % 2]
+        scores = (numbers((300,), seed + 100) * levels).round() / levels
         for offset in (0, 1):
-            a, b = (f(boxes, scores, 0.3, offset) for f in (compiled.nms, ours['nms']))
+            a, b = (f(boxes, scores, threshold, offset) for f in (compiled.nms, ours['nms']))
             assert a.tolist() == b.tolist()
             for method in range(3):
                 found = []
                 for f in (compiled.softnms, ours['softnms']):
                     dets = torch.zeros(300, 5)
-                    kept = f(boxes, scores, dets, 0.3, 0.5, 0.05, method, offset)
+                    kept = f(boxes, scores, dets, threshold, 0.5, 0.05, method, offset)
                     found.append((kept.tolist(), dets[: len(kept)]))
                 assert found[0][0] == found[1][0], (seed, offset, method)
                 torch.testing.assert_close(found[0][1], found[1][1])
