@@ -103,7 +103,7 @@ def _case(name: str, detector: _Detector, size: tuple[int, int], batch: int, pho
         case[f'boxes and NMS, {path}'] = _boxes(model.bbox_head, maps, metas)
     if prepared['inputs'].device.type == 'cuda':
         contiguous = copy.deepcopy(detector.plain)
-        contiguous.backbone.channels_last = False
+        contiguous.backbone.patch_embed[0].memory_format = torch.contiguous_format
         last = copy.deepcopy(detector.plain).to(memory_format=torch.channels_last)
         for path, model in (('contiguous', contiguous), ('weights in channels last too', last)):
             case[f'whole, from tensors, mmdet {path}'] = whole = _whole(model, data)

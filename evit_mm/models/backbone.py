@@ -15,8 +15,8 @@ from ..checkpoint import load_pretrained
 class Backbone(BaseModule):
     """Memory layout, frozen stages, BatchNorm kept in eval mode, and weights checked by name.
 
-    A subclass builds its modules, defines :meth:`parts` and calls :meth:`freeze` last. Its forward
-    starts with :meth:`to_layout`.
+    A subclass builds its modules, defines :meth:`parts` and calls :meth:`freeze` last. Its first
+    layer works on images in the layout of ``channels_last``.
 
     Args:
         channels_last: Compute in channels last, otherwise contiguous. A convolution puts its
@@ -25,7 +25,7 @@ class Backbone(BaseModule):
         init_cfg: As everywhere in OpenMMLab.
 
     Attributes:
-        channels_last: The layout of the maps.
+        channels_last: The layout of the maps, as built.
         frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the first k stages.
         norm_eval: Every BatchNorm stays in eval mode while training.
         unused: Beginnings of the names in a published file that belong to parts which this

@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from ..provenance import need_torch
 from .attention import WindowAttention
 from .backbone import Backbone, check_out_indices
-from .layers import FFN, BNLinear, ConvBN, Residual, SqueezeExcite, mean_pool
+from .layers import FFN, BNLinear, ConvBN, ImageConvBN, Residual, SqueezeExcite, mean_pool
 from .variants import NUM_STAGES, Variant, resolve_arch
 
 
@@ -170,7 +170,7 @@ class EfficientViT(Backbone):
         self.out_channels, self.strides = zip(*outputs, strict=True)
 
         self.patch_embed = nn.Sequential(
-            ConvBN(in_channels, dims[0] // 8, 3, stride=2),
+            ImageConvBN(channels_last, in_channels, dims[0] // 8, 3, stride=2),
             nn.ReLU(inplace=True),
             ConvBN(dims[0] // 8, dims[0] // 4, 3, stride=2),
             nn.ReLU(inplace=True),
@@ -211,7 +211,6 @@ class EfficientViT(Backbone):
         Returns:
             One ``(B, C, ceil(H / s), ceil(W / s))`` per entry of ``strides``.
         """
-        x = self.to_layout(x)
         outputs = []
         for index, layer in enumerate(self.patch_embed):
             x = layer(x)

@@ -47,6 +47,26 @@ class ConvBN(nn.Sequential):
         nn.init.constant_(self.bn.weight, bn_weight)
 
 
+class ImageConvBN(ConvBN):
+    """:class:`ConvBN` on images, whose result is in the layout that the network computes in.
+
+    The images in that layout are gone before the BatchNorm needs memory, which spares a small
+    network the kernel's work of a larger heap.
+
+    Args:
+        channels_last: Whether that layout is channels last or contiguous.
+        args, kwargs: As :class:`ConvBN`.
+    """
+
+    def __init__(self, channels_last: bool, *args: int, **kwargs: int) -> None:
+        super().__init__(*args, **kwargs)
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve and normalise images of either layout."""
+        return self.bn(self.c(x.contiguous(memory_format=self.memory_format)))
+
+
 class FFN(nn.Module):
     """Pointwise feed-forward network with expansion 2: ``(B, C, H, W) -> (B, C, H, W)``."""
 
