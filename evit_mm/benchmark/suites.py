@@ -21,7 +21,7 @@ from ..errors import ConfigError
 from . import forms, machine, report
 from .evaluators import compare_evaluators
 from .report import Row
-from .timing import median_and_quartiles, time_in_processes, time_interleaved
+from .timing import CALLS_OF_A_PROCESS, median_and_quartiles, time_in_processes, time_interleaved
 
 VARIANTS = tuple(f'm{i}' for i in range(6))
 PEERS = ('mobilenetv2', 'mobilenetv3', 'efficientnet_b0', 'spnasnet', 'spos')
@@ -151,7 +151,10 @@ def measure_variants(threads: int, rounds: int, device: str = 'cpu') -> tuple[li
     shape = (BATCH, 3, SIDE, SIDE)
     names = ('timm, eager', 'timm, channels last', 'plain', 'plain, contiguous', 'fused')
     jobs = [(f'{arch.upper()} backbone', arch, shape, name) for arch in VARIANTS for name in names]
-    notes = [f'{SIDE}x{SIDE}, batch {BATCH}, float32, each in a process of its own, in turns.']
+    notes = [
+        f'{SIDE}x{SIDE}, batch {BATCH}, float32, each in a process of its own, in turns, with new '
+        f'processes after {CALLS_OF_A_PROCESS} calls.'
+    ]
     return _timed(jobs, threads, rounds, device), notes
 
 

@@ -1,4 +1,4 @@
-"""Latency, side by side in one process."""
+"""Latency, side by side: in one process, or each function in processes of its own."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import torch
 from rich.progress import track
 
 Key = TypeVar('Key', bound=Hashable)
+CALLS_OF_A_PROCESS = 10
 
 
 def time_interleaved(
@@ -58,7 +59,9 @@ def time_in_processes(
 
     As :func:`time_interleaved`, but each function has its own heap and its own threads, as in a
     program that does nothing else: memory that one has freed does not spare another the kernel's
-    work. They are built one after the other and wait while others are timed.
+    work. They are built one after the other and wait while others are timed. A process may have
+    luck with its heap for as long as it lives, so after :data:`CALLS_OF_A_PROCESS` calls new ones
+    take over.
 
     Args:
         builders: What returns the function to call, by name; can be pickled.
@@ -69,6 +72,23 @@ def time_in_processes(
     Returns:
         Seconds as :func:`time_interleaved` has them, and for what could not be built the reason.
     """
+    seconds: dict[Key, list[float]] = {name: [] for name in builders}
+    faults: dict[Key, str] = {}
+    for start in range(0, rounds, CALLS_OF_A_PROCESS):
+        count = min(CALLS_OF_A_PROCESS, rounds - start)
+        working = {name: builders[name] for name in seconds}
+        found, new_faults = _time_in_processes(working, count, warmup, threads)
+        seconds = {name: seconds[name] + values for name, values in found.items()}
+        faults.update(new_faults)
+    return seconds, faults
+
+
+def _time_in_processes(
+    builders: Mapping[Key, Callable[[], Callable[[], object]]],
+    rounds: int,
+    warmup: int,
+    threads: int,
+) -> tuple[dict[Key, list[float]], dict[Key, str]]:
     context = multiprocessing.get_context('spawn')
     pipes: dict[Key, Connection] = {}
     processes = []
