@@ -53,10 +53,11 @@ def test_argument_decides_the_layout_whatever_the_images(build, channels_last, i
     assert in_format([seen[0], *outs], not channels_last) == [False] * (1 + len(outs))
 
 
-def test_no_convolution_of_efficientvit_leaves_channels_last():
-    model = EfficientViT(TINY)
+@pytest.mark.parametrize('in_channels', [1, 3, 4])
+def test_no_convolution_of_efficientvit_leaves_channels_last(in_channels):
+    model = EfficientViT(TINY, in_channels=in_channels)
     seen = watch(model)
-    model(torch.randn(2, 3, 288, 320))
+    model(torch.randn(2, in_channels, 288, 320))
     assert len(seen) == 4 + 4 * 6 + 2 * (2 * 3 + 5)  # stem, blocks, down-sampling
     assert all(in_format(seen, channels_last=True))
 

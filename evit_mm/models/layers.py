@@ -64,7 +64,9 @@ class ImageConvBN(ConvBN):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve and normalise images of either layout."""
-        return self.bn(self.c(x.contiguous(memory_format=self.memory_format)))
+        x = self.c(x.contiguous(memory_format=self.memory_format))
+        # images of one channel are in both layouts, from which the convolution makes contiguous
+        return self.bn(x.contiguous(memory_format=self.memory_format))
 
 
 class FFN(nn.Module):
