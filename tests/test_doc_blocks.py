@@ -176,7 +176,8 @@ def parse(item: Item) -> None:
     elif console_script(program):
         pass  # a program of an installed package; its flags are not looked at
     elif program == '.':
-        environment = rest[0].removesuffix('/bin/activate')
+        environment = rest[0].partition('/')[0]
+        assert item.words == ['.', f'{environment}/bin/activate']
         assert environment == '.venv' or f'python -m venv {environment}\n' in item.block.text
     else:
         assert item.words == ['cd', 'evit_mm'], 'unknown command'

@@ -59,9 +59,9 @@ def time_in_processes(
 
     As :func:`time_interleaved`, but each function has its own heap and its own threads, as in a
     program that does nothing else: memory that one has freed does not spare another the kernel's
-    work. They are built one after the other and wait while others are timed. A process may have
-    luck with its heap for as long as it lives, so after :data:`CALLS_OF_A_PROCESS` calls new ones
-    take over.
+    work. They are built one after the other and wait while others are timed. How the memory
+    of a process happens to be laid out can make it faster or slower for its whole life, so new
+    processes take over after :data:`CALLS_OF_A_PROCESS` calls.
 
     Args:
         builders: What returns the function to call, by name; can be pickled.

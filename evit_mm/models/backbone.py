@@ -15,8 +15,9 @@ from ..checkpoint import load_pretrained
 class Backbone(BaseModule):
     """Memory layout, frozen stages, BatchNorm kept in eval mode, and weights checked by name.
 
-    A subclass builds its modules, defines :meth:`parts` and calls :meth:`freeze` last. Its first
-    layer works on images in the layout of ``channels_last``.
+    A subclass builds its modules, defines :meth:`parts` and calls :meth:`freeze` last. It lays
+    the images out first, by :meth:`to_layout` or in an
+    :class:`~evit_mm.models.layers.ImageConvBN`.
 
     Args:
         channels_last: Compute in channels last, otherwise contiguous. A convolution puts its
@@ -25,7 +26,8 @@ class Backbone(BaseModule):
         init_cfg: As everywhere in OpenMMLab.
 
     Attributes:
-        channels_last: The layout of the maps, as built.
+        channels_last: As given.
+        memory_format: The layout of the maps that follows from it.
         frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the first k stages.
         norm_eval: Every BatchNorm stays in eval mode while training.
         unused: Beginnings of the names in a published file that belong to parts which this
@@ -41,11 +43,11 @@ class Backbone(BaseModule):
     ) -> None:
         super().__init__(init_cfg=init_cfg)
         self.channels_last = channels_last
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
 
     def to_layout(self, x: Tensor) -> Tensor:
-        """Return images ``(B, C, H, W)`` in the layout that ``channels_last`` names."""
-        memory_format = torch.channels_last if self.channels_last else torch.contiguous_format
-        return x.contiguous(memory_format=memory_format)
+        """Return images ``(B, C, H, W)`` in the layout of the maps."""
+        return x.contiguous(memory_format=self.memory_format)
 
     def parts(self) -> list[list[nn.Module]]:
         """Return the modules of the stem, then those of each stage that is built."""

@@ -170,7 +170,7 @@ class EfficientViT(Backbone):
         self.out_channels, self.strides = zip(*outputs, strict=True)
 
         self.patch_embed = nn.Sequential(
-            ImageConvBN(channels_last, in_channels, dims[0] // 8, 3, stride=2),
+            ImageConvBN(self.memory_format, in_channels, dims[0] // 8, 3, stride=2),
             nn.ReLU(inplace=True),
             ConvBN(dims[0] // 8, dims[0] // 4, 3, stride=2),
             nn.ReLU(inplace=True),

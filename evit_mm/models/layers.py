@@ -50,22 +50,23 @@ class ConvBN(nn.Sequential):
 class ImageConvBN(ConvBN):
     """:class:`ConvBN` on images, whose result is in the layout that the network computes in.
 
-    The images in that layout are gone before the BatchNorm needs memory, which spares a small
-    network the kernel's work of a larger heap.
+    The copy of the images in that layout is freed before the BatchNorm allocates its result. While
+    it lived longer, the process of a small network returned memory to the system after every call
+    and asked for it again in the next.
 
     Args:
-        channels_last: Whether that layout is channels last or contiguous.
+        memory_format: That layout.
         args, kwargs: As :class:`ConvBN`.
     """
 
-    def __init__(self, channels_last: bool, *args: int, **kwargs: int) -> None:
+    def __init__(self, memory_format: torch.memory_format, *args: int, **kwargs: int) -> None:
         super().__init__(*args, **kwargs)
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.memory_format = memory_format
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve and normalise images of either layout."""
         x = self.c(x.contiguous(memory_format=self.memory_format))
-        # images of one channel are in both layouts, from which the convolution makes contiguous
+        # images of one channel are in both layouts, and their result would be contiguous
         return self.bn(x.contiguous(memory_format=self.memory_format))
 
 

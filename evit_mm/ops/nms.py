@@ -147,7 +147,10 @@ def _overlaps_of(chosen: np.ndarray, others: np.ndarray, offset: int) -> np.ndar
 def _pick_by_nms(
     boxes: Tensor, scores: Tensor, iou_threshold: float, min_score: float
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """As :func:`_pick`, for the naive method, whose factors are 0 and 1."""
+    """As :func:`_pick`, for the naive method, whose factors are 0 and 1.
+
+    Not by :func:`nms`, which would sort once more and compare the boxes below the minimum too.
+    """
     scores, order = scores.sort(descending=True)
     count = max(1, int((scores >= min_score).sum()))  # mmcv always keeps the best one
     compared = scores[: count + 1]
