@@ -4,14 +4,14 @@ Importing the package registers its modules by name and lets mmengine's own chec
 while ``torch.load`` stays weights-only.
 """
 
-from .environment import check_environment
+from .utils.environment import check_environment
 
 check_environment()  # before anything imports what may be broken
 from . import ops  # isort: skip - before anything imports mmcv.ops
-from . import hooks, models, training
+from . import models, runner
 from .checkpoint import allow_mmengine_types
 
 __version__ = '0.1.0'
-__all__ = ['__version__', 'hooks', 'models', 'ops', 'training']
+__all__ = ['__version__', 'models', 'ops', 'runner']
 
 allow_mmengine_types()

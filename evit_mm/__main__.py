@@ -5,15 +5,15 @@ from __future__ import annotations
 import runpy
 import sys
 
-from .carried import carried
+from .utils.package_files import project_path
 
 
 def main() -> None:
     """Run a tool as ``python tools/NAME.py`` would, with what follows its name."""
-    tools = {file.stem: file for file in sorted(carried('tools').glob('*.py'))}
+    tools = {file.stem: file for file in sorted(project_path('tools').glob('*.py'))}
     usage = (
         f'usage: python -m evit_mm TOOL [options]\ntools: {", ".join(tools)}\n'
-        f'configs, by name or path: {carried("configs")}\n'
+        f'configs, by name or path: {project_path("configs")}\n'
     )
     if len(sys.argv) < 2 or sys.argv[1] in ('-h', '--help'):
         sys.stdout.write(usage)

@@ -15,10 +15,10 @@ from typing import Any
 
 import yaml
 
-from .carried import carried
-from .complexity import count_macs, count_parameters, measure
+from .compare.complexity import count_macs, count_parameters, measure
+from .compare.published_results import IMAGENET, MASK_RCNN_EVIT_M4, PUBLISHED, RELEASE, WEIGHTS
 from .errors import ConfigError
-from .published import IMAGENET, MASK_RCNN_EVIT_M4, PUBLISHED, RELEASE, WEIGHTS
+from .utils.package_files import project_path
 
 FILE = 'configs/metafile.yml'
 HEADER = '# written by: python tools/model_index.py\n'
@@ -53,7 +53,7 @@ def metafile() -> str:
         ConfigError: A config is of a kind that is not known here, or says that it was measured
             where no table has it.
     """
-    models = [_model(config) for config in sorted(carried('configs').glob('*.py'))]
+    models = [_model(config) for config in sorted(project_path('configs').glob('*.py'))]
     used = {model['In Collection'] for model in models}
     collections = [_collection(name) for name in PAPERS if name in used]
     content = {'Collections': collections, 'Models': models}
@@ -70,7 +70,7 @@ def _collection(name: str) -> dict[str, Any]:
 
 
 def _model(config: Path) -> dict[str, Any]:
-    from .engine import load_config
+    from .runner.engine import load_config
 
     cfg, stem = load_config(config), config.stem
     collection = COLLECTIONS.get(cfg.model.type, cfg.model.type)
@@ -164,7 +164,7 @@ def measured_ap(config: Path) -> float | str:
         return NOT_RUN
     own = rf'\| `(?:configs/)?{config.stem}(?:\.py)?` \|'
     row = re.compile(own + r'(?:[^|\n]*\|)*? ?(0\.\d{3}) \|')  # the first figure of that form
-    for page in (carried('README.md'), *sorted(carried('docs').glob('*.md'))):
+    for page in (project_path('README.md'), *sorted(project_path('docs').glob('*.md'))):
         found = row.search(page.read_text(encoding='utf-8'))
         if found:
             return round(100 * float(found[1]), 2)

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from .complexity import count_macs, count_parameters, detector_macs
+from .compare.complexity import count_macs, count_parameters, detector_macs
 from .errors import ConfigError
 
 # headings of the page, each with the end of its configs' names
@@ -75,7 +75,7 @@ def read_row(config: str | Path) -> ModelRow:
     """
     from mmengine.registry import MODELS, init_default_scope
 
-    from .engine import config_faults, load_config
+    from .runner.engine import config_faults, load_config
 
     title, published, here = read_docstring(Path(config))
     cfg = load_config(config)

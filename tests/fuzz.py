@@ -29,11 +29,11 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
 from evit_mm.checkpoint import extract_state_dict, fit_state_dict, read_checkpoint
-from evit_mm.datasets import check_coco
-from evit_mm.datasets.layout import find_splits
-from evit_mm.engine import config_faults
+from evit_mm.data import check_coco
+from evit_mm.data.layout import find_splits
 from evit_mm.errors import ConfigError, DataError, EvitError
 from evit_mm.models import EfficientViT, EfficientViTFPN
+from evit_mm.runner.engine import config_faults
 
 from .conftest import TINY, randomise, relative_error
 

@@ -18,9 +18,9 @@ from pathlib import Path
 import torch
 from mmengine.hooks import Hook
 
-from evit_mm import engine
-from evit_mm.datasets import make_shapes
+from evit_mm.data import make_shapes
 from evit_mm.errors import EvitError
+from evit_mm.runner import engine
 
 from .conftest import relative_error
 from .test_engine import write_config
@@ -140,7 +140,7 @@ def start_all(config, work_dir, seed, plan, processes, launcher=None):
     """Start all processes of a training; return them."""
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload(
-        ['tests.kills', 'evit_mm.heads', 'mmdet.datasets', 'mmdet.engine']
+        ['tests.kills', 'evit_mm.models.heads', 'mmdet.datasets', 'mmdet.engine']
     )
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))

@@ -9,7 +9,8 @@ import pytest
 import torch
 from scipy.spatial.distance import jensenshannon
 
-from evit_mm.attention_maps import (
+from evit_mm.errors import CheckpointError, ConfigError, DataError
+from evit_mm.inference.attention_maps import (
     BlockAttention,
     attention_cosine,
     attention_divergence,
@@ -22,7 +23,6 @@ from evit_mm.attention_maps import (
     similarities,
     visualize_attention,
 )
-from evit_mm.errors import CheckpointError, ConfigError, DataError
 from evit_mm.models import VARIANTS, EfficientViT
 from evit_mm.models.attention import CascadedGroupAttention
 

@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import nn
 
-from evit_mm.benchmark import forms, report, run, suites, timing
-from evit_mm.benchmark.report import Row
-from evit_mm.benchmark.timing import time_in_processes
+from evit_mm.compare.benchmark import forms, report, run, suites, timing
+from evit_mm.compare.benchmark.report import Row
+from evit_mm.compare.benchmark.timing import time_in_processes
 from evit_mm.errors import ConfigError
 from evit_mm.models import EfficientViT
-from evit_mm.provenance import versions
+from evit_mm.utils.provenance import versions
 
 from .conftest import randomise, relative_error
 
@@ -172,7 +172,7 @@ def test_operators_beside_compiled_ones(monkeypatch, tmp_path):
     vars(compiled).update(OPERATORS, __file__='mmcv/_ext.so')
     monkeypatch.setitem(sys.modules, 'mmcv._ext', compiled)
     monkeypatch.setattr(module, 'ext_module', compiled)  # as it was afterwards
-    monkeypatch.setattr('evit_mm.benchmark.operators.REGIONS', 10)
+    monkeypatch.setattr('evit_mm.compare.benchmark.operators.REGIONS', 10)
     rows, text = run('operators', tmp_path, rounds=1)
     assert {row.name for row in rows} == {'compiled', 'evit_mm.ops'}
     assert 'RoIAlign maximum, sampling_ratio=0, backward' in text and 'prediction' in text
@@ -180,7 +180,7 @@ def test_operators_beside_compiled_ones(monkeypatch, tmp_path):
 
 def test_detection_by_stage(monkeypatch, tmp_path):
     pytest.importorskip('mmdet')
-    from evit_mm.benchmark import detection
+    from evit_mm.compare.benchmark import detection
 
     small = [('retinanet_lite_evit_m0_coco', (96, 160), batch) for batch in (1, 2)]
     monkeypatch.setattr(detection, 'CASES', small)
@@ -195,7 +195,7 @@ def test_detection_by_stage(monkeypatch, tmp_path):
 def test_training_steps(monkeypatch):
     pytest.importorskip('mmdet')
     pytest.importorskip('timm')
-    from evit_mm.benchmark import training
+    from evit_mm.compare.benchmark import training
 
     monkeypatch.setattr(training, 'CASES', [('retinanet_lite_evit_m0_coco', (64, 64), 2)])
     monkeypatch.setattr(suites, 'VARIANTS', ('m0',))

@@ -10,12 +10,12 @@ from mmengine.registry import DATASETS
 from mmengine.structures import InstanceData
 from PIL import Image
 
-from evit_mm import browse as room
-from evit_mm.browse import browse
-from evit_mm.datasets import make_shapes
-from evit_mm.engine import load_config
+from evit_mm.data import make_shapes
 from evit_mm.errors import ConfigError, DataError
-from evit_mm.training.seeding import SAMPLE, derive_seed, seed_generators
+from evit_mm.inference import browse as room
+from evit_mm.inference.browse import browse
+from evit_mm.runner.engine import load_config
+from evit_mm.runner.seeding import SAMPLE, derive_seed, seed_generators
 
 from .conftest import ROOT
 from .test_engine import write_config

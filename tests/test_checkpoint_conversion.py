@@ -16,10 +16,10 @@ from mmengine.registry import init_default_scope
 from evit_mm import checkpoint as ckpt
 from evit_mm.checkpoint.conversion import TARGETS, convert, convert_file
 from evit_mm.checkpoint.mmrazor import channel_order
-from evit_mm.complexity import count_parameters
-from evit_mm.engine import _read_fitting, _read_start, load_config
+from evit_mm.compare.complexity import count_parameters
 from evit_mm.errors import CheckpointError
 from evit_mm.models import VARIANTS, EfficientViT, EfficientViTHead, SPOSHead, SPOSNet
+from evit_mm.runner.engine import _read_fitting, _read_start, load_config
 
 from .conftest import ROOT, randomise, relative_error
 from .standins import (

@@ -20,14 +20,15 @@ from mmpretrain.structures import DataSample
 from PIL import Image
 from torch.nn import functional as F  # noqa: N812
 
-from evit_mm import engine, inference
+from evit_mm import inference
 from evit_mm.checkpoint import read_checkpoint
-from evit_mm.classifier import EfficientViTClsHead
-from evit_mm.complexity import count_macs, count_parameters
-from evit_mm.datasets.check_images import check_image_data
+from evit_mm.compare.complexity import count_macs, count_parameters
+from evit_mm.data.check_images import check_image_data
 from evit_mm.errors import CheckpointError, ConfigError, DataError
 from evit_mm.models import VARIANTS, EfficientViT, EfficientViTHead
-from evit_mm.optim import AGCOptimWrapper
+from evit_mm.models.classifier import EfficientViTClsHead
+from evit_mm.runner import engine
+from evit_mm.runner.adaptive_clipping import AGCOptimWrapper
 
 from .conftest import ROOT, TINY, golden_weights, relative_error
 from .test_numerics import GOLDEN, PUBLISHED, samples
@@ -276,7 +277,10 @@ def test_recipe_is_the_authors(path):
     tuned = size > 224
     assert cfg.model.backbone.arch == path.stem.split('_')[1]
     assert not cfg.model.backbone.get('drop_path_rate')
-    assert cfg.default_scope == 'mmpretrain' and 'evit_mm.heads' not in cfg.custom_imports.imports
+    assert (
+        cfg.default_scope == 'mmpretrain'
+        and 'evit_mm.models.heads' not in cfg.custom_imports.imports
+    )
 
     optimizer = cfg.optim_wrapper.optimizer
     assert (optimizer.type, optimizer.betas, optimizer.eps) == ('AdamW', (0.9, 0.999), 1e-8)

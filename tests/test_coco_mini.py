@@ -6,7 +6,7 @@ import weakref
 
 import pytest
 
-from evit_mm import engine
+from evit_mm.runner import engine
 
 from .coco_mini import assert_loss_falls, write_config
 from .recording import read_losses

@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from evit_mm.complexity import as_markdown, as_records, detector_macs, measure
+from evit_mm.compare.complexity import as_markdown, as_records, detector_macs, measure
 from evit_mm.errors import ConfigError
 
 from .conftest import ROOT

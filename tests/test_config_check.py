@@ -2,9 +2,9 @@
 
 import pytest
 
-from evit_mm.config_check import check_values
-from evit_mm.engine import load_config
 from evit_mm.errors import ConfigError
+from evit_mm.runner.config_check import check_values
+from evit_mm.runner.engine import load_config
 
 from .test_configs import CONFIGS
 

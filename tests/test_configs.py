@@ -8,8 +8,8 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
-from evit_mm.complexity import measure
-from evit_mm.engine import load_config
+from evit_mm.compare.complexity import measure
+from evit_mm.runner.engine import load_config
 
 from .conftest import ROOT
 from .steps import train_a_step_and_predict

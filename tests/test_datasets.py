@@ -9,8 +9,8 @@ from mmengine.config import Config
 from pycocotools import mask as mask_api
 from pycocotools.coco import COCO
 
-from evit_mm.datasets import SHAPE_CLASSES, check_coco, check_config_data, make_shapes
-from evit_mm.datasets.shapes import shape_mask
+from evit_mm.data import SHAPE_CLASSES, check_coco, check_config_data, make_shapes
+from evit_mm.data.shapes import shape_mask
 from evit_mm.errors import DataError
 
 from .conftest import ROOT

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from evit_mm import demo, inference
+from evit_mm import inference
 from evit_mm.errors import CheckpointError, ConfigError, DataError
+from evit_mm.inference import demo
 
 from .test_engine import write_config
 from .test_inference import save_weights

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from evit_mm.deploy import fold_conv_bn, fold_residual_depthwise, fuse
-from evit_mm.engine import load_config
+from evit_mm.deploy.fusion import fold_conv_bn, fold_residual_depthwise, fuse
 from evit_mm.errors import EvitError
 from evit_mm.models import VARIANTS, EfficientViT, EfficientViTHead
+from evit_mm.runner.engine import load_config
 
 from .conftest import ROOT, randomise, relative_error
 
@@ -100,9 +100,9 @@ def test_a_detector_finds_the_same():
 
 @pytest.mark.slow
 def test_a_trained_detector_has_the_same_ap(tmp_path):
-    from evit_mm import engine
     from evit_mm.compare import Budget
-    from evit_mm.datasets import make_shapes
+    from evit_mm.data import make_shapes
+    from evit_mm.runner import engine
 
     data = make_shapes(tmp_path / 'shapes', 16, 8, size=(64, 64), quiet=True)
     options = {'model.test_cfg.score_thr': 0.0}
@@ -146,7 +146,7 @@ def test_what_cannot_be_fused_is_refused(tiny):
 
 
 def test_nan_in_the_last_of_several_outputs_is_an_error():
-    from evit_mm.deploy import _error
+    from evit_mm.deploy.fusion import _error
 
     one, nan = torch.ones(2), torch.full((2,), float('nan'))
     assert _error([one, one], [one, one]) == 0

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from evit_mm.datasets import make_shapes
+from evit_mm.data import make_shapes
 
 from .conftest import ROOT
 from .kills import start_all

@@ -19,9 +19,9 @@ import pytest
 from mmengine.config import Config
 from mmengine.registry import Registry, init_default_scope
 
-from evit_mm.engine import load_config
 from evit_mm.models import EfficientViT
-from evit_mm.training.setup import use_safe_parts
+from evit_mm.runner.engine import load_config
+from evit_mm.runner.setup import use_safe_parts
 
 from . import doc_blocks
 from .conftest import TINY
@@ -271,7 +271,7 @@ def check_arguments(args: argparse.Namespace, parser: argparse.ArgumentParser) -
     for name in values.get('models') or []:
         assert name in importlib.import_module('evit_mm.compare').available_models()
     for name in values.get('suites') or []:
-        assert name in importlib.import_module('evit_mm.benchmark').SUITES
+        assert name in importlib.import_module('evit_mm.compare.benchmark').SUITES
 
 
 def assert_is_a_field(cfg: Config, key: str) -> None:

@@ -17,7 +17,7 @@ from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 
 from evit_mm import doctor
-from evit_mm.datasets import make_shapes
+from evit_mm.data import make_shapes
 from evit_mm.doctor import data, findings, stack
 from evit_mm.doctor.anchors import best_ious, resized_boxes
 from evit_mm.doctor.findings import Finding, guarded

@@ -11,9 +11,9 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import init_default_scope
 
-from evit_mm.datasets import make_shapes
-from evit_mm.engine import load_config
+from evit_mm.data import make_shapes
 from evit_mm.models import EfficientViT
+from evit_mm.runner.engine import load_config
 
 from .conftest import ROOT, randomise
 from .mmdet_tool import train_with_mmdet

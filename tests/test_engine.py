@@ -11,18 +11,18 @@ import pytest
 import torch
 from mmengine.hooks import Hook
 
-from evit_mm import engine
 from evit_mm.checkpoint import read_checkpoint
-from evit_mm.datasets import make_shapes
+from evit_mm.data import make_shapes
 from evit_mm.errors import CheckpointError, ConfigError, DataError, EvitError
-from evit_mm.provenance import commit
+from evit_mm.runner import engine
+from evit_mm.utils.provenance import commit
 
 from .conftest import ROOT, TINY
 from .recording import read_losses
 
 CONFIG = """
 _base_ = {base!r}
-custom_imports = dict(imports=['evit_mm', 'evit_mm.heads', 'tests.recording'])
+custom_imports = dict(imports=['evit_mm', 'evit_mm.models.heads', 'tests.recording'])
 model = dict(
     backbone=dict(_delete_=True, type='EfficientViT', arch={arch!r}),
     neck=dict(in_channels=[16, 24, 32], out_channels=16),

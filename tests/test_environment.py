@@ -6,11 +6,11 @@ import sys
 
 import pytest
 
-from evit_mm import environment
+from evit_mm.utils import environment
 
 from .conftest import ROOT
 
-PROGRAM = ROOT / 'evit_mm' / 'environment.py'
+PROGRAM = ROOT / 'evit_mm' / 'utils' / 'environment.py'
 TORCH = 'class ops:\n    class torchvision:\n        nms = None\n'
 SOUND = {
     'torch': ('2.14.1+cpu', TORCH),
@@ -109,7 +109,7 @@ def test_a_fault_is_one_sentence(tmp_path, changes, sentence):
     assert len(done.stdout.splitlines()) == 1
     done = run(tmp_path, '-c', 'import evit_mm')
     assert done.stderr.splitlines()[-1].startswith(
-        f'evit_mm.environment.EnvironmentFault: {sentence}'
+        f'evit_mm.utils.environment.EnvironmentFault: {sentence}'
     )
 
 

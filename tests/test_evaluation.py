@@ -13,10 +13,10 @@ from mmengine.registry import init_default_scope
 from pycocotools import mask as mask_api
 from pycocotools.cocoeval import COCOeval
 
-from evit_mm.benchmark import compare_evaluators
+from evit_mm.compare.benchmark import compare_evaluators
 from evit_mm.errors import ConfigError
-from evit_mm.made_detections import made_detections
-from evit_mm.metrics import FasterCocoMetric, fast_evaluator
+from evit_mm.evaluation.coco_metric import FasterCocoMetric, fast_evaluator
+from evit_mm.evaluation.synthetic_detections import synthetic_detections
 
 from .conftest import ROOT
 
@@ -78,7 +78,7 @@ def octagons(boxes):
 @pytest.fixture(scope='module')
 def made(tmp_path_factory):
     """Annotation file, class names and data samples of 40 made images, boxes and masks."""
-    truth, found = made_detections(40, num_classes=12)
+    truth, found = synthetic_detections(40, num_classes=12)
     polygons = octagons([a['bbox'] for a in truth['annotations']])
     for annotation, polygon in zip(truth['annotations'], polygons, strict=True):
         annotation['segmentation'] = [polygon]
@@ -148,7 +148,7 @@ def test_one_line_of_a_config_selects_it(tmp_path):
     child.write_text(f"_base_ = {base!r}\nval_evaluator = dict(type='FasterCocoMetric')\n")
     changed, whole = Config.fromfile(child), Config.fromfile(base)
     assert changed.val_evaluator == {**whole.val_evaluator, 'type': 'FasterCocoMetric'}
-    assert 'evit_mm.metrics' in whole.custom_imports.imports
+    assert 'evit_mm.evaluation.coco_metric' in whole.custom_imports.imports
 
 
 def test_without_the_package_the_message_says_what_to_install(monkeypatch):
@@ -163,15 +163,15 @@ def test_the_comparison_of_evaluators_finds_equal_figures():
     slow, fast = result['pycocotools'], result['faster-coco-eval']
     assert fast['figures'] == pytest.approx(slow['figures'], rel=1e-12)
     assert len(set(slow['figures'])) > 9
-    assert result['difference'] < 1e-12 and result['detections'] == len(made_detections(60)[1])
+    assert result['difference'] < 1e-12 and result['detections'] == len(synthetic_detections(60)[1])
     seconds = [part['load'] + part['evaluate'] for part in (slow, fast)]
     assert result['ratio'] == pytest.approx(seconds[0] / seconds[1])
 
 
 def test_made_detections_are_as_they_say():
-    truth, found = made_detections(400, num_classes=20, seed=3)
-    assert (truth, found) == made_detections(400, num_classes=20, seed=3)
-    assert found != made_detections(400, num_classes=20, seed=4)[1]
+    truth, found = synthetic_detections(400, num_classes=20, seed=3)
+    assert (truth, found) == synthetic_detections(400, num_classes=20, seed=3)
+    assert found != synthetic_detections(400, num_classes=20, seed=4)[1]
     objects = truth['annotations']
     area = np.array([a['area'] for a in objects])
     assert len(objects) / 400 == pytest.approx(7, abs=1)

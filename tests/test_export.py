@@ -14,9 +14,10 @@ import pytest
 import torch
 from mmengine.structures import InstanceData
 
-from evit_mm import engine, inference
-from evit_mm.datasets import make_shapes
+from evit_mm import inference
+from evit_mm.data import make_shapes
 from evit_mm.errors import ConfigError, DataError, EvitError
+from evit_mm.runner import engine
 
 from .conftest import ROOT, randomise
 from .test_engine import write_config
@@ -29,11 +30,11 @@ pytest.importorskip('nncf')
 
 import onnx
 
-from evit_mm.export import DetectorGraph, ExportedModel, export, run
-from evit_mm.export.check import Agreement, compare, network_inputs
-from evit_mm.export.files import describe
-from evit_mm.export.graph import nms_mask
-from evit_mm.export.runtime import to_instances
+from evit_mm.deploy.export import DetectorGraph, ExportedModel, export, run
+from evit_mm.deploy.export.check import Agreement, compare, network_inputs
+from evit_mm.deploy.export.files import describe
+from evit_mm.deploy.export.graph import nms_mask
+from evit_mm.deploy.export.runtime import to_instances
 
 # a graph for any size costs half a minute at the least, most of it in torch's arithmetic of
 # symbolic sizes: one file is written, and the others are made from it or for one size
@@ -444,7 +445,7 @@ def test_a_missing_package_is_named(trained, tmp_path, monkeypatch, package):
     monkeypatch.setattr(importlib, 'import_module', without)
     kind = 'onnx' if package == 'onnxruntime' else 'openvino'
     out = tmp_path / f'a{run.FORMATS[kind]}'
-    with pytest.raises(EvitError, match=f"needs the package '{package}'.*evit_mm.export"):
+    with pytest.raises(EvitError, match=f"needs the package '{package}'.*evit_mm.deploy.export"):
         export(*trained, out, file_format=kind, int8=True)
 
 
@@ -605,7 +606,7 @@ def test_files_may_be_closed_in_any_order(openvino_file):
     """A child's end raises a signal, which killed the process when OpenVINO had two cores."""
     program = f"""
 import faulthandler, gc, signal, subprocess
-from evit_mm.export import ExportedModel
+from evit_mm.deploy.export import ExportedModel
 faulthandler.enable()
 signal.signal(signal.SIGCHLD, lambda *_: None)
 first, second = (ExportedModel({str(openvino_file.file)!r}) for _ in range(2))

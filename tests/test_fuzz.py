@@ -8,8 +8,8 @@ import torch
 from hypothesis import Phase
 from pycocotools import mask as mask_api
 
-from evit_mm.datasets import check_coco
-from evit_mm.datasets.check import _run_lengths
+from evit_mm.data import check_coco
+from evit_mm.data.check import _run_lengths
 from evit_mm.errors import EvitError
 
 from . import fuzz

@@ -17,11 +17,10 @@ import torch
 from mmengine.hooks import Hook
 from PIL import Image
 
-from evit_mm import engine
-from evit_mm.datasets import make_shapes
+from evit_mm.data import make_shapes
 from evit_mm.errors import ConfigError, DataError, EvitError
-from evit_mm.training import named_faults
-from evit_mm.training.data import is_cut_short
+from evit_mm.runner import engine, named_faults
+from evit_mm.runner.data import is_cut_short
 
 from .test_engine import write_config
 
@@ -105,7 +104,7 @@ def test_a_nan_can_be_skipped_and_is_counted(data, tmp_path):
 
 @pytest.mark.slow
 def test_a_nan_without_end_or_in_the_weights_stops_even_skipping(data, tmp_path, monkeypatch):
-    monkeypatch.setattr('evit_mm.training.loop.MAX_SKIPPED_IN_A_ROW', 2)
+    monkeypatch.setattr('evit_mm.runner.loop.MAX_SKIPPED_IN_A_ROW', 2)
     skip = {'train_cfg.non_finite_loss': 'skip'}
     with pytest.raises(EvitError, match=r'iteration 3 .*\(2 batches in a row\)'):
         train(tmp_path, data, hooks=[PoisonHook(2, forever=True)], **skip)

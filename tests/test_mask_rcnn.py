@@ -15,9 +15,10 @@ from pycocotools import mask as mask_api
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from evit_mm import engine, inference
-from evit_mm.datasets import check_config_data, make_shapes
+from evit_mm import inference
+from evit_mm.data import check_config_data, make_shapes
 from evit_mm.errors import DataError
+from evit_mm.runner import engine
 
 from .coco_mini import assert_loss_falls, write_config
 from .conftest import ROOT

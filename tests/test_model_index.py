@@ -5,7 +5,8 @@ import re
 import pytest
 import yaml
 
-from evit_mm import model_index, published
+from evit_mm import model_index
+from evit_mm.compare import published_results as published
 from evit_mm.errors import ConfigError
 
 from .conftest import ROOT

@@ -8,7 +8,7 @@ import pytest
 import timm
 import torch
 
-from evit_mm.complexity import count_macs, count_parameters
+from evit_mm.compare.complexity import count_macs, count_parameters
 from evit_mm.models import VARIANTS, EfficientViT, EfficientViTFPN, EfficientViTHead
 
 from .conftest import golden_weights, randomise, relative_error

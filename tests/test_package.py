@@ -18,20 +18,20 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import evit_mm
-from evit_mm import carried as places
-from evit_mm import provenance
-from evit_mm.carried import carried, find_config
 from evit_mm.errors import ConfigError
+from evit_mm.utils import package_files as places
+from evit_mm.utils import provenance
+from evit_mm.utils.package_files import find_config, project_path
 
 from .conftest import ROOT
 
 CHECKED = """
 import importlib, pkgutil, sys
 import evit_mm
-from evit_mm.carried import carried
+from evit_mm.utils.package_files import project_path
 from evit_mm.compare import available_models
 from evit_mm.doctor.stack import tested_versions
-from evit_mm.provenance import commit
+from evit_mm.utils.provenance import commit
 
 assert evit_mm.__file__.startswith(sys.prefix), evit_mm.__file__
 names = [m.name for m in pkgutil.walk_packages(evit_mm.__path__, 'evit_mm.')]
@@ -178,7 +178,7 @@ def test_configs_are_found_by_name_or_path(tmp_path, monkeypatch):
         assert find_config(name).resolve() == expected
     (tmp_path / 'retinanet_evit_m4_coco.py').write_text('')
     assert find_config('retinanet_evit_m4_coco.py') == Path('retinanet_evit_m4_coco.py')
-    with pytest.raises(ConfigError, match='did you mean retinanet_evit_m4_coco'):
+    with pytest.raises(ConfigError, match="did you mean 'retinanet_evit_m4_coco'"):
         find_config('retinanet_evit_m4_cocoo.py')
     with pytest.raises(ConfigError, match='does not exist; see'):
         find_config('elsewhere/x.py')
@@ -190,7 +190,7 @@ def test_an_installed_package_asks_its_own_folder_alone(tmp_path, monkeypatch):
     (site / 'evit_mm' / '.mim').mkdir(parents=True)
     monkeypatch.setattr(places, 'PACKAGE', site / 'evit_mm')
     monkeypatch.setattr(places, 'MIM', site / 'evit_mm' / '.mim')
-    assert carried('configs') == site / 'evit_mm' / '.mim' / 'configs'
+    assert project_path('configs') == site / 'evit_mm' / '.mim' / 'configs'
 
 
 def test_commit_is_that_of_the_checkout_alone(tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from mmdet.registry import MODELS
 from mmengine.config import ConfigDict
 from mmengine.registry import init_default_scope
 
-from evit_mm.prediction import predict_by_feat, shorten, takes_short_way
+from evit_mm.deploy.sparse_prediction import predict_by_feat, shorten, takes_short_way
 
 SIZES = [(20, 26), (10, 13), (5, 7), (3, 4), (2, 2)]
 METAS = [

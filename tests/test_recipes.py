@@ -15,9 +15,9 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 from torch import nn
 
-from evit_mm import engine
 from evit_mm.checkpoint import read_checkpoint
 from evit_mm.compare import RECIPES, Budget, compare, runs
+from evit_mm.compare.complexity import measure
 from evit_mm.compare.recipes import (
     COCO_ITERATIONS,
     LABELS,
@@ -29,9 +29,9 @@ from evit_mm.compare.recipes import (
     with_recipes,
 )
 from evit_mm.compare.table import Row, markdown
-from evit_mm.complexity import measure
-from evit_mm.datasets import make_shapes
+from evit_mm.data import make_shapes
 from evit_mm.errors import ConfigError
+from evit_mm.runner import engine
 
 from .conftest import ROOT
 from .recording import read_losses
@@ -332,7 +332,7 @@ def test_ema_keeps_the_average_and_trains_the_plain_weights(shapes, tmp_path):
 
 SMALL = """
 _base_ = {base!r}
-custom_imports = dict(imports=['evit_mm', 'evit_mm.metrics', 'tests.recording'])
+custom_imports = dict(imports=['evit_mm', 'evit_mm.evaluation.coco_metric', 'tests.recording'])
 data_root = {data!r}
 metainfo = dict(classes=('circle', 'square', 'triangle', 'star', 'cross'))
 model = dict(backbone=dict(init_cfg=None), bbox_head=dict(num_classes=5))

@@ -19,13 +19,14 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 import evit_mm.report
-from evit_mm.datasets import make_shapes
+from evit_mm.data import make_shapes
 from evit_mm.errors import CheckpointError, ConfigError, DataError
-from evit_mm.made_detections import made_detections
-from evit_mm.report import analysis, boxes, charts, detections, errors, pictures, report, runs
+from evit_mm.evaluation import boxes, tide
+from evit_mm.evaluation import statistics as figures_of
+from evit_mm.evaluation.statistics import RATIOS, SIDES
+from evit_mm.evaluation.synthetic_detections import synthetic_detections
+from evit_mm.report import analysis, charts, detections, pictures, report, runs
 from evit_mm.report import page as page_module
-from evit_mm.report import statistics as figures_of
-from evit_mm.report.statistics import RATIOS, SIDES
 
 from .conftest import ROOT
 from .test_docs import blocks
@@ -46,9 +47,9 @@ def read(truth, found, name='made'):
 
 def analysed(truth, found):
     things, seen = read(truth, found)
-    pairs = boxes.overlapping(things, seen, errors.BACKGROUND)
+    pairs = boxes.overlapping(things, seen, tide.BACKGROUND)
     matches = boxes.match(things, seen, pairs)
-    return things, seen, pairs, matches, errors.analyse(things, seen, pairs, matches)
+    return things, seen, pairs, matches, tide.analyse(things, seen, pairs, matches)
 
 
 def a_case(objects, found, classes=2):
@@ -84,31 +85,31 @@ HALF = 51 / 101  # of two objects one found: COCO's 101 points up to recall 0.5
 @pytest.mark.parametrize(
     ('objects', 'found', 'kinds', 'missed', 'ap', 'cost'),
     [
-        ([(0, A)], [(0, A, 0.9)], [errors.RIGHT], 0, 1, {}),
-        ([(0, A)], [(1, A, 0.9)], [errors.CLASSIFICATION], 0, 0, {'classification': 1}),
-        ([(0, A)], [(0, SHIFTED, 0.9)], [errors.LOCALISATION], 0, 0, {'localisation': 1}),
+        ([(0, A)], [(0, A, 0.9)], [tide.RIGHT], 0, 1, {}),
+        ([(0, A)], [(1, A, 0.9)], [tide.CLASSIFICATION], 0, 0, {'classification': 1}),
+        ([(0, A)], [(0, SHIFTED, 0.9)], [tide.LOCALISATION], 0, 0, {'localisation': 1}),
         # to suppress it gains nothing, and the object is missed all the same
-        ([(0, A)], [(1, SHIFTED, 0.9)], [errors.BOTH], 1, 0, {'missed': 1}),
+        ([(0, A)], [(1, SHIFTED, 0.9)], [tide.BOTH], 1, 0, {'missed': 1}),
         # a missed object that is not counted leaves a false detection where it is
-        ([(0, A)], [(0, FAR, 0.9)], [errors.FALSE_ALARM], 1, 0, {}),
-        ([(0, A)], [(0, FAR, 0.9), (0, A, 0.8)], [errors.FALSE_ALARM, -1], 0, 0.5,
+        ([(0, A)], [(0, FAR, 0.9)], [tide.FALSE_ALARM], 1, 0, {}),
+        ([(0, A)], [(0, FAR, 0.9), (0, A, 0.8)], [tide.FALSE_ALARM, -1], 0, 0.5,
          {'background': 0.5}),
         ([(0, A), (0, B)], [(0, A, 0.9), (0, A, 0.8), (0, B, 0.7)],
-         [-1, errors.DUPLICATE, -1], 0, (51 + 50 * 2 / 3) / 101,
+         [-1, tide.DUPLICATE, -1], 0, (51 + 50 * 2 / 3) / 101,
          {'duplicate': 1 - (51 + 50 * 2 / 3) / 101}),
         ([(0, A), (0, B)], [(0, A, 0.9)], [-1], 1, HALF, {'missed': 1 - HALF}),
         ([(0, A)], [], [], 1, 0, {'missed': 1}),
         # the surer of two that are about one object is mended, the other goes
-        ([(0, A)], [(0, SHIFTED, 0.9), (0, [5, 0, 10, 10], 0.8)], [errors.LOCALISATION] * 2, 0, 0,
+        ([(0, A)], [(0, SHIFTED, 0.9), (0, [5, 0, 10, 10], 0.8)], [tide.LOCALISATION] * 2, 0, 0,
          {'localisation': 1}),
         # an object that is found needs no mending: the false one just goes
-        ([(0, A)], [(0, SHIFTED, 0.9), (0, A, 0.8)], [errors.LOCALISATION, -1], 0, 0.5,
+        ([(0, A)], [(0, SHIFTED, 0.9), (0, A, 0.8)], [tide.LOCALISATION, -1], 0, 0.5,
          {'localisation': 0.5}),
         # in a crowd nothing is counted, unless it is of another class
-        ([(0, A), (0, B, True)], [(0, [42, 42, 4, 4], 0.95), (0, A, 0.9)], [errors.IGNORED, -1], 0,
+        ([(0, A), (0, B, True)], [(0, [42, 42, 4, 4], 0.95), (0, A, 0.9)], [tide.IGNORED, -1], 0,
          1, {}),
         ([(0, A), (1, B, True)], [(0, [42, 42, 4, 4], 0.95), (0, A, 0.9)],
-         [errors.FALSE_ALARM, -1], 0, 0.5, {'background': 0.5}),
+         [tide.FALSE_ALARM, -1], 0, 0.5, {'background': 0.5}),
     ],
 )  # fmt: skip
 def test_each_kind_of_error_and_its_cost_by_hand(objects, found, kinds, missed, ap, cost):
@@ -116,7 +117,7 @@ def test_each_kind_of_error_and_its_cost_by_hand(objects, found, kinds, missed, 
     assert found_errors.kind.tolist() == kinds
     assert found_errors.missed.sum() == missed
     assert found_errors.ap == pytest.approx(ap)
-    expected = [cost.get(kind, 0) for kind in errors.KINDS]
+    expected = [cost.get(kind, 0) for kind in tide.KINDS]
     assert found_errors.cost == pytest.approx(expected)
 
 
@@ -124,8 +125,8 @@ def test_each_kind_of_error_and_its_cost_by_hand(objects, found, kinds, missed, 
 def test_errors_and_costs_are_those_of_the_authors_tool(case, monkeypatch):
     golden = json.loads((ROOT / 'tests' / 'data' / 'tide_golden.json').read_text())['cases'][case]
     # its recalls are i / 100, COCO's differ from those in the last bit
-    monkeypatch.setattr(errors, 'RECALLS', np.arange(101) / 100)
-    truth, found = made_detections(*golden['made_detections'])
+    monkeypatch.setattr(tide, 'RECALLS', np.arange(101) / 100)
+    truth, found = synthetic_detections(*golden['made_detections'])
     truth['annotations'] = [a for a in truth['annotations'] if not a['iscrowd']]
     for place, detection in enumerate(found):
         detection['score'] += place * 1e-8
@@ -141,9 +142,9 @@ def test_errors_and_costs_are_those_of_the_authors_tool(case, monkeypatch):
 
 
 def test_cost_of_an_image_is_what_taking_its_mistakes_away_gains():
-    truth, found = made_detections(12, num_classes=4, seed=3)
+    truth, found = synthetic_detections(12, num_classes=4, seed=3)
     things, seen, _, matches, kinds = analysed(truth, found)
-    cost = errors.cost_of_images(things, seen, kinds, matches)
+    cost = tide.cost_of_images(things, seen, kinds, matches)
     assert len(cost) == 12 and (cost > 0).sum() > 6
 
     def mean_ap(without):
@@ -224,7 +225,7 @@ def naive_iou(a, b, crowd):
 @pytest.fixture(scope='module')
 def small():
     """Twenty made images with distinct scores, and the figures on them."""
-    truth, found = made_detections(20, num_classes=4, seed=5)
+    truth, found = synthetic_detections(20, num_classes=4, seed=5)
     for place, detection in enumerate(found):
         detection['score'] += place * 1e-7
     return truth, found, figures_of.coco_figures(*read(truth, found))
@@ -235,7 +236,7 @@ def test_twelve_figures_classes_and_curves_are_pycocotools(small, fast, monkeypa
     truth, found, mine = small
     if not fast:  # where faster-coco-eval is not installed
         monkeypatch.setitem(sys.modules, 'faster_coco_eval', None)
-        from evit_mm.metrics import fast_evaluator
+        from evit_mm.evaluation.coco_metric import fast_evaluator
 
         fast_evaluator.cache_clear()
         mine = figures_of.coco_figures(*read(truth, found))
@@ -391,7 +392,7 @@ def test_broken_files_are_named():
 
 
 def test_truth_without_areas_with_absent_classes_and_of_some_images():
-    truth, _ = made_detections(5, num_classes=3)
+    truth, _ = synthetic_detections(5, num_classes=3)
     for annotation in truth['annotations']:
         del annotation['area']
     names = ['class 2', 'nowhere', 'class 1']
@@ -556,7 +557,7 @@ def make_run(tmp_path, monkeypatch):
 
     def make(name, classes=('a', 'b', 'c', 'd'), num_images=12, seed=0, lr=0.001, names=None,
              data=None, noise=0, kept=1.0, extra=''):  # fmt: skip
-        truth, found = made_detections(num_images, len(classes), seed)
+        truth, found = synthetic_detections(num_images, len(classes), seed)
         data = data or tmp_path / f'data_{name}'
         for category, label in zip(truth['categories'], classes, strict=True):
             category['name'] = label
@@ -627,7 +628,7 @@ def test_the_page_of_one_training_in_a_browser(make_run, tmp_path, page):
     assert cells == [f'{value:.3f}' for value in found.figures.twelve]
     rows = page.locator('#errors tbody tr').all_inner_texts()
     for row, kind, cost, count in zip(
-        rows, errors.KINDS, found.errors.cost, found.errors.counts, strict=False
+        rows, tide.KINDS, found.errors.cost, found.errors.counts, strict=False
     ):
         assert row.split('\t')[:3] == [kind, f'{100 * cost:.2f}', str(count)]
     page.locator('#classes summary').click()
@@ -717,7 +718,7 @@ def test_what_changed_between_two_trainings(make_run, tmp_path, page):
         mark = '▲' if new > old else '▼'
         change = f'{mark} {new - old:+.3f}' if abs(new - old) >= 5e-4 else '±0'
         assert row[1:] == [f'{old:.3f}', f'{new:.3f}', change]
-    assert [row[0] for row in costs] == list(errors.KINDS)
+    assert [row[0] for row in costs] == list(tide.KINDS)
     changes = dict(zip(one.truth.classes, two.figures.ap - one.figures.ap, strict=True))
     fallen = sorted((c for c in changes if changes[c] < 0), key=changes.get)
     assert fallen and [row[0] for row in worse] == fallen
@@ -874,7 +875,7 @@ def test_a_page_stays_under_its_size_whatever_the_pictures(make_run, tmp_path, m
 
 def test_pictures_cover_every_class_and_kind(small):
     things, seen, _, matches, kinds = analysed(*small[:2])
-    cost = errors.cost_of_images(things, seen, kinds, matches)
+    cost = tide.cost_of_images(things, seen, kinds, matches)
     mistakes = pictures.mistakes_of(things, seen, kinds, 0.2)
     chosen = pictures.choose(cost, mistakes, 12)
     assert len(chosen) == 12 and cost[chosen].tolist() == sorted(cost[chosen], reverse=True)
@@ -948,7 +949,7 @@ def test_a_config_of_odd_types_costs_its_part_or_is_named(make_run, tmp_path):
 
 @pytest.mark.slow
 def test_a_real_training_is_evaluated_and_shown(tmp_path, page):
-    from evit_mm import engine
+    from evit_mm.runner import engine
 
     data = make_shapes(tmp_path / 'set', 16, 8, size=(96, 80), quiet=True)
     config = write_config(tmp_path, data, 'train_cfg.update(max_epochs=1, val_interval=1)\n')

@@ -10,11 +10,12 @@ from mmengine.dataset import DefaultSampler
 from mmengine.hooks import Hook
 from torch.utils.data import BatchSampler, DataLoader
 
-from evit_mm import engine
-from evit_mm.datasets import make_shapes
+from evit_mm.data import make_shapes
 from evit_mm.errors import CheckpointError, ConfigError, EvitError
-from evit_mm.training.checkpoints import find_last_good, write_atomically
-from evit_mm.training.data import ExactBatchSampler, exact_loader
+from evit_mm.runner import engine
+from evit_mm.runner.checkpoints import find_last_good
+from evit_mm.runner.data import ExactBatchSampler, exact_loader
+from evit_mm.utils.files import write_atomically
 
 from .kills import OFTEN, RecordHook, differences, run_kills
 from .test_engine import write_config
@@ -156,7 +157,7 @@ def test_torn_checkpoints_are_passed_over_with_a_warning(data, tmp_path, monkeyp
     warnings = []
     with monkeypatch.context() as patched:
         patched.setattr(
-            'evit_mm.training.checkpoints.print_log', lambda text, **_: warnings.append(text)
+            'evit_mm.runner.checkpoints.print_log', lambda text, **_: warnings.append(text)
         )
         found, content = find_last_good(tmp_path / 'cut')
     assert found.name == 'epoch_1.pth' and content['meta']['iter'] == 6
@@ -288,7 +289,7 @@ def test_an_epoch_entered_in_its_middle_goes_on_alike_and_decodes_nothing_twice(
 def test_two_processes_augment_an_image_as_one_does(monkeypatch):
     def seeds(rank, processes):
         monkeypatch.setattr('mmengine.dataset.sampler.get_dist_info', lambda: (rank, processes))
-        monkeypatch.setattr('evit_mm.training.data.get_dist_info', lambda: (rank, processes))
+        monkeypatch.setattr('evit_mm.runner.data.get_dist_info', lambda: (rank, processes))
         sampler = BatchSampler(DefaultSampler(range(12), seed=3), 4 // processes, False)
         return {pair for batch in ExactBatchSampler(sampler, 3) for pair in batch}
 

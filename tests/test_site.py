@@ -252,7 +252,7 @@ def test_a_network_that_needs_padded_images_is_counted_with_their_padding(tmp_pa
 
 def test_the_model_table_quotes_the_papers_figures():
     """What the docstrings say is published is what ``published.py`` has."""
-    from evit_mm.published import PUBLISHED
+    from evit_mm.compare.published_results import PUBLISHED
 
     for name, figures in PUBLISHED.items():
         _, published, here = read_docstring(ROOT / 'configs' / f'retinanet_{name}_coco.py')

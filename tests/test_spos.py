@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own abbreviation
 
-from evit_mm.complexity import count_macs, count_parameters
+from evit_mm.compare.complexity import count_macs, count_parameters
 from evit_mm.errors import CheckpointError
 from evit_mm.models import SPOSHead, SPOSNet
 from evit_mm.models.spos import split_even_odd

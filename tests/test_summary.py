@@ -18,9 +18,8 @@ import pytest
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import MessageHub
 
-from evit_mm import engine
-from evit_mm.datasets import make_shapes
-from evit_mm.training import console, summary
+from evit_mm.data import make_shapes
+from evit_mm.runner import console, engine, summary
 
 from .conftest import ROOT
 from .test_engine import write_config

@@ -14,9 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
-from evit_mm import engine, tracking
-from evit_mm.datasets import make_shapes
+from evit_mm.data import make_shapes
 from evit_mm.errors import ConfigError
+from evit_mm.runner import engine, tracking
 
 from .test_distributed import launch, succeeded
 from .test_engine import write_config

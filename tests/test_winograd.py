@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from evit_mm.winograd import WinogradConv2d
+from evit_mm.deploy.winograd import WinogradConv2d
 
 from .conftest import relative_error
 

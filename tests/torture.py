@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from evit_mm.benchmark.machine import describe
+from evit_mm.compare.benchmark.machine import describe
 from evit_mm.doctor.stack import installed_version
 
 from .conftest import ROOT

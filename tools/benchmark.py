@@ -6,7 +6,7 @@ Each suite prints its table and writes it, its JSON and its picture to the outpu
 import argparse
 import sys
 
-from evit_mm.benchmark import SUITES, run
+from evit_mm.compare.benchmark import SUITES, run
 from evit_mm.errors import EvitError
 
 

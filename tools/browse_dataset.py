@@ -5,8 +5,8 @@ import sys
 
 from mmengine.config import DictAction
 
-from evit_mm.browse import SPLITS, browse
 from evit_mm.errors import EvitError
+from evit_mm.inference.browse import SPLITS, browse
 
 
 def parse_args() -> argparse.Namespace:

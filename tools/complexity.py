@@ -10,9 +10,9 @@ from pathlib import Path
 
 from rich.progress import track
 
-from evit_mm.carried import carried
-from evit_mm.complexity import as_markdown, as_records, measure
+from evit_mm.compare.complexity import as_markdown, as_records, measure
 from evit_mm.errors import EvitError
+from evit_mm.utils.package_files import project_path
 
 
 def parse_args() -> argparse.Namespace:
@@ -25,7 +25,7 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if min(args.size) < 32:
         parser.error(f'--size must be at least 32 32, got {args.size}')
-    found = sorted(carried('configs').glob('*_coco.py'))
+    found = sorted(project_path('configs').glob('*_coco.py'))
     args.configs = args.configs or [p for p in found if p.stem.startswith(('retina', 'mask'))]
     return args
 

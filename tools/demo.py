@@ -5,8 +5,8 @@ import sys
 
 from mmengine.config import DictAction
 
-from evit_mm.demo import HOST, PORT, build_page, load_detectors, serve
 from evit_mm.errors import EvitError
+from evit_mm.inference.demo import HOST, PORT, build_page, load_detectors, serve
 
 
 def parse_args() -> argparse.Namespace:

@@ -8,8 +8,8 @@ import sys
 
 from mmengine.config import DictAction
 
+from evit_mm.deploy.export import export
 from evit_mm.errors import EvitError
-from evit_mm.export import export
 
 
 def parse_args() -> argparse.Namespace:

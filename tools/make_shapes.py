@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from evit_mm.datasets import make_shapes
+from evit_mm.data import make_shapes
 from evit_mm.errors import EvitError
 
 

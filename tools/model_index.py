@@ -3,9 +3,9 @@
 import argparse
 import sys
 
-from evit_mm.carried import carried
 from evit_mm.errors import EvitError
 from evit_mm.model_index import FILE, metafile
+from evit_mm.utils.package_files import project_path
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__)
@@ -16,6 +16,6 @@ if __name__ == '__main__':
     except EvitError as error:
         sys.exit(f'error: {error}')
     if not args.check:
-        carried(FILE).write_text(text, encoding='utf-8')
-    elif carried(FILE).read_text(encoding='utf-8') != text:
+        project_path(FILE).write_text(text, encoding='utf-8')
+    elif project_path(FILE).read_text(encoding='utf-8') != text:
         sys.exit(f'error: {FILE} is out of date; python {sys.argv[0]} writes it')

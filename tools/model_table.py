@@ -7,11 +7,11 @@ from pathlib import Path
 
 from rich.progress import track
 
-from evit_mm.carried import carried
 from evit_mm.errors import EvitError
 from evit_mm.model_table import as_page, read_row
+from evit_mm.utils.package_files import project_path
 
-DOCS = carried('docs')
+DOCS = project_path('docs')
 
 
 def parse_args() -> argparse.Namespace:
@@ -23,7 +23,7 @@ def parse_args() -> argparse.Namespace:
 
 def main(out: Path) -> None:
     """Count every config, then write."""
-    configs = sorted(carried('configs').glob('*.py'))
+    configs = sorted(project_path('configs').glob('*.py'))
     with redirect_stdout(sys.stderr):  # the libraries' logs
         rows = [read_row(path) for path in track(configs, 'counting', disable=None)]
     out.write_text(as_page(rows, DOCS), encoding='utf-8')

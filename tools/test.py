@@ -6,8 +6,8 @@ import sys
 
 from mmengine.config import DictAction
 
-from evit_mm.engine import test
 from evit_mm.errors import EvitError
+from evit_mm.runner.engine import test
 
 
 def parse_args() -> argparse.Namespace:

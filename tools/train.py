@@ -6,8 +6,8 @@ import sys
 
 from mmengine.config import DictAction
 
-from evit_mm.engine import train
 from evit_mm.errors import EvitError
+from evit_mm.runner.engine import train
 
 
 def parse_args() -> argparse.Namespace:

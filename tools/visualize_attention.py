@@ -5,8 +5,8 @@ import sys
 
 from mmengine.config import DictAction
 
-from evit_mm.attention_maps import visualize_attention
 from evit_mm.errors import EvitError
+from evit_mm.inference.attention_maps import visualize_attention
 
 
 def parse_args() -> argparse.Namespace:

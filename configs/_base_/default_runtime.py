@@ -1,7 +1,8 @@
 """What every run shares: hooks, logging, environment."""
 
 custom_imports = dict(
-    imports=['evit_mm', 'evit_mm.heads', 'evit_mm.metrics'], allow_failed_imports=False
+    imports=['evit_mm', 'evit_mm.models.heads', 'evit_mm.evaluation.coco_metric'],
+    allow_failed_imports=False,
 )
 default_scope = 'mmdet'
 

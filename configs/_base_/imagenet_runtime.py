@@ -1,7 +1,8 @@
 """What every classification run shares: hooks, logging, environment."""
 
 custom_imports = dict(
-    imports=['evit_mm', 'evit_mm.classifier', 'evit_mm.optim'], allow_failed_imports=False
+    imports=['evit_mm', 'evit_mm.models.classifier', 'evit_mm.runner.adaptive_clipping'],
+    allow_failed_imports=False,
 )
 default_scope = 'mmpretrain'
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -14,12 +13,13 @@ import mmcv
 from mmengine.config import Config
 
 from .. import __version__
-from ..carried import carried
-from ..datasets.layout import CocoSplit, dataset_config, find_splits
+from ..data.layout import CocoSplit, dataset_config, find_splits
 from ..errors import ConfigError
+from ..utils.package_files import project_path
+from ..utils.text import did_you_mean
 from .recipes import LONGER, apply_switches, fit_ema, split_name, switches_of
 
-CONFIGS = carried('configs')
+CONFIGS = project_path('configs')
 # the sizes of EfficientViT that span the range, and what the paper sets beside it
 DEFAULT_MODELS = ('evit_m0', 'evit_m2', 'evit_m4', 'mobilenetv2', 'spos', 'spnasnet')
 DIVISOR = 32  # the configs' pad_size_divisor
@@ -53,7 +53,7 @@ class Budget:
 
     Attributes:
         data: Folder of a data set in COCO's format, see
-            :func:`evit_mm.datasets.layout.find_splits`.
+            :func:`evit_mm.data.layout.find_splits`.
         epochs: Epochs of training.
         scale: ``(width, height)`` that images are resized into, their ratio kept.
         head: ``'full'`` is the published RetinaNet head and 256-channel neck, ``'light'`` the
@@ -214,6 +214,5 @@ def find_model(name: str) -> Path:
     models = available_models()
     if name in models:
         return models[name]
-    close = difflib.get_close_matches(name.lower(), models, n=1, cutoff=0.3)
-    hint = f"did you mean '{close[0]}'? " if close else ''
-    raise ConfigError(f"no backbone '{name}'; {hint}there are {', '.join(models)}")
+    hint = did_you_mean(name.lower(), models, cutoff=0.3)
+    raise ConfigError(f"no backbone '{name}'{hint}; there are {', '.join(models)}")

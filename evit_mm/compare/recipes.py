@@ -6,14 +6,14 @@ applied, which a test asserts; the ablation applies them one at a time.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from mmengine.config import Config
 
 from ..errors import ConfigError
-from ..published import label_of
+from ..utils.text import did_you_mean
+from .published_results import label_of
 
 # 117,266 images with objects in batches of 16, 12 epochs
 COCO_ITERATIONS = 7_330 * 12
@@ -172,9 +172,8 @@ def with_recipes(models: Iterable[str], recipes: Iterable[str]) -> list[str]:
     models, recipes = list(dict.fromkeys(models)), list(dict.fromkeys(recipes))
     for recipe in recipes:
         if recipe not in RECIPES:
-            close = difflib.get_close_matches(recipe, RECIPES, n=1)
-            hint = f"did you mean '{close[0]}'? " if close else ''
-            raise ConfigError(f"no recipe '{recipe}'; {hint}there are {', '.join(RECIPES)}")
+            hint = did_you_mean(recipe, RECIPES)
+            raise ConfigError(f"no recipe '{recipe}'{hint}; there are {', '.join(RECIPES)}")
     for model in models:
         if recipes and not model.startswith('evit_'):
             raise ConfigError(f"--recipes are for EfficientViT (--models evit_m0), not '{model}'")

@@ -28,9 +28,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..checkpoint import read_checkpoint, write_checkpoint
-from ..engine import set_device
 from ..errors import CheckpointError, ConfigError, DataError, EvitError
-from ..training.checkpoints import find_last_good, write_atomically
+from ..runner.checkpoints import find_last_good
+from ..runner.engine import set_device
+from ..utils.files import write_atomically
 from .budget import Budget
 from .recipes import base_recipe, row_label, split_name, with_recipes
 from .table import METRICS, Row, add_latency, count_detector, write_tables
@@ -110,7 +111,7 @@ def compare(
         models: Names out of :func:`~evit_mm.compare.available_models`.
         seeds: Runs per model, with the seeds 0, 1, ...
         out: Folder for the runs and for ``table.md``, ``table.json`` and ``table.png``.
-        device: As in :func:`evit_mm.engine.train`.
+        device: As in :func:`evit_mm.runner.engine.train`.
         published: Put the published COCO figures beside the measured ones.
         recipes: Names out of :data:`~evit_mm.compare.recipes.RECIPES`: train each model with each
             of them, and set them against the base.
@@ -177,7 +178,7 @@ def write_json(path: Path, content: Any) -> None:
 
 def _check_data(budget: Budget, cfg: Config) -> list[str]:
     """Look at the data set as training does, and return what the table must mention."""
-    from ..datasets.check import check_config_data
+    from ..data.check import check_config_data
 
     check_config_data(cfg, ('train', 'val'))
     _, val = budget.splits
@@ -282,7 +283,9 @@ def _context() -> Any:
     if 'forkserver' not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context('spawn')
     context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['evit_mm.engine', 'evit_mm.heads', 'mmdet.datasets', 'timm'])
+    context.set_forkserver_preload(
+        ['evit_mm.runner.engine', 'evit_mm.models.heads', 'mmdet.datasets', 'timm']
+    )
     return context
 
 
@@ -329,7 +332,7 @@ def _reason(error: Exception) -> str:
 
 
 def _train_and_evaluate(run: Run, device: str | None) -> None:
-    from ..engine import test, train
+    from ..runner.engine import test, train
 
     config, work_dir = str(run.folder / 'config.py'), str(run.folder)
     hook = RunHook(run)

@@ -17,11 +17,11 @@ import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 
-from ..benchmark import median_and_quartiles, time_interleaved
-from ..complexity import count_parameters, detector_macs
-from ..engine import config_faults, load_detector
 from ..errors import EvitError
-from ..published import PUBLISHED
+from ..runner.engine import config_faults, load_detector
+from .benchmark import median_and_quartiles, time_interleaved
+from .complexity import count_parameters, detector_macs
+from .published_results import PUBLISHED
 from .recipes import row_label
 
 # As COCO's metric calls them, and as the table does.
@@ -340,12 +340,10 @@ def _as_json(row: Row) -> dict[str, Any]:
 
 def _draw(rows: Sequence[Row], path: Path, about: Mapping[str, Any]) -> None:
     """Draw AP against latency and against FLOPs, with the range over seeds as a bar."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use('Agg')  # there may be no screen
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), sharey=True, layout='constrained')
+    figure = Figure(figsize=(11, 4.5), layout='constrained')
+    axes = figure.subplots(1, 2, sharey=True)
     shown = [row for row in rows if row.metrics]
     latencies = [1000 * row.latency[0] for row in shown if row.latency] or [0.0]
     macs = [row.macs / 1e9 for row in shown]
@@ -374,18 +372,15 @@ def _draw(rows: Sequence[Row], path: Path, about: Mapping[str, Any]) -> None:
         axis.grid(alpha=0.3)
         axis.margins(x=0.15)
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def _draw_recipes(rows: Sequence[Row], path: Path, about: Mapping[str, Any]) -> None:
     """Draw each run's AP as a dot, a line per row, and the range of each base over all of them."""
-    import matplotlib
-
-    matplotlib.use('Agg')  # there may be no screen
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
 
     shown = [row for row in reversed(rows) if row.metrics]
-    figure, axis = plt.subplots(figsize=(9, 1.5 + 0.35 * len(shown)), layout='constrained')
+    figure = Figure(figsize=(9, 1.5 + 0.35 * len(shown)), layout='constrained')
+    axis = figure.subplots()
     for row in shown:
         values = row.values('mAP')
         is_base = row.name == row.base
@@ -396,4 +391,3 @@ def _draw_recipes(rows: Sequence[Row], path: Path, about: Mapping[str, Any]) -> 
     axis.set_xlabel(f'AP on {about.get("data", "val")}, %: runs, and their mean; shaded: the base')
     axis.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
-    plt.close(figure)

@@ -62,7 +62,7 @@ def resized_boxes(
     """Return the objects that are trained on, as the network sees them.
 
     Args:
-        coco: Content of an annotation file that :func:`evit_mm.datasets.check_coco` accepts.
+        coco: Content of an annotation file that :func:`evit_mm.data.check_coco` accepts.
         classes: Names that the config trains, None for all.
         pipeline: The data set's; at most one ``Resize`` of a fixed scale.
 

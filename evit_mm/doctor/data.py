@@ -18,10 +18,10 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 from evit_mm.checkpoint import extract_state_dict, read_checkpoint
-from evit_mm.datasets.check import NUM_DECODED, coco_datasets, config_data_faults, dataset_paths
-from evit_mm.datasets.check_images import check_image_data
-from evit_mm.engine import config_faults, load_config, load_detector
+from evit_mm.data.check import NUM_DECODED, coco_datasets, config_data_faults, dataset_paths
+from evit_mm.data.check_images import check_image_data
 from evit_mm.errors import CheckpointError
+from evit_mm.runner.engine import config_faults, load_config, load_detector
 
 from .anchors import best_ious, resized_boxes
 from .findings import Finding, guarded, split_mend

@@ -19,7 +19,7 @@ from typing import Any
 from .findings import Finding, split_mend
 
 PACKAGE = Path(__file__).resolve().parents[1]
-# evit_mm.carried, which cannot be imported where the stack is broken
+# evit_mm.utils.package_files, which cannot be imported where the stack is broken
 MIM = PACKAGE / '.mim'
 CONSTRAINTS = (MIM if MIM.is_dir() else PACKAGE.parent) / 'requirements' / 'constraints.txt'
 # without these nothing trains
@@ -67,7 +67,7 @@ SAME_MODULE = {
     'mmdet': ('onedl-mmdetection',),
     'mmpretrain': ('onedl-mmpretrain',),
 }
-ENVIRONMENT = PACKAGE / 'environment.py'
+ENVIRONMENT = PACKAGE / 'utils' / 'environment.py'
 PROBE = Path(__file__).with_name('probe.py')
 PROBE_SECONDS = 300
 OPTIONAL_IMPORTS = ('mmpretrain',)
@@ -148,7 +148,7 @@ def _version_finding(package: str, version: str | None, pin: str) -> Finding:
 def check_environment(
     command: Sequence[str] = (sys.executable, str(ENVIRONMENT)),
 ) -> Iterator[Finding]:
-    """Ask :mod:`evit_mm.environment` whether the packages fit each other, in a process of its own.
+    """Ask :mod:`evit_mm.utils.environment` in another process whether the packages fit each other.
 
     Args:
         command: What prints a line for each fault.

@@ -10,7 +10,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from ..datasets.check import dataset_paths
+from ..data.check import dataset_paths
 
 # COCO numbers its 80 categories 1 to 90 with these ten left out
 COCO_ID_GAPS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)

@@ -17,7 +17,7 @@ import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..errors import ConfigError, DataError
-from ..training.checkpoints import write_atomically
+from ..utils.files import write_atomically
 from .coco import coco_ids, to_coco
 from .detector import Detector, in_batches, load_detector_config
 from .sources import Frame, Images, Video, open_source, open_target
@@ -96,12 +96,12 @@ def predict(
 
     Args:
         config: Config file.
-        checkpoint: What :func:`evit_mm.engine.train` saved.
+        checkpoint: What :func:`evit_mm.runner.engine.train` saved.
         source: Image, folder, video file, number of a camera, or its device.
         out_dir: Folder to write to.
         score_thr: Score from which a detection is drawn; the JSON has all.
-        cfg_options: As in :func:`evit_mm.engine.train`.
-        device: As in :func:`evit_mm.engine.train`.
+        cfg_options: As in :func:`evit_mm.runner.engine.train`.
+        device: As in :func:`evit_mm.runner.engine.train`.
         batch_size: Images that go through the network at once; only images that have one shape
             once they are resized do, so that each finds what it finds alone.
         half: As in :class:`Detector`.

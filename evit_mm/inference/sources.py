@@ -13,7 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from ..datasets.decoding import read_image
+from ..data.decoding import read_image
 from ..errors import ConfigError, DataError
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from ..provenance import need_torch
+from ..utils.provenance import need_torch
 from .attention import WindowAttention
 from .backbone import Backbone, check_out_indices
 from .layers import FFN, BNLinear, ConvBN, ImageConvBN, Residual, SqueezeExcite, mean_pool

@@ -6,11 +6,12 @@ query kernels of its ImageNet weights, (5, 5, 5, 5).
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from numbers import Integral
 from typing import Any
+
+from ..utils.text import did_you_mean
 
 NUM_STAGES = 3
 
@@ -118,8 +119,7 @@ def resolve_arch(arch: str | Mapping[str, Any] | Variant) -> Variant:
     known = [field.name for field in fields(Variant)]
     for key in arch:
         if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1)
-            hint = f", did you mean '{close[0]}'?" if close else ''
+            hint = did_you_mean(key, known)
             raise KeyError(f"arch has no key '{key}'{hint} (keys: {', '.join(known)})")
     missing = [name for name in known[:4] if name not in arch]
     if missing:

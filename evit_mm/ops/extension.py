@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..environment import OPERATORS_SWITCH as SWITCH
 from ..errors import EvitError
+from ..utils.environment import OPERATORS_SWITCH as SWITCH
 
 NAME = 'mmcv._ext'
 COMPILE = (

@@ -32,7 +32,7 @@ def report(
         compare: Say what changed from the first training to the second.
         table: ``table.json`` of ``tools/compare.py``; None takes one that lies in or beside the
             work dirs.
-        device: As in :func:`evit_mm.engine.test`.
+        device: As in :func:`evit_mm.runner.engine.test`.
         cfg_options: Overrides of the configs, such as where the data lie now.
 
     Returns:
@@ -46,7 +46,7 @@ def report(
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigError(f"the report needs {', '.join(missing)}: pip install 'evit_mm[report]'")
-    from ..training.checkpoints import write_atomically
+    from ..utils.files import write_atomically
     from .analysis import analyse_detections
     from .comparison import read_found_table, read_table
     from .detections import detect

@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from .boxes import Found, Matches, Pairs, Truth, match, overlapping
-from .errors import BACKGROUND, KINDS, Errors, analyse, cost_of_images
-from .statistics import (
+from ..evaluation.boxes import Found, Matches, Pairs, Truth, match, overlapping
+from ..evaluation.statistics import (
     FIGURES,
     Calibration,
     Figures,
@@ -20,6 +19,7 @@ from .statistics import (
     confusion,
     working_score,
 )
+from ..evaluation.tide import BACKGROUND, KINDS, Errors, analyse, cost_of_images
 
 SHOWN_EACH_WAY = 12  # classes, and half as many images, that became better, and worse
 

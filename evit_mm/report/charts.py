@@ -9,8 +9,8 @@ from typing import Any
 import altair as alt
 import numpy as np
 
-from .errors import KINDS
-from .statistics import Calibration, Figures, rounded
+from ..evaluation.statistics import Calibration, Figures, rounded
+from ..evaluation.tide import KINDS
 
 MAX_POINTS = 400  # of a curve; more than a screen shows
 MAX_CURVES = 80  # of classes, on a page

@@ -15,11 +15,11 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.logging import print_log
 
-from ..datasets.check import coco_datasets, dataset_paths
-from ..engine import test
+from ..data.check import coco_datasets, dataset_paths
 from ..errors import DataError, EvitError
-from ..training.checkpoints import write_atomically
-from .boxes import Found, Truth, read_found, read_truth
+from ..evaluation.boxes import Found, Truth, read_found, read_truth
+from ..runner.engine import test
+from ..utils.files import write_atomically
 from .runs import Run, find_checkpoint
 
 CACHE = 'detections.json'
@@ -55,7 +55,7 @@ def detect(
 
     Args:
         run: The training, which may be running.
-        device: As in :func:`evit_mm.engine.test`.
+        device: As in :func:`evit_mm.runner.engine.test`.
         cfg_options: Overrides of its config, such as where the data lie now.
 
     Raises:

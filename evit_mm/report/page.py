@@ -15,7 +15,9 @@ from markupsafe import Markup
 
 from .. import __version__
 from ..errors import ConfigError
-from ..provenance import commit
+from ..evaluation.statistics import FIGURES, RATIO_NAMES, SIDE_NAMES
+from ..evaluation.tide import KINDS, Errors
+from ..utils.provenance import commit
 from . import charts
 from .analysis import (
     Analysis,
@@ -26,10 +28,8 @@ from .analysis import (
     figure_changes,
     image_changes,
 )
-from .errors import KINDS, Errors
 from .pictures import MAX_IMAGES, Box, Card, Thumbnails, choose, make_card, mistakes_of
 from .runs import Run, flattened
-from .statistics import FIGURES, RATIO_NAMES, SIDE_NAMES
 
 MAX_BYTES = 5_000_000
 MARGIN = 60_000  # what thumbnails and notes take beside their bytes

@@ -10,10 +10,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ..datasets.decoding import read_image
+from ..data.decoding import read_image
+from ..evaluation.boxes import Found, Truth
+from ..evaluation.tide import IGNORED, KINDS, MISSED, Errors
 from .analysis import Analysis
-from .boxes import Found, Truth
-from .errors import IGNORED, KINDS, MISSED, Errors
 
 SIDE = 320  # of a thumbnail, pixels
 QUALITY = 60
@@ -89,7 +89,7 @@ class Mistakes:
 
     Attributes:
         image: ``(M,)`` place of the image.
-        kind: ``(M,)`` place in :data:`~evit_mm.report.errors.KINDS`.
+        kind: ``(M,)`` place in :data:`~evit_mm.evaluation.tide.KINDS`.
         label: ``(M,)`` the class detected, or missed.
         other: ``(M,)`` of a classification error the true class, else the same.
     """

@@ -15,8 +15,8 @@ from typing import Any
 from mmengine.config import Config
 
 from ..errors import ConfigError, DataError
-from ..training.checkpoints import POINTER
-from ..training.summary import FILE as SUMMARY
+from ..runner.checkpoints import POINTER
+from ..runner.summary import FILE as SUMMARY
 
 METRIC = 'bbox_mAP'  # at the end of CocoMetric's names, whatever their prefix
 NOT_RECORDED = 'not recorded'

@@ -23,11 +23,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from evit_mm.benchmark import machine
-from evit_mm.datasets import make_shapes
-from evit_mm.engine import set_device
+from evit_mm.compare.benchmark import machine
+from evit_mm.data import make_shapes
 from evit_mm.errors import EvitError
-from evit_mm.provenance import commit
+from evit_mm.runner.engine import set_device
+from evit_mm.utils.provenance import commit
 from tests.conftest import DATA, ROOT
 
 from . import page

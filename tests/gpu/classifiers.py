@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from evit_mm.benchmark import forms, machine, time_interleaved
-from evit_mm.benchmark.report import Row
+from evit_mm.compare.benchmark import forms, machine, time_interleaved
+from evit_mm.compare.benchmark.report import Row
 
 from .worker import TIME_IS_UP, as_dict, sentence, working
 
@@ -79,7 +79,7 @@ class Forms:
     def _models(self) -> dict[str, nn.Module]:
         import timm
 
-        from evit_mm.benchmark.suites import with_statistics
+        from evit_mm.compare.benchmark.suites import with_statistics
 
         torch.manual_seed(0)
         timm_name = f'efficientvit_{self.network}' if self.network in VARIANTS else self.network
@@ -243,7 +243,7 @@ class Forms:
 
 def classifier(arch: str, channels_last: bool = True) -> nn.Module:
     """Return EfficientViT with its ImageNet head."""
-    from evit_mm.complexity import CLASSIFIER_WINDOWS
+    from evit_mm.compare.complexity import CLASSIFIER_WINDOWS
     from evit_mm.models import EfficientViT, EfficientViTHead
 
     body = EfficientViT(arch=arch, window_sizes=CLASSIFIER_WINDOWS, channels_last=channels_last)

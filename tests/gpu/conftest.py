@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from evit_mm.benchmark import machine
+from evit_mm.compare.benchmark import machine
 
 WANTED = os.environ.get('EVIT_MM_GPU_TESTS')  # a device, where the tests are to run in any case
 RECORD = os.environ.get('EVIT_MM_GPU_RECORD')  # a file that takes a line for each test

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from evit_mm.benchmark import detection, machine, time_interleaved, training
-from evit_mm.benchmark.report import Row
+from evit_mm.compare.benchmark import detection, machine, time_interleaved, training
+from evit_mm.compare.benchmark.report import Row
 
 from .worker import as_dict, sentence, working
 

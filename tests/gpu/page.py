@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evit_mm.benchmark.report import Row, ratio_of
-from evit_mm.benchmark.timing import median_and_quartiles
-from evit_mm.published import label_of
+from evit_mm.compare.benchmark.report import Row, ratio_of
+from evit_mm.compare.benchmark.timing import median_and_quartiles
+from evit_mm.compare.published_results import label_of
 
 MIB = 2**20
 NOT_RUN = """# On a GPU

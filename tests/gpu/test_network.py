@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from evit_mm.benchmark import forms
+from evit_mm.compare.benchmark import forms
 from evit_mm.deploy import fuse
 from evit_mm.errors import ConfigError
 from evit_mm.models import VARIANTS, EfficientViT

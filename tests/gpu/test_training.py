@@ -8,9 +8,9 @@ import sys
 import pytest
 import torch
 
-from evit_mm import engine
-from evit_mm.datasets import make_shapes
+from evit_mm.data import make_shapes
 from evit_mm.errors import ConfigError
+from evit_mm.runner import engine
 from tests import kills, test_resume
 from tests.conftest import ROOT, relative_error
 from tests.recording import read_losses

@@ -16,8 +16,8 @@ from typing import Any, Protocol
 
 import torch
 
-from evit_mm.benchmark import machine
-from evit_mm.benchmark.report import Row
+from evit_mm.compare.benchmark import machine
+from evit_mm.compare.benchmark.report import Row
 
 TIME_IS_UP = 'time was up'
 

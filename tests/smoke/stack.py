@@ -5,7 +5,7 @@ import importlib.metadata
 import platform
 
 from evit_mm.ops import PROVIDED
-from evit_mm.provenance import OTHERS, commit
+from evit_mm.utils.provenance import OTHERS, commit
 
 PACKAGES = ('torch', 'torchvision', 'numpy', 'opencv', 'mmcv', 'mmengine', 'mmdet', 'mmpretrain')
 # the last one to be installed over the others

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from evit_mm.environment import version_numbers
+from evit_mm.utils.environment import version_numbers
 
 DOCS = Path(__file__).resolve().parents[2] / 'docs'
 PAGE = DOCS / 'stacks.md'

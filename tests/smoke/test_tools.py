@@ -10,13 +10,13 @@ import pytest
 import torch
 from mmengine.hooks import Hook
 
-from evit_mm import engine
 from evit_mm.checkpoint import read_checkpoint
-from evit_mm.datasets import make_shapes
+from evit_mm.data import make_shapes
+from evit_mm.deploy.export import export
+from evit_mm.deploy.export.files import TORCH
 from evit_mm.errors import CheckpointError, EvitError
-from evit_mm.export import export
-from evit_mm.export.files import TORCH
-from evit_mm.provenance import need_torch
+from evit_mm.runner import engine
+from evit_mm.utils.provenance import need_torch
 
 from ..conftest import ROOT, randomise
 from ..hostile import Call

@@ -1,0 +1,217 @@
+"""The same network in several forms: folded, compiled, for another runtime, in other numbers.
+
+Shapes: B batch, H x W image.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ...deploy.export.files import TORCH, need, openvino_core
+from ...deploy.fusion import fold_conv_bn
+from ...errors import ConfigError
+from ...utils.provenance import need_torch
+
+Run = Callable[[], object]
+CALIBRATION_IMAGES = 8
+
+
+def fold_batchnorms(model: nn.Module, image: Tensor) -> nn.Module:
+    """Return a copy of any network in channels last with BatchNorm in its convolutions.
+
+    Who follows whom is seen in a forward pass; a BatchNorm with an activation of its own, as timm
+    has them, leaves that behind. It is how the networks that EfficientViT is compared with get
+    their best form.
+
+    Args:
+        model: The network, in eval mode; left as it is.
+        image: An input.
+
+    Raises:
+        RuntimeError: The copy does not compute the same.
+    """
+    folded = copy.deepcopy(model).eval().requires_grad_(False)
+    made_by: dict[int, tuple[nn.Module, Tensor]] = {}  # the tensor is kept, and so its id unique
+    pairs: list[tuple[nn.Conv2d, nn.Module]] = []
+
+    def seen(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+        if isinstance(module, _BatchNorm):
+            conv = made_by.get(id(inputs[0]), (None,))[0]
+            if isinstance(conv, nn.Conv2d):
+                pairs.append((conv, module))
+        elif isinstance(output, Tensor):
+            made_by[id(output)] = (module, output)
+
+    hooks = [m.register_forward_hook(seen) for m in folded.modules()]
+    with torch.no_grad():
+        expected = folded(image)
+    for hook in hooks:
+        hook.remove()
+    new: dict[nn.Module, nn.Module] = {}
+    for conv, bn in pairs:
+        new[conv] = fold_conv_bn(conv, bn)
+        act = getattr(bn, 'act', None)
+        new[bn] = nn.Identity() if act is None else act
+    for module in list(folded.modules()):
+        for name, child in module.named_children():
+            if child in new:
+                setattr(module, name, new[child])
+    folded.to(memory_format=torch.channels_last).requires_grad_(False)
+    with torch.no_grad():
+        pairs_out = zip(_tensors(folded(image)), _tensors(expected), strict=True)
+        if not all(
+            torch.allclose(a, b, rtol=1e-3, atol=1e-3 * b.abs().max()) for a, b in pairs_out
+        ):
+            raise RuntimeError(f'{type(model).__name__} with BatchNorm folded computes otherwise')
+    return folded
+
+
+def eager(model: nn.Module, *inputs: Any) -> Run:
+    """Return a call of the network as it is."""
+
+    def run() -> object:
+        with torch.inference_mode():
+            return model(*inputs)
+
+    return run
+
+
+def amp(run: Run, device_type: str, dtype: torch.dtype = torch.float16) -> Run:
+    """Return the same call under autocast."""
+
+    def under_autocast() -> object:
+        with torch.autocast(device_type, dtype):
+            return run()
+
+    return under_autocast
+
+
+def eager_on(model: nn.Module, image: Tensor, threads: int) -> Run:  # noqa: ARG001
+    """Return what :func:`eager` does, with the arguments of the other forms."""
+    return eager(model, image)
+
+
+def channels_last(model: nn.Module, image: Tensor, threads: int) -> Run:  # noqa: ARG001
+    """Return a call of the network with weights and image in channels last."""
+    layout = torch.channels_last
+    return eager(model.to(memory_format=layout), image.contiguous(memory_format=layout))
+
+
+def compiled(model: nn.Module, image: Tensor, threads: int) -> Run:  # noqa: ARG001
+    """Return a call of the network compiled by torch, with its weights frozen."""
+    need_torch('2.7', 'The compiled form')
+    torch._dynamo.config.recompile_limit = 64  # one network after the other of the same class
+    function = torch.compile(model, dynamic=False, options={'freezing': True})
+
+    def run() -> object:
+        with torch.no_grad():
+            return function(image)
+
+    run()
+    return run
+
+
+def graphed(model: Callable[[Tensor], object], image: Tensor) -> Run:
+    """Return the replay of a network captured as a CUDA graph: one launch for all its kernels.
+
+    Raises:
+        ConfigError: The input is not on a GPU.
+    """
+    _only_on('cuda', image, 'a CUDA graph')
+    fixed, stream = image.clone(), torch.cuda.Stream()
+    graph = torch.cuda.CUDAGraph()
+    with torch.no_grad():
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):  # where cuDNN and cuBLAS make their choices
+            for _ in range(3):
+                model(fixed)
+        torch.cuda.current_stream().wait_stream(stream)
+        with torch.cuda.graph(graph):
+            output = model(fixed)
+
+    def run() -> object:
+        fixed.copy_(image)
+        graph.replay()
+        return output
+
+    vars(run)['model'] = model  # each replay reads its weights, so they must live as long
+    return run
+
+
+def _only_on(kind: str, image: Tensor, what: str) -> None:
+    if image.device.type != kind:
+        raise ConfigError(f'{what} needs --device {kind}, got {image.device.type}')
+
+
+def onnxruntime(model: nn.Module, image: Tensor, threads: int) -> Run:
+    """Return a call of the network in ONNX Runtime, on the CPU."""
+    _only_on('cpu', image, 'ONNX Runtime')
+    runtime = need('onnxruntime')
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = threads
+    with _onnx_file(model, image) as file:
+        session = runtime.InferenceSession(str(file), options, providers=['CPUExecutionProvider'])
+    inputs = {'image': image.numpy()}
+    return lambda: session.run(None, inputs)
+
+
+def openvino(
+    model: nn.Module, image: Tensor, threads: int, precision: str = 'f32', int8: bool = False
+) -> Run:
+    """Return a call of the network in OpenVINO.
+
+    Args:
+        model: The network.
+        image: Its input.
+        threads: CPU threads.
+        precision: ``'f32'`` or ``'bf16'``, computed so where the processor can.
+        int8: Quantise, calibrated on noise: for its time alone, not for its results.
+    """
+    _only_on('cpu', image, 'OpenVINO')
+    runtime = need('openvino')
+    with _onnx_file(model, image) as file:
+        network = runtime.convert_model(str(file))
+    if int8:
+        nncf = need('nncf')
+        rows = [torch.randn_like(image).numpy() for _ in range(CALIBRATION_IMAGES)]
+        network = nncf.quantize(network, nncf.Dataset(rows), subset_size=len(rows))
+    options = {
+        'INFERENCE_NUM_THREADS': threads,
+        'INFERENCE_PRECISION_HINT': precision,
+        'PERFORMANCE_HINT': 'LATENCY',
+    }
+    request = openvino_core().compile_model(network, 'CPU', options).create_infer_request()
+    inputs = [image.numpy()]
+    return lambda: request.infer(inputs, share_inputs=True, share_outputs=True)
+
+
+@contextmanager
+def _onnx_file(model: nn.Module, image: Tensor) -> Iterator[Path]:
+    need_torch(TORCH, 'The form for ONNX Runtime or OpenVINO')
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        file = Path(folder) / 'model.onnx'
+        torch.onnx.export(
+            model,
+            (image,),
+            str(file),
+            dynamo=True,
+            verbose=False,
+            input_names=['image'],
+            external_data=False,
+        )
+        yield file
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    return [output] if isinstance(output, Tensor) else list(output)

@@ -1,0 +1,266 @@
+"""Parameters and multiply-adds of a model."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import ConfigError
+from ..utils.provenance import need_torch
+from .published_results import PUBLISHED, TIMM_NAMES, Published
+
+PARTS = ('backbone', 'neck', 'head')
+CLASSIFIER_WINDOWS = (7, 7, 4)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Return the number of parameters, frozen ones included."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def count_macs(function: Callable[..., Any], *inputs: torch.Tensor) -> int:
+    """Return the multiply-adds of one call: convolutions, linear layers, matrix products.
+
+    Papers print this figure as "FLOPs". Normalisation, activations and additions do not count.
+
+    Args:
+        function: A module (put it in eval mode first) or any function of tensors.
+        inputs: Its arguments; a batch of one gives the figure per image.
+
+    Returns:
+        Half of what torch's FLOP counter says, since that counts a multiply-add as two.
+
+    Example:
+        >>> count_macs(nn.Linear(10, 5), torch.rand(1, 10))
+        50
+    """
+    return _run_counted(function, *inputs)[1]
+
+
+@dataclass(frozen=True)
+class Complexity:
+    """Parameters and multiply-adds of one config's model.
+
+    Attributes:
+        name: The config's stem, or a backbone's name.
+        classifier: ``(parameters, multiply-adds)`` of the backbone with its ImageNet classifier
+            for one image of 224 x 224, None where no such classifier is known here.
+        parts: ``(parameters, multiply-adds)`` of the detector's ``backbone``, ``neck`` and
+            ``head`` for one image of ``size``; empty for a classifier.
+        size: ``(width, height)``.
+        published: What the papers print about the classifier, None where nothing is published.
+    """
+
+    name: str
+    classifier: tuple[int, int] | None
+    parts: dict[str, tuple[int, int]]
+    size: tuple[int, int]
+    published: Published | None
+
+    def deviation(self, kind: str) -> float | None:
+        """Return counted over published less one, of ``'params'`` or ``'macs'``."""
+        figure = getattr(self.published, kind, None)
+        if figure is None or self.classifier is None:
+            return None
+        return self.classifier[('params', 'macs').index(kind)] / figure - 1
+
+
+def measure(config: str | Path, size: tuple[int, int] = (1333, 800)) -> Complexity:
+    """Count a config's model without training or running it.
+
+    Args:
+        config: Config of a detector with ``backbone``, ``neck`` and a head, or of a classifier.
+        size: ``(width, height)`` of the image that the detector is counted for.
+
+    Raises:
+        ConfigError: The config cannot be read, or its model cannot be built or counted.
+    """
+    from mmengine.registry import MODELS, init_default_scope
+
+    from ..runner.engine import config_faults, load_config
+
+    cfg = load_config(config)
+    init_default_scope(cfg.get('default_scope', 'mmdet'))
+    cfg.model.backbone.init_cfg = None
+    name = Path(config).stem
+    with config_faults(cfg):
+        model = MODELS.build(cfg.model).eval()
+        classifier = build_classifier(model.backbone)
+    published = PUBLISHED.get(system_of(model.backbone) or '')
+    parts = {}
+    if hasattr(model, 'bbox_head') or hasattr(model, 'roi_head'):
+        macs = _detector_macs_of(name, model, size)
+        head = count_parameters(model) - sum(
+            count_parameters(getattr(model, part)) for part in ('backbone', 'neck')
+        )
+        params = {
+            'backbone': count_parameters(model.backbone),
+            'neck': count_parameters(model.neck),
+            'head': head,
+        }
+        parts = {part: (params[part], macs[part]) for part in macs}
+    counted = None
+    if classifier is not None:
+        image = torch.empty(1, 3, 224, 224, device='meta')
+        counted = count_parameters(classifier), count_macs(classifier.to('meta').eval(), image)
+    return Complexity(name, counted, parts, size, published)
+
+
+def system_of(backbone: nn.Module) -> str | None:
+    """Return a backbone's name in :data:`~evit_mm.compare.published_results.PUBLISHED`, or None."""
+    from ..models import VARIANTS, EfficientViT, SPOSNet, TIMMMobileNet
+    from ..models.spos import RELEASED_CHOICES
+
+    if isinstance(backbone, EfficientViT):
+        for name, variant in VARIANTS.items():
+            if replace(backbone.variant, window_sizes=variant.window_sizes) == variant:
+                return f'evit_{name}'
+    if isinstance(backbone, SPOSNet) and tuple(backbone.choices) == RELEASED_CHOICES:
+        return 'spos'
+    if isinstance(backbone, TIMMMobileNet):
+        return TIMM_NAMES.get(backbone.model_name)
+    return None
+
+
+def build_classifier(backbone: nn.Module) -> nn.Module | None:
+    """Return the ImageNet classifier that a backbone belongs to, None where it is not known."""
+    from ..models import EfficientViT, EfficientViTHead, SPOSHead, SPOSNet, TIMMMobileNet
+
+    if isinstance(backbone, EfficientViT):
+        # ImageNet's classifiers have windows of 4 in the last stage, detectors of 7
+        body = EfficientViT(backbone.variant, window_sizes=CLASSIFIER_WINDOWS)
+        return nn.Sequential(body, EfficientViTHead(body.out_channels[-1]))
+    if isinstance(backbone, SPOSNet):
+        return nn.Sequential(SPOSNet(backbone.choices, out_indices=(4,)), SPOSHead())
+    if isinstance(backbone, TIMMMobileNet):
+        import timm
+
+        return timm.create_model(backbone.model_name)
+    return None
+
+
+def detector_macs(model: nn.Module, height: int, width: int) -> dict[str, int]:
+    """Return the multiply-adds of a detector's parts for one image.
+
+    Computed on torch's meta device: shapes alone, so that large images cost nothing. A two-stage
+    head counts its box head for 1000 proposals and its mask head for 100 detections, mmdet's usual
+    limits.
+
+    Args:
+        model: mmdet detector with ``backbone``, ``neck`` and ``bbox_head``, or ``rpn_head`` and
+            ``roi_head``; left as it is.
+        height: Height of the image as the network sees it.
+        width: Its width.
+
+    Returns:
+        Figures for ``backbone``, ``neck`` and ``head``.
+    """
+    parts: Any = copy.deepcopy(model).to('meta').eval()
+    image = torch.empty(1, 3, height, width, device='meta')
+    features, backbone = _run_counted(parts.backbone, image)
+    levels, neck = _run_counted(parts.neck, features)
+    if hasattr(parts, 'bbox_head'):
+        head = count_macs(parts.bbox_head, levels)
+    else:
+        head = count_macs(parts.rpn_head, levels) + _roi_macs(parts.roi_head)
+    return {'backbone': backbone, 'neck': neck, 'head': head}
+
+
+def _detector_macs_of(name: str, model: nn.Module, size: tuple[int, int]) -> dict[str, int]:
+    try:
+        return detector_macs(model, size[1], size[0])
+    except RuntimeError as error:
+        if 'Sizes of tensors must match' not in str(error):
+            raise
+        raise ConfigError(
+            f'{name}: its neck joins maps of neighbouring strides, which for {size[0]} x {size[1]} '
+            'pixels are of unequal size; choose a --size of multiples of 32'
+        ) from None
+
+
+def _run_counted(function: Callable[..., Any], *inputs: Any) -> tuple[Any, int]:
+    need_torch('2.1', 'Counting multiply-adds')
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        output = function(*inputs)
+    return output, counter.get_total_flops() // 2
+
+
+def _roi_macs(roi_head: nn.Module) -> int:
+    macs = 0
+    for part, number in (('bbox', 1000), ('mask', 100)):
+        head = getattr(roi_head, f'{part}_head', None)
+        if head is not None:
+            extractor = getattr(roi_head, f'{part}_roi_extractor')
+            side = extractor.roi_layers[0].output_size
+            regions = torch.empty(number, extractor.out_channels, *side, device='meta')
+            macs += count_macs(head, regions)
+    return macs
+
+
+def as_markdown(rows: Sequence[Complexity]) -> str:
+    """Return the table for people, published beside counted."""
+    width, height = rows[0].size
+    columns = [
+        'config',
+        'params M (published)',
+        'params M',
+        'deviation',
+        'FLOPs M (published)',
+        'FLOPs M',
+        'deviation',
+        *(f'{part} G' for part in PARTS),
+        'detector params M',
+    ]
+    lines = [f'| {" | ".join(columns)} |', f'|{"---|" * len(columns)}']
+    for row in rows:
+        cells = [row.name]
+        for kind, index in (('params', 0), ('macs', 1)):
+            figure = getattr(row.published, kind, None)
+            cells += [
+                '-' if figure is None else f'{figure / 1e6:g}',
+                f'{row.classifier[index] / 1e6:.{3 - 2 * index}f}' if row.classifier else '-',
+                '-' if row.deviation(kind) is None else f'{row.deviation(kind):+.1%}',
+            ]
+        cells += [f'{row.parts[p][1] / 1e9:.2f}' if row.parts else '-' for p in PARTS]
+        cells.append(f'{sum(v[0] for v in row.parts.values()) / 1e6:.2f}' if row.parts else '-')
+        lines.append(f'| {" | ".join(cells)} |')
+    return '\n'.join(
+        [
+            *lines,
+            '',
+            'The first columns are the whole ImageNet classifier at 224 x 224, the last ones the '
+            f'detector for one image of {width} x {height}. FLOPs are multiply-adds of '
+            'convolutions, linear layers and matrix products, as the papers count them.',
+        ]
+    )
+
+
+def as_records(rows: Sequence[Complexity]) -> list[dict[str, Any]]:
+    """Return one flat dict of plain numbers per row, for JSON and CSV."""
+    records = []
+    for row in rows:
+        params, macs = row.classifier or (None, None)
+        record: dict[str, Any] = {
+            'config': row.name,
+            'params_published': getattr(row.published, 'params', None),
+            'params': params,
+            'params_deviation': row.deviation('params'),
+            'macs_published': getattr(row.published, 'macs', None),
+            'macs': macs,
+            'macs_deviation': row.deviation('macs'),
+            'width': row.size[0],
+            'height': row.size[1],
+        }
+        for part in PARTS:
+            params, macs = row.parts.get(part, (None, None))
+            record |= {f'{part}_params': params, f'{part}_macs': macs}
+        records.append(record)
+    return records

@@ -1,0 +1,5 @@
+"""Trained networks made fast, and exported to other runtimes."""
+
+from .fusion import fuse
+
+__all__ = ['fuse']

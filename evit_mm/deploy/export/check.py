@@ -1,0 +1,133 @@
+"""Does an exported file detect what the network in PyTorch detects?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from mmengine.structures import InstanceData
+from torch import nn
+
+from ...data.decoding import read_image
+from ...errors import DataError
+
+SCORE_TOLERANCE = 1e-3
+SAME_BOX = 0.99  # IoU
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How two sets of detections of the same images compare.
+
+    Attributes:
+        images: Images.
+        detections: Detections of the first set.
+        unmatched: Detections of either set that the other has not, at a score at which it would.
+        score_error: Largest difference of two scores of the same detection.
+        iou: Smallest overlap of two boxes of the same detection.
+    """
+
+    images: int
+    detections: int
+    unmatched: int
+    score_error: float
+    iou: float
+
+    def within(self, score_error: float = SCORE_TOLERANCE, share: float = 1 / 200) -> bool:
+        """Say whether all but a share are found in both, with the same scores."""
+        return self.unmatched <= self.detections * share and self.score_error <= score_error
+
+    def __str__(self) -> str:
+        return (
+            f'{self.images} images, {self.detections} detections, {self.unmatched} found by one '
+            f'side alone; scores differ by at most {self.score_error:.1e}, boxes overlap by at '
+            f'least {self.iou:.4f}'
+        )
+
+
+def compare(
+    pairs: Iterable[tuple[InstanceData, InstanceData]],
+    score_thr: float,
+    most: int,
+    tolerance: float = SCORE_TOLERANCE,
+) -> Agreement:
+    """Match the detections of each image, of the same class and the best overlap from 0.99.
+
+    Args:
+        pairs: Detections of each image by two systems.
+        score_thr: The score from which both report.
+        most: Detections of an image from which both leave out those with the lowest scores.
+        tolerance: Of a score: what is above the lowest reported by less may be missing.
+    """
+    images = detections = unmatched = 0
+    score_error, iou = 0.0, 1.0
+    for first, second in pairs:
+        overlaps = _overlaps(first, second)
+        matched: set[int] = set()
+        images += 1
+        detections += len(first)
+        # what stands at the threshold, or last in a full list, may fall on either side
+        lowest = [float(x.scores.min()) for x in (first, second) if 0 < most <= len(x)]
+        floor = max([score_thr, *lowest]) + tolerance
+        for row in range(len(first)):
+            open_columns = [c for c in range(len(second)) if c not in matched]
+            best = max(open_columns, key=lambda c: float(overlaps[row, c]), default=None)
+            if best is None or not overlaps[row, best] >= SAME_BOX:  # NaN is no match
+                unmatched += float(first.scores[row]) > floor
+                continue
+            matched.add(best)
+            score_error = max(score_error, abs(float(first.scores[row] - second.scores[best])))
+            iou = min(iou, float(overlaps[row, best]))
+        left = [c for c in range(len(second)) if c not in matched]
+        unmatched += sum(float(second.scores[c]) > floor for c in left)
+    return Agreement(images, detections, unmatched, score_error, iou)
+
+
+def network_inputs(
+    cfg: Any, detector: nn.Module, files: Iterable[Path]
+) -> Iterator[tuple[torch.Tensor, Any]]:
+    """Yield images as the config's test pipeline and the preprocessor hand them to the network.
+
+    Args:
+        cfg: The detector's config.
+        detector: The detector, for its preprocessor.
+        files: Image files.
+
+    Yields:
+        ``(1, 3, H, W)`` and mmdet's data sample of each image.
+
+    Raises:
+        DataError: A file is not an image, or too thin for the pipeline's size.
+    """
+    from mmcv.transforms import Compose
+    from mmdet.utils import get_test_pipeline_cfg
+
+    steps = [step for step in get_test_pipeline_cfg(cfg) if step['type'] != 'LoadAnnotations']
+    preprocessor: Any = detector.data_preprocessor
+    pipeline = Compose([dict(type='mmdet.LoadImageFromNDArray'), *steps[1:]])
+    for file in files:
+        pixels = read_image(file)
+        if pixels is None:
+            raise DataError(f"'{file}' cannot be decoded")
+        try:
+            data = pipeline(dict(img=pixels, img_id=0, img_path=str(file)))
+        except cv2.error:
+            height, width = pixels.shape[:2]
+            reason = f'{width}x{height} pixels are too thin to resize'
+            raise DataError(f"'{file}': {reason}") from None
+        batch = dict(inputs=[data['inputs']], data_samples=[data['data_samples']])
+        batch = preprocessor(batch, False)
+        yield batch['inputs'], batch['data_samples'][0]
+
+
+def _overlaps(first: InstanceData, second: InstanceData) -> np.ndarray:
+    """Return the IoU of every pair, -1 where the classes differ."""
+    from torchvision.ops import box_iou
+
+    same = first.labels[:, None] == second.labels[None]
+    return torch.where(same, box_iou(first.bboxes, second.bboxes), -1.0).numpy()

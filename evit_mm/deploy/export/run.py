@@ -1,0 +1,264 @@
+"""From a config and a checkpoint to a checked file."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.logging import print_log
+from mmengine.structures import InstanceData
+from rich.progress import track
+from torch import nn
+
+from ...data.check import dataset_paths
+from ...errors import ConfigError, DataError, EvitError
+from ...utils.provenance import need_torch
+from .check import SCORE_TOLERANCE, Agreement, compare, network_inputs
+from .files import TORCH, describe, export_onnx, need, to_openvino
+from .graph import DetectorGraph
+from .quantize import quantize_onnx, quantize_openvino
+from .runtime import ExportedModel, to_instances
+
+FORMATS = {'onnx': '.onnx', 'openvino': '.xml'}
+PACKAGES = {
+    'onnx': ('onnx', 'onnxscript', 'onnxruntime'),
+    'openvino': ('onnx', 'onnxscript', 'openvino'),
+}
+CHECKED_IMAGES = 20
+CALIBRATION_IMAGES = 100
+HALF_TOLERANCE = 0.02
+HALF_SHARE = 1 / 50  # of boxes that overlap by just NMS's threshold there are more
+SHARE = 1 / 200
+EXAMPLE_SIZE = (96, 160)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What :func:`export` wrote and found.
+
+    Attributes:
+        file: The file.
+        agreement: Its detections against PyTorch's, None without NMS.
+        ap: With ``int8`` and annotations at hand, AP of PyTorch and of the file.
+    """
+
+    file: Path
+    agreement: Agreement | None
+    ap: dict[str, float] = field(default_factory=dict)
+
+
+def export(
+    config: str | Path,
+    checkpoint: str | Path,
+    out: str | Path,
+    file_format: str = 'onnx',
+    with_nms: bool = True,
+    dynamic: bool = True,
+    half: bool = False,
+    int8: bool = False,
+    calibration: str | Path | None = None,
+    check: str | Path | None = None,
+    cfg_options: Mapping[str, Any] | None = None,
+) -> Exported:
+    """Write a trained detector for another runtime and hold the file against PyTorch.
+
+    The file is written only if it agrees: every detection of the check images is found in both
+    with scores equal to 1e-3 (0.02 with ``half``); one in 200 (50) may be missing, where boxes
+    overlap by just NMS's threshold. An int8 file differs by nature; its agreement is reported, and
+    its AP where the config's annotations are at hand.
+
+    Args:
+        config: Config file.
+        checkpoint: What :func:`evit_mm.runner.engine.train` saved.
+        out: ``FILE.onnx`` or ``FILE.xml``.
+        file_format: ``'onnx'`` or ``'openvino'``.
+        with_nms: As :class:`DetectorGraph`.
+        dynamic: Any batch and size; otherwise one image of the size of the first check image.
+        half: Float16: computed so in ONNX, stored so in OpenVINO.
+        int8: Quantise, calibrated on the images under ``calibration``.
+        calibration: Folder of images; default the config's training images.
+        check: Folder of images; default the config's test images. 20 of them are used.
+        cfg_options: As in :func:`evit_mm.runner.engine.train`.
+
+    Returns:
+        The file and how it compares.
+
+    Raises:
+        EvitError: Something cannot be read, exported or written, or the file disagrees.
+    """
+    from ...runner.engine import load_config, load_detector
+
+    out = Path(out)
+    _refuse(out, file_format, with_nms, half, int8)
+    for target in _targets(out):
+        if target.exists() and Path(checkpoint).exists() and target.samefile(checkpoint):
+            raise ConfigError(
+                f"-o '{out}' would overwrite the checkpoint '{checkpoint}'; choose another name"
+            )
+    need_torch(TORCH, 'An export')
+    for package in (*PACKAGES[file_format], *(['nncf'] if int8 and out.suffix == '.xml' else [])):
+        need(package)
+    cfg = load_config(config, cfg_options)
+    detector = load_detector(cfg, checkpoint).cpu()
+    metadata = describe(cfg, detector.dataset_meta['classes'])
+    metadata['outputs'] = ['boxes', 'scores', 'labels'] if with_nms else ['boxes', 'scores']
+    # the file takes sizes that the config's own padding may not give
+    detector.data_preprocessor.pad_size_divisor = metadata['pad_size_divisor']
+    DetectorGraph(detector, with_nms)  # refuses what cannot be exported before the images are read
+    files = _images(cfg, 'test', check, '--check', CHECKED_IMAGES)
+    inputs = list(network_inputs(cfg, detector, files))
+    tolerance = HALF_TOLERANCE if half else SCORE_TOLERANCE
+    size = inputs[0][0].shape[2:]
+    if not dynamic:
+        inputs = [row for row in inputs if row[0].shape[2:] == size]
+    chosen = _images(cfg, 'train', calibration, '--calibration', CALIBRATION_IMAGES) if int8 else []
+
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent) as name:
+            folder = Path(name)
+            print_log('writing the graph', logger='current')
+            file = graph = folder / 'graph.onnx'
+            # OpenVINO makes its halves itself
+            in_half = half and file_format == 'onnx'
+            # made with maps that are not whole windows, which a graph for any size must take
+            made_with = EXAMPLE_SIZE if dynamic else size
+            export_onnx(detector, graph, metadata, with_nms, dynamic, in_half, tuple(made_with))
+            if file_format == 'openvino':
+                file = folder / 'graph.xml'
+                to_openvino(graph, file, half)
+            agreement = _check(detector, file, inputs, metadata, tolerance)
+            if int8:
+                rows = [
+                    (image.numpy(), _size(sample))
+                    for image, sample in network_inputs(cfg, detector, track(chosen, 'calibrating'))
+                    if dynamic or image.shape[2:] == size
+                ]
+                if not rows:
+                    raise ConfigError(
+                        f'no image for the calibration becomes {size[0]} pixels high and {size[1]} '
+                        'wide, as the file without --dynamic takes; see --calibration DIR'
+                    )
+                quantize = quantize_onnx if file_format == 'onnx' else quantize_openvino
+                exact, file = file, folder / f'int8{file.suffix}'
+                quantize(exact, file, rows)
+                agreement = _agreement(detector, file, inputs, metadata, SCORE_TOLERANCE)
+            for target in _targets(out):
+                file.with_suffix(target.suffix).replace(target)
+    except OSError as error:
+        raise EvitError(f"'{out}' cannot be written: {error}") from None
+    ap = _average_precisions(config, checkpoint, out, cfg_options) if int8 else {}
+    return Exported(out, agreement, ap)
+
+
+def _refuse(out: Path, file_format: str, with_nms: bool, half: bool, int8: bool) -> None:
+    if file_format not in FORMATS:
+        raise ConfigError(f'--format {file_format!r} must be one of {", ".join(FORMATS)}')
+    if out.suffix != FORMATS[file_format]:
+        raise ConfigError(f"-o '{out}' must end in {FORMATS[file_format]} for {file_format}")
+    if half and int8:
+        raise ConfigError('--half and --int8 exclude each other')
+    if int8 and not with_nms:
+        raise ConfigError('--int8 needs --with-nms, since its loss is measured on detections')
+
+
+def _targets(out: Path) -> list[Path]:
+    """Return the files of an export, in the order in which they are put in place."""
+    return [out.with_suffix('.bin'), out] if out.suffix == FORMATS['openvino'] else [out]
+
+
+def _images(cfg: Any, split: str, folder: str | Path | None, flag: str, most: int) -> list[Path]:
+    """Return at most so many images under a folder, or of a split, evenly spread."""
+    from ...inference import list_images
+
+    try:
+        if folder is None:
+            dataset = (cfg.get(f'{split}_dataloader') or {}).get('dataset') or {}
+            while inner := dataset.get('dataset') or dataset.get('datasets', [None])[0]:
+                dataset = inner
+            folder = dataset_paths(dataset)['img_dir']
+        images = list_images(folder)
+    except DataError as error:
+        raise ConfigError(f'{error}; name a folder of real images by {flag} DIR') from None
+    return images[:: -(-len(images) // most)]
+
+
+def _size(sample: Any) -> np.ndarray:
+    return np.array([sample.img_shape[:2]], dtype=np.float32)
+
+
+def _check(
+    detector: nn.Module, file: Path, inputs: list, metadata: dict, tolerance: float
+) -> Agreement | None:
+    """Hold the file against PyTorch.
+
+    Raises:
+        EvitError: They disagree.
+    """
+    if 'labels' in metadata['outputs']:
+        agreement = _agreement(detector, file, inputs, metadata, tolerance)
+        share = SHARE if tolerance == SCORE_TOLERANCE else HALF_SHARE
+        if not agreement.detections:
+            raise EvitError(
+                f'PyTorch detected nothing on the {agreement.images} images, so that nothing could '
+                'be compared, and the file was not kept; lower model.test_cfg.score_thr by '
+                '--cfg-options, or name other images by --check DIR'
+            )
+        if not agreement.within(tolerance, share):
+            raise EvitError(f'the file disagrees with PyTorch and was not kept: {agreement}')
+        return agreement
+    opened, plain = ExportedModel(file), DetectorGraph(detector, with_nms=False)
+    for image, sample in track(inputs, description='checking'):
+        size = _size(sample)
+        with torch.inference_mode():
+            expected = plain(image, torch.from_numpy(size))
+        boxes, scores = (
+            float(np.abs(a - b.numpy()).max())
+            for a, b in zip(opened(image.numpy(), size), expected, strict=True)
+        )
+        if not (scores <= tolerance and boxes <= tolerance * max(image.shape[2:])):
+            raise EvitError(
+                f"the file disagrees with PyTorch on '{sample.img_path}' and was not kept: scores "
+                f'differ by {scores:.1e}, boxes by {boxes:.1e} pixels'
+            )
+    return None
+
+
+def _agreement(
+    detector: nn.Module, file: Path, inputs: list, metadata: dict, tolerance: float
+) -> Agreement:
+    opened = ExportedModel(file)
+
+    def pairs() -> Iterator[tuple[InstanceData, InstanceData]]:
+        for image, sample in track(inputs, description='checking'):
+            with torch.inference_mode():
+                (expected,) = detector.predict(image, [copy.deepcopy(sample)], rescale=False)
+            yield expected.pred_instances, to_instances(opened(image.numpy(), _size(sample)))
+
+    most = detector.bbox_head.test_cfg.max_per_img
+    return compare(pairs(), metadata['score_thr'], most, tolerance)
+
+
+def _average_precisions(
+    config: str | Path, checkpoint: str | Path, out: Path, cfg_options: Mapping[str, Any] | None
+) -> dict[str, float]:
+    """Evaluate PyTorch and the file on the config's test set, where it is there and COCO's."""
+    from ...runner.engine import test
+
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            found = {
+                name: test(config, weights, work_dir=folder, cfg_options=cfg_options)
+                for name, weights in (('PyTorch', checkpoint), ('int8', out))
+            }
+        except EvitError as error:  # the file is good without annotations
+            print_log(f'the AP lost was not measured: {error}', logger='current')
+            return {}
+    key = 'coco/bbox_mAP'
+    return {name: metrics[key] for name, metrics in found.items() if key in metrics}

@@ -1,0 +1,317 @@
+"""The exact fast form of a trained network, for inference.
+
+Everything here is algebra on trained weights: the fused model computes the same function, and
+:func:`fuse` checks that it does before handing it out.
+
+Shapes: B batch, C channels, H x W map; M windows of w x w = N tokens; K channels of one head's
+query and key, D of its value.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Iterable
+from itertools import zip_longest
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own abbreviation
+from mmengine.logging import print_log
+from torch import Tensor, nn
+
+from ..errors import EvitError
+from ..models import EfficientViT, EfficientViTHead
+from ..models.attention import CascadedGroupAttention, WindowAttention
+from ..models.layers import FFN, BNLinear, ConvBN, Residual
+from .winograd import WinogradConv2d, autocasts
+
+TOLERANCE = 1e-4
+PROBE_SIZE = (96, 160)  # gives every stage of every variant maps that are not whole windows
+PROBE_MAP = (29, 30)  # for a convolution: not whole tiles
+# PyTorch before 2.7 cannot say, and is not asked to export
+_is_exporting: Callable[[], bool] = getattr(
+    getattr(torch, 'compiler', None), 'is_exporting', lambda: False
+)
+
+
+def fold_conv_bn(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> nn.Conv2d:
+    """Return one convolution that computes ``bn(conv(x))`` in eval mode.
+
+    Folded in float64, so that the only rounding is that of the result.
+    """
+    scale = bn.weight.double() / (bn.running_var.double() + bn.eps).sqrt()
+    bias = torch.zeros_like(scale) if conv.bias is None else conv.bias.double()
+    folded = copy.deepcopy(conv)
+    folded.weight = nn.Parameter(
+        (conv.weight.double() * scale[:, None, None, None]).to(conv.weight)
+    )
+    shifted = (bias - bn.running_mean.double()) * scale + bn.bias.double()
+    folded.bias = nn.Parameter(shifted.to(conv.weight))
+    return folded
+
+
+def fold_residual_depthwise(conv: nn.Conv2d) -> nn.Conv2d:
+    """Return a depthwise convolution that computes ``x + conv(x)``: 1 is added at its centre.
+
+    Raises:
+        ValueError: The convolution is not depthwise, or changes the size.
+    """
+    if not conv.in_channels == conv.out_channels == conv.groups or conv.stride != (1, 1):
+        raise ValueError(f'only a depthwise convolution of stride 1 can take up its input: {conv}')
+    folded = copy.deepcopy(conv)
+    height, width = conv.kernel_size
+    with torch.no_grad():
+        folded.weight[:, 0, height // 2, width // 2] += 1
+    return folded
+
+
+def _add_product(total: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """Return ``total + x @ weight.T``, in ``total`` itself except under autocast."""
+    if autocasts(total):  # which in-place products do not know
+        return total + F.linear(x, weight)
+    return total.addmm_(x, weight.t())
+
+
+class FusedConvFFN(nn.Module):
+    """``y = x + dw(x)``, then ``y + pw2(relu(pw1(y)))``: ``(B, C, H, W) -> (B, C, H, W)``.
+
+    pw2's bias b is part of the depthwise convolution's: with ``y' = y + b`` and pw1's bias lowered
+    by ``pw1 @ b``, the second product adds into ``y'`` in place, and neither the residual nor the
+    bias costs a pass over memory.
+    """
+
+    def __init__(self, conv: ConvBN, ffn: FFN) -> None:
+        super().__init__()
+        self.dw = fold_residual_depthwise(fold_conv_bn(conv.c, conv.bn))
+        self.pw1, self.pw2 = (_linear(fold_conv_bn(part.c, part.bn)) for part in (ffn.pw1, ffn.pw2))
+        with torch.no_grad():
+            bias = self.pw2.bias.double()
+            shifted = self.pw1.bias.double() - self.pw1.weight.double() @ bias
+            self.dw.bias.copy_(self.dw.bias.double() + bias)
+            self.pw1.bias.copy_(shifted)
+        self.pw2.bias = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve, then add the FFN into the result."""
+        tokens = self.dw(x).permute(0, 2, 3, 1).contiguous()  # a view where channels are last
+        hidden = self.pw1(tokens).relu_().flatten(0, 2)
+        added = _add_product(tokens.flatten(0, 2), hidden, self.pw2.weight)
+        return added.view_as(tokens).permute(0, 3, 1, 2)
+
+
+class FusedPointwise(nn.Module):
+    """A 1x1 convolution as a matrix product on tokens: ``(B, C, H, W) -> (B, D, H, W)``."""
+
+    def __init__(self, conv: ConvBN) -> None:
+        super().__init__()
+        self.linear = _linear(fold_conv_bn(conv.c, conv.bn))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Multiply each token."""
+        return self.linear(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class FusedWindowAttention(nn.Module):
+    """``x + attention(x)`` on windows: ``(B, C, H, W) -> (B, C, H, W)``.
+
+    Tokens stay channels last from the cut into windows to their putting together; the scale is in
+    the query's depthwise kernel, and the biases are gathered.
+    """
+
+    def __init__(self, attention: CascadedGroupAttention) -> None:
+        super().__init__()
+        self.window_size = attention.window_size
+        self.split_sizes = attention.split_sizes
+        self.qkvs = nn.ModuleList(_linear(fold_conv_bn(m.c, m.bn)) for m in attention.qkvs)
+        self.dws = nn.ModuleList(fold_conv_bn(m.c, m.bn) for m in attention.dws)
+        with torch.no_grad():
+            for conv in self.dws:
+                conv.weight *= attention.scale
+                conv.bias *= attention.scale
+        self.proj = _linear(fold_conv_bn(attention.proj[1].c, attention.proj[1].bn))
+        biases = attention.attention_biases.detach()[:, attention.attention_bias_idxs]
+        self.register_buffer('biases', biases[:, None].clone())  # (heads, 1, N, N)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Cut, attend head after head, project, add, put together."""
+        batch, channels, height, width = x.shape
+        w = self.window_size
+        rows, cols = (height + w - 1) // w, (width + w - 1) // w
+        tokens = x.permute(0, 2, 3, 1)
+        exporting = torch.jit.is_tracing() or _is_exporting()
+        if exporting or (rows * w, cols * w) != (height, width):  # an exported graph takes any size
+            tokens = F.pad(tokens, (0, 0, 0, cols * w - width, 0, rows * w - height))
+        tokens = tokens.reshape(batch, rows, w, cols, w, channels).transpose(2, 3)
+        tokens = tokens.reshape(-1, channels)  # (M * N, C)
+        output = torch.add(tokens, self.proj.bias)
+        output = _add_product(output, self._attend(tokens).relu_(), self.proj.weight)
+        output = output.view(batch, rows, cols, w, w, channels).transpose(2, 3)
+        output = output.reshape(batch, rows * w, cols * w, channels)
+        return output.narrow(1, 0, height).narrow(2, 0, width).permute(0, 3, 1, 2)
+
+    def _attend(self, tokens: Tensor) -> Tensor:
+        """Return the heads' outputs side by side: ``(M * N, C) -> (M * N, C)``."""
+        w = self.window_size
+        size = w * w
+        heads: list[Tensor] = []
+        parts = tokens.chunk(len(self.qkvs), dim=1)
+        for part, qkv, dw, bias in zip(parts, self.qkvs, self.dws, self.biases, strict=True):
+            feat = part + heads[-1] if heads else part
+            q, k, v = qkv(feat).split(self.split_sizes, dim=1)
+            q = dw(q.reshape(-1, w, w, q.shape[1]).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+            q = q.reshape(-1, size, q.shape[3])  # (M, N, K)
+            k, v = (x.view(-1, size, x.shape[1]) for x in (k, v))
+            attention = torch.baddbmm(bias, q, k.transpose(1, 2)).softmax(dim=-1)
+            heads.append((attention @ v).view(-1, v.shape[2]))
+        return torch.cat(heads, dim=1)
+
+
+def fuse(model: nn.Module) -> nn.Module:
+    """Return a copy of a trained model in its fast form, for inference alone.
+
+    BatchNorm goes into every convolution and linear layer of each EfficientViT in the model, the
+    residual add into the depthwise convolutions, the attention scale into the query path; biases
+    are gathered once, and the layout is channels last throughout. In a detector's neck and head,
+    on a CPU in float32, large 3x3 convolutions become
+    :class:`~evit_mm.deploy.winograd.WinogradConv2d`, and mmdet's anchor heads with sigmoid scores
+    pick their boxes by :func:`~evit_mm.deploy.sparse_prediction.predict_by_feat`. What was folded
+    is logged.
+
+    Args:
+        model: An :class:`~evit_mm.models.EfficientViT`, or a module that contains some, such as a
+            detector; in eval mode, and left as it is.
+
+    Returns:
+        The fast form, in eval mode and without gradients.
+
+    Raises:
+        EvitError: The model is in training mode, contains no EfficientViT, or the fast form of
+            one, or of a convolution, differs from it on a random input by more than 1e-4,
+            relative, and by more than ten times the plain form's own rounding.
+
+    Example:
+        >>> import torch
+        >>> from evit_mm.models import EfficientViT
+        >>> backbone = EfficientViT(arch='m0').eval()
+        >>> fast = fuse(backbone)
+        >>> [tuple(x.shape) for x in fast(torch.rand(1, 3, 64, 64))]
+        [(1, 64, 4, 4), (1, 128, 2, 2), (1, 192, 1, 1)]
+    """
+    if model.training:
+        raise EvitError('fuse() takes a trained model in eval mode; call model.eval() first')
+    originals = [m for m in model.modules() if isinstance(m, EfficientViT)]
+    if not originals:
+        raise EvitError(f'fuse() found no EfficientViT in this {type(model).__name__}')
+    if any(isinstance(m, FusedConvFFN | FusedWindowAttention) for m in model.modules()):
+        raise EvitError(f'this {type(model).__name__} is fused already')
+    fused = copy.deepcopy(model)
+    counts: Counter[str] = Counter()
+    copies = [m for m in fused.modules() if isinstance(m, EfficientViT)]
+    for part in (*copies, *(m for m in fused.modules() if isinstance(m, EfficientViTHead))):
+        _replace(part, counts)
+    fused.to(memory_format=torch.channels_last)
+    for original, backbone in zip(originals, copies, strict=True):
+        _check(original, backbone, (original.patch_embed[0].c.in_channels, *PROBE_SIZE))
+    _replace_convolutions(fused, counts)
+    _shorten_prediction(fused, counts)
+    folded = ', '.join(f'{number} {what}' for what, number in sorted(counts.items()))
+    print_log(f'fused: {folded}', logger='current')
+    return fused.eval().requires_grad_(False)
+
+
+def _replace(module: nn.Module, counts: Counter[str]) -> None:
+    """Replace the children by their fast forms; they run one after the other everywhere."""
+    children = dict(module.named_children())
+    for (name, child), following in zip_longest(children.items(), [*children][1:]):
+        branch = child.m if isinstance(child, Residual) else None
+        if isinstance(branch, ConvBN):
+            # a block's depthwise convolution, whose result its FFN alone reads
+            ffn = children[following].m
+            setattr(module, name, FusedConvFFN(branch, ffn))
+            setattr(module, following, nn.Identity())
+            counts['depthwise convolutions and their FFNs'] += 1
+        elif isinstance(branch, WindowAttention):
+            setattr(module, name, FusedWindowAttention(branch.attn))
+            counts['window attentions'] += 1
+        elif isinstance(child, ConvBN) and child.c.kernel_size == (1, 1):
+            setattr(module, name, FusedPointwise(child))
+            counts['BatchNorms into convolutions'] += 1
+        elif isinstance(child, ConvBN):
+            setattr(module, name, fold_conv_bn(child.c, child.bn))
+            counts['BatchNorms into convolutions'] += 1
+        elif isinstance(child, BNLinear):
+            setattr(module, name, _fold_bn_linear(child))
+            counts['BatchNorms into linear layers'] += 1
+        elif branch is None:
+            _replace(child, counts)
+
+
+def _replace_convolutions(model: nn.Module, counts: Counter[str]) -> None:
+    faster: dict[nn.Module, WinogradConv2d] = {}  # a convolution may stand in several places
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if type(child) is nn.Conv2d and WinogradConv2d.pays(child):
+                if child not in faster:
+                    faster[child] = WinogradConv2d(child)
+                    _check(child, faster[child], (child.in_channels, *PROBE_MAP))
+                setattr(module, name, faster[child])
+    if faster:
+        counts["3x3 convolutions in Winograd's form"] = len(faster)
+
+
+def _shorten_prediction(model: nn.Module, counts: Counter[str]) -> None:
+    heads = [m for m in model.modules() if hasattr(m, 'predict_by_feat')]
+    if heads:
+        from .sparse_prediction import (  # needs mmdet, whose heads these are
+            shorten,
+            takes_short_way,
+        )
+
+        for head in filter(takes_short_way, heads):
+            shorten(head)
+            counts['heads without work below the score threshold'] += 1
+
+
+def _linear(conv: nn.Conv2d) -> nn.Linear:
+    """Return a 1x1 convolution as a linear layer on the last dimension."""
+    linear = nn.Linear(conv.in_channels, conv.out_channels, device='meta')
+    linear.weight = nn.Parameter(conv.weight.detach()[:, :, 0, 0].contiguous())
+    linear.bias = nn.Parameter(conv.bias.detach())
+    return linear
+
+
+def _fold_bn_linear(head: BNLinear) -> nn.Linear:
+    bn, linear = head.bn, head.l
+    scale = bn.weight.double() / (bn.running_var.double() + bn.eps).sqrt()
+    shift = bn.bias.double() - bn.running_mean.double() * scale
+    folded = copy.deepcopy(linear)
+    weight = linear.weight.double()
+    folded.weight = nn.Parameter((weight * scale).to(linear.weight))
+    bias = linear.bias.double() + weight @ shift
+    folded.bias = nn.Parameter(bias.to(linear.weight))
+    return folded
+
+
+def _check(original: nn.Module, fused: nn.Module, size: tuple[int, ...]) -> None:
+    """Hold both against the original in float64 on a random input."""
+    weight = next(original.parameters())
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, *size, generator=generator).to(weight)
+    with torch.inference_mode():
+        exact = copy.deepcopy(original).double()(x.double())
+        rounding, error = (_error(model(x), exact) for model in (original, fused))
+    # attention saturated by large weights amplifies rounding, in the plain form as in the fast one
+    allowed = max(TOLERANCE * (1 if weight.dtype == torch.float32 else 100), 10 * rounding)
+    if not error <= allowed:
+        raise EvitError(
+            f'the fused form differs from the model by {error:.1e} (relative), more than '
+            f'{allowed:.1e}; its weights are too large for {weight.dtype}; use it unfused'
+        )
+
+
+def _error(found: Iterable[Tensor] | Tensor, exact: Iterable[Tensor] | Tensor) -> float:
+    """Return the largest relative error of one tensor or of several."""
+    found, exact = ([x] if isinstance(x, Tensor) else x for x in (found, exact))
+    pairs = zip(found, exact, strict=True)
+    errors = [(a - b).norm() / b.norm().clamp_min(1e-12) for a, b in pairs]
+    return float(torch.stack(errors).max())  # NaN where one is, unlike Python's max

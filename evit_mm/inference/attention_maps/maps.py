@@ -1,0 +1,228 @@
+"""The attention of each head on an image, and how alike two heads are: tensors to tensors.
+
+Nothing is changed in the network: its attention is computed a second time from the inputs that a
+hook has caught, by the modules' own parts.
+
+Shapes: M windows of w x w = N tokens, h heads, D = C / h channels of one head's value; H x W map.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...models import EfficientViT
+from ...models.attention import CascadedGroupAttention, WindowAttention
+from ...models.window import window_partition, window_unpartition
+
+
+@dataclass
+class BlockAttention:
+    """The attention of one block on one image.
+
+    Attributes:
+        stage: Its stage, from 1 on, as in the checkpoints' names.
+        block: Its place among the stage's blocks, from 1 on.
+        stride: Pixels per token.
+        size: Height and width of the map.
+        window_size: w.
+        weights: ``(h, M, N, N)``, a query's weights over the keys of its window.
+        outputs: ``(h, D, H, W)``, what each head hands on.
+    """
+
+    stage: int
+    block: int
+    stride: int
+    size: tuple[int, int]
+    window_size: int
+    weights: Tensor
+    outputs: Tensor
+
+    @property
+    def valid(self) -> Tensor:
+        """``(M, N)`` bool: which tokens are of the image and not of the windows' padding."""
+        ones = torch.ones(1, 1, *self.size, device=self.weights.device)
+        return window_partition(ones, self.window_size).flatten(1).bool()
+
+
+def attention_of_heads(attn: CascadedGroupAttention, windows: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute what :class:`CascadedGroupAttention` computes, and keep what it forgets.
+
+    Args:
+        attn: The module, in eval mode.
+        windows: Its input ``(M, C, w, w)``.
+
+    Returns:
+        Weights ``(h, M, N, N)``, whose rows sum to 1, and the heads' outputs ``(h, M, D, w, w)``:
+        side by side these are what the module projects.
+    """
+    biases = attn.attention_biases[:, attn.attention_bias_idxs]
+    weights: list[Tensor] = []
+    outputs: list[Tensor] = []
+    parts = windows.chunk(len(attn.qkvs), dim=1)
+    for part, qkv, dw, bias in zip(parts, attn.qkvs, attn.dws, biases, strict=True):
+        feat = part + outputs[-1] if outputs else part
+        q, k, v = qkv(feat).split(attn.split_sizes, dim=1)
+        q = dw(q).flatten(2).transpose(1, 2) * attn.scale
+        weights.append((q @ k.flatten(2) + bias).softmax(dim=-1))
+        output = v.flatten(2) @ weights[-1].transpose(1, 2)  # (M, D, N)
+        outputs.append(output.unflatten(2, part.shape[2:]))
+    return torch.stack(weights), torch.stack(outputs)
+
+
+def look(backbone: EfficientViT, image: Tensor) -> list[BlockAttention]:
+    """Run a backbone on an image and return the attention of each of its blocks.
+
+    Args:
+        backbone: In eval mode.
+        image: Normalised, ``(1, C, H, W)``.
+
+    Returns:
+        One entry per block, in the order in which they run.
+    """
+    found: list[BlockAttention] = []
+    hooks = []
+    for number, stage in enumerate(backbone.stages, start=1):
+        mixers = [m for m in stage.modules() if isinstance(m, WindowAttention)]
+        for block, mixer in enumerate(mixers, start=1):
+            catch = _Catch(found, number, block, 8 << number)
+            hooks.append(mixer.register_forward_pre_hook(catch))
+    try:
+        with torch.no_grad():
+            backbone(image)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+class _Catch:
+    """A hook that computes the attention on what a module is about to take."""
+
+    def __init__(self, found: list[BlockAttention], stage: int, block: int, stride: int) -> None:
+        self.found, self.place = found, (stage, block, stride)
+
+    def __call__(self, mixer: WindowAttention, inputs: tuple[Tensor]) -> None:
+        (x,) = inputs
+        (height, width), side = x.shape[2:], mixer.attn.window_size
+        size = height, width
+        weights, outputs = attention_of_heads(mixer.attn, window_partition(x, side))
+        whole = torch.cat([window_unpartition(output, *size) for output in outputs])
+        self.found.append(BlockAttention(*self.place, size, side, weights, whole))
+
+
+def received(block: BlockAttention) -> Tensor:
+    """Return how much attention each token gets, over that of a head which looks everywhere alike.
+
+    Averaged over the queries of its window that are of the image: ``(h, H, W)``.
+    """
+    valid = block.valid
+    asked = valid[None, :, :, None] * block.weights
+    mean = asked.sum(2) / valid.sum(1)[None, :, None]
+    return _whole(block, mean)
+
+
+def given(block: BlockAttention, row: int, column: int) -> Tensor:
+    """Return where the token at a place looks, as :func:`received`; outside its window 0.
+
+    Args:
+        block: The block.
+        row: Of the token, 0 to H - 1.
+        column: Of the token, 0 to W - 1.
+    """
+    side, columns = block.window_size, -(-block.size[1] // block.window_size)
+    window = row // side * columns + column // side
+    query = row % side * side + column % side
+    only = torch.zeros_like(block.weights[:, :, 0])
+    only[:, window] = block.weights[:, window, query]
+    return _whole(block, only)
+
+
+def _whole(block: BlockAttention, tokens: Tensor) -> Tensor:
+    """``(h, M, N) -> (h, H, W)``, in units of 1 / N."""
+    side = block.window_size
+    windows = (tokens * side**2).transpose(0, 1).unflatten(2, (side, side))  # (M, h, w, w)
+    return window_unpartition(windows, *block.size)[0]
+
+
+def attention_divergence(block: BlockAttention) -> Tensor:
+    """Return the Jensen-Shannon divergence of each two heads' weights, mean over queries: (h, h).
+
+    In bits: 0 where two heads look at the same tokens alike, 1 where at none in common.
+    """
+    weights = block.weights[:, block.valid].double()  # (h, queries, N)
+    mixed = (weights[:, None] + weights[None]) / 2
+    entropies = _entropy(weights)
+    divergence = _entropy(mixed) - (entropies[:, None] + entropies[None]) / 2
+    return divergence.mean(2).clamp(0, 1)
+
+
+def _entropy(p: Tensor) -> Tensor:
+    return torch.special.entr(p).sum(-1) / math.log(2)
+
+
+def attention_cosine(block: BlockAttention) -> Tensor:
+    """Return the cosine of each two heads' weights, mean over queries: ``(h, h)``, 0 to 1."""
+    weights = nn.functional.normalize(block.weights[:, block.valid].double(), dim=-1)
+    return torch.einsum('aqn,bqn->abq', weights, weights).mean(2)
+
+
+def output_similarity(block: BlockAttention) -> Tensor:
+    """Return the linear CKA of each two heads' outputs over the image's tokens: ``(h, h)``, 0 to 1.
+
+    Each head has channels of its own, so only a measure that no rotation of them changes compares
+    them (Kornblith et al., arXiv 1905.00414, equation 5). NaN for a head whose output is the same
+    at every token, up to rounding, as untrained ones' is on a map of one window.
+    """
+    tokens = block.outputs.double().flatten(2).transpose(1, 2)  # (h, H * W, D)
+    centred = tokens - tokens.mean(1, keepdim=True)
+    spread = centred.norm(dim=(1, 2), keepdim=True)
+    varies = spread > 1e-6 * tokens.norm(dim=(1, 2), keepdim=True)
+    centred = torch.where(varies, centred / spread, math.nan)
+    cross = torch.einsum('and,bne->abde', centred, centred).square().sum((2, 3))
+    norms = cross.diagonal().sqrt()
+    return cross / (norms[:, None] * norms[None])
+
+
+MEASURES = {
+    'attention_divergence': attention_divergence,
+    'attention_cosine': attention_cosine,
+    'output_cka': output_similarity,
+}
+
+
+def similarities(blocks: Sequence[BlockAttention]) -> dict[str, Any]:
+    """Measure how alike the heads are.
+
+    Returns:
+        ``blocks``: of each the three matrices of :data:`MEASURES`, and their means over all pairs
+        of two heads; ``stages``: the mean of its blocks' means. None where it is not defined, as
+        with a single head.
+    """
+    entries = []
+    for block in blocks:
+        entry: dict[str, Any] = {'stage': block.stage, 'block': block.block}
+        for name, measure in MEASURES.items():
+            matrix = measure(block)
+            pairs = matrix[~torch.eye(len(matrix), dtype=torch.bool, device=matrix.device)]
+            rows = [[_or_none(value) for value in row] for row in matrix.tolist()]
+            entry[name] = {'matrix': rows, 'mean': _or_none(float(pairs.mean()))}
+        entries.append(entry)
+    stages = []
+    for stage in dict.fromkeys(entry['stage'] for entry in entries):
+        own = [entry for entry in entries if entry['stage'] == stage]
+        means = {name: [entry[name]['mean'] for entry in own] for name in MEASURES}
+        stages.append(
+            {'stage': stage}
+            | {name: None if None in m else sum(m) / len(m) for name, m in means.items()}
+        )
+    return {'blocks': entries, 'stages': stages}
+
+
+def _or_none(value: float) -> float | None:
+    return None if math.isnan(value) else value  # JSON has no NaN

@@ -1,0 +1,145 @@
+"""ImageNet classification on top of mmpretrain; needs it, so configs import this by name.
+
+Shapes: B batch, C channels, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmengine.logging import print_log
+from mmpretrain.engine import VisualizationHook
+from mmpretrain.models import ImageClassifier
+from mmpretrain.models.heads import ClsHead
+from mmpretrain.registry import HOOKS, MODELS
+from torch import Tensor
+
+from ..checkpoint import check_state_dict, extract_state_dict, fit_windows, read_checkpoint
+from ..errors import ConfigError
+from .layers import BNLinear, mean_pool
+
+
+@MODELS.register_module()
+class EfficientViTClsHead(ClsHead):
+    """The authors' classification head in mmpretrain's form, with the authors' names.
+
+    :class:`~evit_mm.models.EfficientViTHead` computes the same without losses and predictions.
+
+    Args:
+        in_channels: Channels of the backbone's last output.
+        num_classes: Classes K.
+        **kwargs: mmpretrain's own of every head: ``loss``, ``topk``, ``cal_acc``, ``init_cfg``.
+
+    Example:
+        >>> import torch
+        >>> head = EfficientViTClsHead(384, 1000).eval()
+        >>> head((torch.rand(2, 384, 4, 4),)).shape
+        torch.Size([2, 1000])
+    """
+
+    def __init__(self, in_channels: int, num_classes: int = 1000, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.in_channels = in_channels
+        self.num_classes = num_classes
+        # taken apart, so that the names in a classifier are `head.bn` and `head.l`, as in the files
+        classifier = BNLinear(in_channels, num_classes)
+        self.bn, self.l = classifier.bn, classifier.l
+
+    def pre_logits(self, feats: tuple[Tensor, ...]) -> Tensor:
+        """Return what the linear layer takes, ``(B, C)``, from the backbone's outputs."""
+        return self.bn(mean_pool(feats[-1]))
+
+    def forward(self, feats: tuple[Tensor, ...]) -> Tensor:
+        """Return the logits ``(B, K)`` from the backbone's outputs."""
+        return self.l(self.pre_logits(feats))
+
+
+@MODELS.register_module()
+class EfficientViTClassifier(ImageClassifier):
+    """mmpretrain's ImageClassifier that takes the authors' ImageNet files as they are.
+
+    ``init_cfg=dict(type='Pretrained', checkpoint=PATH_OR_URL)`` loads backbone and head, checked
+    name by name; attention biases are resized where the windows differ. To keep the backbone alone,
+    as for another number of classes, give ``init_cfg`` to the backbone. The head's ``num_classes``
+    serves mixup and CutMix too, so it stands in a config once.
+
+    Args:
+        backbone: An :class:`~evit_mm.models.EfficientViT`.
+        head: An :class:`EfficientViTClsHead`.
+        **kwargs: mmpretrain's: ``train_cfg`` (batch augmentations), ``data_preprocessor``,
+            ``init_cfg``, ...
+
+    Raises:
+        ConfigError: The head does not take as many channels as the backbone puts out.
+    """
+
+    def __init__(self, backbone: dict, head: dict, **kwargs: Any) -> None:
+        super().__init__(backbone, head=head, **kwargs)
+        channels = self.backbone.out_channels[-1]
+        if self.head.in_channels != channels:
+            raise ConfigError(
+                f'model.head.in_channels is {self.head.in_channels} but the backbone puts out '
+                f'{channels} channels; set model.head.in_channels={channels}'
+            )
+        self.data_preprocessor.num_classes = self.head.num_classes
+
+    def init_weights(self) -> None:
+        """Initialise as ``init_cfg`` says; a ``Pretrained`` file must fit as a whole.
+
+        Raises:
+            evit_mm.errors.CheckpointError: The file cannot be read or does not fit.
+        """
+        cfgs = [self.init_cfg] if isinstance(self.init_cfg, Mapping) else self.init_cfg or []
+        sources = [cfg['checkpoint'] for cfg in cfgs if cfg.get('type') == 'Pretrained']
+        if self.is_init or not sources:
+            super().init_weights()
+            return
+        # every entry comes from the file, so nothing else needs initialising
+        for source in sources:
+            state = extract_state_dict(read_checkpoint(source), prefix='', name=str(source))
+            state = self.translate_state_dict(state)
+            check_state_dict(state, self, name=str(source))
+            self.load_state_dict(state, strict=False)  # check_state_dict has been strict
+            print_log(f'loaded {len(state)} entries of {source}', logger='current')
+        self._is_init = True
+
+    def translate_state_dict(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Give a file's tensors this classifier's names and window sizes.
+
+        Args:
+            state: Tensors by the authors' names (``patch_embed.*``, ``blocks*``, ``head.*``) or by
+                this class's own, in which all but the head begin with ``backbone.``.
+
+        Returns:
+            The same tensors by this class's names; nothing is added, left out or checked.
+        """
+        if not any(key.startswith('backbone.') for key in state):
+            state = {k if k.startswith('head.') else f'backbone.{k}': v for k, v in state.items()}
+        translated = fit_windows(state, self.state_dict())
+        resized = [key for key in state if translated[key].shape != state[key].shape]
+        if resized:
+            print_log(f'resized {len(resized)} attention biases', logger='current')
+        return translated
+
+
+@HOOKS.register_module()
+class ClsVisualizationHook(VisualizationHook):
+    """mmpretrain's VisualizationHook with the right colours and one picture per image.
+
+    mmpretrain 1.2 hands BGR pixels to a visualizer that takes RGB, and names pictures after files
+    alone, so that ``cat/1.jpg`` and ``dog/1.jpg`` overwrite each other. Arguments as mmpretrain's.
+    """
+
+    def _draw_samples(
+        self, batch_idx: int, data_batch: dict, data_samples: Sequence[Any], step: int = 0
+    ) -> None:
+        if not self.enable:
+            return
+        samples = [sample.new() for sample in data_samples]
+        for sample in samples:
+            # CLASS_IMAGE.jpg
+            sample.set_metainfo({'img_path': '_'.join(Path(sample.img_path).parts[-2:])})
+        rgb = [image.flip(0) for image in data_batch['inputs']]
+        super()._draw_samples(batch_idx, {**data_batch, 'inputs': rgb}, samples, step)

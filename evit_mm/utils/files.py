@@ -1,0 +1,51 @@
+"""Files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+PARTIAL = '.partial'
+
+
+def write_atomically(path: str | Path, content: bytes) -> None:
+    """Write a file that is there as a whole, on the disk, or not at all.
+
+    Raises:
+        OSError: It cannot be written; what was there before still is, and nothing else.
+    """
+    path = Path(path)
+    partial = path.with_name(path.name + PARTIAL)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, 'wb') as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+        _sync_folder(path.parent)
+    except OSError:
+        with suppress(OSError):
+            partial.unlink()
+        raise
+
+
+def read_json_dict(path: str | Path) -> dict[str, Any]:
+    """Return a JSON file's object, empty where there is none that can be read."""
+    with suppress(OSError, ValueError):
+        content = json.loads(Path(path).read_text(encoding='utf-8'))
+        if isinstance(content, dict):
+            return content
+    return {}
+
+
+def _sync_folder(folder: Path) -> None:
+    if hasattr(os, 'O_DIRECTORY'):  # elsewhere a folder cannot be opened
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

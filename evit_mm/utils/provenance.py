@@ -1,0 +1,79 @@
+"""What a run is made with: versions and the commit, and whether PyTorch is new enough."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import re
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import EvitError
+from .environment import version_numbers
+
+# other distributions that bring the same modules: without operators, and the maintained fork's
+OTHERS = {
+    'mmengine': ('onedl-mmengine',),
+    'mmcv': ('mmcv-lite', 'onedl-mmcv'),
+    'mmdet': ('onedl-mmdetection',),
+    'mmpretrain': ('onedl-mmpretrain',),
+}
+
+
+def versions(packages: Sequence[str]) -> dict[str, str]:
+    """Return the installed versions by package; those of another distribution name it."""
+    return {package: _version(package) for package in packages}
+
+
+def _version(package: str) -> str:
+    for name in (package, *OTHERS.get(package, ())):
+        try:
+            version = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        return version if name == package else f'{version} ({name})'
+    return 'not installed'
+
+
+def need_torch(version: str, what: str) -> None:
+    """Refuse what the installed PyTorch is too old for; the rest of the package goes on with 2.0.
+
+    Args:
+        version: The oldest that will do, ``'2.7'``.
+        what: What needs it, as the beginning of a sentence.
+
+    Raises:
+        EvitError: The installed one is older.
+    """
+    installed = importlib.metadata.version('torch')
+    if version_numbers(installed) < version_numbers(version):
+        raise EvitError(
+            f'{what} needs torch {version} or newer, and this is torch {installed}; install a '
+            f"newer one with: pip install 'torch>={version}' torchvision"
+        )
+
+
+def commit() -> str:
+    """Return the commit of this package's checkout, ``-dirty`` where it was changed.
+
+    An installed package has none: the repository around its environment would be somebody else's.
+    """
+    here = Path(__file__).resolve().parents[1]
+    if not (here.parent / '.git').exists():
+        return 'unknown'
+    command = ['git', '-C', str(here), 'describe', '--always', '--dirty']
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return 'unknown'
+
+
+def cpu() -> str:
+    """Return the processor's name."""
+    try:
+        text = Path('/proc/cpuinfo').read_text()
+    except OSError:
+        return platform.processor() or platform.machine()
+    found = re.search(r'model name\s*:\s*(.+)', text)
+    return found[1].strip() if found else platform.machine()
