@@ -8,10 +8,10 @@ from .utils.environment import check_environment
 
 check_environment()  # before anything imports what may be broken
 from . import ops  # isort: skip - before anything imports mmcv.ops
-from . import models, runner
+from . import models
 from .checkpoint import allow_mmengine_types
 
 __version__ = '0.1.0'
-__all__ = ['__version__', 'models', 'ops', 'runner']
+__all__ = ['__version__', 'models', 'ops']
 
 allow_mmengine_types()

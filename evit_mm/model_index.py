@@ -70,7 +70,7 @@ def _collection(name: str) -> dict[str, Any]:
 
 
 def _model(config: Path) -> dict[str, Any]:
-    from .runner.engine import load_config
+    from .runner.config import load_config
 
     cfg, stem = load_config(config), config.stem
     collection = COLLECTIONS.get(cfg.model.type, cfg.model.type)

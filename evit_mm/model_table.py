@@ -75,7 +75,8 @@ def read_row(config: str | Path) -> ModelRow:
     """
     from mmengine.registry import MODELS, init_default_scope
 
-    from .runner.engine import config_faults, load_config
+    from .runner.build import config_faults
+    from .runner.config import load_config
 
     title, published, here = read_docstring(Path(config))
     cfg = load_config(config)

@@ -33,7 +33,7 @@ from evit_mm.data import check_coco
 from evit_mm.data.layout import find_splits
 from evit_mm.errors import ConfigError, DataError, EvitError
 from evit_mm.models import EfficientViT, EfficientViTFPN
-from evit_mm.runner.engine import config_faults
+from evit_mm.runner.build import config_faults
 
 from .conftest import TINY, randomise, relative_error
 

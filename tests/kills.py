@@ -20,7 +20,7 @@ from mmengine.hooks import Hook
 
 from evit_mm.data import make_shapes
 from evit_mm.errors import EvitError
-from evit_mm.runner import engine
+from evit_mm.runner.train import train
 
 from .conftest import relative_error
 from .test_engine import write_config
@@ -129,7 +129,7 @@ def train_one(config, work_dir, seed, plan=None, rank=0, processes=1, port=0, la
     if plan is not None and plan[0] != 'outside' and plan[2] == rank:
         hooks.append(KillHook(*plan[:2]))
     try:
-        engine.train(
+        train(
             config, str(work_dir), 'auto', seed=seed, device='cpu', launcher=launcher, hooks=hooks
         )
     except EvitError as error:

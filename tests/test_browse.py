@@ -14,7 +14,7 @@ from evit_mm.data import make_shapes
 from evit_mm.errors import ConfigError, DataError
 from evit_mm.inference import browse as room
 from evit_mm.inference.browse import browse
-from evit_mm.runner.engine import load_config
+from evit_mm.runner.config import load_config
 from evit_mm.runner.seeding import SAMPLE, derive_seed, seed_generators
 
 from .conftest import ROOT

@@ -19,7 +19,8 @@ from evit_mm.checkpoint.mmrazor import channel_order
 from evit_mm.compare.complexity import count_parameters
 from evit_mm.errors import CheckpointError
 from evit_mm.models import VARIANTS, EfficientViT, EfficientViTHead, SPOSHead, SPOSNet
-from evit_mm.runner.engine import _read_fitting, _read_start, load_config
+from evit_mm.runner.config import load_config
+from evit_mm.runner.weights import read_fitting, read_start
 
 from .conftest import ROOT, randomise, relative_error
 from .standins import (
@@ -175,20 +176,20 @@ def test_authors_detectors_fit_the_configs_name_by_name(authors_detector, tmp_pa
     assert made.meta['cfg'] == 'model = dict()'
     # as it is, too: for testing, as a start, and as a backbone
     for source in (path, tmp_path / 'own.safetensors'):
-        read = _read_fitting(source, model, {'classes': CLASSES})
+        read = read_fitting(source, model, {'classes': CLASSES})
         model.load_state_dict(read['state_dict'], strict=True)
-        start = _read_start(str(source), model)['state_dict']
+        start = read_start(str(source), model)['state_dict']
         for name, tensor in kept.items():
             if not name.endswith('num_batches_tracked'):
                 assert torch.equal(read['state_dict'][name], tensor), name
                 assert torch.equal(start[name], tensor), name
         with pytest.raises(ValueError, match='was trained with the classes'):
-            _read_fitting(source, model, {'classes': ('a',)})
+            read_fitting(source, model, {'classes': ('a',)})
     head = next(key for key in kept if key.endswith(('retina_reg.bias', 'fc_reg.bias')))
     broken = {**kept, head: torch.full_like(kept[head], float('nan'))}
     torch.save({'state_dict': broken}, tmp_path / 'nan.pth')
     with pytest.raises(CheckpointError, match=f'not finite: {head}'):
-        _read_start(str(tmp_path / 'nan.pth'), model)
+        read_start(str(tmp_path / 'nan.pth'), model)
     init_cfg = {'type': 'Pretrained', 'checkpoint': str(path)}
     backbone = EfficientViT('m4', init_cfg=init_cfg)
     backbone.init_weights()

@@ -27,8 +27,10 @@ from evit_mm.data.check_images import check_image_data
 from evit_mm.errors import CheckpointError, ConfigError, DataError
 from evit_mm.models import VARIANTS, EfficientViT, EfficientViTHead
 from evit_mm.models.classifier import EfficientViTClsHead
-from evit_mm.runner import engine
 from evit_mm.runner.adaptive_clipping import AGCOptimWrapper
+from evit_mm.runner.config import load_config
+from evit_mm.runner.test import test as run_test
+from evit_mm.runner.train import train
 
 from .conftest import ROOT, TINY, golden_weights, relative_error
 from .test_numerics import GOLDEN, PUBLISHED, samples
@@ -113,7 +115,7 @@ def trained(data, tmp_path_factory):
     """A config, the folder of a training of it, and the losses of its iterations."""
     folder = tmp_path_factory.mktemp('trained')
     config = write_config(folder, data)
-    engine.train(config, work_dir=str(folder / 'work'), seed=0, device='cpu')
+    train(config, work_dir=str(folder / 'work'), seed=0, device='cpu')
     lines = next((folder / 'work').glob('*/vis_data/scalars.json')).read_text().splitlines()
     losses = [json.loads(line)['loss'] for line in lines if 'loss' in json.loads(line)]
     return config, folder / 'work', losses
@@ -124,7 +126,7 @@ def trained(data, tmp_path_factory):
 
 @pytest.mark.parametrize('arch', ['m1', 'm4'])
 def test_official_file_gives_the_authors_logits(arch, tmp_path):
-    cfg = engine.load_config(ROOT / 'configs' / f'evit_{arch}_imagenet.py')
+    cfg = load_config(ROOT / 'configs' / f'evit_{arch}_imagenet.py')
     source = save_official(tmp_path / 'official.pth', official_state(arch))
     cfg.model.init_cfg = {'type': 'Pretrained', 'checkpoint': source}
     model = build(cfg)
@@ -145,14 +147,14 @@ def test_official_file_gives_the_authors_logits(arch, tmp_path):
 @pytest.mark.parametrize('arch', VARIANTS)
 def test_parameters_and_macs_are_the_published_ones(arch):
     params, macs, _ = PUBLISHED[arch]
-    model = build(engine.load_config(ROOT / 'configs' / f'evit_{arch}_imagenet.py')).eval()
+    model = build(load_config(ROOT / 'configs' / f'evit_{arch}_imagenet.py')).eval()
     assert count_parameters(model) / 1e6 == pytest.approx(params, abs=0.0006)
     assert count_macs(model, torch.rand(1, 3, 224, 224)) / 1e6 == pytest.approx(macs, rel=1e-3)
 
 
 @pytest.mark.parametrize('path', FINE_TUNED, ids=lambda p: p.stem)
 def test_biases_are_resized_to_the_windows_of_a_higher_resolution(path, tmp_path):
-    cfg = engine.load_config(path)
+    cfg = load_config(path)
     size = int(path.stem.split('_')[2])
     maps = [-(-size // stride) for stride in (16, 32, 64)]
     assert list(cfg.model.backbone.window_sizes) == [min(7, side) for side in maps]
@@ -215,7 +217,7 @@ def test_an_official_file_that_does_not_fit_is_refused(change, message, tmp_path
     state = official_state(TINY, num_classes=3)
     change(state)
     source = save_official(tmp_path / 'official.pth', state)
-    cfg = engine.load_config(write_config(tmp_path, tmp_path))
+    cfg = load_config(write_config(tmp_path, tmp_path))
     cfg.model.init_cfg = {'type': 'Pretrained', 'checkpoint': source}
     with pytest.raises(CheckpointError, match=message):
         build(cfg).init_weights()
@@ -227,7 +229,7 @@ def test_snippet_of_the_documentation_starts_from_the_official_backbone(tmp_path
     (tmp_path / 'mine.py').write_text(snippet.replace("'configs/", f"'{ROOT}/configs/"))
     state = official_state('m4')
     source = save_official(tmp_path / 'm4.pth', state)
-    cfg = engine.load_config(tmp_path / 'mine.py', {'model.backbone.init_cfg.checkpoint': source})
+    cfg = load_config(tmp_path / 'mine.py', {'model.backbone.init_cfg.checkpoint': source})
     model = build(cfg)
     model.init_weights()
     key = 'patch_embed.0.c.weight'
@@ -237,7 +239,7 @@ def test_snippet_of_the_documentation_starts_from_the_official_backbone(tmp_path
 
 
 def test_head_and_backbone_must_fit():
-    cfg = engine.load_config(BASE, {'model.head.in_channels': 384})
+    cfg = load_config(BASE, {'model.head.in_channels': 384})
     with pytest.raises(ConfigError, match=r'set model\.head\.in_channels=192'):
         build(cfg)
 
@@ -255,7 +257,7 @@ def test_head_is_the_authors():
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)
 def test_config_builds_and_trains_a_step(path):
-    cfg = engine.load_config(path)
+    cfg = load_config(path)
     cfg.model.pop('init_cfg', None)
     model = build(cfg)
     inputs = {
@@ -272,7 +274,7 @@ def test_config_builds_and_trains_a_step(path):
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)
 def test_recipe_is_the_authors(path):
-    cfg = engine.load_config(path)
+    cfg = load_config(path)
     size = int(path.stem.split('_')[2]) if path in FINE_TUNED else 224
     tuned = size > 224
     assert cfg.model.backbone.arch == path.stem.split('_')[1]
@@ -330,7 +332,7 @@ def test_recipe_is_the_authors(path):
 
 def test_schedule_is_that_of_timm():
     """Per epoch: linear from 1e-6 to the peak in 5 epochs, then cosine to 1e-5."""
-    cfg = engine.load_config(BASE)
+    cfg = load_config(BASE)
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=4e-3)
     schedulers = [
         PARAM_SCHEDULERS.build(part, default_args={'optimizer': optimizer})
@@ -352,7 +354,7 @@ def test_schedule_is_that_of_timm():
 
 
 def test_weight_decay_is_off_where_timm_and_the_authors_switch_it_off():
-    cfg = engine.load_config(BASE)
+    cfg = load_config(BASE)
     model = build(cfg)
     wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
     assert isinstance(wrapper, AGCOptimWrapper)
@@ -404,7 +406,7 @@ def test_mixed_precision_keeps_the_clipping():
 
 
 def test_smoothed_and_mixed_targets_are_those_of_timm():
-    cfg = engine.load_config(BASE)
+    cfg = load_config(BASE)
     init_default_scope('mmpretrain')
     ours = MODELS.build(cfg.model.head.loss)
     logits, labels = torch.randn(6, 10), torch.arange(6)
@@ -420,7 +422,7 @@ def test_evaluation_sees_what_the_authors_saw(tmp_path):
     small = np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8)
     pixels = cv2.resize(small, (400, 300), interpolation=cv2.INTER_CUBIC)
     cv2.imwrite(str(tmp_path / 'a.png'), pixels)
-    cfg = engine.load_config(BASE)
+    cfg = load_config(BASE)
     init_default_scope('mmpretrain')
     results = {'img_path': str(tmp_path / 'a.png'), 'gt_label': 0}
     for step in cfg.test_dataloader.dataset.pipeline:
@@ -437,7 +439,7 @@ def test_every_policy_of_randaugment_works_here():
     """mmpretrain 1.2 is older than the numpy and OpenCV that it runs with."""
     from mmpretrain.datasets.transforms.auto_augment import RANDAUG_POLICIES
 
-    cfg = engine.load_config(BASE)
+    cfg = load_config(BASE)
     step = next(s for s in cfg.train_dataloader.dataset.pipeline if s.type == 'RandAugment')
     pixels = np.random.default_rng(0).integers(20, 200, (32, 32, 3), np.uint8)
     for policy in RANDAUG_POLICIES[step.policies]:
@@ -466,7 +468,7 @@ def test_loss_falls_and_accuracy_is_that_of_the_plain_weights(trained, tmp_path)
     plain = {k[7:]: v for k, v in content['ema_state_dict'].items() if k.startswith('module.')}
     key = 'head.l.weight'
     assert not torch.allclose(plain[key], content['state_dict'][key], atol=1e-3)
-    own = engine.test(
+    own = run_test(
         config,
         work / 'epoch_12.pth',
         out=str(tmp_path / 'own.pkl'),
@@ -479,7 +481,7 @@ def test_loss_falls_and_accuracy_is_that_of_the_plain_weights(trained, tmp_path)
     # the same weights as the authors would have saved them
     official = {k.removeprefix('backbone.'): v for k, v in plain.items()}
     official = save_official(tmp_path / 'official.pth', official)
-    again = engine.test(
+    again = run_test(
         config, official, out=str(tmp_path / 'a.pkl'), work_dir=str(tmp_path), device='cpu'
     )
     assert again == own
@@ -501,7 +503,7 @@ def test_loss_falls_and_accuracy_is_that_of_the_plain_weights(trained, tmp_path)
 def test_resume_and_start_from_another_head(trained, data, tmp_path):
     config, work, _ = trained
     options = {'train_cfg.max_epochs': 13}
-    resumed = engine.train(
+    resumed = train(
         config,
         str(tmp_path / 'a'),
         resume=str(work / 'epoch_12.pth'),
@@ -516,7 +518,7 @@ def test_resume_and_start_from_another_head(trained, data, tmp_path):
         'optim_wrapper.optimizer.lr': 0.0,
         'train_cfg.max_epochs': 1,
     }
-    runner = engine.train(config, str(tmp_path / 'b'), cfg_options=options, device='cpu')
+    runner = train(config, str(tmp_path / 'b'), cfg_options=options, device='cpu')
     found = runner.model.state_dict()
     assert torch.equal(found['backbone.patch_embed.2.c.weight'], state['patch_embed.2.c.weight'])
     assert found['backbone.blocks2.3.mixer.m.attn.attention_biases'].shape == (2, 4)
@@ -525,19 +527,19 @@ def test_resume_and_start_from_another_head(trained, data, tmp_path):
     del state['patch_embed.2.c.weight']
     options['load_from'] = save_official(tmp_path / 'ten.pth', state)
     with pytest.raises(CheckpointError, match=r'missing: backbone\.patch_embed\.2\.c\.weight'):
-        engine.train(config, str(tmp_path / 'b'), cfg_options=options, device='cpu')
+        train(config, str(tmp_path / 'b'), cfg_options=options, device='cpu')
 
 
 def test_an_official_file_of_another_size_is_refused_by_the_test_tool(data, tmp_path):
     config = write_config(tmp_path, data)
     source = save_official(tmp_path / 'm0.pth', official_state('m0'))
     with pytest.raises(CheckpointError, match='does not fit EfficientViTClassifier'):
-        engine.test(config, source, work_dir=str(tmp_path), device='cpu')
+        run_test(config, source, work_dir=str(tmp_path), device='cpu')
 
 
 def test_what_is_for_detectors_alone_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"classifier's predictions go to FILE\.pkl"):
-        engine.test(BASE, 'x.pth', out='x.json')
+        run_test(BASE, 'x.pth', out='x.json')
     with pytest.raises(ConfigError, match='is a classifier, which detects nothing'):
         inference.predict(BASE, 'x.pth', tmp_path, tmp_path / 'out')
 
@@ -545,7 +547,7 @@ def test_what_is_for_detectors_alone_is_refused(tmp_path):
 def test_missing_imagenet_is_named_before_anything_starts(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match="train: image folder 'data/imagenet/train' does not exist"):
-        engine.train(BASE, str(tmp_path / 'work'), device='cpu')
+        train(BASE, str(tmp_path / 'work'), device='cpu')
     assert not (tmp_path / 'work').exists()
 
 
@@ -553,7 +555,7 @@ def test_missing_imagenet_is_named_before_anything_starts(tmp_path, monkeypatch)
 
 
 def checked(folder, data, options=None, splits=('train', 'val')):
-    check_image_data(engine.load_config(write_config(folder, data), options), splits)
+    check_image_data(load_config(write_config(folder, data), options), splits)
 
 
 def test_good_folders_and_lists_pass(data, tmp_path):
@@ -567,7 +569,7 @@ def test_good_folders_and_lists_pass(data, tmp_path):
         'val_dataloader.dataset.data_root': str(root),
     }
     checked(tmp_path, data, options)
-    cfg = engine.load_config(write_config(tmp_path, data), options)
+    cfg = load_config(write_config(tmp_path, data), options)
     init_default_scope('mmpretrain')
     assert DATASETS.build(cfg.val_dataloader.dataset)[0]['data_samples'].gt_label == 2
 

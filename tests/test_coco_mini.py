@@ -6,7 +6,8 @@ import weakref
 
 import pytest
 
-from evit_mm.runner import engine
+from evit_mm.runner.test import test as run_test
+from evit_mm.runner.train import train
 
 from .coco_mini import assert_loss_falls, write_config
 from .recording import read_losses
@@ -18,10 +19,10 @@ def test_trains_saves_resumes_evaluates_and_draws(real_data, tmp_path):
     data = real_data('coco_mini')
     config = write_config(tmp_path / 'coco_mini.py', 'retinanet_evit_m4_coco', data, record)
     work = tmp_path / 'work'
-    runner = engine.train(config, str(work), seed=0, device='cpu')
+    runner = train(config, str(work), seed=0, device='cpu')
     assert_loss_falls(read_losses(record))
 
-    runner = engine.train(
+    runner = train(
         config,
         str(work),
         resume='auto',
@@ -32,7 +33,7 @@ def test_trains_saves_resumes_evaluates_and_draws(real_data, tmp_path):
     scalars = next(work.glob('*/vis_data/scalars.json')).read_text().splitlines()
     assert 'coco/bbox_mAP' in json.loads(scalars[-1])
 
-    metrics = engine.test(
+    metrics = run_test(
         config,
         work / 'epoch_6.pth',
         show_dir=str(tmp_path / 'pictures'),

@@ -213,7 +213,7 @@ def test_flops_are_those_of_the_image_that_is_timed(shapes):
 
 @pytest.mark.slow
 def test_a_comparison_leaves_table_picture_and_usable_weights(finished, shapes):
-    from evit_mm.runner.engine import test
+    from evit_mm.runner.test import test
 
     content = table(finished)
     assert {r['name'] for r in content['rows']} == set(MODELS)
@@ -503,7 +503,7 @@ def test_trainings_that_cannot_stand_together_are_refused(tmp_path):
 
 @pytest.mark.slow
 def test_what_training_leaves_is_collected(shapes, tmp_path):
-    from evit_mm.runner.engine import train
+    from evit_mm.runner.train import train
 
     cfg = small(shapes).config('evit_m0')
     cfg.train_cfg.val_begin = 1

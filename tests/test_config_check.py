@@ -3,8 +3,7 @@
 import pytest
 
 from evit_mm.errors import ConfigError
-from evit_mm.runner.config_check import check_values
-from evit_mm.runner.engine import load_config
+from evit_mm.runner.config import check_values, load_config
 
 from .test_configs import CONFIGS
 

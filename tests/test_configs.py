@@ -9,7 +9,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 from evit_mm.compare.complexity import measure
-from evit_mm.runner.engine import load_config
+from evit_mm.runner.config import load_config
 
 from .conftest import ROOT
 from .steps import train_a_step_and_predict

@@ -9,7 +9,7 @@ from torch import nn
 from evit_mm.deploy.fusion import fold_conv_bn, fold_residual_depthwise, fuse
 from evit_mm.errors import EvitError
 from evit_mm.models import VARIANTS, EfficientViT, EfficientViTHead
-from evit_mm.runner.engine import load_config
+from evit_mm.runner.config import load_config
 
 from .conftest import ROOT, randomise, relative_error
 
@@ -102,16 +102,17 @@ def test_a_detector_finds_the_same():
 def test_a_trained_detector_has_the_same_ap(tmp_path):
     from evit_mm.compare import Budget
     from evit_mm.data import make_shapes
-    from evit_mm.runner import engine
+    from evit_mm.deploy.export.evaluation import evaluate
+    from evit_mm.runner.train import train
 
     data = make_shapes(tmp_path / 'shapes', 16, 8, size=(64, 64), quiet=True)
     options = {'model.test_cfg.score_thr': 0.0}
     cfg = Budget(str(data), 3, (64, 64), cfg_options=options).config('evit_m0')
     cfg.dump(tmp_path / 'config.py')
     work, config = str(tmp_path / 'work'), tmp_path / 'config.py'
-    engine.train(config, work, seed=0, device='cpu')
+    train(config, work, seed=0, device='cpu')
     plain, fused = (
-        engine.test(config, tmp_path / 'work' / 'epoch_3.pth', None, None, work, fuse=fuse)
+        evaluate(config, tmp_path / 'work' / 'epoch_3.pth', fuse=fuse, work_dir=work)
         for fuse in (False, True)
     )
     assert fused == plain and plain['coco/bbox_mAP_50'] > 0

@@ -122,7 +122,8 @@ def test_two_processes_agree_on_what_is_skipped_and_replaced(tmp_path):
     data = make_shapes(tmp_path / 'set', 16, 4, size=(96, 96), quiet=True)
     broken = sorted((data / 'train').iterdir())[5]
     broken.write_bytes(b'')
-    extra = "train_cfg.update(max_epochs=1, non_finite_loss='skip', corrupt_images='replace')\n"
+    extra = "train_cfg.update(max_epochs=1, corrupt_images='replace')\n"
+    extra += "default_hooks['non_finite_loss'] = dict(policy='skip')\n"
     config = write_config(tmp_path, data, FATAL.format(how='nan') + extra)
     started = start_all(config, tmp_path, 3, None, 2)
     for process in started:

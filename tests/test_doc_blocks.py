@@ -20,8 +20,7 @@ from mmengine.config import Config
 from mmengine.registry import Registry, init_default_scope
 
 from evit_mm.models import EfficientViT
-from evit_mm.runner.engine import load_config
-from evit_mm.runner.setup import use_safe_parts
+from evit_mm.runner.config import load_config
 
 from . import doc_blocks
 from .conftest import TINY
@@ -265,7 +264,6 @@ def check_arguments(args: argparse.Namespace, parser: argparse.ArgumentParser) -
         cfg = load_config(
             SOME_CONFIG if config == 'CONFIG' else named if named.is_file() else config
         )
-        use_safe_parts(cfg)
         for key in values.get('cfg_options') or {}:
             assert_is_a_field(cfg, key)
     for name in values.get('models') or []:

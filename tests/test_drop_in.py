@@ -13,7 +13,7 @@ from mmengine.registry import init_default_scope
 
 from evit_mm.data import make_shapes
 from evit_mm.models import EfficientViT
-from evit_mm.runner.engine import load_config
+from evit_mm.runner.config import load_config
 
 from .conftest import ROOT, randomise
 from .mmdet_tool import train_with_mmdet

@@ -16,8 +16,10 @@ from mmengine.structures import InstanceData
 
 from evit_mm import inference
 from evit_mm.data import make_shapes
+from evit_mm.deploy.export.evaluation import evaluate
 from evit_mm.errors import ConfigError, DataError, EvitError
-from evit_mm.runner import engine
+from evit_mm.runner.build import build_runner, load_detector
+from evit_mm.runner.config import load_config
 
 from .conftest import ROOT, randomise
 from .test_engine import write_config
@@ -59,7 +61,7 @@ def trained(data, tmp_path_factory):
 
     folder = tmp_path_factory.mktemp('trained')
     config = write_config(folder, data, SMALL)
-    cfg = engine.load_config(config)
+    cfg = load_config(config)
     init_default_scope('mmdet')
     model = randomise(MODELS.build(cfg.model), gain=0.7)
     with torch.no_grad():  # scores far apart, and boxes that are not slivers
@@ -71,7 +73,7 @@ def trained(data, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def detector(trained):
-    return engine.load_detector(engine.load_config(trained[0]), trained[1]).cpu()
+    return load_detector(load_config(trained[0]), trained[1]).cpu()
 
 
 @pytest.fixture(scope='module')
@@ -184,7 +186,7 @@ def test_metadata_is_all_that_a_program_needs(written, openvino_file):
 
 
 def test_metadata_of_another_preprocessor(trained):
-    cfg = engine.load_config(trained[0])
+    cfg = load_config(trained[0])
     cfg.model.data_preprocessor = dict(
         type='DetDataPreprocessor', mean=[1, 2, 3], std=[4, 5, 6], pad_size_divisor=48, pad_value=7
     )
@@ -204,23 +206,23 @@ def test_metadata_of_another_preprocessor(trained):
 def test_evaluation_gives_the_same_ap(trained, written, openvino_file, tmp_path):
     config, checkpoint = trained
     plain, *others = (
-        engine.test(config, weights, work_dir=str(tmp_path), device='cpu')
+        evaluate(config, weights, work_dir=str(tmp_path), device='cpu')
         for weights in (checkpoint, written.file, openvino_file.file)
     )
     assert plain['coco/bbox_mAP_50'] > 0
     for found in others:
         assert found == pytest.approx(plain, abs=1e-3)
     with pytest.raises(ConfigError, match=r'--fuse: .*any\.onnx'):
-        engine.test(config, written.file, work_dir=str(tmp_path), fuse=True, device='cpu')
+        evaluate(config, written.file, work_dir=str(tmp_path), fuse=True, device='cpu')
     classes = {'test_dataloader.dataset.metainfo.classes': ('a', 'b', 'c', 'd', 'e')}
     model = onnx.load(written.file)
     meta = json.loads(model.metadata_props[0].value)
     onnx.helper.set_model_props(model, {'evit_mm': json.dumps({**meta, 'classes': [*'abcde']})})
     onnx.save(model, tmp_path / 'other.onnx')
     with pytest.raises(ConfigError, match='was trained with the classes'):
-        engine.test(config, tmp_path / 'other.onnx', work_dir=str(tmp_path), device='cpu')
+        evaluate(config, tmp_path / 'other.onnx', work_dir=str(tmp_path), device='cpu')
     with pytest.raises(DataError, match='classes|class'):
-        engine.test(config, written.file, None, None, str(tmp_path), cfg_options=classes)
+        evaluate(config, written.file, work_dir=str(tmp_path), cfg_options=classes)
 
 
 def test_a_file_for_one_size_takes_no_other(trained, static, tmp_path):
@@ -231,7 +233,7 @@ def test_a_file_for_one_size_takes_no_other(trained, static, tmp_path):
             opened(images(batch, height, 192).numpy(), [[height, 192]] * batch)
     options = {'test_dataloader.dataset.pipeline.1.scale': (96, 96)}
     with pytest.raises(EvitError, match='without --dynamic'):
-        engine.test(trained[0], static.file, None, None, str(tmp_path), cfg_options=options)
+        evaluate(trained[0], static.file, work_dir=str(tmp_path), cfg_options=options)
 
 
 def test_half_on_a_cpu(static, derive, openvino_file, folder):
@@ -268,7 +270,7 @@ def test_without_nms_all_boxes_come_out(trained, detector, folder):
     np.testing.assert_allclose(scores[0], flat[0].sigmoid(), atol=1e-5)
     np.testing.assert_allclose(boxes[0], decoded, atol=1e-2)
     with pytest.raises(EvitError, match='has no NMS inside'):
-        engine.test(trained[0], exported.file, work_dir=str(folder), device='cpu')
+        evaluate(trained[0], exported.file, work_dir=str(folder), device='cpu')
 
 
 @pytest.mark.slow
@@ -487,7 +489,7 @@ def build(name, **changes):
     from mmdet.registry import MODELS
     from mmengine.registry import init_default_scope
 
-    cfg = engine.load_config(ROOT / 'configs' / name)
+    cfg = load_config(ROOT / 'configs' / name)
     init_default_scope('mmdet')
     cfg.model.backbone.init_cfg = None
     cfg.model.merge_from_dict(changes) if changes else None
@@ -529,9 +531,9 @@ def test_half_leaves_the_detector_as_it_is(detector):
 
 def test_network_inputs_are_those_of_the_evaluation(trained, detector, data):
     """Sizes are padded and pixels normalised as mmdet's own loader does."""
-    cfg = engine.load_config(trained[0])
+    cfg = load_config(trained[0])
     files = sorted((data / 'val').glob('*.jpg'))
-    runner = engine.build_runner(cfg)
+    runner = build_runner(cfg)
     batch = next(iter(runner.test_dataloader))
     batch = detector.data_preprocessor(batch, False)
     found = list(network_inputs(cfg, detector, files))
@@ -599,7 +601,7 @@ def test_a_check_that_compares_nothing_is_none(derive, tmp_path):
 )
 def test_a_file_is_evaluated_as_it_was_exported(trained, written, tmp_path, options, message):
     with pytest.raises(ConfigError, match=message):
-        engine.test(trained[0], written.file, work_dir=str(tmp_path), cfg_options=options)
+        evaluate(trained[0], written.file, work_dir=str(tmp_path), cfg_options=options)
 
 
 def test_files_may_be_closed_in_any_order(openvino_file):

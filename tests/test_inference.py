@@ -16,7 +16,7 @@ from evit_mm.data import make_shapes
 from evit_mm.errors import CheckpointError, ConfigError, DataError
 from evit_mm.inference import sources
 from evit_mm.inference.run import Speed
-from evit_mm.runner.engine import load_config
+from evit_mm.runner.config import load_config
 
 from .conftest import ROOT, randomise, relative_error
 from .test_engine import write_config

@@ -5,7 +5,7 @@ import torch
 from mmengine.registry import init_default_scope
 
 from evit_mm.models import EfficientViT, SPOSNet, TIMMMobileNet
-from evit_mm.runner.engine import load_config
+from evit_mm.runner.config import load_config
 
 from .conftest import ROOT, TINY, randomise, relative_error
 

@@ -18,7 +18,9 @@ from pycocotools.cocoeval import COCOeval
 from evit_mm import inference
 from evit_mm.data import check_config_data, make_shapes
 from evit_mm.errors import DataError
-from evit_mm.runner import engine
+from evit_mm.runner.config import load_config
+from evit_mm.runner.test import test as run_test
+from evit_mm.runner.train import train
 
 from .coco_mini import assert_loss_falls, write_config
 from .conftest import ROOT
@@ -37,7 +39,7 @@ def build(model_cfg):
 
 
 def test_heads_and_pipelines_are_mmdets():
-    ours = engine.load_config(CONFIG)
+    ours = load_config(CONFIG)
     theirs = Config.fromfile(MMDET / 'mask_rcnn' / 'mask-rcnn_r50_fpn_1x_coco.py')
     for key in ('type', 'data_preprocessor', 'rpn_head', 'roi_head', 'train_cfg', 'test_cfg'):
         assert ours.model[key] == theirs.model[key], key
@@ -50,7 +52,7 @@ def test_heads_and_pipelines_are_mmdets():
 
 def test_schedule_is_retinanets():
     ours, retina = (
-        engine.load_config(CONFIG.with_name(f'{name}_evit_m4_coco.py'))
+        load_config(CONFIG.with_name(f'{name}_evit_m4_coco.py'))
         for name in ('mask_rcnn', 'retinanet')
     )
     for key in ('train_cfg', 'param_scheduler', 'optim_wrapper', 'auto_scale_lr'):
@@ -59,8 +61,8 @@ def test_schedule_is_retinanets():
 
 
 def test_names_are_those_of_the_authors_detector_file():
-    model = build(engine.load_config(CONFIG).model)
-    retina = build(engine.load_config(CONFIG.with_name('retinanet_evit_m4_coco.py')).model)
+    model = build(load_config(CONFIG).model)
+    retina = build(load_config(CONFIG.with_name('retinanet_evit_m4_coco.py')).model)
     theirs = build(Config.fromfile(MMDET / 'mask_rcnn' / 'mask-rcnn_r50_fpn_1x_coco.py').model)
     convs = [f'lateral_convs.{i}' for i in range(3)] + [f'fpn_convs.{i}' for i in range(3)]
     convs += [f'{kind}.{i}' for kind in ('extra_trans_convs', 'extra_fpn_convs') for i in (0, 1)]
@@ -79,7 +81,7 @@ def test_names_are_those_of_the_authors_detector_file():
 
 
 def test_levels_have_the_strides_of_anchors_and_rois():
-    model = build(engine.load_config(CONFIG).model).eval()
+    model = build(load_config(CONFIG).model).eval()
     with torch.no_grad():
         maps = model.extract_feat(torch.rand(1, 3, 128, 192))
     strides = [(128 // x.shape[2], 192 // x.shape[3]) for x in maps]
@@ -92,7 +94,7 @@ def test_levels_have_the_strides_of_anchors_and_rois():
 def shapes_config(tmp_path):
     """The config on drawn shapes, and the annotation file of each split."""
     root = make_shapes(tmp_path / 'shapes', 8, 4, size=(64, 64), quiet=True)
-    cfg = engine.load_config(CONFIG)
+    cfg = load_config(CONFIG)
     classes = ('circle', 'square', 'triangle', 'star', 'cross')
     for split in ('train', 'val'):
         dataset = cfg[f'{split}_dataloader'].dataset
@@ -197,7 +199,7 @@ def test_evaluator_measures_boxes_and_masks(real_data, tmp_path):
 
     init_default_scope('mmdet')
     ann_file = annotated_images(real_data('coco_mini'), tmp_path)['val']
-    cfg = engine.load_config(CONFIG).val_evaluator
+    cfg = load_config(CONFIG).val_evaluator
     cfg.update(ann_file=str(ann_file), outfile_prefix=str(tmp_path / 'found'))
     metric = METRICS.build(cfg)
     metric.dataset_meta = CocoDataset.METAINFO
@@ -237,7 +239,7 @@ def test_trains_evaluates_boxes_and_masks_and_predicts(real_data, tmp_path):
     record = tmp_path / 'losses.jsonl'
     config = write_config(tmp_path / 'mini.py', CONFIG.stem, data, record)
     with pytest.raises(DataError, match='have no segmentation'):
-        engine.train(config, str(tmp_path / 'unused'), device='cpu')
+        train(config, str(tmp_path / 'unused'), device='cpu')
     files = annotated_images(data, tmp_path)
     with config.open('a') as file:
         file.write(
@@ -253,11 +255,11 @@ def test_trains_evaluates_boxes_and_masks_and_predicts(real_data, tmp_path):
             'rcnn=dict(score_thr=0.0, max_per_img=10)))\n'
         )
     work = tmp_path / 'work'
-    engine.train(config, str(work), seed=0, device='cpu')
+    train(config, str(work), seed=0, device='cpu')
     assert_loss_falls(read_losses(record))
     (checkpoint,) = work.glob('best_coco_bbox_mAP*.pth')
 
-    metrics = engine.test(
+    metrics = run_test(
         config,
         checkpoint,
         out=str(tmp_path / 'found.json'),

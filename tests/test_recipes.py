@@ -31,7 +31,8 @@ from evit_mm.compare.recipes import (
 from evit_mm.compare.table import Row, markdown
 from evit_mm.data import make_shapes
 from evit_mm.errors import ConfigError
-from evit_mm.runner import engine
+from evit_mm.runner.test import test as run_test
+from evit_mm.runner.train import train
 
 from .conftest import ROOT
 from .recording import read_losses
@@ -293,7 +294,7 @@ def test_an_ablation_runs_every_switch_at_once_and_goes_on(shapes, tmp_path, mon
     run = tmp_path / 'runs' / 'evit_m0+plus_seed0'
     weights = read_checkpoint(run / 'weights.pth')['state_dict']
     assert not any(key.startswith('module.') for key in weights)
-    metrics = engine.test(run / 'config.py', run / 'weights.pth', work_dir=str(run), device='cpu')
+    metrics = run_test(run / 'config.py', run / 'weights.pth', work_dir=str(run), device='cpu')
     (plus,) = (r for r in rows if r.name == 'evit_m0+plus')
     assert metrics['coco/bbox_mAP'] == plus.metrics[0]['mAP'] and not math.isnan(plus.ap)
 
@@ -316,7 +317,7 @@ def test_an_ablation_runs_every_switch_at_once_and_goes_on(shapes, tmp_path, mon
 def test_ema_keeps_the_average_and_trains_the_plain_weights(shapes, tmp_path):
     extra = 'train_cfg = dict(max_epochs=1, val_interval=1)\n'
     extra += "custom_hooks = [dict(type='EMAHook', ema_type='ExpMomentumEMA', momentum=0.5)]\n"
-    engine.train(write_config(tmp_path, shapes, extra), str(tmp_path), seed=0, device='cpu')
+    train(write_config(tmp_path, shapes, extra), str(tmp_path), seed=0, device='cpu')
     content = read_checkpoint(tmp_path / 'epoch_1.pth')
     plain = content['ema_state_dict']
     changed = [
@@ -388,13 +389,13 @@ def test_an_interruption_changes_nothing(shapes, tmp_path, name, extra, workers)
         return config
 
     whole, later = tmp_path / 'whole', tmp_path / 'later'
-    engine.train(write(whole), str(whole), seed=0, device='cpu')
+    train(write(whole), str(whole), seed=0, device='cpu')
     losses = read_losses(whole / 'losses.jsonl')
     assert len(losses) == 6 and all(math.isfinite(loss) for loss in losses.values())
     log = next(whole.glob('*/*.log')).read_text()
     assert 'coco/bbox_mAP' in log or 'The testing results of the whole dataset is empty' in log
     assert ('No mosaic and mixup aug now!' in log) == (extra is MOSAICS)
-    engine.train(write(later), str(later), resume=str(whole / 'epoch_2.pth'), device='cpu')
+    train(write(later), str(later), resume=str(whole / 'epoch_2.pth'), device='cpu')
     found = read_losses(later / 'losses.jsonl')
     assert found == {iteration: losses[iteration] for iteration in (4, 5)}
     averages = [

@@ -949,12 +949,12 @@ def test_a_config_of_odd_types_costs_its_part_or_is_named(make_run, tmp_path):
 
 @pytest.mark.slow
 def test_a_real_training_is_evaluated_and_shown(tmp_path, page):
-    from evit_mm.runner import engine
+    from evit_mm.runner.train import train
 
     data = make_shapes(tmp_path / 'set', 16, 8, size=(96, 80), quiet=True)
     config = write_config(tmp_path, data, 'train_cfg.update(max_epochs=1, val_interval=1)\n')
     work = tmp_path / 'work'
-    engine.train(config, work_dir=str(work), seed=1, device='cpu')
+    train(config, work_dir=str(work), seed=1, device='cpu')
     before = {p.relative_to(work) for p in work.rglob('*')}
     opened(page, report([work], tmp_path / 'out', device='cpu'))
     assert {p.relative_to(work) for p in work.rglob('*')} - before == {

@@ -12,9 +12,9 @@ from torch.utils.data import BatchSampler, DataLoader
 
 from evit_mm.data import make_shapes
 from evit_mm.errors import CheckpointError, ConfigError, EvitError
-from evit_mm.runner import engine
 from evit_mm.runner.checkpoints import find_last_good
-from evit_mm.runner.data import ExactBatchSampler, exact_loader
+from evit_mm.runner.loader import ExactBatchSampler, exact_loader
+from evit_mm.runner.train import train as run_training
 from evit_mm.utils.files import write_atomically
 
 from .kills import OFTEN, RecordHook, differences, run_kills
@@ -68,9 +68,9 @@ def train(folder, config, name, stop=None, **arguments):
     hooks = [RecordHook(work / 'record_0.jsonl'), *([stop] if stop else [])]
     arguments = {'resume': 'auto', 'seed': 5, 'device': 'cpu', **arguments}
     if stop is None:
-        return engine.train(config, str(work), hooks=hooks, **arguments)
+        return run_training(config, str(work), hooks=hooks, **arguments)
     with pytest.raises(KeyboardInterrupt):
-        engine.train(config, str(work), hooks=hooks, **arguments)
+        run_training(config, str(work), hooks=hooks, **arguments)
     return None
 
 
@@ -129,7 +129,7 @@ def test_an_evaluation_that_was_cut_off_is_done_again(data, tmp_path):
         def after_val_epoch(self, runner, metrics=None):
             evaluated.append(runner.epoch)
 
-    engine.train(config, str(tmp_path / 'cut'), 'auto', device='cpu', hooks=[Watch()])
+    run_training(config, str(tmp_path / 'cut'), 'auto', device='cpu', hooks=[Watch()])
     assert evaluated == [1, 2]
     assert len(list((tmp_path / 'cut').glob('best_*'))) == 1
 
@@ -197,7 +197,7 @@ def test_a_full_disk_ends_the_run_and_keeps_the_last_good_checkpoint(data, tmp_p
     config = write_config(tmp_path, data, COMMON)
     options = {'default_hooks.checkpoint.max_keep_ckpts': keep}
     with pytest.raises(EvitError, match='No space left on device') as caught:
-        engine.train(
+        run_training(
             config,
             str(tmp_path / 'work'),
             cfg_options=options,
@@ -209,7 +209,7 @@ def test_a_full_disk_ends_the_run_and_keeps_the_last_good_checkpoint(data, tmp_p
     assert found.name == 'epoch_1.pth'
     files = {file.name for file in (tmp_path / 'work').glob('*.p*') if 'best' not in file.name}
     assert files == {'epoch_1.pth', 'tiny.py'}
-    assert engine.train(config, str(tmp_path / 'work'), 'auto', device='cpu').epoch == 2
+    assert run_training(config, str(tmp_path / 'work'), 'auto', device='cpu').epoch == 2
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -241,7 +241,7 @@ def test_the_best_checkpoint_goes_only_when_a_better_one_is_there(data, tmp_path
             seen.append(sorted(p.name for p in Path(runner.work_dir).glob('best_*')))
 
     config = write_config(tmp_path, data, 'train_cfg = dict(max_epochs=3, val_interval=1)\n')
-    engine.train(config, str(tmp_path / 'work'), device='cpu', hooks=[Watch()])
+    run_training(config, str(tmp_path / 'work'), device='cpu', hooks=[Watch()])
     name = 'best_coco_bbox_mAP_epoch_{}.pth'.format
     assert seen == [[name(1)], [name(1)], [name(3)]]
 
@@ -289,7 +289,7 @@ def test_an_epoch_entered_in_its_middle_goes_on_alike_and_decodes_nothing_twice(
 def test_two_processes_augment_an_image_as_one_does(monkeypatch):
     def seeds(rank, processes):
         monkeypatch.setattr('mmengine.dataset.sampler.get_dist_info', lambda: (rank, processes))
-        monkeypatch.setattr('evit_mm.runner.data.get_dist_info', lambda: (rank, processes))
+        monkeypatch.setattr('evit_mm.runner.loader.get_dist_info', lambda: (rank, processes))
         sampler = BatchSampler(DefaultSampler(range(12), seed=3), 4 // processes, False)
         return {pair for batch in ExactBatchSampler(sampler, 3) for pair in batch}
 

@@ -12,11 +12,14 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 from PIL import Image
 
 from evit_mm.data import make_shapes
 from evit_mm.errors import ConfigError
-from evit_mm.runner import engine, tracking
+from evit_mm.runner import tracking
+from evit_mm.runner.test import test as run_test
+from evit_mm.runner.train import train
 
 from .test_distributed import launch, succeeded
 from .test_engine import write_config
@@ -36,11 +39,11 @@ def tracked(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp('tracked')
     config, work = write_config(folder, data, EXTRA), folder / 'work'
     options = {'device': 'cpu', 'track': ['tensorboard']}
-    engine.train(config, str(work), seed=1, **options)
+    train(config, str(work), seed=1, **options)
     # as after a kill: what was logged beyond this checkpoint comes again
     first = str(work / 'epoch_1.pth')
     more = {'train_cfg.max_epochs': 3}
-    engine.train(config, str(work), resume=first, cfg_options=more, **options)
+    train(config, str(work), resume=first, cfg_options=more, **options)
     return work
 
 
@@ -87,13 +90,13 @@ def test_an_evaluation_of_its_own_adds_nothing_to_the_trainings_log(tracked, tmp
 
     before, config = files(), str(tracked / 'tiny.py')
     assert 'TensorboardVisBackend' in Path(config).read_text()
-    engine.test(config, tracked / 'epoch_3.pth', work_dir=str(tmp_path), device='cpu')
+    run_test(config, tracked / 'epoch_3.pth', work_dir=str(tmp_path), device='cpu')
     assert files() == before and not list(tmp_path.rglob('events*'))
 
 
 def test_a_new_training_in_the_same_folder_has_a_log_of_its_own(tmp_path):
     def folder(resume, work_dir=tmp_path):
-        cfg = engine.Config({'work_dir': str(work_dir), 'resume': resume})
+        cfg = Config({'work_dir': str(work_dir), 'resume': resume})
         tracking.add_trackers(cfg, ['tensorboard'])
         _, backend = cfg.visualizer.vis_backends
         return backend['save_dir']
@@ -110,7 +113,7 @@ def test_a_configs_own_backends_and_options_stay(tmp_path):
         {'type': 'LocalVisBackend'},
         {'type': 'WandbVisBackend', 'commit': False, 'init_kwargs': {'project': 'cells'}},
     ]
-    cfg = engine.Config({'work_dir': str(tmp_path), 'visualizer': {'vis_backends': own}})
+    cfg = Config({'work_dir': str(tmp_path), 'visualizer': {'vis_backends': own}})
     try:
         sys.modules['wandb'] = stand_in('wandb')
         tracking.add_trackers(cfg, ['wandb', 'tensorboard'])
@@ -129,14 +132,14 @@ def test_a_missing_package_is_named_before_anything_is_made(name, data, tmp_path
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
     config = write_config(tmp_path, data)
     with pytest.raises(ConfigError, match=f'--track {name} needs .* pip install {name}$'):
-        engine.train(config, str(tmp_path / 'work'), track=[name], device='cpu')
+        train(config, str(tmp_path / 'work'), track=[name], device='cpu')
     assert not list((tmp_path / 'work').glob('*'))
 
 
 def test_an_unknown_tracker_is_refused(data, tmp_path):
     config = write_config(tmp_path, data)
     with pytest.raises(ConfigError, match="'clearml': there are tensorboard, mlflow, wandb"):
-        engine.train(config, str(tmp_path / 'work'), track=['clearml'], device='cpu')
+        train(config, str(tmp_path / 'work'), track=['clearml'], device='cpu')
 
 
 def stand_in(name):
@@ -175,7 +178,7 @@ def test_mlflow_and_wandb_get_all_and_a_resumed_run_goes_on_in_theirs(data, tmp_
         more = {'train_cfg.max_epochs': epochs}
         track = ['mlflow', 'wandb']
         work = str(tmp_path / 'work')
-        engine.train(config, work, resume, cfg_options=more, device='cpu', track=track)
+        train(config, work, resume, cfg_options=more, device='cpu', track=track)
         return modules['mlflow'].calls, modules['wandb'].calls
 
     monkeypatch.delenv('MLFLOW_TRACKING_URI', raising=False)
@@ -209,7 +212,7 @@ def test_mlflow_and_wandb_get_all_and_a_resumed_run_goes_on_in_theirs(data, tmp_
 def test_mlflow_of_the_environment_is_taken(tmp_path, monkeypatch):
     monkeypatch.setenv('MLFLOW_TRACKING_URI', 'http://localhost:5000')
     monkeypatch.setitem(sys.modules, 'mlflow', stand_in('mlflow'))
-    cfg = engine.Config({'work_dir': str(tmp_path)})
+    cfg = Config({'work_dir': str(tmp_path)})
     tracking.add_trackers(cfg, ['mlflow'])
     assert cfg.visualizer.vis_backends[-1].tracking_uri == 'http://localhost:5000'
     assert 'artifact_location' not in cfg.visualizer.vis_backends[-1]

@@ -4,10 +4,9 @@ Each suite prints its table and writes it, its JSON and its picture to the outpu
 """
 
 import argparse
-import sys
 
 from evit_mm.compare.benchmark import SUITES, run
-from evit_mm.errors import EvitError
+from evit_mm.utils.cli import run_tool
 
 
 def parse_args() -> argparse.Namespace:
@@ -31,11 +30,13 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-if __name__ == '__main__':
+def main() -> None:
+    """Measure, and print the tables."""
     args = parse_args()
-    try:
-        for suite in args.suites:
-            _, table = run(suite, args.out, args.threads, args.rounds, args.device)
-            print(table)
-    except (EvitError, OSError) as error:
-        sys.exit(f'error: {error}')
+    for suite in args.suites:
+        _, table = run(suite, args.out, args.threads, args.rounds, args.device)
+        print(table)
+
+
+if __name__ == '__main__':
+    run_tool(main)

@@ -1,12 +1,9 @@
 """What the model is fed: python tools/browse_dataset.py CONFIG -o DIR."""
 
 import argparse
-import sys
 
-from mmengine.config import DictAction
-
-from evit_mm.errors import EvitError
 from evit_mm.inference.browse import SPLITS, browse
+from evit_mm.utils.cli import add_cfg_options, run_tool
 
 
 def parse_args() -> argparse.Namespace:
@@ -24,18 +21,15 @@ def parse_args() -> argparse.Namespace:
         '--stages', action='store_true', help='also each image after each step of the pipeline'
     )
     parser.add_argument('--seed', type=int, default=0, help='another one, other images and draws')
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, help='overrides, key.sub_key=value'
-    )
+    add_cfg_options(parser)
     return parser.parse_args()
 
 
-if __name__ == '__main__':
+def main() -> None:
+    """Draw."""
     args = parse_args()
-    try:
-        written = browse(**vars(args))
-    except EvitError as error:
-        sys.exit(f'error: {error}')
-    except KeyboardInterrupt:
-        sys.exit('interrupted')
-    print(f'{len(written)} pictures: {args.out_dir}')
+    print(f'{len(browse(**vars(args)))} pictures: {args.out_dir}')
+
+
+if __name__ == '__main__':
+    run_tool(main)

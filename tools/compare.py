@@ -6,10 +6,8 @@ import signal
 import sys
 from pathlib import Path
 
-from mmengine.config import DictAction
-
 from evit_mm.compare import DEFAULT_MODELS, RECIPES, Budget, available_models, collect, compare
-from evit_mm.errors import EvitError
+from evit_mm.utils.cli import add_cfg_options, add_device, run_tool
 
 
 def parse_args() -> argparse.Namespace:
@@ -26,9 +24,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--head', choices=['light', 'full'], default='light')
     parser.add_argument('--pretrained', action='store_true', help='start from ImageNet weights')
     parser.add_argument('--out', default='work_dirs/compare', help='folder for runs and table')
-    parser.add_argument('--device', help='cpu, cuda, cuda:1, ... (default: a GPU if there is one)')
+    add_device(parser)
     parser.add_argument('--published', action='store_true', help="the papers' COCO figures beside")
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='for all runs')
+    add_cfg_options(parser)
     parser.add_argument('--collect', nargs='+', metavar='WORK_DIR', help='finished trainings')
     args = parser.parse_args()
     if (args.data is None) == (args.collect is None):
@@ -39,8 +37,9 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def main(args: argparse.Namespace) -> None:
+def main() -> None:
     """Compare or collect, and print the table."""
+    args = parse_args()
     if args.collect:
         rows = collect(args.collect, args.out, args.published)
     else:
@@ -55,9 +54,4 @@ def main(args: argparse.Namespace) -> None:
 
 if __name__ == '__main__':
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the training too
-    try:
-        main(parse_args())
-    except EvitError as error:
-        sys.exit(f'error: {error}')
-    except KeyboardInterrupt:
-        sys.exit('interrupted; the same command goes on where it was')
+    run_tool(main, 'interrupted; the same command goes on where it was')

@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.progress import track
 
 from evit_mm.compare.complexity import as_markdown, as_records, measure
-from evit_mm.errors import EvitError
+from evit_mm.utils.cli import run_tool
 from evit_mm.utils.package_files import project_path
 
 
@@ -30,8 +30,9 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def main(args: argparse.Namespace) -> None:
+def main() -> None:
     """Count, then print or write."""
+    args = parse_args()
     # the bar goes to stderr, so that the table alone can be piped
     configs = track(args.configs, 'counting', disable=not sys.stderr.isatty())
     with redirect_stdout(sys.stderr):  # where the libraries' logs go then
@@ -53,7 +54,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == '__main__':
-    try:
-        main(parse_args())
-    except (EvitError, OSError) as error:
-        sys.exit(f'error: {error}')
+    run_tool(main)

@@ -1,10 +1,9 @@
 """Convert a checkpoint: python tools/convert_checkpoint.py IN OUT [--to KIND]."""
 
 import argparse
-import sys
 
 from evit_mm.checkpoint.conversion import TARGETS, convert_file
-from evit_mm.errors import EvitError
+from evit_mm.utils.cli import run_tool
 
 
 def parse_args() -> argparse.Namespace:
@@ -18,8 +17,10 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def main() -> None:
+    """Convert, and say what was found."""
+    print(convert_file(**vars(parse_args())).summary())
+
+
 if __name__ == '__main__':
-    try:
-        print(convert_file(**vars(parse_args())).summary())
-    except EvitError as error:
-        sys.exit(f'error: {error}')
+    run_tool(main)

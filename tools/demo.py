@@ -1,12 +1,9 @@
 """A local page to try detectors on: python tools/demo.py CONFIG CHECKPOINT [CONFIG CHECKPOINT]."""
 
 import argparse
-import sys
 
-from mmengine.config import DictAction
-
-from evit_mm.errors import EvitError
 from evit_mm.inference.demo import HOST, PORT, build_page, load_detectors, serve
+from evit_mm.utils.cli import add_cfg_options, add_device, run_tool
 
 
 def parse_args() -> argparse.Namespace:
@@ -20,21 +17,19 @@ def parse_args() -> argparse.Namespace:
         '--host', default=HOST, help=f'address to listen on (default: {HOST}, this machine alone)'
     )
     parser.add_argument('--port', type=int, default=PORT, help=f'port (default: {PORT})')
-    parser.add_argument('--device', help='cpu, cuda, cuda:1, ... (default: a GPU if there is one)')
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, help='overrides, key.sub_key=value'
-    )
+    add_device(parser)
+    add_cfg_options(parser)
     return parser.parse_args()
 
 
-if __name__ == '__main__':
+def main() -> None:
+    """Serve the page until Ctrl-C."""
     args = parse_args()
-    try:
-        detectors = load_detectors(args.pairs, args.device, args.cfg_options)
-        page = build_page(detectors, args.score_thr)
-        print(f'{serve(page, args.host, args.port)} (Ctrl-C ends it)', flush=True)
-    except EvitError as error:
-        sys.exit(f'error: {error}')
-    except KeyboardInterrupt:
-        sys.exit('interrupted')
+    detectors = load_detectors(args.pairs, args.device, args.cfg_options)
+    page = build_page(detectors, args.score_thr)
+    print(f'{serve(page, args.host, args.port)} (Ctrl-C ends it)', flush=True)
     page.block_thread()
+
+
+if __name__ == '__main__':
+    run_tool(main)

@@ -4,12 +4,9 @@ Example: python tools/export.py CONFIG CHECKPOINT --format onnx --with-nms --dyn
 """
 
 import argparse
-import sys
-
-from mmengine.config import DictAction
 
 from evit_mm.deploy.export import export
-from evit_mm.errors import EvitError
+from evit_mm.utils.cli import add_cfg_options, run_tool
 
 
 def parse_args() -> argparse.Namespace:
@@ -29,19 +26,17 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--int8', action='store_true', help='quantise; reports the AP lost')
     parser.add_argument('--calibration', help='images for --int8 (default: the training images)')
     parser.add_argument('--check', help='images to check on (default: the test images)')
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, help='overrides, key.sub_key=value'
-    )
+    add_cfg_options(parser)
     return parser.parse_args()
 
 
-if __name__ == '__main__':
-    try:
-        exported = export(**vars(parse_args()))
-    except EvitError as error:
-        sys.exit(f'error: {error}')
-    except KeyboardInterrupt:
-        sys.exit('interrupted')
+def main() -> None:
+    """Export, and say how the file compares."""
+    exported = export(**vars(parse_args()))
     print(f'{exported.file}: {exported.agreement or "all boxes and scores as in PyTorch"}')
     for name, ap in exported.ap.items():
         print(f'AP {name}: {ap:.4f}')
+
+
+if __name__ == '__main__':
+    run_tool(main)

@@ -1,10 +1,9 @@
 """Draw the built-in data set: python tools/make_shapes.py DIR [options]."""
 
 import argparse
-import sys
 
 from evit_mm.data import make_shapes
-from evit_mm.errors import EvitError
+from evit_mm.utils.cli import run_tool
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -27,8 +26,10 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def main() -> None:
+    """Draw."""
+    print(f'shapes data set: {make_shapes(**vars(parse_args()))}')
+
+
 if __name__ == '__main__':
-    try:
-        print(f'shapes data set: {make_shapes(**vars(parse_args()))}')
-    except EvitError as error:
-        sys.exit(f'error: {error}')
+    run_tool(main)

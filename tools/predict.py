@@ -3,10 +3,8 @@
 import argparse
 import sys
 
-from mmengine.config import DictAction
-
-from evit_mm.errors import EvitError
 from evit_mm.inference import predict
+from evit_mm.utils.cli import add_cfg_options, add_device, run_tool
 
 
 def parse_args() -> argparse.Namespace:
@@ -24,22 +22,20 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--batch-size', type=int, default=1, help='images at once (default: 1)')
     parser.add_argument('--half', action='store_true', help='float16 on a GPU, bfloat16 on a CPU')
     parser.add_argument('--fuse', action='store_true', help='take the fast form of the network')
-    parser.add_argument('--device', help='cpu, cuda, cuda:1, ... (default: a GPU if there is one)')
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, help='overrides, key.sub_key=value'
-    )
+    add_device(parser)
+    add_cfg_options(parser)
     return parser.parse_args()
 
 
-if __name__ == '__main__':
+def main() -> None:
+    """Detect, and say what could not be read."""
     args = parse_args()
-    try:
-        found = predict(**vars(args))
-    except EvitError as error:
-        sys.exit(f'error: {error}')
-    except KeyboardInterrupt:
-        sys.exit('interrupted')
+    found = predict(**vars(args))
     print(f'{len(found.detections)} detections; pictures and results.json: {args.out_dir}')
     print(found.speed)
     if found.faults:
         sys.exit('error: ' + '\n  '.join(found.faults))
+
+
+if __name__ == '__main__':
+    run_tool(main)

@@ -1,12 +1,9 @@
 """One HTML page on trainings: python tools/report.py WORK_DIR [WORK_DIR ...] [options]."""
 
 import argparse
-import sys
 
-from mmengine.config import DictAction
-
-from evit_mm.errors import EvitError
 from evit_mm.report import report
+from evit_mm.utils.cli import add_cfg_options, add_device, run_tool
 
 
 def parse_args() -> argparse.Namespace:
@@ -18,17 +15,15 @@ def parse_args() -> argparse.Namespace:
         '--compare', action='store_true', help='say what changed from the first to the second'
     )
     parser.add_argument('--table', help="a comparison's table.json (default: one beside the runs)")
-    parser.add_argument('--device', help='cpu, cuda, cuda:1, ... (default: a GPU if there is one)')
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, help='overrides, key.sub_key=value'
-    )
+    add_device(parser)
+    add_cfg_options(parser)
     return parser.parse_args()
 
 
+def main() -> None:
+    """Write the page."""
+    print(f'written: {report(**vars(parse_args()))}')
+
+
 if __name__ == '__main__':
-    try:
-        print(f'written: {report(**vars(parse_args()))}')
-    except EvitError as error:
-        sys.exit(f'error: {error}')
-    except KeyboardInterrupt:
-        sys.exit('interrupted; no page was written')
+    run_tool(main, 'interrupted; no page was written')

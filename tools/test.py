@@ -1,13 +1,9 @@
 """Evaluate a detector or classifier: python tools/test.py CONFIG CHECKPOINT [options]."""
 
 import argparse
-import os
-import sys
 
-from mmengine.config import DictAction
-
-from evit_mm.errors import EvitError
-from evit_mm.runner.engine import test
+from evit_mm.deploy.export.evaluation import evaluate
+from evit_mm.utils.cli import add_cfg_options, add_device, add_launcher, parse_with_rank, run_tool
 
 
 def parse_args() -> argparse.Namespace:
@@ -19,25 +15,19 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--out', help='FILE.pkl: all predictions; FILE.json: COCO-style results')
     parser.add_argument('--show-dir', help='folder for pictures, truth beside detections')
     parser.add_argument('--fuse', action='store_true', help='test the fast form of the network')
-    parser.add_argument('--device', help='cpu, cuda, cuda:1, ... (default: a GPU if there is one)')
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, help='overrides, key.sub_key=value'
-    )
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
-    args = parser.parse_args()
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    del args.local_rank
-    return args
+    add_device(parser)
+    add_cfg_options(parser)
+    add_launcher(parser)
+    return parse_with_rank(parser)
+
+
+def main() -> None:
+    """Evaluate."""
+    args = parse_args()
+    evaluate(**vars(args))
+    if args.show_dir:
+        print(f'pictures (left: ground truth, right: detections): {args.show_dir}')
 
 
 if __name__ == '__main__':
-    args = parse_args()
-    try:
-        test(**vars(args))
-    except EvitError as error:
-        sys.exit(f'error: {error}')
-    except KeyboardInterrupt:
-        sys.exit('interrupted')
-    if args.show_dir:
-        print(f'pictures (left: ground truth, right: detections): {args.show_dir}')
+    run_tool(main)

@@ -1,13 +1,9 @@
 """Train a detector or classifier: python tools/train.py CONFIG [options]."""
 
 import argparse
-import os
-import sys
 
-from mmengine.config import DictAction
-
-from evit_mm.errors import EvitError
-from evit_mm.runner.engine import train
+from evit_mm.runner.train import train
+from evit_mm.utils.cli import add_cfg_options, add_device, add_launcher, parse_with_rank, run_tool
 
 
 def parse_args() -> argparse.Namespace:
@@ -36,22 +32,16 @@ def parse_args() -> argparse.Namespace:
         help='tensorboard, mlflow, wandb: scalars and pictures of predictions go there too',
     )
     parser.add_argument('--seed', type=int, help='seed of everything random')
-    parser.add_argument('--device', help='cpu, cuda, cuda:1, ... (default: a GPU if there is one)')
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, help='overrides, key.sub_key=value'
-    )
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
-    args = parser.parse_args()
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    del args.local_rank
-    return args
+    add_device(parser)
+    add_cfg_options(parser)
+    add_launcher(parser)
+    return parse_with_rank(parser)
+
+
+def main() -> None:
+    """Train."""
+    train(**vars(parse_args()))
 
 
 if __name__ == '__main__':
-    try:
-        train(**vars(parse_args()))
-    except EvitError as error:
-        sys.exit(f'error: {error}')
-    except KeyboardInterrupt:
-        sys.exit('interrupted; the same command with --resume goes on from the last checkpoint')
+    run_tool(main, 'interrupted; the same command with --resume goes on from the last checkpoint')

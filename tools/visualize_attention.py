@@ -1,12 +1,9 @@
 """What each head attends to: python tools/visualize_attention.py CONFIG CHECKPOINT IMAGE -o DIR."""
 
 import argparse
-import sys
 
-from mmengine.config import DictAction
-
-from evit_mm.errors import EvitError
 from evit_mm.inference.attention_maps import visualize_attention
+from evit_mm.utils.cli import add_cfg_options, run_tool
 
 
 def parse_args() -> argparse.Namespace:
@@ -25,20 +22,14 @@ def parse_args() -> argparse.Namespace:
         metavar=('X', 'Y'),
         help='draw where this point of the image looks (0 to 1), not the mean over all',
     )
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, help='overrides, key.sub_key=value'
-    )
+    add_cfg_options(parser)
     return parser.parse_args()
 
 
-if __name__ == '__main__':
+def main() -> None:
+    """Draw and measure."""
     args = parse_args()
-    try:
-        measured = visualize_attention(**vars(args))
-    except EvitError as error:
-        sys.exit(f'error: {error}')
-    except KeyboardInterrupt:
-        sys.exit('interrupted')
+    measured = visualize_attention(**vars(args))
     print('mean over pairs of heads: divergence of attention (bits), its cosine, CKA of outputs')
     for stage in measured['stages']:
         print(
@@ -46,3 +37,7 @@ if __name__ == '__main__':
             *('-' if value is None else f'{value:.3f}' for value in list(stage.values())[1:]),
         )
     print(f'pictures and similarity.json: {args.out_dir}')
+
+
+if __name__ == '__main__':
+    run_tool(main)

@@ -1,24 +1,21 @@
-"""What every classification run shares: hooks, logging, environment."""
+"""What every classification run shares, beside what ``default_runtime.py`` names."""
+
+_base_ = './default_runtime.py'
 
 custom_imports = dict(
-    imports=['evit_mm', 'evit_mm.models.classifier', 'evit_mm.runner.adaptive_clipping'],
-    allow_failed_imports=False,
+    imports=[
+        'evit_mm',
+        'evit_mm.runner',
+        'evit_mm.models.classifier',
+        'evit_mm.runner.adaptive_clipping',
+    ]
 )
 default_scope = 'mmpretrain'
 
 default_hooks = dict(
-    timer=dict(type='IterTimerHook'),
-    logger=dict(type='LoggerHook', interval=100),
-    param_scheduler=dict(type='ParamSchedulerHook'),
-    checkpoint=dict(
-        type='CheckpointHook',
-        interval=1,
-        max_keep_ckpts=2,
-        save_best='accuracy/top1',
-        rule='greater',
-    ),
-    sampler_seed=dict(type='DistSamplerSeedHook'),
-    visualization=dict(type='ClsVisualizationHook', enable=False),
+    logger=dict(interval=100),
+    checkpoint=dict(save_best='accuracy/top1', rule='greater'),
+    visualization=dict(_delete_=True, type='ClsVisualizationHook', enable=False),
 )
 custom_hooks = [
     # decay 0.99996, statistics of BatchNorm too; validation and test use the plain weights, which
@@ -30,17 +27,7 @@ custom_hooks = [
         evaluate_on_ema=False,
         evaluate_on_origin=True,
     ),
-    dict(type='DropCheckpointConfigHook'),
 ]
 
-env_cfg = dict(
-    cudnn_benchmark=True,  # all images have one size
-    mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
-    dist_cfg=dict(backend='nccl'),
-)
-# without a name, so that a second run in one process does not log into the first one's files
-visualizer = dict(type='UniversalVisualizer', vis_backends=[dict(type='LocalVisBackend')])
-log_processor = dict(type='LogProcessor', window_size=50, by_epoch=True)
-log_level = 'INFO'
-load_from = None
-resume = False
+env_cfg = dict(cudnn_benchmark=True)  # all images have one size
+visualizer = dict(type='UniversalVisualizer')

@@ -187,7 +187,7 @@ class Budget:
         cfg.train_cfg.val_begin = self.epochs + 1  # evaluated once, after the training
         cfg.param_scheduler[1].T_max = self.epochs
         cfg.default_hooks.checkpoint = {
-            'type': 'CheckpointHook',
+            'type': 'SafeCheckpointHook',
             'interval': 1,
             'max_keep_ckpts': 2,
         }

@@ -83,7 +83,8 @@ def measure(config: str | Path, size: tuple[int, int] = (1333, 800)) -> Complexi
     """
     from mmengine.registry import MODELS, init_default_scope
 
-    from ..runner.engine import config_faults, load_config
+    from ..runner.build import config_faults
+    from ..runner.config import load_config
 
     cfg = load_config(config)
     init_default_scope(cfg.get('default_scope', 'mmdet'))

@@ -29,8 +29,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ..checkpoint import read_checkpoint, write_checkpoint
 from ..errors import CheckpointError, ConfigError, DataError, EvitError
+from ..runner.build import set_device
 from ..runner.checkpoints import find_last_good
-from ..runner.engine import set_device
 from ..utils.files import write_atomically
 from .budget import Budget
 from .recipes import base_recipe, row_label, split_name, with_recipes
@@ -111,7 +111,7 @@ def compare(
         models: Names out of :func:`~evit_mm.compare.available_models`.
         seeds: Runs per model, with the seeds 0, 1, ...
         out: Folder for the runs and for ``table.md``, ``table.json`` and ``table.png``.
-        device: As in :func:`evit_mm.runner.engine.train`.
+        device: As in :func:`evit_mm.runner.train.train`.
         published: Put the published COCO figures beside the measured ones.
         recipes: Names out of :data:`~evit_mm.compare.recipes.RECIPES`: train each model with each
             of them, and set them against the base.
@@ -284,7 +284,7 @@ def _context() -> Any:
         return multiprocessing.get_context('spawn')
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload(
-        ['evit_mm.runner.engine', 'evit_mm.models.heads', 'mmdet.datasets', 'timm']
+        ['evit_mm.runner.train', 'evit_mm.models.heads', 'mmdet.datasets', 'timm']
     )
     return context
 
@@ -332,7 +332,8 @@ def _reason(error: Exception) -> str:
 
 
 def _train_and_evaluate(run: Run, device: str | None) -> None:
-    from ..runner.engine import test, train
+    from ..runner.test import test
+    from ..runner.train import train
 
     config, work_dir = str(run.folder / 'config.py'), str(run.folder)
     hook = RunHook(run)

@@ -18,7 +18,7 @@ from mmengine.config import Config
 from mmengine.device import get_device
 
 from ..errors import EvitError
-from ..runner.engine import config_faults, load_detector
+from ..runner.build import config_faults, load_detector
 from .benchmark import median_and_quartiles, time_interleaved
 from .complexity import count_parameters, detector_macs
 from .published_results import PUBLISHED

@@ -21,7 +21,8 @@ from evit_mm.checkpoint import extract_state_dict, read_checkpoint
 from evit_mm.data.check import NUM_DECODED, coco_datasets, config_data_faults, dataset_paths
 from evit_mm.data.check_images import check_image_data
 from evit_mm.errors import CheckpointError
-from evit_mm.runner.engine import config_faults, load_config, load_detector
+from evit_mm.runner.build import config_faults, load_detector
+from evit_mm.runner.config import load_config
 
 from .anchors import best_ious, resized_boxes
 from .findings import Finding, guarded, split_mend

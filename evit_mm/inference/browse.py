@@ -25,8 +25,9 @@ from torch import Tensor
 from ..data.check import check_config_data
 from ..data.check_images import check_image_data
 from ..errors import ConfigError
+from ..runner.build import config_faults
+from ..runner.config import load_config
 from ..runner.data import GuardedDataset, Seeded
-from ..runner.engine import config_faults, load_config
 from ..runner.seeding import SAMPLE, derive_seed
 
 SPLITS = ('train', 'val', 'test')

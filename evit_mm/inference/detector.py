@@ -16,7 +16,8 @@ from mmengine.config import Config
 from torch import Tensor, nn
 
 from ..errors import ConfigError, DataError
-from ..runner.engine import is_classifier, load_config, load_detector, set_device
+from ..runner.build import load_detector, set_device
+from ..runner.config import is_classifier, load_config
 
 Item = TypeVar('Item')
 
@@ -47,8 +48,8 @@ class Detector:
 
     Args:
         cfg: What :func:`load_detector_config` read.
-        checkpoint: What :func:`evit_mm.runner.engine.train` saved.
-        device: As in :func:`evit_mm.runner.engine.train`.
+        checkpoint: What :func:`evit_mm.runner.train.train` saved.
+        device: As in :func:`evit_mm.runner.train.train`.
         half: Compute backbone, neck and dense head in float16 on a GPU, in bfloat16 on a CPU;
             boxes are decoded in float32.
         fuse: Take the fast form, see :func:`evit_mm.deploy.fuse`.

@@ -96,12 +96,12 @@ def predict(
 
     Args:
         config: Config file.
-        checkpoint: What :func:`evit_mm.runner.engine.train` saved.
+        checkpoint: What :func:`evit_mm.runner.train.train` saved.
         source: Image, folder, video file, number of a camera, or its device.
         out_dir: Folder to write to.
         score_thr: Score from which a detection is drawn; the JSON has all.
-        cfg_options: As in :func:`evit_mm.runner.engine.train`.
-        device: As in :func:`evit_mm.runner.engine.train`.
+        cfg_options: As in :func:`evit_mm.runner.train.train`.
+        device: As in :func:`evit_mm.runner.train.train`.
         batch_size: Images that go through the network at once; only images that have one shape
             once they are resized do, so that each finds what it finds alone.
         half: As in :class:`Detector`.

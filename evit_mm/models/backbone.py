@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..checkpoint import load_pretrained
+from ..errors import ConfigError
 
 
 class Backbone(BaseModule):
@@ -84,6 +85,7 @@ class Backbone(BaseModule):
         """Initialise as ``init_cfg`` says; ``Pretrained`` files are checked name by name.
 
         Raises:
+            evit_mm.errors.ConfigError: ``init_cfg`` lacks its type or file.
             evit_mm.errors.CheckpointError: A ``Pretrained`` file does not fit.
         """
         if self.is_init or not self.init_cfg:
@@ -93,11 +95,11 @@ class Backbone(BaseModule):
         cfgs = [init_cfg] if isinstance(init_cfg, Mapping | str) else list(init_cfg)
         for entry in cfgs:
             if not isinstance(entry, Mapping) or 'type' not in entry:
-                raise ValueError(
+                raise ConfigError(
                     f'init_cfg must be dict(type=..., ...) or a list of them: {entry!r}'
                 )
             if entry['type'] == 'Pretrained' and 'checkpoint' not in entry:
-                raise ValueError("init_cfg: type 'Pretrained' needs checkpoint=PATH_OR_URL")
+                raise ConfigError("init_cfg: type 'Pretrained' needs checkpoint=PATH_OR_URL")
         pretrained = [cfg for cfg in cfgs if cfg.get('type') == 'Pretrained']
         # mmengine's own Pretrained loads what happens to match and only warns about the rest
         self.init_cfg = [cfg for cfg in cfgs if cfg not in pretrained]

@@ -16,6 +16,8 @@ from mmengine.model import BaseModule, kaiming_init, xavier_init
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from ..errors import ConfigError
+
 
 class _TransposedConv(nn.Module):
     """2x2 transposed convolution that doubles the size; the wrapper keeps the file's name."""
@@ -143,7 +145,7 @@ class EfficientViTFPN(BaseModule):
     def _check(self, inputs: Sequence[Tensor]) -> None:
         found = () if isinstance(inputs, Tensor) else tuple(x.shape[1] for x in inputs)
         if found != self.in_channels:
-            raise ValueError(
+            raise ConfigError(
                 f'EfficientViTFPN was built for in_channels={self.in_channels} but got maps with '
                 f"{found} channels; set neck.in_channels to the backbone's out_channels"
             )

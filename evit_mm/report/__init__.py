@@ -32,7 +32,7 @@ def report(
         compare: Say what changed from the first training to the second.
         table: ``table.json`` of ``tools/compare.py``; None takes one that lies in or beside the
             work dirs.
-        device: As in :func:`evit_mm.runner.engine.test`.
+        device: As in :func:`evit_mm.deploy.export.evaluation.evaluate`.
         cfg_options: Overrides of the configs, such as where the data lie now.
 
     Returns:

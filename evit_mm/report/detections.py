@@ -18,7 +18,7 @@ from mmengine.logging import print_log
 from ..data.check import coco_datasets, dataset_paths
 from ..errors import DataError, EvitError
 from ..evaluation.boxes import Found, Truth, read_found, read_truth
-from ..runner.engine import test
+from ..runner.test import test
 from ..utils.files import write_atomically
 from .runs import Run, find_checkpoint
 
@@ -55,7 +55,7 @@ def detect(
 
     Args:
         run: The training, which may be running.
-        device: As in :func:`evit_mm.runner.engine.test`.
+        device: As in :func:`evit_mm.deploy.export.evaluation.evaluate`.
         cfg_options: Overrides of its config, such as where the data lie now.
 
     Raises:

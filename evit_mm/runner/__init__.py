@@ -1,8 +1,26 @@
-"""Training that survives: exact resuming, safe checkpoints, and faults that are named."""
+"""Training and testing by a config: runner, loop and hooks, registered by name."""
 
-from .checkpoints import SafeCheckpointHook, find_last_good
-from .faults import named_faults
+from .build import CheckedRunner
+from .checkpoints import SafeCheckpointHook
+from .console import ConsoleLoggerHook
+from .data_check import DataCheckHook
+from .guards import NonFiniteLossHook
 from .loop import ExactTrainLoop
 from .optimizers import FusedAdamW
+from .resuming import ResumedOptimizerHook
+from .summary import BestMetricHook, SummaryHook
+from .tracking import TrackingHook
 
-__all__ = ['ExactTrainLoop', 'FusedAdamW', 'SafeCheckpointHook', 'find_last_good', 'named_faults']
+__all__ = [
+    'BestMetricHook',
+    'CheckedRunner',
+    'ConsoleLoggerHook',
+    'DataCheckHook',
+    'ExactTrainLoop',
+    'FusedAdamW',
+    'NonFiniteLossHook',
+    'ResumedOptimizerHook',
+    'SafeCheckpointHook',
+    'SummaryHook',
+    'TrackingHook',
+]

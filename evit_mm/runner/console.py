@@ -1,115 +1,129 @@
-"""What of mmengine's log a person sees on the console; the log file has all of it as it is.
-
-Several hundred lines of environment, config, hooks and parameter groups stay in the file, and
-the line of an iteration is a short one with the best figure so far and the time left.
-"""
+"""What of mmengine's log a person sees on the console; the log file has all of it as it is."""
 
 from __future__ import annotations
 
 import datetime
 import logging
-import re
-import weakref
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+from mmengine.hooks import LoggerHook
+from mmengine.registry import HOOKS
 from mmengine.runner import IterBasedTrainLoop
 
 from .summary import best_so_far
 
-FILE_ONLY = (
-    'paramwise_options',
-    'Hooks will be executed in the following',
-    'Exp name:',
-    # mmengine speaks of its own calls
-    '"FileClient" will be deprecated',
-    '"HardDiskBackend" is the alias',
-    'Please make sure that the mlflow server is running',
-)
-PLACE = re.compile(r'\[\s*(\d+)/(\d+)\]')
-ETA = re.compile(r'\beta: ((?:\d+ days?, )?[\d:]+)')
 
-
-def quieten(logger: logging.Logger, runner: Any) -> None:
-    """Let a logger's stream say what a person reads; at log_level DEBUG it says everything."""
-    for handler in logger.handlers:
-        if isinstance(handler, logging.FileHandler) or handler.level <= logging.DEBUG:
-            continue
-        if not any(isinstance(f, ForPeople) for f in handler.filters):
-            handler.addFilter(ForPeople())
-        usual = handler.formatter or logging.Formatter()
-        handler.setFormatter(Short(getattr(usual, 'usual', usual), runner))
-
-
-class ForPeople(logging.Filter):
-    """Pass what belongs on the console."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Say whether a record belongs there."""
-        environment = record.funcName == '_log_env' and record.levelno <= logging.INFO
-        return not environment and not record.getMessage().startswith(FILE_ONLY)
-
-
-class Short(logging.Formatter):
-    """Shorten the lines of mmengine's LoggerHook; others are formatted as usual.
+@contextmanager
+def file_only(logger: logging.Logger, errors: bool = False) -> Iterator[None]:
+    """Keep information off the console meanwhile; warnings show, and at level DEBUG everything.
 
     Args:
-        usual: The formatter for the others.
-        runner: mmengine's runner, which knows how far the training is.
+        logger: mmengine's.
+        errors: Of warnings, too, only errors show.
+    """
+    level = logging.ERROR if errors else logging.WARNING
+    handlers = [handler for handler in console_handlers(logger) if handler.level < level]
+    before = [handler.level for handler in handlers]
+    for handler in handlers:
+        handler.setLevel(level)
+    try:
+        yield
+    finally:
+        for handler, old in zip(handlers, before, strict=True):
+            handler.setLevel(old)
+
+
+def console_handlers(logger: logging.Logger) -> list[logging.Handler]:
+    """Return the handlers that write to the console, but for those that show everything."""
+    handlers = (h for h in logger.handlers if not isinstance(h, logging.FileHandler))
+    return [handler for handler in handlers if handler.level > logging.DEBUG]
+
+
+@HOOKS.register_module()
+class ConsoleLoggerHook(LoggerHook):
+    """mmengine's LoggerHook: its lines go to the log file, short ones to the console.
+
+    A short line of an iteration has the loss, the learning rate, the best figure so far and the
+    time left, evaluations included. Arguments as mmengine's.
     """
 
-    def __init__(self, usual: logging.Formatter, runner: Any) -> None:
-        super().__init__()
-        self.usual = usual
-        # mmengine keeps its loggers, and a runner keeps the workers of its data
-        self._runner = weakref.ref(runner)
+    def after_train_iter(
+        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        """Log an iteration."""
+        with file_only(runner.logger):
+            super().after_train_iter(runner, batch_idx, data_batch, outputs)
+        loader = runner.train_dataloader
+        at_end = self.end_of_epoch(loader, batch_idx)
+        rest = at_end and (not self.ignore_last or len(loader) <= self.interval)
+        if self.every_n_inner_iters(batch_idx, self.interval) or rest:
+            _say(runner, _iteration(runner, batch_idx))
 
-    @property
-    def runner(self) -> Any:
-        """The runner."""
-        return self._runner()
+    def after_val_iter(
+        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        """Log how far an evaluation is."""
+        with file_only(runner.logger):
+            super().after_val_iter(runner, batch_idx, data_batch, outputs)
+        if self.every_n_inner_iters(batch_idx, self.interval):
+            _say(runner, _evaluating(runner, batch_idx, len(runner.val_dataloader)))
 
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the line."""
-        short = None
-        if record.module == 'logger_hook':
-            text = record.getMessage()
-            if record.funcName == 'after_train_iter':
-                short = self._iteration(text)
-            elif record.funcName in ('after_val_iter', 'after_test_iter'):
-                short = _evaluating(text)
-            elif record.funcName == 'after_val_epoch':
-                short = self._evaluated(text)
-        return self.usual.format(record) if short is None else short
+    def after_test_iter(
+        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        """Log how far a test is."""
+        with file_only(runner.logger):
+            super().after_test_iter(runner, batch_idx, data_batch, outputs)
+        if self.every_n_inner_iters(batch_idx, self.interval):
+            _say(runner, _evaluating(runner, batch_idx, len(runner.test_dataloader)))
 
-    def _iteration(self, text: str) -> str | None:
-        place, loss = PLACE.search(text), re.search(r'\bloss: (\S+)', text)
-        if place is None:
-            return None
-        parts = [f'iteration {place[1]:>{len(place[2])}}/{place[2]}']
-        if text.startswith('Epoch'):
-            parts.insert(0, self._epoch(self.runner.epoch + 1))
-        if loss is not None:
-            parts.append(f'loss {loss[1]}')
-        rate = re.search(r'\blr: (\S+)', text)
-        if rate is not None:
-            parts.append(f'lr {float(rate[1]):.2e}')
-        best = best_so_far(self.runner)
-        if best is not None:
-            parts.append(f'{_short_name(best["metric"])} {best["value"]:.3f}')
-        seconds = self.runner.message_hub.runtime_info.get('eta')
-        if seconds is not None:
-            left = seconds + evaluations_left(self.runner) * _evaluation_seconds(self.runner)
-            parts.append(f'left {datetime.timedelta(seconds=round(left))}')
-        return '  '.join(parts)
+    def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
+        """Log the figures of an evaluation."""
+        with file_only(runner.logger):
+            super().after_val_epoch(runner, metrics)
+        figures = '  '.join(f'{name}: {_figure(x)}' for name, x in (metrics or {}).items())
+        when = '' if _by_iterations(runner) else f'{_epoch(runner, runner.epoch)}  '
+        _say(runner, f'{when}evaluated: {figures or "nothing was found"}')
 
-    def _evaluated(self, text: str) -> str:
-        figures = re.sub(r'\s*\bdata_time: .*', '', text.partition(']  ')[2]).strip()
-        when = f'{self._epoch(self.runner.epoch)}  ' if text.startswith('Epoch') else ''
-        return f'{when}evaluated: {figures or "nothing was found"}'
 
-    def _epoch(self, epoch: int) -> str:
-        last = str(self.runner.max_epochs)
-        return f'epoch {epoch:>{len(last)}}/{last}'
+def _say(runner: Any, text: str) -> None:
+    """Write a line to the console of the process that has one."""
+    if any(handler.level <= logging.INFO for handler in console_handlers(runner.logger)):
+        sys.stdout.write(f'{text}\n')
+        sys.stdout.flush()
+
+
+def _iteration(runner: Any, batch_idx: int) -> str:
+    scalars = runner.message_hub.log_scalars
+    if _by_iterations(runner):
+        parts, place, last = [], runner.iter + 1, runner.max_iters
+    else:
+        parts, last = [_epoch(runner, runner.epoch + 1)], len(runner.train_dataloader)
+        place = batch_idx + 1
+    parts.append(f'iteration {place:>{len(str(last))}}/{last}')
+    if 'train/loss' in scalars:
+        loss = scalars['train/loss'].mean(runner.log_processor.window_size)
+        parts.append(f'loss {_figure(loss)}')
+    if 'train/lr' in scalars:
+        parts.append(f'lr {scalars["train/lr"].current():.2e}')
+    best = best_so_far(runner)
+    if best is not None:
+        short = best['metric'].rpartition('/')[2].replace('bbox_mAP', 'AP')
+        parts.append(f'{short} {best["value"]:.3f}')
+    left = _seconds_left(runner)
+    if left is not None:
+        left += evaluations_left(runner) * _evaluation_seconds(runner)
+        parts.append(f'left {datetime.timedelta(seconds=round(left))}')
+    return '  '.join(parts)
+
+
+def _evaluating(runner: Any, batch_idx: int, batches: int) -> str:
+    left = _seconds_left(runner)
+    rest = '' if left is None else f'  left {datetime.timedelta(seconds=int(left))}'
+    return f'evaluating  {batch_idx + 1:>{len(str(batches))}}/{batches}{rest}'
 
 
 def evaluations_left(runner: Any) -> int:
@@ -131,13 +145,19 @@ def _evaluation_seconds(runner: Any) -> float:
     return scalars['val/time'].mean(batches) * batches
 
 
-def _evaluating(text: str) -> str | None:
-    place, eta = PLACE.search(text), ETA.search(text)
-    if place is None:
-        return None
-    left = f'  left {eta[1]}' if eta else ''
-    return f'evaluating  {place[1]:>{len(place[2])}}/{place[2]}{left}'
+def _seconds_left(runner: Any) -> float | None:
+    """Return what mmengine's IterTimerHook expects of the present loop."""
+    return runner.message_hub.runtime_info.get('eta')
 
 
-def _short_name(metric: str) -> str:
-    return metric.rpartition('/')[2].replace('bbox_mAP', 'AP')
+def _by_iterations(runner: Any) -> bool:
+    return not runner.log_processor.by_epoch
+
+
+def _epoch(runner: Any, epoch: int) -> str:
+    last = str(runner.max_epochs)
+    return f'epoch {epoch:>{len(last)}}/{last}'
+
+
+def _figure(value: Any) -> str:
+    return f'{value:.4f}' if isinstance(value, float) else str(value)

@@ -3,54 +3,154 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.dist import all_reduce
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
 from mmengine.structures import BaseDataElement
-from torch import Tensor, nn
+from torch import nn
 
+from ..errors import ConfigError, EvitError
 from ..utils.files import write_atomically
+from .weights import unwrap
 
-NON_FINITE_POLICIES = ('stop', 'skip')
+POLICIES = ('stop', 'skip')
 FOLDER = 'non_finite'
+MAX_SKIPPED_IN_A_ROW = 20
+SKIPPED = 'evit_mm_skipped_batches'  # key of the message hub, and so of a checkpoint
 
 
-class NonFiniteLossError(Exception):
-    """A loss term is NaN or infinite; raised before anything is propagated back.
+@HOOKS.register_module()
+class NonFiniteLossHook(Hook):
+    """Catch a loss that is NaN or infinite before it reaches the weights; name it and its images.
+
+    The batch is saved under ``work_dir/non_finite``. It looks at the losses that the model's
+    forward returns, so it works with any loop and optimizer wrapper of mmengine's.
 
     Args:
-        terms: The terms of this process by name, empty where only another process has one.
+        policy: ``'stop'``, or ``'skip'`` the batch: its gradient, and what has been accumulated
+            with it, is dropped, while the iteration counts.
+
+    Raises:
+        ConfigError: The policy does not exist.
     """
 
-    def __init__(self, terms: Mapping[str, float]) -> None:
-        self.terms = dict(terms)
-        super().__init__(', '.join(terms))
+    priority = 'HIGHEST'  # before RuntimeInfoHook takes the outputs for the log
 
+    def __init__(self, policy: str = 'stop') -> None:
+        if policy not in POLICIES:
+            raise ConfigError(
+                f"NonFiniteLossHook: policy must be one of {', '.join(POLICIES)}, got '{policy}'"
+            )
+        self.policy = policy
+        self.skips, self.skipped_in_a_row = False, 0
+        self.runner: Any = None
+        self.batch: Any = None
+        self.handles: list[Any] = []
 
-def watch_losses(model: nn.Module) -> None:
-    """Let a model of mmengine raise :class:`NonFiniteLossError` in place of returning one.
+    def before_train(self, runner: Any) -> None:
+        """Look at what the model returns, and stand before the optimizer's step."""
+        self.runner, self.skips = runner, False
+        model = unwrap(runner.model)
+        self.handles = [model.register_forward_hook(self._check, with_kwargs=True)]
+        optimizer = getattr(runner.optim_wrapper, 'optimizer', None)
+        if optimizer is not None:
+            self.handles.append(optimizer.register_step_pre_hook(self._before_step))
 
-    All processes raise it where one has reason to, so that none waits for another's gradients.
-    """
-    parse_losses = getattr(model, 'parse_losses', None)
-    if parse_losses is None:
-        return
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        """Keep the batch at hand."""
+        self.batch, self.skips = data_batch, False
 
-    def watched(losses: Mapping[str, Any]) -> tuple[Tensor, Mapping[str, Tensor]]:
-        total, terms = parse_losses(losses)
+    def after_train_iter(
+        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        """Drop what a skipped batch was accumulated with; it has nothing to log."""
+        self.batch = None
+        if not self.skips:
+            self.skipped_in_a_row = 0
+            return
+        runner.optim_wrapper.zero_grad()
+        outputs.clear()
+
+    def after_train(self, runner: Any) -> None:
+        """Say how many batches were skipped."""
+        for handle in self.handles:
+            handle.remove()
+        self.runner, self.handles = None, []
+        skipped = runner.message_hub.runtime_info.get(SKIPPED)
+        if skipped:
+            runner.logger.warning(
+                f'{skipped} of {runner.iter} batches were skipped, because their loss was not '
+                f"finite; they are in '{Path(runner.work_dir, FOLDER)}'"
+            )
+
+    def _check(self, model: nn.Module, args: Any, kwargs: Mapping, losses: Any) -> Any:
+        """Look at the losses; return others in their place where the batch is skipped.
+
+        All processes act alike where one has reason to, so that none waits for another's
+        gradients.
+        """
+        if kwargs.get('mode') != 'loss' or not isinstance(losses, Mapping):
+            return None
+        total, terms = model.parse_losses(losses)
         finite = torch.isfinite(total.detach()).all().float()
         all_reduce(finite, 'min')
-        if not finite:
-            values = {name: float(torch.as_tensor(term).detach()) for name, term in terms.items()}
-            raise NonFiniteLossError(
-                {name: x for name, x in values.items() if not torch.isfinite(torch.tensor(x))}
-            )
-        return total, terms
+        if finite:
+            return None
+        self._handle({name: float(torch.as_tensor(x).detach()) for name, x in terms.items()})
+        self.skips = True
+        # reaches every weight, as gradients do that several processes share
+        return {'loss': 0.0 * sum(p.sum() for p in model.parameters() if p.requires_grad)}
 
-    model.parse_losses = watched
+    def _before_step(self, optimizer: torch.optim.Optimizer, *args: Any) -> None:
+        if self.skips:
+            optimizer.zero_grad(set_to_none=True)  # what has no gradient stays as it is
+
+    def _handle(self, terms: Mapping[str, float]) -> None:
+        """Keep the batch and stop the run, or count the batch as skipped.
+
+        Raises:
+            EvitError: The policy is to stop, or skipping does not help.
+        """
+        runner = self.runner
+        what = self._keep({k: v for k, v in terms.items() if not math.isfinite(v)})
+        wrong = non_finite_weights(unwrap(runner.model))
+        if wrong:
+            raise EvitError(
+                f'{what}. Not this batch is to blame: {len(wrong)} weights or statistics were not '
+                f"finite before it, '{wrong[0]}' first; the update before it was too large. Train "
+                'with a lower rate, a longer warm-up or optim_wrapper.clip_grad'
+            )
+        self.skipped_in_a_row += 1
+        if self.policy == 'stop' or self.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+            many = f' ({self.skipped_in_a_row} batches in a row)' * (self.skipped_in_a_row > 1)
+            raise EvitError(
+                f'{what}{many}. Look at its boxes; a lower rate or optim_wrapper.clip_grad may '
+                'help; --cfg-options default_hooks.non_finite_loss.policy=skip trains past such '
+                'batches'
+            )
+        runner.logger.warning(f'{what}; it is skipped')
+        hub = runner.message_hub
+        hub.update_info(SKIPPED, hub.runtime_info.get(SKIPPED, 0) + 1)
+
+    def _keep(self, terms: Mapping[str, float]) -> str:
+        """Save the batch of a loss that is not finite, and say what has happened where."""
+        runner = self.runner
+        number = runner.iter + 1
+        where = f'became NaN or infinite in iteration {number}'
+        if not terms:
+            return f'the loss of another process {where}'
+        named = {k: v for k, v in terms.items() if k != 'loss'} or terms  # not the sum
+        said = ' and '.join(f'{name} ({value})' for name, value in named.items())
+        file = Path(runner.work_dir, FOLDER, f'iter_{number}_rank_{runner.rank}.pth')
+        save_batch(file, self.batch, losses=dict(terms), iteration=number)
+        images = ', '.join(image_names(self.batch))
+        return f"{said} {where} on {images}; the batch is kept in '{file}'"
 
 
 def non_finite_weights(model: nn.Module) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,22 +10,11 @@ from mmengine.dist import all_gather_object
 from mmengine.registry import LOOPS
 from mmengine.runner import EpochBasedTrainLoop
 
-from ..errors import ConfigError, EvitError
-from .checkpoints import unwrap
-from .data import CORRUPT_POLICIES, REPLACED, exact_loader
-from .guards import (
-    FOLDER,
-    NON_FINITE_POLICIES,
-    NonFiniteLossError,
-    image_names,
-    non_finite_weights,
-    save_batch,
-    watch_losses,
-)
+from ..errors import ConfigError, DataError
+from .loader import CORRUPT_POLICIES, REPLACED, exact_loader
 from .seeding import MODEL, derive_seed, seed_generators
 
 PLACE = 'evit_mm_place'  # key of the message hub, and so of a checkpoint
-MAX_SKIPPED_IN_A_ROW = 20
 NAMED = 10  # images in a summary
 
 
@@ -42,9 +30,6 @@ class ExactTrainLoop(EpochBasedTrainLoop):
         runner: The runner.
         dataloader: The training data.
         *args: mmengine's.
-        non_finite_loss: What to do about a loss that is NaN or infinite: ``'stop'``, or ``'skip'``
-            the batch: its gradient, and what has been accumulated with it, is dropped, while the
-            iteration counts. Either way the batch is saved under ``work_dir/non_finite``.
         corrupt_images: What to do about an image that cannot be read: ``'raise'``, or
             ``'replace'`` it by another one.
         **kwargs: mmengine's.
@@ -58,23 +43,23 @@ class ExactTrainLoop(EpochBasedTrainLoop):
         runner: Any,
         dataloader: Any,
         *args: Any,
-        non_finite_loss: str = 'stop',
         corrupt_images: str = 'raise',
         **kwargs: Any,
     ) -> None:
-        _check_policy('non_finite_loss', non_finite_loss, NON_FINITE_POLICIES)
-        _check_policy('corrupt_images', corrupt_images, CORRUPT_POLICIES)
+        if corrupt_images not in CORRUPT_POLICIES:
+            policies = ', '.join(CORRUPT_POLICIES)
+            raise ConfigError(
+                f"train_cfg.corrupt_images must be one of {policies}, got '{corrupt_images}'"
+            )
         super().__init__(runner, dataloader, *args, **kwargs)
         self.dataloader = exact_loader(self.dataloader, runner.seed, corrupt_images)
-        self.non_finite_loss, self.corrupt_images = non_finite_loss, corrupt_images
+        self.corrupt_images = corrupt_images
         self.place: dict[str, Any] = {}
-        self.skipped_in_a_row = 0
 
     def run(self) -> torch.nn.Module:
         """Train, from wherever the runner has been resumed."""
         self.place = self.runner.message_hub.runtime_info.get(PLACE, {})
         self.runner.message_hub.update_info(PLACE, self.place)
-        watch_losses(unwrap(self.runner.model))
         self.runner.call_hook('before_train')
         if self._batches_done() == 0:
             self._evaluate()  # where the last run was cut off before it had
@@ -103,18 +88,14 @@ class ExactTrainLoop(EpochBasedTrainLoop):
         """Train on one batch.
 
         Raises:
-            EvitError: The loss is not finite, and the policy is to stop.
+            DataError: An image of it cannot be read.
         """
+        if isinstance(data_batch, DataError):
+            raise data_batch
         self._count_replaced(data_batch)
         self.runner.call_hook('before_train_iter', batch_idx=idx, data_batch=data_batch)
         seed_generators(derive_seed(self.runner.seed, MODEL, self._iter, self.runner.rank))
-        try:
-            outputs = self.runner.model.train_step(
-                data_batch, optim_wrapper=self.runner.optim_wrapper
-            )
-            self.skipped_in_a_row = 0
-        except NonFiniteLossError as fault:
-            outputs = self._handle(fault, data_batch)
+        outputs = self.runner.model.train_step(data_batch, optim_wrapper=self.runner.optim_wrapper)
         self.runner.call_hook(
             'after_train_iter', batch_idx=idx, data_batch=data_batch, outputs=outputs
         )
@@ -148,43 +129,6 @@ class ExactTrainLoop(EpochBasedTrainLoop):
             self.place['evaluated'] = self._epoch
             self.runner.val_loop.run()
 
-    def _handle(self, fault: NonFiniteLossError, data_batch: Any) -> dict[str, Any]:
-        """Stop the run, or skip the batch; return what a skipped iteration has to log."""
-        what = self._keep(fault, data_batch)
-        wrong = non_finite_weights(unwrap(self.runner.model))
-        if wrong:
-            raise EvitError(
-                f'{what}. Not this batch is to blame: {len(wrong)} weights or statistics were not '
-                f"finite before it, '{wrong[0]}' first; the update before it was too large. Train "
-                'with a lower rate, a longer warm-up or optim_wrapper.clip_grad'
-            )
-        self.skipped_in_a_row += 1
-        if self.non_finite_loss == 'stop' or self.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
-            many = f' ({self.skipped_in_a_row} batches in a row)' * (self.skipped_in_a_row > 1)
-            raise EvitError(
-                f'{what}{many}. Look at its boxes; a lower rate or optim_wrapper.clip_grad may '
-                'help; --cfg-options train_cfg.non_finite_loss=skip trains past such batches'
-            )
-        self.runner.logger.warning(f'{what}; it is skipped')
-        self.place['skipped'] = self.place.get('skipped', 0) + 1
-        wrapper = self.runner.optim_wrapper
-        wrapper.zero_grad()
-        wrapper._inner_count += 1  # as mmengine's backward does: steps keep their rhythm
-        return {}
-
-    def _keep(self, fault: NonFiniteLossError, data_batch: Any) -> str:
-        """Save the batch of a loss that is not finite, and say what has happened where."""
-        number = self._iter + 1
-        where = f'became NaN or infinite in iteration {number}'
-        if not fault.terms:
-            return f'the loss of another process {where}'
-        named = {k: v for k, v in fault.terms.items() if k != 'loss'} or fault.terms  # not the sum
-        terms = ' and '.join(f'{name} ({value})' for name, value in named.items())
-        file = Path(self.runner.work_dir, FOLDER, f'iter_{number}_rank_{self.runner.rank}.pth')
-        save_batch(file, data_batch, losses=fault.terms, iteration=number)
-        images = ', '.join(image_names(data_batch))
-        return f"{terms} {where} on {images}; the batch is kept in '{file}'"
-
     def _count_replaced(self, data_batch: Any) -> None:
         """Take the names of replaced images out of a batch, and keep them."""
         if self.corrupt_images != 'replace':
@@ -205,13 +149,3 @@ class ExactTrainLoop(EpochBasedTrainLoop):
                 f'{sum(counts.values())} samples were replaced, because {len(counts)} images '
                 f'cannot be read:\n  {named}{more}'
             )
-        if self.place.get('skipped'):
-            self.runner.logger.warning(
-                f'{self.place["skipped"]} of {self._iter} batches were skipped, because their loss '
-                f"was not finite; they are in '{Path(self.runner.work_dir, FOLDER)}'"
-            )
-
-
-def _check_policy(key: str, value: str, policies: tuple[str, ...]) -> None:
-    if value not in policies:
-        raise ConfigError(f"train_cfg.{key} must be one of {', '.join(policies)}, got '{value}'")

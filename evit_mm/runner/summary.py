@@ -14,46 +14,39 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook, Hook
+from mmengine.registry import HOOKS
 from mmengine.runner import IterBasedTrainLoop
 
+from ..data.check import dataset_paths
+from ..ops import PROVIDED
 from ..utils.files import read_json_dict, write_atomically
 from ..utils.package_files import MIM, project_path
 from ..utils.provenance import commit, cpu, versions
-from .checkpoints import POINTER, unwrap
-from .setup import PACKAGES
+from .resuming import POINTER, resumed_from
+from .weights import unwrap
 
 try:
     import resource
 except ImportError:  # Windows has it not
     resource = None  # type: ignore[assignment]
 
+PACKAGES = ('evit_mm', 'torch', 'numpy', 'mmengine', 'mmcv', 'mmdet', 'mmpretrain', 'timm')
 FILE = 'summary.json'
 BEST = 'evit_mm_best'  # key of the message hub, and so of a checkpoint
 MAIN_METRIC = 'coco/bbox_mAP'  # with classwise=True, the first figure is one class's
 MIB = 2**20
 
 
-@contextmanager
-def summarised(runner: Any) -> Iterator[None]:
-    """Keep a training's ``summary.json``, and say at its end what came of it."""
-    hook = SummaryHook()
-    runner.register_hook(BestHook())
-    runner.register_hook(hook)
-    try:
-        yield
-    finally:
-        hook.end(runner)
-
-
-class BestHook(Hook):
+@HOOKS.register_module()
+class BestMetricHook(Hook):
     """Remember the best evaluation, in checkpoints too."""
 
     priority = 'LOW'  # before the checkpoint hook saves what it knows of the best
@@ -79,8 +72,13 @@ class BestHook(Hook):
             runner.message_hub.update_info(BEST, found)
 
 
+@HOOKS.register_module()
 class SummaryHook(Hook):
-    """Write ``summary.json``; only the first process does."""
+    """Log what a run is made with, and write ``summary.json``; only the first process does.
+
+    With a :class:`~evit_mm.runner.build.CheckedRunner` the summary is written and logged however
+    the training ends; with mmengine's runner, when it comes to its end.
+    """
 
     priority = 'LOWEST'  # after the checkpoint hook has saved the best
 
@@ -92,13 +90,29 @@ class SummaryHook(Hook):
         self.former: dict[str, Any] = {}
         self.facts: dict[str, Any] = {}
 
+    def before_run(self, runner: Any) -> None:
+        """Log seeds, commit, versions and threads; mmengine logs the config and the machine."""
+        seed = runner.seed
+        found = ', '.join(f'{name} {version}' for name, version in versions(PACKAGES).items())
+        lines = (
+            f'commit: {commit()}',
+            f"versions: {found}; mmcv's operators: {PROVIDED}",
+            f'seed of the weights: {seed}; of the data order: {seed} + epoch; of a sample: '
+            f'({seed}, epoch, place); of the model in training: ({seed}, iteration, rank), '
+            'whatever the workers',
+            f'deterministic: {torch.are_deterministic_algorithms_enabled()}, '
+            f'threads: {torch.get_num_threads()}, processes: {runner.world_size}',
+        )
+        runner.logger.info('This run\n    ' + '\n    '.join(lines))
+
     def before_train(self, runner: Any) -> None:
         """Take over what the run that is resumed had recorded, and start the clock."""
         if not is_main_process():
             return
-        self.resumed = bool(runner._resume)
-        if self.resumed and runner._load_from:
-            self.former = read_summary(Path(runner._load_from).parent)
+        file = resumed_from(runner)
+        self.resumed = file is not None
+        if file is not None:
+            self.former = read_summary(Path(file).parent)
         self.start, self.first = time.monotonic(), runner.iter
         self.facts = {
             'command': [Path(sys.executable).name, *sys.argv],
@@ -116,7 +130,7 @@ class SummaryHook(Hook):
     def after_val_epoch(
         self,
         runner: Any,
-        metrics: dict[str, Any] | None = None,  # noqa: ARG002 - mmengine's signature
+        metrics: dict[str, Any] | None = None,
     ) -> None:
         """Write what the evaluation brought."""
         self.write(runner)
@@ -162,14 +176,19 @@ class SummaryHook(Hook):
             **self.facts,
         }
 
-    def end(self, runner: Any) -> None:
+    def after_run(self, runner: Any) -> None:
         """Write the file once more, and log the summary for people."""
+        self.on_exit(runner)
+
+    def on_exit(self, runner: Any) -> None:
+        """Do so once, also when the training was interrupted."""
         if self.start is not None:
             self.write(runner)
             text = describe(runner, self.content(runner))
             if self.finished and self.has_done_nothing(runner):
                 text = f'nothing was left to train\n{text.partition(chr(10))[2]}'
             runner.logger.info(text)
+            self.start = None
 
 
 def read_summary(work_dir: str | Path) -> dict[str, Any]:
@@ -249,14 +268,10 @@ def next_commands(runner: Any, checkpoint: str | Path) -> list[str]:
     if cfg.get('default_scope') == 'mmpretrain':
         commands.append(('test', config, checkpoint, '--show-dir', folder / 'pictures'))
     else:
-        images = _images(cfg)
+        images = dataset_paths(cfg.test_dataloader.dataset)['img_dir']
         commands.append(('predict', config, checkpoint, images, '--out', folder / 'predictions'))
     commands.append(('report', folder, '-o', folder / 'report'))
-    if _is_exportable(runner):
-        onnx = folder / 'detector.onnx'
-        commands.append(('export', config, checkpoint, '--with-nms', '--dynamic', '-o', onnx))
-    there = [command for command in commands if project_path(f'tools/{command[0]}.py').is_file()]
-    return [shlex.join([*_tool(tool), *map(_shown, rest)]) for tool, *rest in there[:3]]
+    return [shlex.join([*_tool(tool), *map(_shown, rest)]) for tool, *rest in commands]
 
 
 def _tool(name: str) -> list[str]:
@@ -271,21 +286,6 @@ def _shown(argument: str | Path) -> str:
     with suppress(ValueError):
         return str(Path(argument).relative_to(Path.cwd()))
     return str(argument)
-
-
-def _is_exportable(runner: Any) -> bool:
-    head = getattr(unwrap(runner.model), 'bbox_head', None)
-    if head is None:
-        return False
-    from ..deploy.sparse_prediction import takes_short_way
-
-    return takes_short_way(head)
-
-
-def _images(cfg: Any) -> Path:
-    from ..data.check import dataset_paths
-
-    return dataset_paths(cfg.test_dataloader.dataset)['img_dir']
 
 
 def _best_file(runner: Any, metric: str) -> str | None:

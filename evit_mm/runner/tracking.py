@@ -23,9 +23,11 @@ from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.fileio import get
 from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
 
 from ..errors import ConfigError
 from ..utils.files import read_json_dict, write_atomically
+from .resuming import resumed_from
 
 BACKENDS = {
     'tensorboard': 'TensorboardVisBackend',
@@ -38,17 +40,14 @@ IMAGES = 8
 SCORE = 0.3  # as tools/predict.py draws
 
 
-def add_trackers(cfg: Config, trackers: Sequence[str], main: bool = True) -> dict[str, str]:
-    """Put trackers into a config, those of a resumed run as they were.
+def add_trackers(cfg: Config, trackers: Sequence[str], main: bool = True) -> None:
+    """Name trackers and their hook in a config, those of a resumed run as they were.
 
     Args:
         cfg: Config, changed in place; ``work_dir`` and ``resume`` are settled. Options that it
             has for a backend already stay.
         trackers: Names out of :data:`BACKENDS`.
         main: Whether this is the process that writes.
-
-    Returns:
-        What has to be known to go on in the same log; it is kept in the work dir.
 
     Raises:
         ConfigError: There is no such tracker, or its package is not installed.
@@ -76,23 +75,26 @@ def add_trackers(cfg: Config, trackers: Sequence[str], main: bool = True) -> dic
             os.environ[MLFLOW_RUN] = state['mlflow']
         _write_state(cfg.work_dir, state)
     _put(cfg, {BACKENDS[name]: options[name] for name in trackers})
-    return state
+    hook = {'type': 'TrackingHook', 'trackers': list(trackers), 'state': state}
+    cfg.setdefault('default_hooks', {})['tracking'] = hook
 
 
 def drop_trackers(cfg: Config) -> None:
     """Take trackers out of a config: an evaluation is not part of the training's log."""
+    (cfg.get('default_hooks') or {}).pop('tracking', None)
     visualizer = cfg.get('visualizer') or {}
     if visualizer.get('vis_backends'):
         kept = [b for b in _backends(visualizer) if b.get('type') not in BACKENDS.values()]
         visualizer['vis_backends'] = kept
 
 
+@HOOKS.register_module()
 class TrackingHook(Hook):
     """Draw the first images of each evaluation for the trackers, and join a resumed run's log.
 
     Args:
         trackers: Names out of :data:`BACKENDS`.
-        state: What :func:`add_trackers` returned.
+        state: What has to be known to go on in the same log; it is kept in the work dir.
         images: How many images are drawn; always the same ones.
     """
 
@@ -108,7 +110,7 @@ class TrackingHook(Hook):
         """Tell TensorBoard where a resumed run goes on, and keep the name of MLflow's run."""
         if not is_main_process():
             return
-        if 'tensorboard' in self.trackers and runner._resume:
+        if 'tensorboard' in self.trackers and resumed_from(runner):
             self._forget_after(runner)
         if 'mlflow' in self.trackers:
             os.environ.pop(MLFLOW_RUN, None)
@@ -116,14 +118,14 @@ class TrackingHook(Hook):
             self.state['mlflow'] = mlflow.active_run().info.run_id
             _write_state(runner.work_dir, self.state)
 
-    def before_val_epoch(self, runner: Any) -> None:  # noqa: ARG002 - mmengine's signature
+    def before_val_epoch(self, runner: Any) -> None:
         """Begin with the first image."""
         self.drawn = 0
 
     def after_val_iter(
         self,
         runner: Any,
-        batch_idx: int,  # noqa: ARG002
+        batch_idx: int,
         data_batch: Any = None,
         outputs: Sequence[Any] | None = None,
     ) -> None:

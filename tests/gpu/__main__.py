@@ -26,7 +26,7 @@ from typing import Any
 from evit_mm.compare.benchmark import machine
 from evit_mm.data import make_shapes
 from evit_mm.errors import EvitError
-from evit_mm.runner.engine import set_device
+from evit_mm.runner.build import set_device
 from evit_mm.utils.provenance import commit
 from tests.conftest import DATA, ROOT
 

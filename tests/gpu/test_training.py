@@ -7,10 +7,13 @@ import sys
 
 import pytest
 import torch
+from mmengine.registry import init_default_scope
 
 from evit_mm.data import make_shapes
 from evit_mm.errors import ConfigError
-from evit_mm.runner import engine
+from evit_mm.runner.build import set_device
+from evit_mm.runner.config import load_config
+from evit_mm.runner.train import train
 from tests import kills, test_resume
 from tests.conftest import ROOT, relative_error
 from tests.recording import read_losses
@@ -36,11 +39,11 @@ def test_one_amp_step(device, is_gpu, half, figures, monkeypatch):
 
     if not is_gpu:
         test_resume.amp_on_the_cpu(monkeypatch)
-    cfg = engine.load_config('retinanet_evit_m4_bccd')
-    engine.set_device(device)
+    cfg = load_config('retinanet_evit_m4_bccd')
+    set_device(device)
     losses, changes = {}, {}
     for kind in ('OptimWrapper', 'AmpOptimWrapper'):
-        engine.init_default_scope('mmdet')
+        init_default_scope('mmdet')
         torch.manual_seed(0)
         model = MODELS.build(cfg.model)
         model.init_weights()
@@ -75,7 +78,7 @@ def test_an_interrupted_run_and_an_undisturbed_one(
     extra, amp = kills.OFTEN, precision == 'AMP'
     if amp and not is_gpu:
         with pytest.raises(ConfigError, match='--amp needs a GPU'):
-            engine.train(write_config(tmp_path, data), str(tmp_path), amp=True, device=device)
+            train(write_config(tmp_path, data), str(tmp_path), amp=True, device=device)
         test_resume.amp_on_the_cpu(monkeypatch)
         extra, amp = test_resume.AMP, False
     config = write_config(tmp_path, data, test_resume.COMMON + test_resume.NOISY + extra)

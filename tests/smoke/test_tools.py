@@ -13,9 +13,11 @@ from mmengine.hooks import Hook
 from evit_mm.checkpoint import read_checkpoint
 from evit_mm.data import make_shapes
 from evit_mm.deploy.export import export
+from evit_mm.deploy.export.evaluation import evaluate
 from evit_mm.deploy.export.files import TORCH
 from evit_mm.errors import CheckpointError, EvitError
-from evit_mm.runner import engine
+from evit_mm.runner.config import load_config
+from evit_mm.runner.train import train
 from evit_mm.utils.provenance import need_torch
 
 from ..conftest import ROOT, randomise
@@ -56,16 +58,16 @@ def config(data, tmp_path_factory):
 def trained(config, tmp_path_factory):
     """The folder of a training of two iterations."""
     folder = tmp_path_factory.mktemp('whole')
-    runner = engine.train(config, str(folder), seed=1, device='cpu')
+    runner = train(config, str(folder), seed=1, device='cpu')
     assert runner.iter == 2
     return folder
 
 
 def test_a_stopped_training_goes_on_to_the_same_weights(config, trained, tmp_path):
     with pytest.raises(StoppedError):
-        engine.train(config, str(tmp_path), seed=1, device='cpu', hooks=[StopHook()])
+        train(config, str(tmp_path), seed=1, device='cpu', hooks=[StopHook()])
     assert not (tmp_path / 'iter_2.pth').exists()
-    runner = engine.train(config, str(tmp_path), resume='auto', device='cpu')
+    runner = train(config, str(tmp_path), resume='auto', device='cpu')
     assert runner.iter == 2
     whole, resumed = (read_checkpoint(f / 'iter_2.pth') for f in (trained, tmp_path))
     assert whole['state_dict'].keys() == resumed['state_dict'].keys()
@@ -87,7 +89,7 @@ def test_plain_and_fused_find_the_same(config, trained, tmp_path):
         text=True,
     )
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
-    engine.test(*arguments, out=str(fused), work_dir=str(tmp_path), device='cpu', fuse=True)
+    evaluate(*arguments, out=str(fused), work_dir=str(tmp_path), device='cpu', fuse=True)
     scores = [
         sorted(box['score'] for box in json.loads(file.read_text())) for file in (plain, fused)
     ]
@@ -102,9 +104,9 @@ def test_a_hostile_file_is_refused_and_nothing_in_it_runs(config, trained, tmp_p
     path = tmp_path / 'iter_2.pth'
     torch.save(content, path, _use_new_zipfile_serialization=not legacy)
     with pytest.raises(CheckpointError, match='was refused, nothing in it was run'):
-        engine.train(config, str(tmp_path / 'work'), resume=str(path), device='cpu')
+        train(config, str(tmp_path / 'work'), resume=str(path), device='cpu')
     with pytest.raises(CheckpointError, match='was refused, nothing in it was run'):
-        engine.test(config, path, work_dir=str(tmp_path / 'work'), device='cpu')
+        evaluate(config, path, work_dir=str(tmp_path / 'work'), device='cpu')
     assert not trap.exists()
     torch.load(path, weights_only=False)
     assert trap.exists()
@@ -116,7 +118,7 @@ def test_export(data, tmp_path):
 
     config = write_config(tmp_path, data)
     init_default_scope('mmdet')
-    model = randomise(MODELS.build(engine.load_config(config).model))
+    model = randomise(MODELS.build(load_config(config).model))
     torch.save({'state_dict': model.state_dict()}, tmp_path / 'weights.pth')
     arguments = config, tmp_path / 'weights.pth', tmp_path / 'model.onnx'
     try:

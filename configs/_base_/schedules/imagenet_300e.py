@@ -4,7 +4,7 @@ Their rate is 1e-3 x batch / 512 and changes once per epoch. Their cosine starts
 the warm-up, this one at its end; at the same epoch the two differ by at most 1.6 % of the peak.
 """
 
-train_cfg = dict(by_epoch=True, max_epochs=300, val_interval=1)
+train_cfg = dict(type='ExactTrainLoop', max_epochs=300, val_interval=1)
 val_cfg = dict()
 test_cfg = dict()
 

@@ -1,6 +1,6 @@
 """The authors' detection recipe: 12 epochs, AdamW, steps at 8 and 11, batch 16 = 8 GPUs x 2."""
 
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=12, val_interval=1)
+train_cfg = dict(type='ExactTrainLoop', max_epochs=12, val_interval=1)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 

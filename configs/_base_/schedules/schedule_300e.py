@@ -7,7 +7,7 @@ _base_ = '../default_runtime.py'
 
 max_epochs, last_epochs, base_lr = 300, 20, 0.004
 train_cfg = dict(
-    type='EpochBasedTrainLoop',
+    type='ExactTrainLoop',
     max_epochs=max_epochs,
     val_interval=10,
     dynamic_intervals=[(max_epochs - last_epochs, 1)],

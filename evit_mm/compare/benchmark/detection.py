@@ -118,7 +118,7 @@ def _build(name: str, size: tuple[int, int], device: str) -> _Detector:
     from mmdet.registry import MODELS
     from mmdet.utils import get_test_pipeline_cfg
 
-    from ...runner.engine import load_config
+    from ...runner.config import load_config
     from .suites import config_path, with_statistics
 
     cfg = load_config(config_path(name))

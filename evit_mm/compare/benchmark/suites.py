@@ -102,7 +102,7 @@ def run(
         ConfigError: There is no such suite, a number is not positive, or the device cannot be
             used.
     """
-    from ...runner.engine import set_device
+    from ...runner.build import set_device
 
     if name not in SUITES:
         raise ConfigError(f"there is no suite '{name}'; there are {', '.join(SUITES)}")
@@ -165,7 +165,7 @@ def measure_backbones(
     from mmengine.registry import MODELS, init_default_scope
 
     from ...deploy import fuse
-    from ...runner.engine import load_config
+    from ...runner.config import load_config
     from ..complexity import build_classifier
     from ..published_results import label_of
 

@@ -146,7 +146,7 @@ def _step(
     from mmdet.registry import MODELS
     from mmdet.testing import demo_mm_inputs
 
-    from ...runner.engine import load_config
+    from ...runner.config import load_config
     from .suites import config_path
 
     cfg = load_config(config_path(name))

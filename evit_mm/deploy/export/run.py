@@ -18,8 +18,11 @@ from torch import nn
 
 from ...data.check import dataset_paths
 from ...errors import ConfigError, DataError, EvitError
+from ...runner.build import load_detector
+from ...runner.config import load_config
 from ...utils.provenance import need_torch
 from .check import SCORE_TOLERANCE, Agreement, compare, network_inputs
+from .evaluation import evaluate
 from .files import TORCH, describe, export_onnx, need, to_openvino
 from .graph import DetectorGraph
 from .quantize import quantize_onnx, quantize_openvino
@@ -75,7 +78,7 @@ def export(
 
     Args:
         config: Config file.
-        checkpoint: What :func:`evit_mm.runner.engine.train` saved.
+        checkpoint: What :func:`evit_mm.runner.train.train` saved.
         out: ``FILE.onnx`` or ``FILE.xml``.
         file_format: ``'onnx'`` or ``'openvino'``.
         with_nms: As :class:`DetectorGraph`.
@@ -84,7 +87,7 @@ def export(
         int8: Quantise, calibrated on the images under ``calibration``.
         calibration: Folder of images; default the config's training images.
         check: Folder of images; default the config's test images. 20 of them are used.
-        cfg_options: As in :func:`evit_mm.runner.engine.train`.
+        cfg_options: As in :func:`evit_mm.runner.train.train`.
 
     Returns:
         The file and how it compares.
@@ -92,8 +95,6 @@ def export(
     Raises:
         EvitError: Something cannot be read, exported or written, or the file disagrees.
     """
-    from ...runner.engine import load_config, load_detector
-
     out = Path(out)
     _refuse(out, file_format, with_nms, half, int8)
     for target in _targets(out):
@@ -249,12 +250,10 @@ def _average_precisions(
     config: str | Path, checkpoint: str | Path, out: Path, cfg_options: Mapping[str, Any] | None
 ) -> dict[str, float]:
     """Evaluate PyTorch and the file on the config's test set, where it is there and COCO's."""
-    from ...runner.engine import test
-
     with tempfile.TemporaryDirectory() as folder:
         try:
             found = {
-                name: test(config, weights, work_dir=folder, cfg_options=cfg_options)
+                name: evaluate(config, weights, work_dir=folder, cfg_options=cfg_options)
                 for name, weights in (('PyTorch', checkpoint), ('int8', out))
             }
         except EvitError as error:  # the file is good without annotations

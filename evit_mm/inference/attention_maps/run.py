@@ -17,7 +17,8 @@ from ...checkpoint import load_pretrained
 from ...data.decoding import read_image
 from ...errors import ConfigError, DataError
 from ...models import EfficientViT
-from ...runner.engine import config_faults, load_config
+from ...runner.build import config_faults
+from ...runner.config import load_config
 from . import pictures
 from .maps import look, similarities
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import cv2
@@ -90,8 +91,9 @@ class GuardedDataset:
     def __getitem__(self, key: Any) -> Any:
         """Return a sample; an index without a seed is the inner data set's affair.
 
-        Raises:
-            DataError: The image cannot be read, or too many in a row.
+        Returns:
+            The sample; a ``DataError`` in its place where the image cannot be read, or too many in
+            a row. A worker that raised it would bury it in its traceback.
         """
         if not isinstance(key, Seeded):
             return self.dataset[key]
@@ -102,14 +104,14 @@ class GuardedDataset:
                 sample = self._read(index)
             except DataError as error:
                 if self.corrupt_images == 'raise':
-                    raise
+                    return error
                 replaced.append(str(error))
                 index = np.random.randint(len(self.dataset))
                 continue
             if self.corrupt_images == 'replace':
                 sample[REPLACED] = '\n'.join(replaced)
             return sample
-        raise DataError(f'{len(replaced)} images in a row cannot be read; {replaced[0]}')
+        return DataError(f'{len(replaced)} images in a row cannot be read; {replaced[0]}')
 
     def _read(self, index: Any) -> Any:
         name = _image_name(self.dataset, index)
@@ -135,13 +137,13 @@ def exact_loader(loader: DataLoader, seed: int, corrupt_images: str) -> DataLoad
     """Return a loader of the same samples that can be entered anywhere.
 
     Its ``batch_sampler`` is an :class:`ExactBatchSampler`, its ``dataset`` a
-    :class:`GuardedDataset`.
+    :class:`GuardedDataset`; a ``DataError`` may stand in the place of a batch.
     """
     return DataLoader(
         GuardedDataset(loader.dataset, corrupt_images),
         batch_sampler=ExactBatchSampler(loader.batch_sampler, seed),
         num_workers=loader.num_workers,
-        collate_fn=loader.collate_fn,
+        collate_fn=partial(_collate, loader.collate_fn),
         pin_memory=loader.pin_memory,
         timeout=loader.timeout,
         worker_init_fn=loader.worker_init_fn,
@@ -150,6 +152,12 @@ def exact_loader(loader: DataLoader, seed: int, corrupt_images: str) -> DataLoad
         prefetch_factor=loader.prefetch_factor,
         persistent_workers=loader.persistent_workers,
     )
+
+
+def _collate(collate: Callable[[Sequence[Any]], Any], samples: Sequence[Any]) -> Any:
+    """Make a batch of samples, or return the fault that is one of them."""
+    faults = (sample for sample in samples if isinstance(sample, DataError))
+    return next(faults, None) or collate(samples)
 
 
 def is_cut_short(path: str) -> bool:

@@ -1,0 +1,105 @@
+"""Evaluation of what is deployed: a checkpoint in its fast form, or an exported file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import ConfigDict
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.registry import HOOKS
+
+from ...errors import ConfigError
+from ...runner.config import is_classifier, load_config
+from ...runner.test import test
+from ...runner.weights import check_classes
+from ..fusion import fuse as fuse_model
+from .files import EXPORTED_SUFFIXES, describe
+
+
+@HOOKS.register_module()
+class FuseHook(Hook):
+    """Put the model into its fast form before it is tested, see :func:`evit_mm.deploy.fuse`."""
+
+    priority = 'VERY_LOW'  # after EMA has put its weights in
+
+    def before_test_epoch(self, runner: Any) -> None:
+        """Exchange the model."""
+        if is_model_wrapper(runner.model):
+            runner.model.module = fuse_model(runner.model.module.eval())
+        else:
+            runner.model = fuse_model(runner.model.eval())
+
+
+class ExportedFileHook(Hook):
+    """Refuse a config that differs from the one that a file was exported with.
+
+    Args:
+        file: The exported file, for the message.
+        described: What the config says of a detector's use, see
+            :func:`~evit_mm.deploy.export.files.describe`.
+    """
+
+    def __init__(self, file: str, described: Mapping[str, Any]) -> None:
+        self.file, self.described = file, described
+
+    def before_test(self, runner: Any) -> None:
+        """Compare classes, preparation of images and choice of detections.
+
+        Raises:
+            ConfigError: They differ.
+        """
+        metadata = runner.model.exported.metadata
+        check_classes(metadata, runner.test_dataloader.dataset.metainfo, self.file)
+        for key in ('mean', 'std', 'channels', 'pad_value', 'score_thr'):
+            if key in metadata and metadata[key] != self.described[key]:
+                raise ConfigError(
+                    f"'{self.file}' was exported with {key}={metadata[key]}, the config has "
+                    f'{self.described[key]}; set it back, or export again'
+                )
+
+
+def evaluate(
+    config: str | Path,
+    checkpoint: str | Path,
+    fuse: bool = False,
+    work_dir: str | None = None,
+    launcher: str = 'none',
+    cfg_options: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> dict[str, float]:
+    """Evaluate a checkpoint, also in its fast form, or an exported file.
+
+    Args:
+        config: Config file.
+        checkpoint: As in :func:`evit_mm.runner.test.test`, or what
+            :func:`evit_mm.deploy.export.export` wrote.
+        fuse: Test the fast form, see :func:`evit_mm.deploy.fuse`.
+        work_dir: As in :func:`evit_mm.runner.test.test`.
+        launcher: As in :func:`evit_mm.runner.test.test`.
+        cfg_options: As in :func:`evit_mm.runner.test.test`.
+        **options: Further ones of :func:`evit_mm.runner.test.test`.
+
+    Returns:
+        The metrics by name.
+
+    Raises:
+        EvitError: The config, the data set or the file cannot be used.
+    """
+    cfg = load_config(config, cfg_options, work_dir)
+    if Path(checkpoint).suffix not in EXPORTED_SUFFIXES:
+        hooks = [FuseHook()] if fuse else []
+        return test(cfg, checkpoint, launcher=launcher, hooks=hooks, **options)
+    file = str(checkpoint)
+    if fuse:
+        raise ConfigError(f"--fuse: '{file}' has its form already")
+    if launcher != 'none':
+        raise ConfigError(f"--launcher {launcher}: '{file}' runs in one process alone")
+    preprocessor = cfg.model.get('data_preprocessor')
+    if is_classifier(cfg) or preprocessor is None:
+        raise ConfigError(f"'{file}': only a detector's exported file can be evaluated")
+    hook = ExportedFileHook(file, describe(cfg, ()))
+    cfg.model = ConfigDict(type='ExportedDetector', file=file, data_preprocessor=preprocessor)
+    return test(cfg, None, hooks=[hook], **options)

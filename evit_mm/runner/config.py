@@ -1,0 +1,114 @@
+"""A config: read, overridden from the command line, and checked before anything is built."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+from ..errors import ConfigError
+from ..utils.package_files import find_config
+from ..utils.text import did_you_mean
+
+LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
+# keys that mmengine's and mmdet's tools read beside the runner's arguments
+TOOL_KEYS = ('auto_scale_lr', 'runner_type')
+# what mmdet's heads read; a head reads only its own of them, and passes over every other key
+TEST_KEYS = (
+    'nms_pre',
+    'nms_post',
+    'min_bbox_size',
+    'score_thr',
+    'conf_thr',
+    'nms',
+    'max_per_img',
+    'mask_thr_binary',
+    'mask_thr',
+    'multi_label',
+    'rpn',
+    'rcnn',
+)
+
+
+def load_config(
+    config: str | Path,
+    cfg_options: Mapping[str, Any] | None = None,
+    work_dir: str | None = None,
+) -> Config:
+    """Read a config, apply overrides and settle its work dir.
+
+    Args:
+        config: Config file, or the name of one that comes along: ``retinanet_evit_m4_coco``.
+        cfg_options: Overrides, dotted keys.
+        work_dir: Overrides the config's.
+
+    Returns:
+        The config.
+
+    Raises:
+        ConfigError: The file is missing or broken, or a key is misspelt.
+    """
+    config = find_config(config)
+    try:  # a config is a program and can fail in any way
+        cfg = Config.fromfile(str(config))
+        own = set(cfg)
+        if cfg_options:
+            cfg.merge_from_dict(dict(cfg_options))
+    except Exception as error:
+        reason = f'{type(error).__name__}: {error}'
+        raise ConfigError(f"config '{config}' cannot be read ({reason})") from error
+    known = {*inspect.signature(Runner.__init__).parameters, *TOOL_KEYS}
+    for key in set(cfg) - known:
+        # a config may name things of its own; on the command line a new name is a slip
+        hint = did_you_mean(key, known, cutoff=0.85 if key in own else 0.5)
+        if hint or key not in own:
+            raise ConfigError(f"{config}: unknown key '{key}'{hint}")
+    for key in ('model', 'test_dataloader'):
+        if not isinstance(cfg.get(key), Mapping):
+            raise ConfigError(f"{config}: '{key}' is missing")
+    check_values(cfg, str(config))
+    if work_dir is not None:
+        cfg.work_dir = work_dir
+    elif cfg.get('work_dir') is None:
+        cfg.work_dir = str(Path('work_dirs') / Path(config).stem)
+    return cfg
+
+
+def is_classifier(cfg: Mapping[str, Any]) -> bool:
+    """Whether a config is mmpretrain's, and so classifies whole images."""
+    return cfg.get('default_scope') == 'mmpretrain'
+
+
+def check_values(cfg: Mapping[str, Any], name: str) -> None:
+    """Refuse an impossible batch size, and keys of ``model.test_cfg`` that nothing would read.
+
+    Args:
+        cfg: Config.
+        name: Its file, for the message.
+
+    Raises:
+        ConfigError: One of these.
+    """
+    for loader in LOADERS:
+        size = (cfg.get(loader) or {}).get('batch_size', 1)
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            raise ConfigError(
+                f'{name}: {loader}.batch_size must be a whole number from 1 up, got {size!r}'
+            )
+    _check_test_keys(cfg['model'].get('test_cfg'), 'model.test_cfg', name)
+
+
+def _check_test_keys(test_cfg: Any, where: str, name: str) -> None:
+    """Refuse what is nearly a known key; a head of the user's own may read any other."""
+    if not isinstance(test_cfg, Mapping):
+        return
+    for key, value in test_cfg.items():
+        hint = did_you_mean(key, TEST_KEYS, cutoff=0.75)
+        if key not in TEST_KEYS and hint:
+            raise ConfigError(f"{name}: unknown key '{where}.{key}'{hint}")
+        if key in ('rpn', 'rcnn'):
+            _check_test_keys(value, f'{where}.{key}', name)

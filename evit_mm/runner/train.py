@@ -1,0 +1,99 @@
+"""Training: from a config and a command line to a run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from ..errors import ConfigError
+from ..utils.distributed import is_first_process
+from .build import build_runner, make_folder, set_device
+from .config import load_config
+from .resuming import find_last_good
+from .tracking import add_trackers
+
+
+def train(
+    config: str | Path,
+    work_dir: str | None = None,
+    resume: str | None = None,
+    amp: bool = False,
+    auto_scale_lr: bool = False,
+    launcher: str = 'none',
+    cfg_options: Mapping[str, Any] | None = None,
+    seed: int | None = None,
+    device: str | None = None,
+    hooks: Sequence[Hook] = (),
+    deterministic: bool = False,
+    track: Sequence[str] = (),
+) -> Runner:
+    """Train a detector or a classifier as its config says.
+
+    Args:
+        config: Config file.
+        work_dir: Where logs and checkpoints go; else the config's, else ``work_dirs/NAME``.
+        resume: ``'auto'`` goes on from the last whole checkpoint in ``work_dir``, if there is one;
+            a path goes on from that file. With :class:`~evit_mm.runner.ExactTrainLoop`, losses and
+            weights are those of a run that was never interrupted.
+        amp: Train in mixed precision.
+        auto_scale_lr: Scale the learning rate to the actual batch size.
+        launcher: ``'none'``, ``'pytorch'``, ``'slurm'`` or ``'mpi'``.
+        cfg_options: Overrides of the config, dotted keys.
+        seed: Seed of everything random; None draws one, which the log states.
+        device: ``'cpu'``, ``'cuda'``, ``'cuda:1'``, ...; None takes a GPU where there is one.
+        hooks: Further hooks of the caller's own.
+        deterministic: Take only operations that give the same bits in each run on one machine.
+        track: Where scalars and pictures go besides the work dir, out of
+            :data:`evit_mm.runner.tracking.BACKENDS`.
+
+    Returns:
+        The runner, after training.
+
+    Raises:
+        EvitError: The config, the data set or a checkpoint cannot be used, the loss is not finite,
+            or the run cannot go on because the disk is full or a process has died.
+    """
+    cfg = load_config(config, cfg_options, work_dir)
+    set_device(device)
+    if amp:
+        _use_amp(cfg)
+    if auto_scale_lr:
+        if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
+            raise ConfigError(f'{config}: --auto-scale-lr needs auto_scale_lr.base_batch_size')
+        cfg.auto_scale_lr.enable = True
+    if seed is not None and not 0 <= seed < 2**32:
+        raise ConfigError(f'--seed must be from 0 to 2**32 - 1, got {seed}')
+    if seed is not None:
+        cfg.randomness = {**cfg.get('randomness', {}), 'seed': seed}
+    if deterministic:
+        cfg.randomness = {'seed': None, **cfg.get('randomness', {}), 'deterministic': True}
+        # cuBLAS reads it when CUDA starts; torch refuses to work deterministically without
+        os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
+    if resume == 'auto':
+        if find_last_good(cfg.work_dir):
+            cfg.resume, cfg.load_from = True, None
+    elif resume is not None:
+        cfg.resume, cfg.load_from = True, str(resume)
+    if track:
+        make_folder('--work-dir', cfg.work_dir)
+        add_trackers(cfg, track, is_first_process())
+    runner = build_runner(cfg, launcher)
+    for hook in hooks:
+        runner.register_hook(hook)
+    runner.train()
+    return runner
+
+
+def _use_amp(cfg: Config) -> None:
+    if get_device() == 'cpu':
+        raise ConfigError('--amp needs a GPU; leave it out to train on the CPU')
+    kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
+    cfg.optim_wrapper.type = f'Amp{kind.removeprefix("Amp")}'  # mmengine's and evit_mm's alike
+    cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')

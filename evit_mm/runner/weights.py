@@ -1,0 +1,122 @@
+"""Weights for a model that has been built: read, translated to its names, and checked."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
+from torch import nn
+
+from ..checkpoint import (
+    DERIVED,
+    check_state_dict,
+    extract_state_dict,
+    metadata_of,
+    plain_weights_of,
+    read_checkpoint,
+)
+from ..errors import ConfigError
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Return the model inside the wrapper that several processes need."""
+    return model.module if is_model_wrapper(model) else model
+
+
+def read_fitting(
+    checkpoint: str | Path, model: nn.Module, metainfo: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Read a checkpoint that fits a model and its class names exactly.
+
+    Args:
+        checkpoint: File or URL.
+        model: The model.
+        metainfo: That of the data set, with ``classes``.
+
+    Returns:
+        ``state_dict``, complete; ``meta``; and ``ema_state_dict`` where the file has plain weights
+        beside averaged ones.
+
+    Raises:
+        CheckpointError: The file cannot be read or does not fit.
+        ConfigError: It was trained with other classes.
+    """
+    name = str(checkpoint)
+    content = read_checkpoint(checkpoint)
+    state = _translated(extract_state_dict(content, prefix='', name=name), model)
+    check_state_dict(state, model, name=name)
+    meta = metadata_of(content)
+    check_classes((meta or {}).get('dataset_meta'), metainfo, checkpoint)
+    # the model's own BatchNorm counters complete it: EMA's hook exchanges entry by entry
+    read = {'meta': meta, 'state_dict': {**model.state_dict(), **state}}
+    plain = plain_weights_of(content)
+    if plain:
+        weights = {key: value for key, value in plain.items() if key != 'steps'}
+        check_state_dict(extract_state_dict(weights, prefix='', name=name), model, name=name)
+        read['ema_state_dict'] = plain
+    return read
+
+
+def read_start(checkpoint: str | Path, model: nn.Module) -> dict[str, Any]:
+    """Read weights to start from: only a head may differ, as with another number of classes.
+
+    Args:
+        checkpoint: File or URL.
+        model: The model.
+
+    Returns:
+        ``state_dict``, completed by the model's own weights, which a warning names.
+
+    Raises:
+        CheckpointError: The file cannot be read, or backbone or neck do not fit.
+    """
+    name = str(checkpoint)
+    state = _translated(extract_state_dict(read_checkpoint(name), prefix='', name=name), model)
+    body = nn.Module()
+    for part in ('backbone', 'neck'):
+        if getattr(model, part, None) is not None:
+            body.add_module(part, getattr(model, part))
+    of_body = {k: v for k, v in state.items() if k.split('.')[0] in ('backbone', 'neck')}
+    check_state_dict(of_body, body, name=name)
+    own = model.state_dict()
+    fitting = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
+    left_out = [key for key in (*state, *own) if key not in fitting and not key.endswith(DERIVED)]
+    if left_out:
+        names = ', '.join(sorted(set(left_out)))
+        text = f"'{name}' has another head; these stay as they were initialised: {names}"
+        print_log(text, logger='current', level=logging.WARNING)
+    whole = {k: v for k, v in {**own, **fitting}.items() if not k.endswith(DERIVED)}
+    check_state_dict(whole, model, name=name)
+    return {'state_dict': {**own, **fitting}}
+
+
+def check_classes(
+    trained: Mapping[str, Any] | None, metainfo: Mapping[str, Any], checkpoint: str | Path
+) -> None:
+    """Refuse class names that a file was not trained with; labels are only numbers.
+
+    Args:
+        trained: The file's own ``dataset_meta``.
+        metainfo: That of the data set, with ``classes``.
+        checkpoint: The file, for the message.
+
+    Raises:
+        ConfigError: They differ.
+    """
+    classes = (trained or {}).get('classes')
+    if classes is not None and list(classes) != list(metainfo['classes']):
+        raise ConfigError(
+            f"'{checkpoint}' was trained with the classes {tuple(classes)}, the config names "
+            f'{tuple(metainfo["classes"])}; set metainfo.classes to those of the checkpoint'
+        )
+
+
+def _translated(state: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
+    """Let a model that knows other names, such as the authors', give the tensors its own."""
+    translate = getattr(model, 'translate_state_dict', None)
+    return state if translate is None else translate(state)

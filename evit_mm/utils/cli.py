@@ -1,0 +1,67 @@
+"""What the tools share: their common options, the error line and Ctrl-C."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from ..errors import EvitError
+
+DEBUG = 'EVIT_MM_DEBUG'
+
+
+def run_tool(tool: Callable[[], Any], interrupted: str = 'interrupted') -> Any:
+    """Call a tool's main function; end with one line where the user can fix what went wrong.
+
+    With ``EVIT_MM_DEBUG=1`` the traceback stands above that line.
+
+    Args:
+        tool: The function.
+        interrupted: What to say after Ctrl-C.
+
+    Returns:
+        What the function returns.
+    """
+    try:
+        return tool()
+    except (EvitError, OSError) as error:
+        lines = [f'error: {error}']
+        if os.environ.get(DEBUG):
+            traceback.print_exc()
+        elif error.__cause__ or isinstance(error, OSError):
+            lines.append(f'{DEBUG}=1 prints the traceback')
+        sys.exit('\n'.join(lines))
+    except KeyboardInterrupt:
+        sys.exit(interrupted)
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Add ``--device``."""
+    parser.add_argument('--device', help='cpu, cuda, cuda:1, ... (default: a GPU if there is one)')
+
+
+def add_cfg_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``--cfg-options``, mmengine's overrides."""
+    from mmengine.config import DictAction
+
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, help='overrides, key.sub_key=value'
+    )
+
+
+def add_launcher(parser: argparse.ArgumentParser) -> None:
+    """Add ``--launcher``, and the rank that some launchers give by an argument."""
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+
+
+def parse_with_rank(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Read the command line; the rank goes to where mmengine looks for it."""
+    args = parser.parse_args()
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    del args.local_rank
+    return args
