@@ -80,4 +80,5 @@ gpu:
 
 lint:
 	@$(ENV) && \
-	"$$py" -m ruff check . && "$$py" -m ruff format --check . && "$$py" -m mypy
+	"$$py" -m ruff check . && "$$py" -m ruff format --check . && "$$py" -m mypy && \
+	"$$(dirname "$$py")/lint-imports" --no-cache

@@ -61,6 +61,7 @@ extras = {
         'hypothesis',
         'ruff',
         'mypy',
+        'import-linter',
         'pre-commit',
         'playwright',
         'build',

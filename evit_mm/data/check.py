@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.progress import track
 
 from ..errors import DataError
-from .decoding import UNDECODABLE, read_image, some, split_tolerated
+from .images import UNDECODABLE, read_image, some, split_tolerated
 
 NUM_DECODED = 8  # images opened per split; enough to see a systematic fault
 

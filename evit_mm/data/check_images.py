@@ -14,7 +14,7 @@ from typing import Any
 from mmengine.config import Config
 
 from ..errors import DataError
-from .decoding import UNDECODABLE, read_image, some, split_tolerated
+from .images import UNDECODABLE, read_image, some, split_tolerated
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif')  # mmpretrain's
 NUM_DECODED = 8  # images opened per split; enough to see a systematic fault

@@ -1,9 +1,10 @@
 """Detecting objects in images, videos and cameras, whatever no data set knows."""
 
+from ..data.images import IMAGE_SUFFIXES, list_images
 from .coco import coco_ids, to_coco
 from .detector import Detector, in_batches, load_detector_config
 from .run import Prediction, predict
-from .sources import IMAGE_SUFFIXES, VIDEO_SUFFIXES, list_images
+from .sources import VIDEO_SUFFIXES
 
 __all__ = [
     'IMAGE_SUFFIXES',

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data.decoding import read_image
+from ..data.images import read_image
 from ..errors import ConfigError, DataError
 from . import IMAGE_SUFFIXES, Detector, load_detector_config
 

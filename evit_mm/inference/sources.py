@@ -13,10 +13,9 @@ from typing import Any
 import cv2
 import numpy as np
 
-from ..data.decoding import read_image
+from ..data.images import list_images, read_image
 from ..errors import ConfigError, DataError
 
-IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 VIDEO_SUFFIXES = ('.mp4', '.avi', '.mkv', '.mov', '.webm', '.m4v', '.mpg', '.mpeg', '.wmv', '.flv')
 DEFAULT_FPS = 25.0  # of a camera or a file that does not say
 MAX_FPS = 240.0  # more is a header's nonsense, which no writer takes
@@ -42,23 +41,6 @@ class Frame:
     pixels: np.ndarray | None
     path: Path
     seconds: float | None = None
-
-
-def list_images(source: str | Path) -> list[Path]:
-    """Return the image itself, or all images under a folder, sorted.
-
-    Raises:
-        DataError: There is none.
-    """
-    source = Path(source)
-    if source.is_file():
-        return [source]
-    if not source.is_dir():
-        raise DataError(f"'{source}' does not exist")
-    images = sorted(p for p in source.rglob('*') if p.suffix.lower() in IMAGE_SUFFIXES)
-    if not images:
-        raise DataError(f"no image under '{source}' (looked for {', '.join(IMAGE_SUFFIXES)})")
-    return images
 
 
 class Images:

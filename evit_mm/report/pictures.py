@@ -10,7 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ..data.decoding import read_image
+from ..data.images import read_image
 from ..evaluation.boxes import Found, Truth
 from ..evaluation.tide import IGNORED, KINDS, MISSED, Errors
 from .analysis import Analysis

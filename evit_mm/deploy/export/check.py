@@ -13,7 +13,7 @@ import torch
 from mmengine.structures import InstanceData
 from torch import nn
 
-from ...data.decoding import read_image
+from ...data.images import read_image
 from ...errors import DataError
 
 SCORE_TOLERANCE = 1e-3

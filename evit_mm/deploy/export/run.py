@@ -17,6 +17,7 @@ from rich.progress import track
 from torch import nn
 
 from ...data.check import dataset_paths
+from ...data.images import list_images
 from ...errors import ConfigError, DataError, EvitError
 from ...runner.build import load_detector
 from ...runner.config import load_config
@@ -176,8 +177,6 @@ def _targets(out: Path) -> list[Path]:
 
 def _images(cfg: Any, split: str, folder: str | Path | None, flag: str, most: int) -> list[Path]:
     """Return at most so many images under a folder, or of a split, evenly spread."""
-    from ...inference import list_images
-
     try:
         if folder is None:
             dataset = (cfg.get(f'{split}_dataloader') or {}).get('dataset') or {}

@@ -14,7 +14,7 @@ from mmengine.config import Config
 from torch import Tensor
 
 from ...checkpoint import load_pretrained
-from ...data.decoding import read_image
+from ...data.images import read_image
 from ...errors import ConfigError, DataError
 from ...models import EfficientViT
 from ...runner.build import config_faults

@@ -1,4 +1,4 @@
-"""Reading pictures that may be broken."""
+"""Finding and reading images, of which some may be broken."""
 
 from __future__ import annotations
 
@@ -10,8 +10,28 @@ import cv2
 import mmcv
 import numpy as np
 
+from ..errors import DataError
+
+IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 MAX_NAMED = 5
 UNDECODABLE = 'cannot be decoded'
+
+
+def list_images(source: str | Path) -> list[Path]:
+    """Return the image itself, or all images under a folder, sorted.
+
+    Raises:
+        DataError: There is none.
+    """
+    source = Path(source)
+    if source.is_file():
+        return [source]
+    if not source.is_dir():
+        raise DataError(f"'{source}' does not exist")
+    images = sorted(p for p in source.rglob('*') if p.suffix.lower() in IMAGE_SUFFIXES)
+    if not images:
+        raise DataError(f"no image under '{source}' (looked for {', '.join(IMAGE_SUFFIXES)})")
+    return images
 
 
 def read_image(path: str | Path) -> np.ndarray | None:
