@@ -1,6 +1,6 @@
 """Write a trained detector for ONNX Runtime or OpenVINO: python tools/export.py CONFIG CHECKPOINT.
 
-Example: python tools/export.py CONFIG CHECKPOINT --format onnx --with-nms --dynamic -o model.onnx
+Example: python tools/export.py CONFIG CHECKPOINT --format onnx -o model.onnx
 """
 
 import argparse
@@ -18,9 +18,11 @@ def parse_args() -> argparse.Namespace:
         '--format', dest='file_format', choices=['onnx', 'openvino'], default='onnx'
     )
     parser.add_argument('-o', '--out', required=True, help='FILE.onnx or FILE.xml')
-    parser.add_argument('--with-nms', action='store_true', help='end with NMS: 100 detections')
     parser.add_argument(
-        '--dynamic', action='store_true', help='any batch, sizes that are multiples of 32'
+        '--no-nms', dest='with_nms', action='store_false', help='all boxes and scores come out'
+    )
+    parser.add_argument(
+        '--static', dest='dynamic', action='store_false', help="one image of the check images' size"
     )
     parser.add_argument('--half', action='store_true', help='float16')
     parser.add_argument('--int8', action='store_true', help='quantise; reports the AP lost')
