@@ -232,7 +232,7 @@ def test_a_file_for_one_size_takes_no_other(trained, static, tmp_path):
         with pytest.raises(EvitError, match=r"one\.onnx' does not run on an image of shape"):
             opened(images(batch, height, 192).numpy(), [[height, 192]] * batch)
     options = {'test_dataloader.dataset.pipeline.1.scale': (96, 96)}
-    with pytest.raises(EvitError, match='without --dynamic'):
+    with pytest.raises(EvitError, match='with --static'):
         evaluate(trained[0], static.file, work_dir=str(tmp_path), cfg_options=options)
 
 
@@ -386,7 +386,7 @@ def test_a_file_that_disagrees_is_not_kept(derive, trained, tmp_path, monkeypatc
         (dict(out='a.xml'), r'must end in \.onnx for onnx'),
         (dict(out='a.onnx', file_format='tflite'), 'must be one of onnx, openvino'),
         (dict(out='a.onnx', half=True, int8=True), '--half and --int8 exclude'),
-        (dict(out='a.onnx', int8=True, with_nms=False), '--int8 needs --with-nms'),
+        (dict(out='a.onnx', int8=True, with_nms=False), '--int8 and --no-nms exclude each other'),
         (dict(out='a.onnx', check='nowhere'), "'nowhere' does not exist; name a folder .* --check"),
         (dict(out='a.onnx', int8=True, calibration='nowhere'), 'by --calibration DIR'),
         (dict(out='a.onnx', cfg_options={'model.test_cfg.nms.type': 'soft_nms'}), 'plain nms'),

@@ -83,7 +83,7 @@ def export_onnx(
     except torch.onnx.OnnxExporterError as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         raise EvitError(
-            f'{type(detector).__name__} cannot be written as ONNX ({reason}); try without --dynamic'
+            f'{type(detector).__name__} cannot be written as ONNX ({reason}); try --static'
         ) from error
     model = program.model_proto
     _name_dimensions(model, dynamic)

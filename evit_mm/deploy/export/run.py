@@ -145,7 +145,7 @@ def export(
                 if not rows:
                     raise ConfigError(
                         f'no image for the calibration becomes {size[0]} pixels high and {size[1]} '
-                        'wide, as the file without --dynamic takes; see --calibration DIR'
+                        'wide, as the file made with --static takes; see --calibration DIR'
                     )
                 quantize = quantize_onnx if file_format == 'onnx' else quantize_openvino
                 exact, file = file, folder / f'int8{file.suffix}'
@@ -167,7 +167,9 @@ def _refuse(out: Path, file_format: str, with_nms: bool, half: bool, int8: bool)
     if half and int8:
         raise ConfigError('--half and --int8 exclude each other')
     if int8 and not with_nms:
-        raise ConfigError('--int8 needs --with-nms, since its loss is measured on detections')
+        raise ConfigError(
+            '--int8 and --no-nms exclude each other: its loss is measured on detections'
+        )
 
 
 def _targets(out: Path) -> list[Path]:

@@ -62,7 +62,7 @@ class ExportedModel:
             return self._run(image, size)
         except Exception as error:  # the runtimes' exceptions have no common base but this
             raise EvitError(
-                f"'{self.file}' does not run on an image of shape {image.shape}; without --dynamic "
+                f"'{self.file}' does not run on an image of shape {image.shape}; with --static "
                 f'it takes only that of its export ({_last_line(error)})'
             ) from None
 
@@ -122,7 +122,9 @@ class ExportedDetector(BaseModel):
     def __init__(self, file: str, data_preprocessor: dict) -> None:
         self.exported = ExportedModel(file)
         if 'labels' not in (names := self.exported.metadata.get('outputs', [])):
-            raise EvitError(f"'{file}' has no NMS inside (its outputs are {names}); see --with-nms")
+            raise EvitError(
+                f"'{file}' has no NMS inside (its outputs are {names}); export it without --no-nms"
+            )
         divisor = self.exported.metadata['pad_size_divisor']
         super().__init__({**data_preprocessor, 'pad_size_divisor': divisor})
 
@@ -131,7 +133,7 @@ class ExportedDetector(BaseModel):
         if mode != 'predict':
             raise EvitError(f'an exported file only predicts; it has no mode {mode!r}')
         sizes = np.array([sample.img_shape[:2] for sample in data_samples])
-        # images one after the other: a file without --dynamic takes no more
+        # images one after the other: a file made with --static takes no more
         for row, sample in enumerate(data_samples):
             outputs = self.exported(inputs[row : row + 1].cpu().numpy(), sizes[row : row + 1])
             sample.pred_instances = to_instances(outputs, sample.scale_factor)
