@@ -25,15 +25,19 @@ def file_only(logger: logging.Logger, errors: bool = False) -> Iterator[None]:
         errors: Of warnings, too, only errors show.
     """
     level = logging.ERROR if errors else logging.WARNING
-    handlers = [handler for handler in console_handlers(logger) if handler.level < level]
-    before = [handler.level for handler in handlers]
+    handlers = console_handlers(logger)
+
+    def is_shown(record: logging.LogRecord) -> bool:
+        return record.levelno >= level
+
+    # the last filter: mmengine's first one still notes which warnings have been given
     for handler in handlers:
-        handler.setLevel(level)
+        handler.addFilter(is_shown)
     try:
         yield
     finally:
-        for handler, old in zip(handlers, before, strict=True):
-            handler.setLevel(old)
+        for handler in handlers:
+            handler.removeFilter(is_shown)
 
 
 def console_handlers(logger: logging.Logger) -> list[logging.Handler]:
