@@ -28,7 +28,6 @@ CLASSIFIERS: dict[str, tuple[str, ...]] = {
     'msra': ('head.',),
     'timm': ('head.',),
     'spos': ('conv_last.', 'classifier.'),
-    'mmrazor': ('conv_last.', 'classifier.'),
     'mobile': ('conv_head.', 'bn2.', 'classifier.'),
 }
 NUM_SHOWN = 3

@@ -17,14 +17,12 @@ SIGNATURES = {
     'msra': 'patch_embed.0.c.weight',
     'timm': 'patch_embed.conv1.conv.weight',
     'spos': 'first_conv.0.weight',
-    'mmrazor': 'conv1.conv.weight',
     'mobile': 'conv_stem.weight',
 }
 DESCRIPTIONS = {
     'msra': "EfficientViT by the authors' names",
     'timm': "EfficientViT by timm's names",
     'spos': "SPOS by megvii's names",
-    'mmrazor': "SPOS by mmrazor's names",
     'mobile': 'a mobile network of timm',
 }
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from ..models import VARIANTS, EfficientViT, EfficientViTHead, SPOSHead, SPOSNet
-from ..models.spos import DEPTHS, XCEPTION
+from ..models.spos import DEPTHS, KERNEL_SIZES, XCEPTION
 from ..models.variants import NUM_STAGES, Variant
 from .contents import own_names
 from .names import DESCRIPTIONS, family_of, to_timm
@@ -172,14 +172,12 @@ def _spos(state: Mapping[str, Tensor]) -> tuple[str, list[nn.Module]]:
         if f'{main}12.weight' in state:
             choices[place] = XCEPTION
         else:
-            choices[place] = (3, 5, 7).index(state[f'{main}3.weight'].shape[-1])
-    projection = 'features.0.branch_proj.'
-    balanced = len(state[f'{projection}0.weight']) != len(state[f'{projection}2.weight'])
+            choices[place] = KERNEL_SIZES.index(state[f'{main}3.weight'].shape[-1])
     stages = len(DEPTHS) if 'conv_last.0.weight' in state else _stages_of(len(blocks)) - 1
-    modules: list[nn.Module] = [SPOSNet(choices, out_indices=(stages,), balanced=balanced)]
+    modules: list[nn.Module] = [SPOSNet(choices, out_indices=(stages,))]
     if 'classifier.0.weight' in state:
         modules.append(SPOSHead(len(state['classifier.0.weight'])))
-    return f'SPOS (choices={choices}{", balanced=True" if balanced else ""})', modules
+    return f'SPOS (choices={choices})', modules
 
 
 def _stages_of(num_blocks: int) -> int:
@@ -191,11 +189,11 @@ def _shapes(modules: Iterable[nn.Module]) -> Shapes:
 
 
 def _compare(found: Shapes, expected: Shapes, network: str, name: str) -> None:
-    # counters may be absent, and mmrazor's classifier has a bias
+    # BatchNorm's counters may be absent
     absent = [
         key for key in expected if key not in found and not key.endswith('num_batches_tracked')
     ]
-    more = [key for key in found if key not in expected and key != 'classifier.0.bias']
+    more = [key for key in found if key not in expected]
     other = [
         f'{key} {found[key]} instead of {expected[key]}'
         for key in found
