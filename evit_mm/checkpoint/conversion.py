@@ -11,9 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import CheckpointError
-from ..models.attention import relative_offsets
+from ..models.attention import relative_offsets, resize_attention_biases
 from .contents import metadata_of, plain_weights_of, tensors_of
-from .fitting import resize_attention_biases
 from .names import to_timm
 from .reading import METADATA_KEY, read_file
 from .recognition import BACKBONE, OFFSETS, Recognised, recognise

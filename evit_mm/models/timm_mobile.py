@@ -60,7 +60,7 @@ class TIMMMobileNet(Backbone):
         channels_last: bool = True,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
-        import timm  # late: whoever builds EfficientViT alone need not wait for it
+        import timm  # late: it loads torchvision and the Hugging Face hub
 
         super().__init__(channels_last, init_cfg)
         if not timm.is_model(model_name):
