@@ -1,7 +1,7 @@
 """What every run shares: hooks, logging, environment."""
 
 custom_imports = dict(
-    imports=['evit_mm', 'evit_mm.models.heads', 'evit_mm.evaluation.coco_metric'],
+    imports=['evit_mm.runner', 'evit_mm.models.heads', 'evit_mm.evaluation.coco_metric'],
     allow_failed_imports=False,
 )
 default_scope = 'mmdet'

@@ -1,7 +1,7 @@
 """What every classification run shares: hooks, logging, environment."""
 
 custom_imports = dict(
-    imports=['evit_mm', 'evit_mm.models.classifier', 'evit_mm.runner.adaptive_clipping'],
+    imports=['evit_mm.runner', 'evit_mm.models.classifier', 'evit_mm.runner.adaptive_clipping'],
     allow_failed_imports=False,
 )
 default_scope = 'mmpretrain'

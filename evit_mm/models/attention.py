@@ -90,6 +90,8 @@ class CascadedGroupAttention(nn.Module):
         kernel_sizes: Depthwise kernel on the query of each head, one per head.
     """
 
+    attention_bias_idxs: Tensor
+
     def __init__(
         self,
         dim: int,
