@@ -330,19 +330,19 @@ def test_files_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
     target = tmp_path / 'out.pth'
     target.write_text('precious')
 
-    def full(*args, **kwargs):
-        (path,) = (a for a in args if hasattr(a, 'parent'))
-        path.write_bytes(b'half')
+    def full(handle):
         raise OSError(28, 'No space left on device')
 
+    files = sorted(tmp_path.iterdir())
     with monkeypatch.context() as patch:
-        patch.setattr(torch, 'save', full)
-        with pytest.raises(CheckpointError, match=r"out\.pth' cannot be written.*No space left"):
-            convert_file(source, target)
+        patch.setattr(os, 'fsync', full)
+        for name in (target, tmp_path / 'out.safetensors'):
+            with pytest.raises(CheckpointError, match=r'cannot be written.*No space left'):
+                convert_file(source, name)
     assert target.read_text() == 'precious'
-    assert not [p for p in tmp_path.iterdir() if p.name.startswith('.')]
+    assert sorted(tmp_path.iterdir()) == files
     convert_file(source, target)
-    assert not [p for p in tmp_path.iterdir() if p.name.startswith('.')]
+    assert sorted(tmp_path.iterdir()) == files
     assert 'blocks1.0.dw0.m.c.weight' in ckpt.read_checkpoint(target)['state_dict']
 
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
-from .names import family_of, from_timm
+from .names import BACKBONE, BIAS_INDICES, family_of, from_timm
 
 # Entries that follow from the architecture and are made anew when it is built.
-DERIVED = ('attention_bias_idxs', 'num_batches_tracked')
+DERIVED = (BIAS_INDICES, 'num_batches_tracked')
 WRAPPERS = ('model', 'state_dict')
 PREFIXES = ('module.', '_orig_mod.')  # put before every name by DataParallel, by torch.compile
 
@@ -81,7 +81,7 @@ def extract_state_dict(
     """
     state = tensors_of(checkpoint, name)
     if prefix is None:
-        prefix = 'backbone' if any(key.startswith('backbone.') for key in state) else ''
+        prefix = BACKBONE if any(key.startswith(BACKBONE) for key in state) else ''
     dotted = prefix.rstrip('.') + '.' if prefix else ''
     found = {key[len(dotted) :]: v for key, v in state.items() if key.startswith(dotted)}
     if not found:

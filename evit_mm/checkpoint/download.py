@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlparse
 import torch
 
 from ..errors import CheckpointError
-from .reading import CHECKPOINT_KINDS, HEAD_BYTES, first_line, kind_of
+from .reading import CHECKPOINT_KINDS, first_line, kind_of
 
 RETRIES = 2  # after an attempt that failed, a second and two seconds later
 TIMEOUT_SECONDS = 30  # without a byte
@@ -103,7 +103,7 @@ def _download(url: str, partial: str, cache: Any) -> None:
     )(url, partial, cache)
     file = Path(partial)
     with file.open('rb') as opened:
-        kind = kind_of(opened.read(HEAD_BYTES), file.stat().st_size)
+        kind = kind_of(opened, file.stat().st_size)
     if kind not in CHECKPOINT_KINDS:
         raise _WrongFileError(f'the server sent {kind} in place of a checkpoint')
     named = DIGEST_IN_NAME.search(_file_name(url))

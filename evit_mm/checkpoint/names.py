@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+BACKBONE = 'backbone.'  # before the backbone's names in a detector
+ATTENTION_BIASES = 'attention_biases'
+BIAS_INDICES = 'attention_bias_idxs'  # the authors' buffer, which follows from the window size
 DOWNSAMPLE = ('res1', 'patchmerge', 'res2')  # timm's names of a stage's first three entries
 TO_TIMM = {'c': 'conv', 'l': 'linear'}
 FROM_TIMM = {timm: own for own, timm in TO_TIMM.items()}

@@ -142,9 +142,8 @@ class SPOSNet(Backbone):
     ) -> None:
         super().__init__(channels_last, init_cfg)
         known = range(len(KERNEL_SIZES))
-        if not isinstance(choices, Sequence) or len(choices) != sum(DEPTHS):
-            raise ValueError(f'choices must be {sum(DEPTHS)} numbers from 0 to 3, got {choices!r}')
-        if not all(isinstance(choice, int) and choice in known for choice in choices):
+        is_whole = isinstance(choices, Sequence) and len(choices) == sum(DEPTHS)
+        if not is_whole or not all(isinstance(c, int) and c in known for c in choices):
             raise ValueError(f'choices must be {sum(DEPTHS)} numbers from 0 to 3, got {choices!r}')
         self.choices = tuple(choices)
         self.out_indices = check_out_indices(out_indices, range(len(DEPTHS) + 1))
