@@ -123,6 +123,8 @@ setup(
         'huggingface_hub',
         'safetensors',
         'filelock',
+        'pooch[progress]',
+        'urllib3>=2',  # notices that a download has ended too early
         'matplotlib',
     ],
     extras_require=extras,

@@ -1,12 +1,13 @@
 """EfficientViT (Microsoft, arXiv 2305.07027) for OpenMMLab.
 
-Importing the package registers its modules by name and lets mmengine's own checkpoints be read
-while ``torch.load`` stays weights-only.
+Importing the package registers its networks by name, provides mmcv's operators, and lets mmengine's
+own checkpoints be read while ``torch.load`` stays weights-only. What trains and evaluates is
+:mod:`evit_mm.runner`.
 """
 
-from .utils.environment import check_environment
+from .utils.environment import check_installed
 
-check_environment()  # before anything imports what may be broken
+check_installed()  # before anything imports what may be missing
 from . import ops  # isort: skip - before anything imports mmcv.ops
 from . import models
 from .checkpoint import allow_mmengine_types

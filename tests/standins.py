@@ -1,7 +1,7 @@
 """Stand-ins for files that cannot be had here: names and shapes written from their descriptions.
 
-EfficientViT's by the authors (ImageNet and mmdet 2), and mmrazor's SPOS; megvii's is listed in
-``test_spos``. Values are random.
+EfficientViT's by the authors (ImageNet and mmdet 2); SPOS is listed in ``test_spos``. Values are
+random.
 """
 
 import argparse
@@ -12,9 +12,6 @@ from evit_mm.models import VARIANTS
 
 BATCH_NORM = ('weight', 'bias', 'running_mean', 'running_var')
 CLASSES = tuple(f'class {i}' for i in range(80))
-# mmrazor's retrained subnet of SPOS
-MMRAZOR_SUBNET = '7373|x553|35353x57|735x'
-MMRAZOR_OPERATIONS = {'3': 'shuffle_3x3', '5': 'shuffle_5x5', '7': 'shuffle_7x7'}
 
 
 class Listing(dict):
@@ -142,37 +139,3 @@ def detector_file(detector):
         names.layer('roi_head.mask_head.conv_logits', 80, 256, 1, 1)
     meta = {'mmdet_version': '2.25.0', 'CLASSES': CLASSES, 'config': 'model = dict()', 'epoch': 12}
     return {'meta': meta, 'state_dict': names.tensors(), 'optimizer': {'param_groups': []}}
-
-
-def mmrazor_spos(container='_candidates', num_classes=1000):
-    """List mmrazor's names of its retrained SPOS subnet, without ``architecture.backbone.``."""
-    names = Listing()
-
-    def module(name, out_channels, in_channels, kernel):
-        names.conv_bn(name, out_channels, in_channels, kernel, 'conv')
-
-    module('conv1', 16, 3, 3)
-    channels = 16
-    stages = zip(MMRAZOR_SUBNET.split('|'), (64, 160, 320, 640), strict=True)
-    for stage, (choices, out) in enumerate(stages):
-        half = out // 2
-        for place, choice in enumerate(choices):
-            inputs = half if place else channels
-            operation = MMRAZOR_OPERATIONS.get(choice, 'shuffle_xception')
-            block = f'layers.{stage}.{place}.{container}.{operation}'
-            kernel = 3 if choice == 'x' else int(choice)
-            if place == 0:
-                module(f'{block}.branch1.0', inputs, 1, kernel)
-                module(f'{block}.branch1.1', half, inputs, 1)
-            if choice == 'x':
-                for index, width in enumerate((inputs, half, half)):
-                    module(f'{block}.branch2.{index}.depthwise_conv', width, 1, 3)
-                    module(f'{block}.branch2.{index}.pointwise_conv', half, width, 1)
-            else:
-                module(f'{block}.branch2.0', half, inputs, 1)
-                module(f'{block}.branch2.1', half, 1, kernel)
-                module(f'{block}.branch2.2', half, half, 1)
-        channels = out
-    module('layers.4', 1024, channels, 1)
-    names.layer('head.fc', num_classes, 1024)
-    return names

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 from mmengine.logging import HistoryBuffer
+from mmengine.model import initialize
 from torch import nn
 
 from evit_mm import checkpoint as ckpt
 from evit_mm.checkpoint import reading
-from evit_mm.checkpoint.allowed import TORCH_HAS_SAFE_TYPES
+from evit_mm.checkpoint.allowed_types import TORCH_HAS_SAFE_TYPES
 from evit_mm.errors import CheckpointError
 from evit_mm.models import EfficientViT, EfficientViTHead
 
@@ -67,6 +68,17 @@ def test_published_files_load_as_they_are(tmp_path, tiny, published, wrapping):
             assert torch.equal(tensor, grid.reshape(-1, 49))
         elif not name.endswith('num_batches_tracked'):
             assert torch.equal(tensor, published[name]), name
+
+
+def test_any_module_takes_the_checked_initializer_by_its_name(tmp_path):
+    model, other = nn.Linear(3, 2), nn.Linear(3, 2)
+    path = save(tmp_path / 'file.pth', {f'net.{k}': v for k, v in other.state_dict().items()})
+    initialize(model, {'type': 'CheckedPretrained', 'checkpoint': path, 'prefix': 'net'})
+    assert torch.equal(model.weight, other.weight) and torch.equal(model.bias, other.bias)
+    with pytest.raises(CheckpointError, match=r'shape: weight is \(2, 3\) in the file'):
+        initialize(
+            nn.Linear(4, 2), {'type': 'CheckedPretrained', 'checkpoint': path, 'prefix': 'net'}
+        )
 
 
 def test_stages_that_are_not_built_are_left_out(tmp_path, tiny, published):

@@ -10,30 +10,23 @@ import pytest
 import safetensors
 import timm
 import torch
-import torch.nn.functional as F  # noqa: N812 - torch's own abbreviation
 from mmengine.registry import init_default_scope
 
 from evit_mm import checkpoint as ckpt
 from evit_mm.checkpoint.conversion import TARGETS, convert, convert_file
-from evit_mm.checkpoint.mmrazor import channel_order
-from evit_mm.compare.complexity import count_parameters
 from evit_mm.errors import CheckpointError
-from evit_mm.models import VARIANTS, EfficientViT, EfficientViTHead, SPOSHead, SPOSNet
+from evit_mm.models import VARIANTS, EfficientViT, EfficientViTHead, SPOSNet
 from evit_mm.runner.config import load_config
 from evit_mm.runner.weights import read_fitting, read_start
 
 from .conftest import ROOT, randomise, relative_error
 from .standins import (
     CLASSES,
-    MMRAZOR_SUBNET,
     detector_file,
     efficientvit,
     imagenet_file,
-    mmrazor_spos,
 )
-from .test_spos import released_listing
-
-SPOS_CHOICES = [{'3': 0, '5': 1, '7': 2, 'x': 3}[c] for c in MMRAZOR_SUBNET.replace('|', '')]
+from .test_spos import CHOICES, released_listing
 
 
 def assert_same(found, expected):
@@ -212,91 +205,11 @@ def test_a_detector_gives_its_backbone_and_takes_it_back(authors_detector):
     assert_same(again.state, body.state)
 
 
-def naive_mmrazor(state, x):
-    """Run mmrazor's network from its tensors alone: chunk, branch, concatenate, shuffle."""
-
-    def module(name, x, stride=1):
-        weight = state[f'{name}.conv.weight']
-        groups = x.shape[1] if weight.shape[1] == 1 else 1
-        x = F.conv2d(x, weight, stride=stride, padding=weight.shape[-1] // 2, groups=groups)
-        entries = ('running_mean', 'running_var', 'weight', 'bias')
-        x = F.batch_norm(x, *(state[f'{name}.bn.{entry}'] for entry in entries))
-        return x if groups > 1 else x.relu()
-
-    x = module('conv1', x, 2)
-    stages = []
-    for stage, choices in enumerate(MMRAZOR_SUBNET.split('|')):
-        for place, choice in enumerate(choices):
-            stem = f'layers.{stage}.{place}._candidates.'
-            block = next(k for k in state if k.startswith(stem)).split('.branch')[0]
-            stride = 1 if place else 2
-            if place:
-                passing, x = x.chunk(2, 1)
-            else:
-                passing = module(f'{block}.branch1.1', module(f'{block}.branch1.0', x, 2))
-            for index in range(3):
-                if choice == 'x':
-                    step = stride if index == 0 else 1
-                    x = module(f'{block}.branch2.{index}.depthwise_conv', x, step)
-                    x = module(f'{block}.branch2.{index}.pointwise_conv', x)
-                else:
-                    x = module(f'{block}.branch2.{index}', x, stride if index == 1 else 1)
-            x = torch.cat((passing, x), 1)
-            x = x.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
-        stages.append(x)
-    x = module('layers.4', x).mean((2, 3))
-    return stages, F.linear(x, state['head.fc.weight'], state['head.fc.bias'])
-
-
-@pytest.mark.parametrize('container', ['_candidates', '_candidate_ops', 'choices'])
-def test_mmrazors_spos_is_ours_in_another_order(container, tmp_path):
-    state = mmrazor_spos().tensors()
-    state = {k: v * 4 if k.endswith('conv.weight') else v for k, v in state.items()}
-    file = {f'architecture.backbone.{k}': v for k, v in state.items() if k[:4] != 'head'}
-    file |= {f'architecture.{k}': v for k, v in state.items() if k[:4] == 'head'}
-    file = {k.replace('_candidates', container): v for k, v in file.items()}
-    torch.save({'state_dict': file}, tmp_path / 'spos.pth')
-    init_cfg = {'type': 'Pretrained', 'checkpoint': str(tmp_path / 'spos.pth')}
-    model = SPOSNet(SPOS_CHOICES, (0, 1, 2, 3, 4), balanced=True, init_cfg=init_cfg)
-    model.init_weights()
-    if container == '_candidates':  # 3.353 million parameters, as its model card says
-        without_bias = count_parameters(model) + count_parameters(SPOSHead())
-        assert round(without_bias / 1e6, 3) == 3.353
-    x = torch.randn(2, 3, 64, 96, dtype=torch.float64)
-    double = {k: v.double() for k, v in state.items()}
-    with torch.no_grad():
-        found = model.double().eval()(x)
-        stages, logits = naive_mmrazor(double, x)
-        assert logits.std() > 1e-3
-        for output, expected in zip(found, stages, strict=False):
-            order = channel_order(expected.shape[1])
-            assert relative_error(output, expected[:, order]) < 1e-12
-        pooled = F.linear(found[4].mean((2, 3)), double['head.fc.weight'], double['head.fc.bias'])
-        assert relative_error(pooled, logits) < 1e-12
-    with pytest.raises(CheckpointError, match='does not fit SPOSNet'):
-        SPOSNet(init_cfg=init_cfg).init_weights()  # megvii's network
-
-
-def test_a_supernet_of_mmrazor_is_named():
-    state = mmrazor_spos().tensors()
-    extra = {k.replace('shuffle_7x7', 'shuffle_3x3'): v for k, v in state.items()}
-    with pytest.raises(CheckpointError, match='supernet'):
-        convert({**state, **extra}, name='super.pth')
-    odd = {**state, 'layers.0.0._candidates.shuffle_7x7.branch9.0.conv.weight': torch.ones(1)}
-    with pytest.raises(CheckpointError, match=r"'layers\.0\.0\..*branch9.*' is unknown"):
-        convert(odd)
-    with pytest.raises(CheckpointError, match='lack or have other shapes'):
-        convert({k: v for k, v in state.items() if 'layers.3.3' not in k or 'branch2.2.p' not in k})
-
-
-@pytest.mark.parametrize('kind', ['megvii', 'mmrazor'])
-def test_spos_files_convert(kind, tmp_path):
-    state = released_spos() if kind == 'megvii' else mmrazor_spos().tensors()
-    choices = SPOS_CHOICES if kind == 'mmrazor' else None
-    kwargs = {'choices': choices, 'balanced': True} if choices else {}
+def test_spos_files_convert():
+    state = released_spos()
     made = convert({'state_dict': state}, 'backbone', 'spos.pth')
-    SPOSNet(**kwargs).load_state_dict(made.state)  # strict
-    assert ('balanced=True' in made.source) == (kind == 'mmrazor')
+    SPOSNet().load_state_dict(made.state)  # strict
+    assert str(CHOICES) in made.source
     assert all(name.split('.')[-3] not in ('features',) for name in made.dropped)
     detector = convert({'state_dict': state}, 'detector')
     assert_same(detector.state, {f'backbone.{k}': v for k, v in made.state.items()})
@@ -418,19 +331,19 @@ def test_files_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
     target = tmp_path / 'out.pth'
     target.write_text('precious')
 
-    def full(*args, **kwargs):
-        (path,) = (a for a in args if hasattr(a, 'parent'))
-        path.write_bytes(b'half')
+    def full(handle):
         raise OSError(28, 'No space left on device')
 
+    files = sorted(tmp_path.iterdir())
     with monkeypatch.context() as patch:
-        patch.setattr(torch, 'save', full)
-        with pytest.raises(CheckpointError, match=r"out\.pth' cannot be written.*No space left"):
-            convert_file(source, target)
+        patch.setattr(os, 'fsync', full)
+        for name in (target, tmp_path / 'out.safetensors'):
+            with pytest.raises(CheckpointError, match=r'cannot be written.*No space left'):
+                convert_file(source, name)
     assert target.read_text() == 'precious'
-    assert not [p for p in tmp_path.iterdir() if p.name.startswith('.')]
+    assert sorted(tmp_path.iterdir()) == files
     convert_file(source, target)
-    assert not [p for p in tmp_path.iterdir() if p.name.startswith('.')]
+    assert sorted(tmp_path.iterdir()) == files
     assert 'blocks1.0.dw0.m.c.weight' in ckpt.read_checkpoint(target)['state_dict']
 
 

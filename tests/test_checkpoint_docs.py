@@ -9,10 +9,10 @@ import torch
 
 from evit_mm.checkpoint import names, read_checkpoint, tensors_of
 from evit_mm.checkpoint.conversion import TARGETS
-from evit_mm.models import EfficientViT, SPOSNet
+from evit_mm.models import EfficientViT
 
 from .conftest import ROOT
-from .standins import detector_file, imagenet_file, mmrazor_spos
+from .standins import detector_file, imagenet_file
 from .test_docs import blocks
 
 PAGE = ROOT / 'docs' / 'checkpoints.md'
@@ -49,12 +49,8 @@ def test_the_pages_commands_and_snippets(tmp_path, monkeypatch, capsys):
         init_cfg = {'type': 'Pretrained', 'checkpoint': name}
         EfficientViT('m4', init_cfg=init_cfg).init_weights()
 
-    spos, config, functions = blocks(PAGE, 'python')
+    config, functions = blocks(PAGE, 'python')
     scope = {}
-    exec(spos, scope)
-    torch.save({'state_dict': mmrazor_spos().tensors()}, 'spos.pth')
-    init_cfg = {'type': 'Pretrained', 'checkpoint': 'spos.pth'}
-    SPOSNet(scope['choices'], balanced=True, init_cfg=init_cfg).init_weights()
     exec(config, scope)
     assert scope['backbone'].pop('type') == 'EfficientViT'
     assert EfficientViT(**scope['backbone']).init_cfg['checkpoint'].startswith('timm/')

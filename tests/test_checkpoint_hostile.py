@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from evit_mm.checkpoint import reading
-from evit_mm.checkpoint.allowed import TORCH_HAS_SAFE_TYPES
+from evit_mm.checkpoint.allowed_types import TORCH_HAS_SAFE_TYPES
 from evit_mm.checkpoint.conversion import convert_file
 from evit_mm.errors import CheckpointError
 

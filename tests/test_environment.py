@@ -74,6 +74,28 @@ def run(folder, *command, **variables):
             'torchvision 0.29.1 is for torch 2.14.1, but torch 2.11.0 is installed; '
             'pip install torch==2.11.0 torchvision',
         ),
+        ({'torch': ('1.13.1', TORCH)}, 'torch 1.13.1 is too old; pip install "torch>=2.0"'),
+        (
+            {'mmcv-lite': None},
+            "mmcv is not installed; pip install 'mmcv-lite>=2.0.0,<2.2.0'",
+        ),
+        (
+            dict.fromkeys(['torch', 'torchvision', 'mmcv-lite']),
+            "torch, torchvision, mmcv are not installed; pip install 'evit_mm[all]'",
+        ),
+    ],
+)
+def test_what_is_missing_or_does_not_fit_is_one_sentence(tmp_path, changes, sentence):
+    assert_named(tmp_path, changes, sentence)
+    done = run(tmp_path, '-c', 'import evit_mm')
+    assert done.stderr.splitlines()[-1].startswith(
+        f'evit_mm.utils.environment.EnvironmentFault: {sentence}'
+    )
+
+
+@pytest.mark.parametrize(
+    ('changes', 'sentence'),
+    [
         (
             {'torchvision': ('0.29.1', NO_NMS)},
             'torchvision 0.29.1 is of another build than torch 2.14.1+cpu (RuntimeError: operator '
@@ -85,31 +107,34 @@ def run(folder, *command, **variables):
             'torchvision 0.29.1 is of another build than torch 2.14.1 (its operators are missing); '
             'pip uninstall -y torch torchvision, then pip install both from one index',
         ),
-        ({'torch': ('1.13.1', TORCH)}, 'torch 1.13.1 is too old; pip install "torch>=2.0"'),
         (
             {'opencv-python': ('5.0.0.93', NO_XCB)},
             'OpenCV does not load (ImportError: libxcb.so.1: cannot open shared object file); its '
             'build without windows needs no such library: pip install --force-reinstall --no-deps '
             'opencv-python-headless==5.0.0.93',
         ),
-        (
-            {'mmcv-lite': None},
-            "mmcv is not installed; pip install 'mmcv-lite>=2.0.0,<2.2.0'",
-        ),
-        (
-            dict.fromkeys(['torch', 'torchvision', 'mmcv-lite']),
-            "torch, torchvision, mmcv are not installed; pip install 'evit_mm[all]'",
-        ),
     ],
 )
-def test_a_fault_is_one_sentence(tmp_path, changes, sentence):
-    make(tmp_path, {name: made for name, made in {**SOUND, **changes}.items() if made})
-    done = run(tmp_path, PROGRAM)
+def test_what_does_not_load_is_one_sentence(tmp_path, changes, sentence):
+    assert_named(tmp_path, changes, sentence)
+
+
+def assert_named(folder, changes, sentence):
+    make(folder, {name: made for name, made in {**SOUND, **changes}.items() if made})
+    done = run(folder, PROGRAM)
     assert done.returncode == 1 and done.stdout.startswith(sentence), done.stdout
     assert len(done.stdout.splitlines()) == 1
-    done = run(tmp_path, '-c', 'import evit_mm')
+
+
+def test_an_opencv_that_does_not_load_is_named_where_it_is_needed(tmp_path):
+    (tmp_path / 'cv2.py').write_text(NO_XCB)
+    code = 'import evit_mm.models; print("light"); import evit_mm.runner'
+    environ = {**os.environ, 'PYTHONPATH': os.pathsep.join([str(tmp_path), str(ROOT)])}
+    command = [sys.executable, '-c', code]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True)
+    assert done.stdout == 'light\n'
     assert done.stderr.splitlines()[-1].startswith(
-        f'evit_mm.utils.environment.EnvironmentFault: {sentence}'
+        'evit_mm.utils.environment.EnvironmentFault: OpenCV does not load (ImportError: libxcb'
     )
 
 
@@ -153,7 +178,7 @@ def test_each_fault_is_named(tmp_path):
     changes = {'opencv-python': ('5.0.0.93', NO_XCB), 'torch': ('2.11.0', TORCH), 'mmengine': None}
     make(tmp_path, {name: made for name, made in {**SOUND, **changes}.items() if made})
     lines = run(tmp_path, PROGRAM).stdout.splitlines()
-    assert [line.split(' ')[0] for line in lines] == ['mmengine', 'OpenCV', 'torchvision']
+    assert [line.split(' ')[0] for line in lines] == ['mmengine', 'torchvision', 'OpenCV']
 
 
 def test_this_environment_is_sound():

@@ -44,6 +44,19 @@ print(len(names))
 """
 
 
+LIGHT = """
+import sys
+import mmengine.model
+
+def loaded(*packages):
+    return {name for name in sys.modules if name.split('.')[0] in packages}
+
+before = loaded('rich')
+import evit_mm
+print(sorted(loaded(*sys.argv[1:]) | loaded('rich') - before))
+"""
+
+
 def run(*command, cwd, **env):
     inherited = {key: value for key, value in os.environ.items() if key != 'PYTHONPATH'}
     done = subprocess.run(
@@ -159,6 +172,13 @@ def test_requirements_are_pinned_and_only_all_names_the_libraries(built):
         assert len(versions) == len(here)
         for need in needs:
             assert versions[canonicalize_name(need.name)] in need.specifier, need
+
+
+def test_the_package_loads_nothing_that_its_networks_do_not_need(tmp_path):
+    heavy = ('cv2', 'PIL', 'filelock', 'huggingface_hub', 'matplotlib', 'pooch', 'torchvision')
+    libraries = ('mmcv', 'mmdet', 'mmpretrain', 'timm')
+    command = [sys.executable, '-c', LIGHT, *heavy, *libraries]
+    assert run(*command, cwd=tmp_path, PYTHONPATH=str(ROOT)) == '[]\n'
 
 
 def test_metadata_names_licence_python_and_paper():

@@ -12,7 +12,7 @@ from torch.utils.data import BatchSampler, DataLoader
 
 from evit_mm.data import make_shapes
 from evit_mm.errors import CheckpointError, ConfigError, EvitError
-from evit_mm.runner.checkpoints import find_last_good
+from evit_mm.runner.resuming import find_last_good
 from evit_mm.runner.loader import ExactBatchSampler, exact_loader
 from evit_mm.runner.train import train as run_training
 from evit_mm.utils.files import write_atomically
@@ -157,7 +157,7 @@ def test_torn_checkpoints_are_passed_over_with_a_warning(data, tmp_path, monkeyp
     warnings = []
     with monkeypatch.context() as patched:
         patched.setattr(
-            'evit_mm.runner.checkpoints.print_log', lambda text, **_: warnings.append(text)
+            'evit_mm.runner.resuming.print_log', lambda text, **_: warnings.append(text)
         )
         found, content = find_last_good(tmp_path / 'cut')
     assert found.name == 'epoch_1.pth' and content['meta']['iter'] == 6

@@ -1,23 +1,20 @@
 """Checkpoints from anywhere: read safely, recognised, fitted by name, converted.
 
-Functions from files and dicts to dicts. Nothing here ever unpickles arbitrary objects. Converting
-builds models and so is not imported here: :mod:`evit_mm.checkpoint.conversion`.
+Functions from files and dicts to dicts. Nothing here ever unpickles arbitrary objects. Importing
+the package gives the networks their loader, :class:`~evit_mm.checkpoint.CheckedPretrained`.
 """
 
-from .allowed import allow_mmengine_types
+from ..models.attention import fit_windows, resize_attention_biases
+from .allowed_types import allow_mmengine_types
 from .contents import DERIVED, extract_state_dict, metadata_of, plain_weights_of, tensors_of
-from .fitting import (
-    check_state_dict,
-    fit_state_dict,
-    fit_windows,
-    load_pretrained,
-    resize_attention_biases,
-)
+from .fitting import check_state_dict, fit_state_dict, load_pretrained
+from .initializer import CheckedPretrained
 from .sources import read_checkpoint
 from .writing import write_checkpoint
 
 __all__ = [
     'DERIVED',
+    'CheckedPretrained',
     'allow_mmengine_types',
     'check_state_dict',
     'extract_state_dict',

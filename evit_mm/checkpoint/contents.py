@@ -12,14 +12,12 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
-from .mmrazor import from_mmrazor
-from .names import family_of, from_timm
+from .names import BACKBONE, BIAS_INDICES, family_of, from_timm
 
 # Entries that follow from the architecture and are made anew when it is built.
-DERIVED = ('attention_bias_idxs', 'num_batches_tracked')
+DERIVED = (BIAS_INDICES, 'num_batches_tracked')
 WRAPPERS = ('model', 'state_dict')
-# put before every name by DataParallel, by torch.compile and by mmrazor's algorithms
-PREFIXES = ('module.', '_orig_mod.', 'architecture.')
+PREFIXES = ('module.', '_orig_mod.')  # put before every name by DataParallel, by torch.compile
 
 
 def tensors_of(checkpoint: Any, name: str = 'checkpoint') -> dict[str, Tensor]:
@@ -67,7 +65,7 @@ def extract_state_dict(
     """Return the backbone's tensors, by own names, out of whatever wraps them.
 
     Takes what :func:`tensors_of` takes, whole detectors, from which the ``backbone.`` part is
-    taken, and the names of timm's EfficientViT and of mmrazor's SPOS.
+    taken, and the names of timm's EfficientViT.
 
     Args:
         checkpoint: What :func:`~evit_mm.checkpoint.read_checkpoint` returned.
@@ -83,7 +81,7 @@ def extract_state_dict(
     """
     state = tensors_of(checkpoint, name)
     if prefix is None:
-        prefix = 'backbone' if any(key.startswith('backbone.') for key in state) else ''
+        prefix = BACKBONE if any(key.startswith(BACKBONE) for key in state) else ''
     dotted = prefix.rstrip('.') + '.' if prefix else ''
     found = {key[len(dotted) :]: v for key, v in state.items() if key.startswith(dotted)}
     if not found:
@@ -95,7 +93,7 @@ def extract_state_dict(
 
 
 def own_names(state: Mapping[str, Tensor], name: str = 'checkpoint') -> dict[str, Tensor]:
-    """Give a backbone's tensors own names, if they have timm's or mmrazor's.
+    """Give a backbone's tensors own names, if they have timm's.
 
     Args:
         state: Tensors by name.
@@ -105,12 +103,9 @@ def own_names(state: Mapping[str, Tensor], name: str = 'checkpoint') -> dict[str
         The tensors by own names; of another kind of names, unchanged.
 
     Raises:
-        CheckpointError: A name is not timm's although others are, or mmrazor's file is a supernet.
+        CheckpointError: A name is not timm's although others are.
     """
-    family = family_of(state)
-    if family == 'mmrazor':
-        return from_mmrazor(state, name)
-    if family != 'timm':
+    if family_of(state) != 'timm':
         return dict(state)
     try:
         return {from_timm(key): value for key, value in state.items()}

@@ -11,24 +11,21 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import CheckpointError
-from ..models.attention import relative_offsets
+from ..models.attention import relative_offsets, resize_attention_biases
 from .contents import metadata_of, plain_weights_of, tensors_of
-from .fitting import resize_attention_biases
-from .names import to_timm
+from .names import ATTENTION_BIASES, BACKBONE, BIAS_INDICES, to_timm
 from .reading import METADATA_KEY, read_file
-from .recognition import BACKBONE, OFFSETS, Recognised, recognise
+from .recognition import Recognised, recognise
 from .sources import local_path
 from .writing import check_target, write_checkpoint
 
 TARGETS = ('backbone', 'detector', 'timm', 'msra')
-BIASES = '.attention_biases'
 DETECTOR_WINDOW = 7  # in every stage; the ImageNet files' last stage has 4
 # a classifier's own entries, by family
 CLASSIFIERS: dict[str, tuple[str, ...]] = {
     'msra': ('head.',),
     'timm': ('head.',),
     'spos': ('conv_last.', 'classifier.'),
-    'mmrazor': ('conv_last.', 'classifier.'),
     'mobile': ('conv_head.', 'bn2.', 'classifier.'),
 }
 NUM_SHOWN = 3
@@ -140,9 +137,9 @@ def convert(checkpoint: Any, to: str | None = None, name: str = 'checkpoint') ->
     else:
         result.dropped += found.others
     if target == 'msra':
-        _add_offsets(found, result)
+        _add_bias_indices(found, result)
     else:
-        result.dropped += found.offsets
+        result.dropped += found.bias_indices
     return result
 
 
@@ -158,7 +155,7 @@ def _convert_body(found: Recognised, result: Conversion) -> None:
             result.dropped.append(old)
             continue
         new = rename(key)
-        if result.target == 'detector' and key.endswith(BIASES):
+        if result.target == 'detector' and key.endswith(ATTENTION_BIASES):
             before = tuple(value.shape)
             value = resize_attention_biases(value, DETECTOR_WINDOW)
             if tuple(value.shape) != before:
@@ -168,20 +165,21 @@ def _convert_body(found: Recognised, result: Conversion) -> None:
             result.renamed[old] = new
 
 
-def _add_offsets(found: Recognised, result: Conversion) -> None:
+def _add_bias_indices(found: Recognised, result: Conversion) -> None:
     """Make the index buffers that the authors' code loads strictly."""
     for key, value in found.body.items():
-        if key.endswith(BIASES):
-            name = key.removesuffix(BIASES) + OFFSETS
+        if key.endswith(ATTENTION_BIASES):
+            name = key.removesuffix(ATTENTION_BIASES) + BIAS_INDICES
             result.state[name] = relative_offsets(round(value.shape[1] ** 0.5))
-            if not found.offsets:
+            if not found.bias_indices:
                 result.added.append(name)
 
 
 def _grouped(names: list[str]) -> list[str]:
     """Return ``head.* (6)`` and the like."""
     groups = Counter(
-        f'*{OFFSETS}' if name.endswith(OFFSETS) else f'{name.split(".")[0]}.*' for name in names
+        f'*.{BIAS_INDICES}' if name.endswith(BIAS_INDICES) else f'{name.split(".")[0]}.*'
+        for name in names
     )
     return [f'{group} ({count})' for group, count in groups.items()]
 

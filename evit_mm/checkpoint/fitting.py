@@ -1,20 +1,16 @@
-"""Fitting tensors to a model by name and shape, and saying what does not fit.
-
-h heads, w window side.
-"""
+"""Fitting tensors to a model by name and shape, and saying what does not fit."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - torch's own abbreviation
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
+from ..models.attention import fit_windows
 from .contents import DERIVED, extract_state_dict
 from .sources import read_checkpoint
 
@@ -22,37 +18,8 @@ from .sources import read_checkpoint
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
-def resize_attention_biases(biases: Tensor, window_size: int) -> Tensor:
-    """Resize relative position biases to another window, bicubic on the grid of offsets.
-
-    Source: the authors' detection code (bicubic, no corner alignment).
-
-    Args:
-        biases: ``(h, w0 * w0)`` over offsets ``(|dy|, |dx|)``, row-major.
-        window_size: The new window side w.
-
-    Returns:
-        ``(h, w * w)``.
-
-    Raises:
-        ValueError: The biases are not over a square grid.
-    """
-    side = round(biases.shape[-1] ** 0.5)
-    if biases.ndim != 2 or side * side != biases.shape[1] or not biases.numel():
-        raise ValueError(f'attention biases must be (heads, w * w), got {tuple(biases.shape)}')
-    if side == window_size:
-        return biases
-    grid = biases.reshape(1, -1, side, side).float()
-    size = (window_size, window_size)
-    grid = F.interpolate(grid, size, mode='bicubic', align_corners=False)
-    return grid.reshape(-1, window_size**2).to(biases.dtype)
-
-
 def fit_state_dict(
-    state: Mapping[str, Tensor],
-    model: nn.Module,
-    name: str = 'checkpoint',
-    unused: Sequence[str] = ('head', 'blocks1', 'blocks2', 'blocks3'),
+    state: Mapping[str, Tensor], model: nn.Module, name: str = 'checkpoint'
 ) -> dict[str, Tensor]:
     """Fit tensors to a model by name and shape; only what is known to differ may differ.
 
@@ -61,9 +28,9 @@ def fit_state_dict(
 
     Args:
         state: What :func:`extract_state_dict` returned.
-        model: The module to load into.
+        model: The module to load into. Its ``unused``, if it has that, are the parts which the
+            file may have and it may have been built without.
         name: The file's name, for messages.
-        unused: Beginnings of the names that may be left out, wherever ``model`` has none like it.
 
     Returns:
         Exactly the entries of ``model.state_dict()`` (less the counters of BatchNorm), in shape.
@@ -73,31 +40,11 @@ def fit_state_dict(
             does not convert without loss; all are named.
     """
     wanted = {k: v for k, v in model.state_dict().items() if not k.endswith(DERIVED)}
-    parts = tuple(f'{part}.' for part in unused)
+    parts = tuple(f'{part}.' for part in getattr(model, 'unused', ()))
     absent = tuple(part for part in parts if not any(key.startswith(part) for key in wanted))
     fitted = {key: value for key, value in state.items() if not key.startswith(absent)}
     fitted = fit_windows(fitted, wanted)
     _report(_differences(fitted, wanted), type(model).__name__, name)
-    return fitted
-
-
-def fit_windows(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Resize attention biases to a model's windows.
-
-    Args:
-        state: Tensors by name.
-        wanted: The model's own state dict.
-
-    Returns:
-        ``state``, with the biases of other windows resized; what cannot be is left to be reported.
-    """
-    fitted = dict(state)
-    for key, value in state.items():
-        if key.endswith('attention_biases') and key in wanted and value.dtype in FLOATS:
-            heads, offsets = wanted[key].shape
-            with suppress(ValueError):
-                if value.shape[:1] == (heads,):
-                    fitted[key] = resize_attention_biases(value, round(offsets**0.5))
     return fitted
 
 
@@ -119,25 +66,21 @@ def check_state_dict(
     _report(_differences(state, wanted), type(model).__name__, name)
 
 
-def load_pretrained(
-    model: nn.Module,
-    source: str | Path,
-    prefix: str | None = None,
-    unused: Sequence[str] = ('head', 'blocks1', 'blocks2', 'blocks3'),
-) -> None:
-    """Load ImageNet weights, or a detector's backbone, into a backbone.
+def load_pretrained(model: nn.Module, source: str | Path, prefix: str | None = None) -> None:
+    """Load ImageNet weights, or a detector's backbone, into a network.
 
     Args:
-        model: The backbone; changed in place, and only if everything fits.
+        model: The network; changed in place, and only if everything fits. If it has a method
+            ``translate_state_dict``, that gives the tensors its own names first.
         source: As in :func:`read_checkpoint`.
         prefix: See :func:`extract_state_dict`.
-        unused: See :func:`fit_state_dict`.
 
     Raises:
         CheckpointError: The file cannot be read or does not fit.
     """
     state = extract_state_dict(read_checkpoint(source), prefix, name=str(source))
-    fitted = fit_state_dict(state, model, str(source), unused)
+    state = getattr(model, 'translate_state_dict', dict)(state)
+    fitted = fit_state_dict(state, model, str(source))
     resized = [k for k, v in fitted.items() if v.shape != state[k].shape]
     model.load_state_dict(fitted, strict=False)  # fit_state_dict has been strict
     note = f', resized {len(resized)} attention biases' if resized else ''

@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+BACKBONE = 'backbone.'  # before the backbone's names in a detector
+ATTENTION_BIASES = 'attention_biases'
+BIAS_INDICES = 'attention_bias_idxs'  # the authors' buffer, which follows from the window size
 DOWNSAMPLE = ('res1', 'patchmerge', 'res2')  # timm's names of a stage's first three entries
 TO_TIMM = {'c': 'conv', 'l': 'linear'}
 FROM_TIMM = {timm: own for own, timm in TO_TIMM.items()}
@@ -17,14 +20,12 @@ SIGNATURES = {
     'msra': 'patch_embed.0.c.weight',
     'timm': 'patch_embed.conv1.conv.weight',
     'spos': 'first_conv.0.weight',
-    'mmrazor': 'conv1.conv.weight',
     'mobile': 'conv_stem.weight',
 }
 DESCRIPTIONS = {
     'msra': "EfficientViT by the authors' names",
     'timm': "EfficientViT by timm's names",
     'spos': "SPOS by megvii's names",
-    'mmrazor': "SPOS by mmrazor's names",
     'mobile': 'a mobile network of timm',
 }
 

@@ -3,7 +3,7 @@
 Before anything is unpickled, a file is looked at from outside: what it is by its first bytes, and
 that it does not unfold to more than it weighs. Then torch's weights-only unpickler reads it, or
 before torch 2.6 one by the same rules (:mod:`~evit_mm.checkpoint.unpickling`), with exactly the
-types that :mod:`~evit_mm.checkpoint.allowed` names.
+types that :mod:`~evit_mm.checkpoint.allowed_types` names.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import torch
 
 from ..errors import CheckpointError
 from . import unpickling
-from .allowed import AUTHORS_TYPES, TORCH_HAS_SAFE_TYPES, allow_mmengine_types
+from .allowed_types import AUTHORS_TYPES, TORCH_HAS_SAFE_TYPES, allow_mmengine_types
 
 METADATA_KEY = 'evit_mm'  # of what a .safetensors file of ours holds beside its tensors, as JSON
 # what torch's unpickler says of types and operations that it does not know, without its advice
@@ -50,13 +50,13 @@ def read_file(path: str | Path) -> Any:
     Raises:
         CheckpointError: The file is missing, not a regular file, of another kind, truncated,
             unfolds to more than its size, or holds types other than tensors, plain Python values
-            and those of :mod:`~evit_mm.checkpoint.allowed`.
+            and those of :mod:`~evit_mm.checkpoint.allowed_types`.
     """
     path = Path(path)
     size = _regular_size(path)
     try:
         with path.open('rb') as file:
-            kind = kind_of(file.read(HEAD_BYTES), size)
+            kind = kind_of(file, size)
             if kind == 'safetensors':
                 return _read_safetensors(path)
             if kind not in CHECKPOINT_KINDS:
@@ -69,17 +69,18 @@ def read_file(path: str | Path) -> Any:
         raise _unreadable(path, error) from None
 
 
-def kind_of(head: bytes, size: int) -> str:
+def kind_of(file: IO[bytes], size: int) -> str:
     """Say what a file is by its first bytes.
 
     Args:
-        head: The first :data:`HEAD_BYTES` bytes, or all there are.
+        file: The file, at its beginning.
         size: Bytes of the whole file.
 
     Returns:
         ``'zip'`` or ``'legacy'`` (the two formats of ``torch.save``), ``'safetensors'``, or a
         phrase for people, such as ``'a web page'``.
     """
+    head = file.read(HEAD_BYTES)
     text = head.lstrip(b'\xef\xbb\xbf \t\r\n').lower()
     if not head:
         return 'an empty file'
@@ -189,7 +190,7 @@ def _load(file: IO[bytes]) -> Any:
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
-    import safetensors.torch  # here, since evit_mm.ops works without it
+    import safetensors.torch  # late: evit_mm.ops works without it
 
     try:
         tensors = safetensors.torch.load_file(path)

@@ -15,13 +15,11 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from ..models import VARIANTS, EfficientViT, EfficientViTHead, SPOSHead, SPOSNet
-from ..models.spos import DEPTHS, XCEPTION
+from ..models.spos import DEPTHS, KERNEL_SIZES, XCEPTION
 from ..models.variants import NUM_STAGES, Variant
 from .contents import own_names
-from .names import DESCRIPTIONS, family_of, to_timm
+from .names import ATTENTION_BIASES, BACKBONE, BIAS_INDICES, DESCRIPTIONS, family_of, to_timm
 
-OFFSETS = '.attention_bias_idxs'  # buffers of the authors' that follow from the window size
-BACKBONE = 'backbone.'
 HEAD = ('head.bn.', 'head.l.')
 MAX_WINDOW = 32  # beyond any image size that EfficientViT is trained with
 NUM_SHOWN = 5
@@ -38,7 +36,7 @@ class Recognised:
         body: Backbone and classifier by own names, without the authors' index buffers.
         others: The rest of a detector, names as they are.
         old_names: The name in the file of every entry of ``body``.
-        offsets: The index buffers' names in the file.
+        bias_indices: The index buffers' names in the file.
     """
 
     family: str
@@ -46,7 +44,7 @@ class Recognised:
     body: dict[str, Tensor]
     others: dict[str, Tensor]
     old_names: dict[str, str]
-    offsets: list[str]
+    bias_indices: list[str]
 
     @property
     def description(self) -> str:
@@ -74,7 +72,7 @@ def recognise(state: Mapping[str, Tensor], name: str = 'checkpoint') -> Recognis
         raise _unknown(own_part, name)
     renamed = own_names({key: state[old] for key, old in own_part.items()}, name)
     old_names = dict(zip(renamed, own_part.values(), strict=True))
-    body = {key: value for key, value in renamed.items() if not key.endswith(OFFSETS)}
+    body = {key: value for key, value in renamed.items() if not key.endswith(BIAS_INDICES)}
     network, expected = _network_of(body, family)
     if network is None:
         raise _unknown(own_part, name)
@@ -86,7 +84,7 @@ def recognise(state: Mapping[str, Tensor], name: str = 'checkpoint') -> Recognis
         body=body,
         others={key: value for key, value in state.items() if not key.startswith(parts)},
         old_names={key: old for key, old in old_names.items() if key in body},
-        offsets=[old for key, old in old_names.items() if key not in body],
+        bias_indices=[old for key, old in old_names.items() if key not in body],
     )
 
 
@@ -105,9 +103,9 @@ def variant_of(state: Mapping[str, Tensor]) -> Variant:
         indices = {key.split('.')[1] for key in state if key.startswith(prefix)}
         if not indices:
             break
-        attention = f'{prefix}{first}.mixer.m.attn.'
-        queries = _numbered(state, attention + 'dws.', '.c.weight')
-        side = math.isqrt(state[attention + 'attention_biases'].shape[1])
+        attention = f'{prefix}{first}.mixer.m.attn'
+        queries = _numbered(state, f'{attention}.dws.', '.c.weight')
+        side = math.isqrt(state[f'{attention}.{ATTENTION_BIASES}'].shape[1])
         if side > MAX_WINDOW:
             raise ValueError(f'windows of {side} x {side}')
         dim = state[f'{prefix}{first}.dw0.m.c.weight'].shape[0]
@@ -172,14 +170,12 @@ def _spos(state: Mapping[str, Tensor]) -> tuple[str, list[nn.Module]]:
         if f'{main}12.weight' in state:
             choices[place] = XCEPTION
         else:
-            choices[place] = (3, 5, 7).index(state[f'{main}3.weight'].shape[-1])
-    projection = 'features.0.branch_proj.'
-    balanced = len(state[f'{projection}0.weight']) != len(state[f'{projection}2.weight'])
+            choices[place] = KERNEL_SIZES.index(state[f'{main}3.weight'].shape[-1])
     stages = len(DEPTHS) if 'conv_last.0.weight' in state else _stages_of(len(blocks)) - 1
-    modules: list[nn.Module] = [SPOSNet(choices, out_indices=(stages,), balanced=balanced)]
+    modules: list[nn.Module] = [SPOSNet(choices, out_indices=(stages,))]
     if 'classifier.0.weight' in state:
         modules.append(SPOSHead(len(state['classifier.0.weight'])))
-    return f'SPOS (choices={choices}{", balanced=True" if balanced else ""})', modules
+    return f'SPOS (choices={choices})', modules
 
 
 def _stages_of(num_blocks: int) -> int:
@@ -191,11 +187,11 @@ def _shapes(modules: Iterable[nn.Module]) -> Shapes:
 
 
 def _compare(found: Shapes, expected: Shapes, network: str, name: str) -> None:
-    # counters may be absent, and mmrazor's classifier has a bias
+    # BatchNorm's counters may be absent
     absent = [
         key for key in expected if key not in found and not key.endswith('num_batches_tracked')
     ]
-    more = [key for key in found if key not in expected and key != 'classifier.0.bias']
+    more = [key for key in found if key not in expected]
     other = [
         f'{key} {found[key]} instead of {expected[key]}'
         for key in found
@@ -220,7 +216,7 @@ def _unknown(found: Mapping[str, str], name: str) -> CheckpointError:
         label: [key for key in names if not key.endswith('num_batches_tracked')]
         for label, names in listings.items()
     }
-    given = [k for k in found if not k.endswith(('num_batches_tracked', OFFSETS))]
+    given = [k for k in found if not k.endswith(('num_batches_tracked', BIAS_INDICES))]
     common = {label: len(set(given) & set(names)) for label, names in needed.items()}
     nearest = max(needed, key=lambda label: common[label] / len({*given, *needed[label]}))
     absent = [key for key in needed[nearest] if key not in set(given)]

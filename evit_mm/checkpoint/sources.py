@@ -67,7 +67,7 @@ def hub_repository(source: str) -> str | None:
 
 def _fetch_from_hub(repository: str) -> Path:
     """Download weights into the hub's cache, which locks, goes on and is atomic by itself."""
-    import huggingface_hub  # here, since evit_mm.ops works without it
+    import huggingface_hub  # late: a file on this machine does not need it
     from huggingface_hub.errors import (
         EntryNotFoundError,
         HfHubHTTPError,
@@ -88,9 +88,9 @@ def _fetch_from_hub(repository: str) -> Path:
         except (OSError, HfHubHTTPError, HFValidationError) as error:
             fault = error
             break
-        # the hub names a large file after its SHA-256
-        blob = path.resolve().name
-        check_digest(path, blob if SHA256.fullmatch(blob) else None)
+        blob = path.resolve().name  # the hub names a large file after its SHA-256
+        if SHA256.fullmatch(blob):
+            check_digest(path, blob)
         return path
     url = f'https://huggingface.co/{name}/resolve/{revision or "main"}/{HUB_FILES[0]}'
     raise CheckpointError(

@@ -2,7 +2,7 @@
 
 ``torch.load`` takes this module in the place of ``pickle``. A file can name what stands in one
 table, call only functions and a few types of it, and change only objects of the types that
-:mod:`~evit_mm.checkpoint.allowed` lists: the rules of torch's weights-only unpickler.
+:mod:`~evit_mm.checkpoint.allowed_types` lists: the rules of torch's weights-only unpickler.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
 
-from .allowed import AUTHORS_TYPES, DTYPES, MMENGINE_TYPES
+from .allowed_types import AUTHORS_TYPES, DTYPES, MMENGINE_TYPES
 
 # the instructions of pickle protocol 2, which torch.save writes, but for those that build objects
 # in older ways, call methods or take a length in four bytes

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
+from ..utils.files import write_atomically
 from .reading import METADATA_KEY
 
 SUFFIXES = ('.pth', '.pt', '.bin', '.safetensors')
@@ -64,17 +64,15 @@ def write_checkpoint(
     # tensors of one storage each, so that no file holds more than the weights it names
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
     try:
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f'.{path.name}.') as folder:
-            partial = Path(folder) / path.name
-            if path.suffix == '.safetensors':
-                import safetensors.torch  # here, since evit_mm.ops works without it
+        if path.suffix == '.safetensors':
+            import safetensors.torch  # late: evit_mm.ops works without it
 
-                text = {'format': 'pt', METADATA_KEY: json.dumps(meta)}
-                safetensors.torch.save_file(state, partial, text)
-            else:
-                torch.save({key: state, 'meta': meta}, partial)
-            with partial.open('rb') as file:
-                os.fsync(file.fileno())
-            partial.replace(path)
+            text = {'format': 'pt', METADATA_KEY: json.dumps(meta)}
+            content = safetensors.torch.save(state, text)
+        else:
+            buffer = io.BytesIO()
+            torch.save({key: state, 'meta': meta}, buffer)
+            content = buffer.getvalue()
+        write_atomically(path, content)
     except Exception as error:  # noqa: BLE001 - SafetensorError is a kind of its own
         raise CheckpointError(f"'{path}' cannot be written: {error}") from None

@@ -30,7 +30,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ..checkpoint import read_checkpoint, write_checkpoint
 from ..errors import CheckpointError, ConfigError, DataError, EvitError
 from ..runner.build import set_device
-from ..runner.checkpoints import find_last_good
+from ..runner.resuming import find_last_good
 from ..utils.files import write_atomically
 from .budget import Budget
 from .recipes import base_recipe, row_label, split_name, with_recipes

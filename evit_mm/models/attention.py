@@ -6,7 +6,11 @@ value, K channels of its query and key, w window side, N = w * w tokens.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import suppress
+
 import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own abbreviation
 from torch import Tensor, nn
 
 from .layers import ConvBN
@@ -29,6 +33,52 @@ def relative_offsets(window_size: int) -> Tensor:
     return dy * window_size + dx
 
 
+def resize_attention_biases(biases: Tensor, window_size: int) -> Tensor:
+    """Resize relative position biases to another window, bicubic on the grid of offsets.
+
+    Source: the authors' detection code (bicubic, no corner alignment).
+
+    Args:
+        biases: ``(h, w0 * w0)`` over offsets ``(|dy|, |dx|)``, row-major.
+        window_size: The new window side w.
+
+    Returns:
+        ``(h, w * w)``.
+
+    Raises:
+        ValueError: The biases are not over a square grid.
+    """
+    side = round(biases.shape[-1] ** 0.5)
+    if biases.ndim != 2 or side * side != biases.shape[1] or not biases.numel():
+        raise ValueError(f'attention biases must be (heads, w * w), got {tuple(biases.shape)}')
+    if side == window_size:
+        return biases
+    grid = biases.reshape(1, -1, side, side).float()
+    size = (window_size, window_size)
+    grid = F.interpolate(grid, size, mode='bicubic', align_corners=False)
+    return grid.reshape(-1, window_size**2).to(biases.dtype)
+
+
+def fit_windows(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Resize attention biases to a model's windows.
+
+    Args:
+        state: Tensors by name.
+        wanted: The model's own state dict.
+
+    Returns:
+        ``state``, with the biases of other windows resized; what cannot be is left to be reported.
+    """
+    fitted = dict(state)
+    for key, value in state.items():
+        if key.endswith('attention_biases') and key in wanted and value.is_floating_point():
+            heads, offsets = wanted[key].shape
+            with suppress(ValueError):
+                if value.shape[:1] == (heads,):
+                    fitted[key] = resize_attention_biases(value, round(offsets**0.5))
+    return fitted
+
+
 class CascadedGroupAttention(nn.Module):
     """Attention whose heads each see a slice of the channels plus the previous head's output.
 
@@ -39,6 +89,8 @@ class CascadedGroupAttention(nn.Module):
         window_size: Window side w; the input must be exactly ``w x w``.
         kernel_sizes: Depthwise kernel on the query of each head, one per head.
     """
+
+    attention_bias_idxs: Tensor
 
     def __init__(
         self,

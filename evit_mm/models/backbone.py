@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..checkpoint import load_pretrained
-from ..errors import ConfigError
+from .pretrained import load_checked, split_init_cfg
 
 
 class Backbone(BaseModule):
@@ -92,23 +91,14 @@ class Backbone(BaseModule):
             super().init_weights()
             return
         init_cfg = self.init_cfg
-        cfgs = [init_cfg] if isinstance(init_cfg, Mapping | str) else list(init_cfg)
-        for entry in cfgs:
-            if not isinstance(entry, Mapping) or 'type' not in entry:
-                raise ConfigError(
-                    f'init_cfg must be dict(type=..., ...) or a list of them: {entry!r}'
-                )
-            if entry['type'] == 'Pretrained' and 'checkpoint' not in entry:
-                raise ConfigError("init_cfg: type 'Pretrained' needs checkpoint=PATH_OR_URL")
-        pretrained = [cfg for cfg in cfgs if cfg.get('type') == 'Pretrained']
         # mmengine's own Pretrained loads what happens to match and only warns about the rest
-        self.init_cfg = [cfg for cfg in cfgs if cfg not in pretrained]
+        pretrained, self.init_cfg = split_init_cfg(init_cfg)
         try:
             super().init_weights()
         finally:
             self.init_cfg = init_cfg
         for cfg in pretrained:
-            load_pretrained(self, cfg['checkpoint'], cfg.get('prefix'), self.unused)
+            load_checked(self, cfg['checkpoint'], cfg.get('prefix'))
 
     def _frozen_modules(self) -> list[nn.Module]:
         return [module for part in self.parts()[: self.frozen_stages + 1] for module in part]

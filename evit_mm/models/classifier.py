@@ -16,9 +16,10 @@ from mmpretrain.models.heads import ClsHead
 from mmpretrain.registry import HOOKS, MODELS
 from torch import Tensor
 
-from ..checkpoint import check_state_dict, extract_state_dict, fit_windows, read_checkpoint
 from ..errors import ConfigError
+from .attention import fit_windows
 from .layers import BNLinear, mean_pool
+from .pretrained import load_checked, split_init_cfg
 
 
 @MODELS.register_module()
@@ -91,18 +92,13 @@ class EfficientViTClassifier(ImageClassifier):
         Raises:
             evit_mm.errors.CheckpointError: The file cannot be read or does not fit.
         """
-        cfgs = [self.init_cfg] if isinstance(self.init_cfg, Mapping) else self.init_cfg or []
-        sources = [cfg['checkpoint'] for cfg in cfgs if cfg.get('type') == 'Pretrained']
-        if self.is_init or not sources:
+        pretrained, _ = split_init_cfg(self.init_cfg or [])
+        if self.is_init or not pretrained:
             super().init_weights()
             return
         # every entry comes from the file, so nothing else needs initialising
-        for source in sources:
-            state = extract_state_dict(read_checkpoint(source), prefix='', name=str(source))
-            state = self.translate_state_dict(state)
-            check_state_dict(state, self, name=str(source))
-            self.load_state_dict(state, strict=False)  # check_state_dict has been strict
-            print_log(f'loaded {len(state)} entries of {source}', logger='current')
+        for cfg in pretrained:
+            load_checked(self, cfg['checkpoint'], prefix='')
         self._is_init = True
 
     def translate_state_dict(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch.nn.functional as F  # noqa: N812 - torch's own abbreviation
-from mmcv.cnn import ConvModule
 from mmengine.model import BaseModule, kaiming_init, xavier_init
 from mmengine.registry import MODELS
 from torch import Tensor, nn
@@ -69,6 +68,8 @@ class EfficientViTFPN(BaseModule):
         num_extra_trans_convs: int = 0,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
+        from mmcv.cnn import ConvModule  # late: mmcv loads OpenCV
+
         super().__init__(init_cfg=init_cfg)
         is_list = isinstance(in_channels, (list, tuple)) and len(in_channels) > 0
         if not is_list or not all(isinstance(channels, int) for channels in in_channels):

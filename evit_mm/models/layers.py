@@ -8,7 +8,6 @@ a BatchNorm or a concatenation, whose result neither the backward pass nor anybo
 from __future__ import annotations
 
 import torch
-from mmcv.cnn.bricks.drop import drop_path
 from torch import Tensor, nn
 
 
@@ -109,7 +108,19 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Add the branch, scaled by 1 / (1 - rate) where it is kept."""
-        return x + drop_path(self.m(x), self.drop_path_rate, self.training)
+        branch = self.m(x)
+        if self.training and self.drop_path_rate:
+            branch = drop_path(branch, self.drop_path_rate)
+        return x + branch
+
+
+def drop_path(x: Tensor, rate: float) -> Tensor:
+    """Set samples of a batch ``(B, ...)`` to zero with probability ``rate``; scale the others.
+
+    The mean stays what it was (stochastic depth, arXiv 1603.09382).
+    """
+    kept = torch.rand((x.shape[0], *[1] * (x.ndim - 1)), dtype=x.dtype, device=x.device) >= rate
+    return x / (1 - rate) * kept
 
 
 class BNLinear(nn.Module):

@@ -55,19 +55,15 @@ class SPOSBlock(nn.Module):
     """One choice block: ``(B, C, h, w) -> (B, C', h / stride, w / stride)``.
 
     At stride 1 the even channels pass and the odd ones go through the main branch; at stride 2 all
-    go through both the main branch and a projection, which keeps their number or, ``balanced``,
-    makes half of the output.
+    go through both the main branch and a projection, which keeps their number.
     """
 
-    def __init__(
-        self, in_channels: int, out_channels: int, stride: int, choice: int, balanced: bool = False
-    ) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int, choice: int) -> None:
         super().__init__()
         kernel_size = KERNEL_SIZES[choice]
         inputs = in_channels // 2 if stride == 1 else in_channels
         middle = out_channels // 2
-        passing = middle if balanced else inputs
-        outputs = out_channels - passing
+        outputs = out_channels - inputs
         if choice == XCEPTION:
             layers = [
                 *_depthwise(inputs, kernel_size, stride),
@@ -86,7 +82,7 @@ class SPOSBlock(nn.Module):
         self.branch_main = nn.Sequential(*layers)
         self.branch_proj = None
         if stride == 2:
-            projection = [*_depthwise(inputs, kernel_size, stride), *_pointwise(inputs, passing)]
+            projection = [*_depthwise(inputs, kernel_size, stride), *_pointwise(inputs, inputs)]
             self.branch_proj = nn.Sequential(*projection)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -109,14 +105,11 @@ class SPOSNet(Backbone):
             map of 1024 channels that the classifier pools. Stages after the last are not built.
         frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the first k stages.
         norm_eval: Keep every BatchNorm in eval mode while training.
-        balanced: Both branches of a block of stride 2 make half of its output, as in mmrazor's
-            SPOS and in ShuffleNetV2; in megvii's the projection keeps its number of channels.
         channels_last: Compute in channels last memory, which is faster; otherwise contiguous.
             Results and checkpoints are the same.
         init_cfg: As everywhere in OpenMMLab. ``dict(type='Pretrained', checkpoint=FILE)`` takes
-            the released checkpoint as it is, and with ``balanced`` mmrazor's; None leaves torch's
-            initial weights, as EfficientViT does (mmengine's Kaiming counts a depthwise kernel's
-            fan over all channels).
+            the released checkpoint as it is; None leaves torch's initial weights, as EfficientViT
+            does (mmengine's Kaiming counts a depthwise kernel's fan over all channels).
 
     Attributes:
         choices: The block at each place.
@@ -144,15 +137,13 @@ class SPOSNet(Backbone):
         out_indices: Sequence[int] = (1, 2, 3),
         frozen_stages: int = -1,
         norm_eval: bool = False,
-        balanced: bool = False,
         channels_last: bool = True,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(channels_last, init_cfg)
         known = range(len(KERNEL_SIZES))
-        if not isinstance(choices, Sequence) or len(choices) != sum(DEPTHS):
-            raise ValueError(f'choices must be {sum(DEPTHS)} numbers from 0 to 3, got {choices!r}')
-        if not all(isinstance(choice, int) and choice in known for choice in choices):
+        is_whole = isinstance(choices, Sequence) and len(choices) == sum(DEPTHS)
+        if not is_whole or not all(isinstance(c, int) and c in known for c in choices):
             raise ValueError(f'choices must be {sum(DEPTHS)} numbers from 0 to 3, got {choices!r}')
         self.choices = tuple(choices)
         self.out_indices = check_out_indices(out_indices, range(len(DEPTHS) + 1))
@@ -169,7 +160,7 @@ class SPOSNet(Backbone):
             for place in range(DEPTHS[stage]):
                 stride = 2 if place == 0 else 1
                 choice = choices[len(blocks)]
-                blocks.append(SPOSBlock(channels, STAGE_CHANNELS[stage], stride, choice, balanced))
+                blocks.append(SPOSBlock(channels, STAGE_CHANNELS[stage], stride, choice))
                 channels = STAGE_CHANNELS[stage]
         self.features = nn.Sequential(*blocks)
         self.unused += tuple(f'features.{i}' for i in range(len(blocks), sum(DEPTHS)))

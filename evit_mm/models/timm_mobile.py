@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .backbone import Backbone, check_out_indices
 
-PROBE = 64  # side of the image that finds out channels and strides
+PROBE_SIZE = 64  # side of the image that finds out channels and strides
 
 
 @MODELS.register_module()
@@ -60,7 +60,7 @@ class TIMMMobileNet(Backbone):
         channels_last: bool = True,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
-        import timm  # late: whoever builds EfficientViT alone need not wait for it
+        import timm  # late: it loads torchvision and the Hugging Face hub
 
         super().__init__(channels_last, init_cfg)
         if not timm.is_model(model_name):
@@ -80,10 +80,10 @@ class TIMMMobileNet(Backbone):
         self.unused += tuple(f'blocks.{i}' for i in range(num_stages, depth))
         self.eval()
         with torch.no_grad():  # timm's table of channels has one entry per stride, not per block
-            maps = self(torch.zeros(1, 3, PROBE, PROBE))
+            maps = self(torch.zeros(1, 3, PROBE_SIZE, PROBE_SIZE))
         self.train()
         self.out_channels = tuple(x.shape[1] for x in maps)
-        self.strides = tuple(PROBE // x.shape[2] for x in maps)
+        self.strides = tuple(PROBE_SIZE // x.shape[2] for x in maps)
         self.freeze(frozen_stages, norm_eval)
 
     def parts(self) -> list[list[nn.Module]]:

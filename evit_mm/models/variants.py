@@ -7,7 +7,7 @@ query kernels of its ImageNet weights, (5, 5, 5, 5).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from numbers import Integral
 from typing import Any
 
@@ -117,11 +117,12 @@ def resolve_arch(arch: str | Mapping[str, Any] | Variant) -> Variant:
     if not isinstance(arch, Mapping):
         raise TypeError(f'arch must be a name or a dict, got {type(arch).__name__}')
     known = [field.name for field in fields(Variant)]
+    needed = [field.name for field in fields(Variant) if field.default is MISSING]
     for key in arch:
         if key not in known:
             hint = did_you_mean(key, known)
             raise KeyError(f"arch has no key '{key}'{hint} (keys: {', '.join(known)})")
-    missing = [name for name in known[:4] if name not in arch]
+    missing = [name for name in needed if name not in arch]
     if missing:
         raise KeyError(f'arch lacks {", ".join(missing)}')
     return Variant(**arch)

@@ -3,57 +3,23 @@
 Importing this package lets ``mmcv.ops`` find them, on CPUs and GPUs, forward and backward. An mmcv
 with compiled operators is left as it is; see :func:`~evit_mm.ops.extension.provide` for the
 environment variable ``EVIT_MM_OPS``. The functions have the names, arguments and results of mmcv's
-extension, and mmcv's own classes and functions call them.
+extension, and mmcv's own classes and functions call them. They are in
+:data:`~evit_mm.ops.operators.OPERATORS`, and are imported with ``mmcv.ops``.
 """
 
-from . import deform, extension, focal_loss, nms, pooling, resampling, sync_bn
+from collections.abc import Callable, Mapping
+from typing import Any
+
 from .extension import MissingOperatorError, provide
 
-#: mmcv's name of each operator, and the function that takes its place
-OPERATORS = {
-    function.__name__: function
-    for function in (
-        nms.nms,
-        nms.softnms,
-        nms.nms_match,
-        nms.nms_rotated,
-        nms.nms_quadri,
-        nms.bbox_overlaps,
-        nms.box_iou_rotated,
-        nms.box_iou_quadri,
-        pooling.roi_align_forward,
-        pooling.roi_align_backward,
-        pooling.roi_pool_forward,
-        pooling.roi_pool_backward,
-        pooling.deform_roi_pool_forward,
-        pooling.deform_roi_pool_backward,
-        deform.deform_conv_forward,
-        deform.deform_conv_backward_input,
-        deform.deform_conv_backward_parameters,
-        deform.modulated_deform_conv_forward,
-        deform.modulated_deform_conv_backward,
-        deform.ms_deform_attn_forward,
-        deform.ms_deform_attn_backward,
-        focal_loss.sigmoid_focal_loss_forward,
-        focal_loss.sigmoid_focal_loss_backward,
-        focal_loss.softmax_focal_loss_forward,
-        focal_loss.softmax_focal_loss_backward,
-        resampling.carafe_forward,
-        resampling.carafe_backward,
-        resampling.carafe_naive_forward,
-        resampling.carafe_naive_backward,
-        resampling.masked_im2col_forward,
-        resampling.masked_col2im_forward,
-        sync_bn.sync_bn_forward_mean,
-        sync_bn.sync_bn_forward_var,
-        sync_bn.sync_bn_forward_output,
-        sync_bn.sync_bn_backward_param,
-        sync_bn.sync_bn_backward_data,
-        extension.get_compiler_version,
-        extension.get_compiling_cuda_version,
-    )
-}
-#: which operators mmcv uses: 'torchvision' (these) or 'compiled'
-PROVIDED = provide(OPERATORS)
 
-__all__ = ['OPERATORS', 'PROVIDED', 'MissingOperatorError', 'provide']
+def _operators() -> Mapping[str, Callable[..., Any]]:
+    from .operators import OPERATORS  # late: it loads torchvision
+
+    return OPERATORS
+
+
+#: which operators mmcv uses: 'torchvision' (these) or 'compiled'
+PROVIDED = provide(_operators)
+
+__all__ = ['PROVIDED', 'MissingOperatorError', 'provide']

@@ -51,8 +51,8 @@ class _Extension(ModuleType):
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Offers the module to Python's import system."""
 
-    def __init__(self, operators: Mapping[str, Callable[..., Any]]) -> None:
-        self.operators = operators
+    def __init__(self, load: Callable[[], Mapping[str, Callable[..., Any]]]) -> None:
+        self.load = load
 
     def find_spec(
         self,
@@ -71,10 +71,10 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         """Fill the module."""
-        vars(module).update(self.operators)
+        vars(module).update(self.load())
 
 
-def provide(operators: Mapping[str, Callable[..., Any]]) -> str:
+def provide(load: Callable[[], Mapping[str, Callable[..., Any]]]) -> str:
     """Let mmcv find operators, unless it has compiled ones.
 
     The environment variable ``EVIT_MM_OPS`` decides otherwise: ``torchvision`` puts these operators
@@ -82,7 +82,7 @@ def provide(operators: Mapping[str, Callable[..., Any]]) -> str:
     nothing.
 
     Args:
-        operators: By the names that mmcv's extension has.
+        load: Returns the operators by the names that mmcv's extension has; called when mmcv asks.
 
     Returns:
         Which operators mmcv uses: ``'torchvision'`` or ``'compiled'``.
@@ -108,7 +108,7 @@ def provide(operators: Mapping[str, Callable[..., Any]]) -> str:
     if compiled and choice != 'torchvision':
         logger.info("operators: mmcv's compiled ones")
         return 'compiled'
-    sys.meta_path.insert(0, _Finder(operators))
+    sys.meta_path.insert(0, _Finder(load))
     if os.environ.get('RANK', '0') == '0' and multiprocessing.parent_process() is None:
         # a warning, which Python writes to stderr also where no logging is set up
         place = f" in the place of mmcv's compiled ones ({SWITCH})" if compiled else ''

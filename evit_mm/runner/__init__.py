@@ -1,5 +1,8 @@
 """Training and testing by a config: runner, loop and hooks, registered by name."""
 
+from ..utils.environment import check_environment
+
+check_environment()  # before anything imports what may be broken
 from .build import CheckedRunner
 from .checkpoints import SafeCheckpointHook
 from .console import ConsoleLoggerHook

@@ -1,8 +1,9 @@
 """Do torch, torchvision, OpenCV, mmengine and mmcv fit each other?
 
-Importing evit_mm asks this first, so that what is broken is named in one sentence with its fix
-and not by a traceback from deep inside a library. Standard library only, also as a program:
-``python evit_mm/utils/environment.py`` prints what is wrong and exits with 1 if there is anything.
+What is broken is named in one sentence with its fix, and not by a traceback from deep inside a
+library. Importing evit_mm asks what is installed, importing :mod:`evit_mm.runner` and
+``tools/doctor.py`` also what loads. Standard library only, also as a program: ``python
+evit_mm/utils/environment.py`` prints what is wrong and exits with 1 if there is anything.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ NEEDED = {
 }
 # distributions that contain the module mmcv; the last one is that of the OneDL fork
 MMCV = ('mmcv', 'mmcv-lite', 'mmcv-full', 'onedl-mmcv')
+MANY = 2  # missing modules, beyond which they are named together
 OLDEST_TORCH = (2, 0)
 # which operators mmcv is given: the values of an environment variable, see evit_mm.ops
 OPERATORS_SWITCH = 'EVIT_MM_OPS'
@@ -37,31 +39,56 @@ class EnvironmentFault(ImportError):  # noqa: N818 - the fault is not in the pro
     """The installed packages do not fit each other; the message says what to install."""
 
 
-def check_environment() -> None:
-    """Look for faults of the installed packages; importing evit_mm calls this.
+def check_installed() -> None:
+    """Look for packages that are missing or do not fit each other; importing evit_mm calls this.
 
     Raises:
         EnvironmentFault: There is one; the first is named.
     """
-    fault = next(environment_faults(), None)
-    if fault is not None:
+    for fault in installed_faults():
+        raise EnvironmentFault(fault)
+
+
+def check_environment() -> None:
+    """Look also for packages that do not load; importing :mod:`evit_mm.runner` calls this.
+
+    Raises:
+        EnvironmentFault: There is one; the first is named.
+    """
+    for fault in environment_faults():
         raise EnvironmentFault(fault)
 
 
 def environment_faults() -> Iterator[str]:
     """Yield a sentence, what is wrong and after a semicolon its fix, for each fault.
 
-    torch, torchvision, OpenCV and a compiled mmcv are imported to see whether they load. What
-    depends on something that has been named already is not looked at.
+    torchvision, OpenCV and a compiled mmcv are imported to see whether they load. What depends on
+    something that has been named already is not looked at.
     """
+    yield from installed_faults()
+    missing = _missing()
+    if len(missing) > MANY:
+        return
+    if 'cv2' not in missing:
+        yield from _opencv_faults()
+    if 'torch' in missing or any(_torch_faults()):
+        return
+    torchvision_faults = [] if 'torchvision' in missing else list(_torchvision_faults())
+    yield from torchvision_faults
+    if not torchvision_faults and 'mmcv' not in missing and not any(_mmcv_version_faults()):
+        yield from _mmcv_build_faults()
+
+
+def installed_faults() -> Iterator[str]:
+    """Yield a sentence for each fault that shows without importing more than torch."""
     choice = os.environ.get(OPERATORS_SWITCH)
     if choice and choice not in OPERATORS:
         yield (
             f"{OPERATORS_SWITCH}='{choice}' is not one of {', '.join(OPERATORS)}; "
             f'unset {OPERATORS_SWITCH}'
         )
-    missing = [name for name in NEEDED if not _is_importable(name)]
-    if len(missing) > 2:
+    missing = _missing()
+    if len(missing) > MANY:
         yield f"{', '.join(missing)} are not installed; pip install 'evit_mm[all]'"
         return
     for name in missing:
@@ -69,14 +96,8 @@ def environment_faults() -> Iterator[str]:
         yield f'{name} is not installed; pip install {release}{NEEDED[name]}'
     if 'mmcv' not in missing:
         yield from _mmcv_version_faults()
-    if 'cv2' not in missing:
-        yield from _opencv_faults()
-    if 'torch' in missing:
-        return
-    torch_faults = list(_torch_faults())
-    yield from torch_faults
-    if not torch_faults and 'mmcv' not in missing and not list(_mmcv_version_faults()):
-        yield from _mmcv_build_faults()
+    if 'torch' not in missing:
+        yield from _torch_faults()
 
 
 def _mmcv_version_faults() -> Iterator[str]:
@@ -129,15 +150,18 @@ def _torch_faults() -> Iterator[str]:
             f'torchvision {vision} is for torch {wanted}, but torch {torch} is installed; '
             f'pip install torch=={torch.partition("+")[0]} torchvision'
         )
-    elif _is_importable('torchvision'):
-        error = _import_error('torchvision')
-        if error is None and not hasattr(sys.modules['torch'].ops.torchvision, 'nms'):
-            error = 'its operators are missing'
-        if error is not None:
-            yield (
-                f'torchvision {vision} is of another build than torch {torch} ({error}); '
-                f'pip uninstall -y torch torchvision, then pip install both from one index'
-            )
+
+
+def _torchvision_faults() -> Iterator[str]:
+    error = _import_error('torchvision')
+    if error is None and not hasattr(sys.modules['torch'].ops.torchvision, 'nms'):
+        error = 'its operators are missing'
+    if error is not None:
+        yield (
+            f'torchvision {_version("torchvision")} is of another build than torch '
+            f'{_version("torch")} ({error}); '
+            'pip uninstall -y torch torchvision, then pip install both from one index'
+        )
 
 
 def _mmcv_build_faults() -> Iterator[str]:
@@ -161,6 +185,10 @@ def _mmcv_build_faults() -> Iterator[str]:
             else f'pip uninstall -y {name}, then pip install mmcv-lite==2.1.0, or compile it again'
         )
     )
+
+
+def _missing() -> list[str]:
+    return [name for name in NEEDED if not _is_importable(name)]
 
 
 def _is_importable(module: str) -> bool:

@@ -13,6 +13,7 @@ from torch import nn
 import evit_mm.ops
 from evit_mm.errors import EvitError
 from evit_mm.ops import MissingOperatorError, extension
+from evit_mm.ops.operators import OPERATORS
 
 from .cases import numbers
 
@@ -66,9 +67,9 @@ def fresh(monkeypatch):
 def test_operators_are_provided_where_mmcv_has_none(fresh, compiled):
     fresh.setattr(extension, '_is_compiled', lambda: compiled)
     before = list(sys.meta_path)
-    assert extension.provide({}) == ('compiled' if compiled else 'torchvision')
+    assert extension.provide(dict) == ('compiled' if compiled else 'torchvision')
     assert (sys.meta_path == before) is compiled
-    assert extension.provide({}) == ('compiled' if compiled else 'torchvision')
+    assert extension.provide(dict) == ('compiled' if compiled else 'torchvision')
     assert len(sys.meta_path) == len(before) + (not compiled)  # once
 
 
@@ -76,15 +77,15 @@ def test_the_switch(fresh):
     fresh.setenv('EVIT_MM_OPS', 'compiled')
     fresh.setattr(extension, '_is_compiled', lambda: False)
     with pytest.raises(EvitError, match='this mmcv has no compiled operators'):
-        extension.provide({})
+        extension.provide(dict)
     fresh.setattr(extension, '_is_compiled', lambda: True)
-    assert extension.provide({}) == 'compiled'
+    assert extension.provide(dict) == 'compiled'
     fresh.setenv('EVIT_MM_OPS', 'torchvision')
     fresh.setitem(sys.modules, 'mmcv._ext', sys)
     with pytest.raises(EvitError, match='import evit_mm before mmcv.ops'):
-        extension.provide({})
+        extension.provide(dict)
     fresh.delitem(sys.modules, 'mmcv._ext')
-    assert extension.provide({'nms': len}) == 'torchvision'
+    assert extension.provide(lambda: {'nms': len}) == 'torchvision'
     assert importlib.import_module('mmcv._ext').nms is len
 
 
@@ -261,7 +262,7 @@ def test_indices_equal_those_of_the_compiled_operators_with_and_without_equal_sc
     assert isinstance(found.loader, ExtensionFileLoader)
     compiled = importlib.util.module_from_spec(found)
     found.loader.exec_module(compiled)
-    ours = evit_mm.ops.OPERATORS
+    ours = OPERATORS
     for seed in range(20):
         corners = numbers((300, 2), seed, 0, 30).round()
         boxes = torch.cat((corners, corners + numbers((300, 2), seed + 50, 1, 12).round()), 1)

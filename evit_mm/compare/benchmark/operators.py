@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ...errors import ConfigError
-from ...ops import OPERATORS
+from ...ops.operators import OPERATORS
 from .detection import CASES, cases
 
 Call = Callable[[Any], object]

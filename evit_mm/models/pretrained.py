@@ -1,0 +1,50 @@
+"""``init_cfg=dict(type='Pretrained', ...)`` for the networks here: every entry must fit.
+
+A network reads no file. The initializer that does stands in mmengine's registry, where
+:mod:`evit_mm.checkpoint` puts it, and is built from there by its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mmengine.registry import WEIGHT_INITIALIZERS
+from torch import nn
+
+from ..errors import ConfigError
+
+INITIALIZER = 'CheckedPretrained'
+
+
+def split_init_cfg(
+    init_cfg: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
+    """Return the entries of type ``Pretrained``, then the others.
+
+    Raises:
+        ConfigError: An entry is no dict, has no type, or names no checkpoint.
+    """
+    cfgs = [init_cfg] if isinstance(init_cfg, Mapping | str) else list(init_cfg)
+    for cfg in cfgs:
+        if not isinstance(cfg, Mapping) or 'type' not in cfg:
+            raise ConfigError(f'init_cfg must be dict(type=..., ...) or a list of them: {cfg!r}')
+        if cfg['type'] == 'Pretrained' and 'checkpoint' not in cfg:
+            raise ConfigError("init_cfg: type 'Pretrained' needs checkpoint=PATH_OR_URL")
+    pretrained = [cfg for cfg in cfgs if cfg['type'] == 'Pretrained']
+    return pretrained, [cfg for cfg in cfgs if cfg['type'] != 'Pretrained']
+
+
+def load_checked(module: nn.Module, checkpoint: str, prefix: str | None = None) -> None:
+    """Load weights into a network, see :func:`evit_mm.checkpoint.load_pretrained`.
+
+    Args:
+        module: The network.
+        checkpoint: A path, a URL, or a name on the Hugging Face hub.
+        prefix: What the names of its weights begin with in the file.
+
+    Raises:
+        evit_mm.errors.CheckpointError: The file cannot be read or does not fit.
+    """
+    cfg = {'type': INITIALIZER, 'checkpoint': checkpoint, 'prefix': prefix}
+    WEIGHT_INITIALIZERS.build(cfg)(module)
