@@ -27,7 +27,7 @@ from ..data.check_images import check_image_data
 from ..errors import ConfigError
 from ..runner.build import config_faults
 from ..runner.config import load_config
-from ..runner.data import GuardedDataset, Seeded
+from ..runner.loader import GuardedDataset, Seeded
 from ..runner.seeding import SAMPLE, derive_seed
 
 SPLITS = ('train', 'val', 'test')

@@ -15,7 +15,7 @@ from typing import Any
 from mmengine.config import Config
 
 from ..errors import ConfigError, DataError
-from ..runner.checkpoints import POINTER
+from ..runner.resuming import POINTER
 from ..runner.summary import FILE as SUMMARY
 
 METRIC = 'bbox_mAP'  # at the end of CocoMetric's names, whatever their prefix
