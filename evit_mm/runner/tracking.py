@@ -7,7 +7,6 @@ predictions on the same few images.
 
 from __future__ import annotations
 
-import copy
 import datetime
 import importlib.util
 import json
@@ -163,8 +162,8 @@ def draw(visualizer: Any, sample: Any, pixels: Any) -> np.ndarray:
         pixels: What the network was given, ``(3, H, W)``; a detector's boxes are those of the
             original image, which is read again.
     """
-    painter = copy.copy(visualizer)
-    painter._vis_backends = {}
+    painter = type(visualizer)()
+    painter.dataset_meta = visualizer.dataset_meta
     if hasattr(painter, 'visualize_cls'):
         image = np.ascontiguousarray(pixels.permute(1, 2, 0).cpu().numpy().astype(np.uint8))
         return painter.visualize_cls(image, sample)
