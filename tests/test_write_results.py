@@ -15,6 +15,7 @@ from write_results import METAFILE, PAGES, RESULTS
 from .conftest import ROOT
 from .test_configs import CONFIGS
 
+RELEASE = 'https://github.com/xinyuliu-jeffrey/EfficientViT_Model_Zoo/releases/download/v1.0/'
 LABEL = '{} (published, not measured here)'
 # typed from the papers: multiply-adds M, parameters M of the classifier, then COCO's figures
 COMPARISON = {
@@ -183,7 +184,7 @@ def test_weights_belong_to_configs_that_exist(models):
     files = {stem: x['weights'] for stem, x in RESULTS['configs'].items() if 'weights' in x}
     assert len(files) == 8
     for name, file in files.items():
-        assert models[name]['Weights'] == RESULTS['release'] + file
+        assert models[name]['Weights'] == RELEASE + file
         assert name.split('_')[-2] in file  # the variant
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 import yaml
+from mmengine.config import Config
 from rich.progress import track
 
 import evit_mm
@@ -47,6 +48,8 @@ DATASETS = {
 AP_COLUMNS = ('AP', 'AP50', 'AP75', 'AP small', 'AP medium', 'AP large')
 NOT_RUN = 'not run'
 RESULTS = read_results()
+# where the files lie that `weights` names; the configs have it from the same place
+RELEASE = Config.fromfile(project_path('configs/_base_/models/efficientvit_release.py')).release
 
 Lines = list[str]
 
@@ -191,7 +194,7 @@ def _log_cell(run: dict[str, Any], folder: Path) -> str:
 
 
 def _weights_cell(facts: dict[str, Any]) -> str:
-    return f"[the authors']({RESULTS['release']}{facts['weights']})" if 'weights' in facts else '-'
+    return f"[the authors']({RELEASE}{facts['weights']})" if 'weights' in facts else '-'
 
 
 def comparison() -> Iterator[tuple[str, dict[str, Any]]]:
@@ -407,7 +410,7 @@ def _model(config: Path) -> dict[str, Any]:
     if results:  # what was not run is left out
         model['Results'] = results
     if 'weights' in facts:
-        model['Weights'] = RESULTS['release'] + facts['weights']
+        model['Weights'] = RELEASE + facts['weights']
     return model
 
 
