@@ -59,6 +59,7 @@ extras = {
         'pytest',
         'pytest-cov',
         'hypothesis',
+        'sybil',
         'ruff',
         'mypy',
         'pre-commit',
