@@ -54,7 +54,7 @@ extras = {
     'report': ['altair>=5.5', 'vl-convert-python>=1.7', 'jinja2'],
     'demo': ['gradio>=6'],
     'track': ['tensorboard'],  # MLflow and Weights & Biases are asked for by name
-    'docs': ['Sphinx>=8', 'myst-parser>=4', 'furo'],
+    'docs': ['Sphinx>=8', 'myst-parser>=4', 'furo', 'sphinx-autoapi>=3.6'],
     'dev': [
         'pytest',
         'pytest-cov',

@@ -60,7 +60,7 @@ def fit_state_dict(
     another window size are resized.
 
     Args:
-        state: What :func:`extract_state_dict` returned.
+        state: What :func:`~evit_mm.checkpoint.extract_state_dict` returned.
         model: The module to load into.
         name: The file's name, for messages.
         unused: Beginnings of the names that may be left out, wherever ``model`` has none like it.
@@ -107,7 +107,7 @@ def check_state_dict(
     """Check that a checkpoint holds exactly a model's entries.
 
     Args:
-        state: What :func:`extract_state_dict` returned.
+        state: What :func:`~evit_mm.checkpoint.extract_state_dict` returned.
         model: The module, perhaps wrapped for several processes.
         name: The file's name, for messages.
 
@@ -129,8 +129,8 @@ def load_pretrained(
 
     Args:
         model: The backbone; changed in place, and only if everything fits.
-        source: As in :func:`read_checkpoint`.
-        prefix: See :func:`extract_state_dict`.
+        source: As in :func:`~evit_mm.checkpoint.read_checkpoint`.
+        prefix: See :func:`~evit_mm.checkpoint.extract_state_dict`.
         unused: See :func:`fit_state_dict`.
 
     Raises:
