@@ -450,7 +450,9 @@ def main(check: bool) -> None:
         files = {METAFILE: metafile(), **{name: page(name) for name in PAGES}}
     old = [f for f, text in files.items() if (ROOT / f).read_text(encoding='utf-8') != text]
     if check and old:
-        sys.exit(f'error: {", ".join(old)}: out of date; python {sys.argv[0]} writes them')
+        sys.exit(
+            f'error: {", ".join(old)}: out of date; python tools/dev/write_results.py writes them'
+        )
     for name in old:
         (ROOT / name).write_text(files[name], encoding='utf-8')
         print(name)
