@@ -11,9 +11,9 @@ here = Path(__file__).resolve().parent
 version = re.search(r"__version__ = '(.+)'", (here / 'evit_mm' / '__init__.py').read_text())[1]
 # what a wheel carries beside the code, under evit_mm/.mim, where OpenMMLab's tools look
 CARRIED = (
-    'README.md',
     'model-index.yml',
     'configs/**/*.py',
+    'configs/*.md',
     'configs/*.yml',
     'tools/*.py',
     'tools/*.sh',
@@ -54,11 +54,12 @@ extras = {
     'report': ['altair>=5.5', 'vl-convert-python>=1.7', 'jinja2'],
     'demo': ['gradio>=6'],
     'track': ['tensorboard'],  # MLflow and Weights & Biases are asked for by name
-    'docs': ['Sphinx>=8', 'myst-parser>=4', 'furo'],
+    'docs': ['Sphinx>=8', 'myst-parser>=4', 'furo', 'sphinx-autoapi>=3.6'],
     'dev': [
         'pytest',
         'pytest-cov',
         'hypothesis',
+        'sybil',
         'ruff',
         'mypy',
         'import-linter',
@@ -109,7 +110,7 @@ setup(
     ],
     packages=find_packages(include=['evit_mm', 'evit_mm.*']),
     package_data={
-        'evit_mm': ['py.typed', *(f'**/*.{k}' for k in ('html', 'j2', 'css', 'js', 'json'))]
+        'evit_mm': ['py.typed', *(f'**/*.{k}' for k in ('html', 'j2', 'css', 'js', 'json', 'yml'))]
     },
     entry_points={'console_scripts': ['evit_mm = evit_mm.__main__:main']},
     cmdclass={'build_py': BuildWithMim},

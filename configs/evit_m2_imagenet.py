@@ -3,11 +3,6 @@
 Published: 70.786 top-1, 90.150 top-5 (the authors' README). Here: not run on ImageNet.
 """
 
-_base_ = [
-    './_base_/models/evit_m4_imagenet.py',
-    './_base_/datasets/imagenet.py',
-    './_base_/schedules/imagenet_300e.py',
-    './_base_/imagenet_runtime.py',
-]
+_base_ = './evit_m4_imagenet.py'
 
 model = dict(backbone=dict(arch='m2'), head=dict(in_channels=224))

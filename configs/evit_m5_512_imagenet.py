@@ -1,32 +1,17 @@
-"""EfficientViT-M5 fine-tuned at 512 px for 30 epochs, from its 224 px weights.
+"""EfficientViT-M5 fine-tuned at 512 px, with the recipe of ``evit_m5_384_imagenet.py``.
 
 Published: 80.8 top-1 (arXiv 2305.07027). Here: not run on ImageNet.
-
-The 224 px weights are fetched from the authors' release on first use; attention biases are resized
-to the windows. Images are tested as at 224 px, a centre crop of 7/8 of the short edge.
 """
 
-_base_ = [
-    './_base_/models/evit_m4_imagenet.py',
-    './_base_/datasets/imagenet.py',
-    './_base_/schedules/imagenet_finetune_30e.py',
-    './_base_/imagenet_runtime.py',
-]
+_base_ = './evit_m5_384_imagenet.py'
 
-model = dict(
-    backbone=dict(arch='m5', window_sizes=(7, 7, 7)),  # the maps have 32, 16 and 8 tokens a side
-    init_cfg=dict(
-        type='Pretrained',
-        checkpoint='https://github.com/xinyuliu-jeffrey/EfficientViT_Model_Zoo/'
-        'releases/download/v1.0/efficientvit_m5.pth',
-    ),
+model = dict(backbone=dict(window_sizes=(7, 7, 7)))  # the maps have 32, 16 and 8 tokens a side
+
+changes = dict(
+    RandomResizedCrop=dict(scale=512), ResizeEdge=dict(scale=585), CenterCrop=dict(crop_size=512)
 )
-
-train_pipeline = _base_.train_pipeline
-train_pipeline[1]['scale'] = 512
-test_pipeline = _base_.test_pipeline
-test_pipeline[1]['scale'] = 585
-test_pipeline[2]['crop_size'] = 512
+train_pipeline = [dict(step, **changes.get(step['type'], {})) for step in _base_.train_pipeline]
+test_pipeline = [dict(step, **changes.get(step['type'], {})) for step in _base_.test_pipeline]
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader

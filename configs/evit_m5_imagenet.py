@@ -3,11 +3,6 @@
 Published: 77.124 top-1, 93.360 top-5 (the authors' README). Here: not run on ImageNet.
 """
 
-_base_ = [
-    './_base_/models/evit_m4_imagenet.py',
-    './_base_/datasets/imagenet.py',
-    './_base_/schedules/imagenet_300e.py',
-    './_base_/imagenet_runtime.py',
-]
+_base_ = './evit_m4_imagenet.py'
 
 model = dict(backbone=dict(arch='m5'))

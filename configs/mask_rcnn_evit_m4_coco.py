@@ -7,6 +7,7 @@ Without a network, give the ImageNet weights as in ``retinanet_evit_m4_coco.py``
 """
 
 _base_ = [
+    './_base_/models/efficientvit_release.py',
     './_base_/models/mask_rcnn_evit_m4.py',
     './_base_/datasets/coco_instance.py',
     './_base_/schedules/schedule_1x.py',
@@ -17,8 +18,7 @@ model = dict(
     backbone=dict(
         init_cfg=dict(
             type='Pretrained',
-            checkpoint='https://github.com/xinyuliu-jeffrey/EfficientViT_Model_Zoo/'
-            'releases/download/v1.0/efficientvit_m4.pth',
+            checkpoint=_base_.release + 'efficientvit_m4.pth',
         )
     )
 )

@@ -8,10 +8,7 @@ _base_ = './retinanet_evit_m4_coco.py'
 model = dict(
     backbone=dict(
         arch='m2',
-        init_cfg=dict(
-            checkpoint='https://github.com/xinyuliu-jeffrey/EfficientViT_Model_Zoo/'
-            'releases/download/v1.0/efficientvit_m2.pth'
-        ),
+        init_cfg=dict(checkpoint=_base_.release + 'efficientvit_m2.pth'),
     ),
     neck=dict(in_channels=[128, 192, 224]),
 )

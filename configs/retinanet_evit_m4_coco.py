@@ -8,6 +8,7 @@ reached, download the file elsewhere and add
 """
 
 _base_ = [
+    './_base_/models/efficientvit_release.py',
     './_base_/models/retinanet_evit_m4.py',
     './_base_/datasets/coco_detection.py',
     './_base_/schedules/schedule_1x.py',
@@ -18,8 +19,7 @@ model = dict(
     backbone=dict(
         init_cfg=dict(
             type='Pretrained',
-            checkpoint='https://github.com/xinyuliu-jeffrey/EfficientViT_Model_Zoo/'
-            'releases/download/v1.0/efficientvit_m4.pth',
+            checkpoint=_base_.release + 'efficientvit_m4.pth',
         )
     )
 )

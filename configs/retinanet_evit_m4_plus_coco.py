@@ -15,8 +15,12 @@ model = dict(
     neck=dict(in_channels=[64, 128, 256, 384], num_extra_trans_convs=0),
 )
 
-train_pipeline = _base_.train_pipeline
-train_pipeline[2] = dict(type='RandomResize', scale=[(1333, 480), (1333, 800)], keep_ratio=True)
+train_pipeline = [
+    dict(type='RandomResize', scale=[(1333, 480), (1333, 800)], keep_ratio=True)
+    if step['type'] == 'Resize'
+    else step
+    for step in _base_.train_pipeline
+]
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 
 train_cfg = dict(max_epochs=36)

@@ -6,6 +6,7 @@ on COCO.
 """
 
 _base_ = [
+    './_base_/models/efficientvit_release.py',
     './_base_/models/retinanet_evit_lite.py',
     './_base_/datasets/coco_detection_640.py',
     './_base_/schedules/schedule_1x.py',
@@ -17,8 +18,7 @@ model = dict(
         arch='m4',
         init_cfg=dict(
             type='Pretrained',
-            checkpoint='https://github.com/xinyuliu-jeffrey/EfficientViT_Model_Zoo/'
-            'releases/download/v1.0/efficientvit_m4.pth',
+            checkpoint=_base_.release + 'efficientvit_m4.pth',
         ),
     ),
     neck=dict(in_channels=[64, 128, 256, 384], out_channels=128),

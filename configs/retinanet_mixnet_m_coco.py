@@ -4,18 +4,13 @@ Published: 31.3 AP on val2017, with FairNAS's recipe (arXiv 1907.01845).
 Here: not run on COCO. The ImageNet weights are timm's, from the Hugging Face hub.
 """
 
-_base_ = [
-    './_base_/models/retinanet_fpn.py',
-    './_base_/datasets/coco_detection.py',
-    './_base_/schedules/schedule_1x.py',
-    './_base_/default_runtime.py',
-]
+_base_ = './retinanet_mobilenetv2_coco.py'
 
 model = dict(
     backbone=dict(
         model_name='mixnet_m',
         out_indices=(2, 4, 5),
-        init_cfg=dict(type='Pretrained', checkpoint='timm://mixnet_m.ft_in1k'),
+        init_cfg=dict(checkpoint='timm://mixnet_m.ft_in1k'),
     ),
     neck=dict(in_channels=[40, 120, 200]),
 )

@@ -5,7 +5,7 @@ Here: not run on COCO. The ImageNet weights are timm's, from the Hugging Face hu
 """
 
 _base_ = [
-    './_base_/models/retinanet_fpn.py',
+    './_base_/models/retinanet_evit_m4.py',
     './_base_/datasets/coco_detection.py',
     './_base_/schedules/schedule_1x.py',
     './_base_/default_runtime.py',
@@ -13,9 +13,21 @@ _base_ = [
 
 model = dict(
     backbone=dict(
+        _delete_=True,
+        type='TIMMMobileNet',
         model_name='mobilenetv2_100',
         out_indices=(2, 4, 6),
+        norm_eval=True,
+        channels_last=True,
         init_cfg=dict(type='Pretrained', checkpoint='timm://mobilenetv2_100.ra_in1k'),
     ),
-    neck=dict(in_channels=[32, 96, 320]),
+    # mmdet's standard pyramid P3 to P7, since this backbone has a map at stride 8
+    neck=dict(
+        _delete_=True,
+        type='FPN',
+        in_channels=[32, 96, 320],
+        out_channels=256,
+        add_extra_convs='on_input',
+        num_outs=5,
+    ),
 )

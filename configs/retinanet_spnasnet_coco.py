@@ -5,18 +5,13 @@ network behind the row that the EfficientViT paper calls "SPOS", see docs/reprod
 Here: not run on COCO. The ImageNet weights are timm's, from the Hugging Face hub.
 """
 
-_base_ = [
-    './_base_/models/retinanet_fpn.py',
-    './_base_/datasets/coco_detection.py',
-    './_base_/schedules/schedule_1x.py',
-    './_base_/default_runtime.py',
-]
+_base_ = './retinanet_mobilenetv2_coco.py'
 
 model = dict(
     backbone=dict(
         model_name='spnasnet_100',
         out_indices=(2, 4, 6),
-        init_cfg=dict(type='Pretrained', checkpoint='timm://spnasnet_100.rmsp_in1k'),
+        init_cfg=dict(checkpoint='timm://spnasnet_100.rmsp_in1k'),
     ),
     neck=dict(in_channels=[40, 96, 320]),
 )

@@ -8,12 +8,7 @@ links to, without a stable address. Fetch the file of the folder ``Evaluation`` 
 under the name below; ``model.backbone.init_cfg=None`` trains from scratch.
 """
 
-_base_ = [
-    './_base_/models/retinanet_fpn.py',
-    './_base_/datasets/coco_detection.py',
-    './_base_/schedules/schedule_1x.py',
-    './_base_/default_runtime.py',
-]
+_base_ = './retinanet_mobilenetv2_coco.py'
 
 model = dict(
     # the network was trained on BGR pixels from 0 to 255

@@ -5,6 +5,7 @@ configs/rtmdet_evit_m4_coco.py --size 640 640``). No AP is published for it. Her
 """
 
 _base_ = [
+    './_base_/models/efficientvit_release.py',
     './_base_/models/rtmdet_evit.py',
     './_base_/datasets/coco_mosaic_640.py',
     './_base_/schedules/schedule_300e.py',
@@ -15,8 +16,7 @@ model = dict(
         arch='m4',
         init_cfg=dict(
             type='Pretrained',
-            checkpoint='https://github.com/xinyuliu-jeffrey/EfficientViT_Model_Zoo/'
-            'releases/download/v1.0/efficientvit_m4.pth',
+            checkpoint=_base_.release + 'efficientvit_m4.pth',
         ),
     ),
     neck=dict(in_channels=[64, 128, 256]),

@@ -6,6 +6,7 @@ on blood cells see docs/recipes.md.
 """
 
 _base_ = [
+    './_base_/models/efficientvit_release.py',
     './_base_/models/yolox_evit.py',
     './_base_/datasets/coco_mosaic_640.py',
     './_base_/schedules/schedule_300e.py',
@@ -15,8 +16,7 @@ model = dict(
     backbone=dict(
         init_cfg=dict(
             type='Pretrained',
-            checkpoint='https://github.com/xinyuliu-jeffrey/EfficientViT_Model_Zoo/'
-            'releases/download/v1.0/efficientvit_m0.pth',
+            checkpoint=_base_.release + 'efficientvit_m0.pth',
         )
     )
 )

@@ -98,11 +98,11 @@ def test_the_wheel_holds_code_configs_and_tools_and_nothing_else(built):
     mim = {f'configs/{name}' for name in files_under(ROOT / 'configs') if '__pycache__' not in name}
     mim |= {f'tools/{f.name}' for kind in ('py', 'sh') for f in (ROOT / 'tools').glob(f'*.{kind}')}
     mim |= {'requirements/constraints.txt'}
-    expected = own | {f'evit_mm/.mim/{name}' for name in mim | {'model-index.yml', 'README.md'}}
+    expected = own | {f'evit_mm/.mim/{name}' for name in mim | {'model-index.yml'}}
     info = f'evit_mm-{evit_mm.__version__}.dist-info/'
     assert {name for name in names if not name.startswith(info)} == expected
     assert {f'{info}licenses/LICENSE', f'{info}licenses/NOTICE'} <= names
-    assert not any(name.startswith(('tests/', 'docs/')) for name in inside)
+    assert not any(name.startswith(('tests/', 'docs/', 'tools/dev/')) for name in inside)
     assert 'CHANGELOG.md' in inside and 'evit_mm/.mim' not in inside
 
 

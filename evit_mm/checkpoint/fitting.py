@@ -27,7 +27,7 @@ def fit_state_dict(
     another window size are resized.
 
     Args:
-        state: What :func:`extract_state_dict` returned.
+        state: What :func:`~evit_mm.checkpoint.extract_state_dict` returned.
         model: The module to load into. Its ``unused``, if it has that, are the parts which the
             file may have and it may have been built without.
         name: The file's name, for messages.
@@ -54,7 +54,7 @@ def check_state_dict(
     """Check that a checkpoint holds exactly a model's entries.
 
     Args:
-        state: What :func:`extract_state_dict` returned.
+        state: What :func:`~evit_mm.checkpoint.extract_state_dict` returned.
         model: The module, perhaps wrapped for several processes.
         name: The file's name, for messages.
 
@@ -72,8 +72,8 @@ def load_pretrained(model: nn.Module, source: str | Path, prefix: str | None = N
     Args:
         model: The network; changed in place, and only if everything fits. If it has a method
             ``translate_state_dict``, that gives the tensors its own names first.
-        source: As in :func:`read_checkpoint`.
-        prefix: See :func:`extract_state_dict`.
+        source: As in :func:`~evit_mm.checkpoint.read_checkpoint`.
+        prefix: See :func:`~evit_mm.checkpoint.extract_state_dict`.
 
     Raises:
         CheckpointError: The file cannot be read or does not fit.

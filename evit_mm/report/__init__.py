@@ -9,6 +9,8 @@ from typing import Any
 
 from ..errors import ConfigError, EvitError
 
+__all__ = ['report']
+
 NEEDED = ('altair', 'vl_convert', 'jinja2')
 
 

@@ -9,11 +9,9 @@ data_root = 'data/bccd/'
 metainfo = dict(classes=('RBC', 'WBC', 'Platelets'))
 images = dict(data_root=data_root, data_prefix=dict(img='images/'), metainfo=metainfo)
 # as in coco_detection_640.py: the one step that differs is changed in the base's
-scale = (320, 240)
-train_pipeline = _base_.train_pipeline
-train_pipeline[2]['scale'] = scale
-test_pipeline = _base_.test_pipeline
-test_pipeline[1]['scale'] = scale
+changes = dict(Resize=dict(scale=(320, 240)))
+train_pipeline = [dict(step, **changes.get(step['type'], {})) for step in _base_.train_pipeline]
+test_pipeline = [dict(step, **changes.get(step['type'], {})) for step in _base_.test_pipeline]
 train_dataloader = dict(
     batch_size=8,
     dataset=dict(ann_file='annotations/instances_train.json', pipeline=train_pipeline, **images),

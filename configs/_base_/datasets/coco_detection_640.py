@@ -3,12 +3,9 @@
 _base_ = './coco_detection.py'
 
 # a child replaces a list as a whole, so the one step that differs is changed in the base's
-scale = (640, 640)
-train_pipeline = _base_.train_pipeline
-train_pipeline[2]['scale'] = scale
-test_pipeline = _base_.test_pipeline
-test_pipeline[1]['scale'] = scale
-
+changes = dict(Resize=dict(scale=(640, 640)))
+train_pipeline = [dict(step, **changes.get(step['type'], {})) for step in _base_.train_pipeline]
+test_pipeline = [dict(step, **changes.get(step['type'], {})) for step in _base_.test_pipeline]
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader

@@ -3,11 +3,9 @@
 _base_ = './coco_detection.py'
 
 # a child replaces a list as a whole, so the one step that differs is changed in the base's
-train_pipeline = _base_.train_pipeline
-train_pipeline[1]['with_mask'] = True
-test_pipeline = _base_.test_pipeline
-test_pipeline[2]['with_mask'] = True
-
+changes = dict(LoadAnnotations=dict(with_mask=True))
+train_pipeline = [dict(step, **changes.get(step['type'], {})) for step in _base_.train_pipeline]
+test_pipeline = [dict(step, **changes.get(step['type'], {})) for step in _base_.test_pipeline]
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader

@@ -3,23 +3,10 @@
 _base_ = './coco_detection.py'
 
 data_root = 'data/shapes/'
-scale = (192, 192)
-train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations', with_bbox=True),
-    dict(type='Resize', scale=scale, keep_ratio=True),
-    dict(type='RandomFlip', prob=0.5),
-    dict(type='PackDetInputs'),
-]
-test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=scale, keep_ratio=True),
-    dict(type='LoadAnnotations', with_bbox=True),
-    dict(
-        type='PackDetInputs',
-        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
-    ),
-]
+# as in coco_detection_640.py: the one step that differs is changed in the base's
+changes = dict(Resize=dict(scale=(192, 192)))
+train_pipeline = [dict(step, **changes.get(step['type'], {})) for step in _base_.train_pipeline]
+test_pipeline = [dict(step, **changes.get(step['type'], {})) for step in _base_.test_pipeline]
 metainfo = dict(
     classes=('circle', 'square', 'triangle', 'star', 'cross'),
     palette=[(230, 60, 60), (60, 150, 230), (250, 200, 50), (80, 190, 90), (180, 90, 210)],

@@ -200,7 +200,8 @@ def similarities(blocks: Sequence[BlockAttention]) -> dict[str, Any]:
     """Measure how alike the heads are.
 
     Returns:
-        ``blocks``: of each the three matrices of :data:`MEASURES`, and their means over all pairs
+        ``blocks``: of each the three matrices of
+        :data:`~evit_mm.inference.attention_maps.maps.MEASURES`, and their means over all pairs
         of two heads; ``stages``: the mean of its blocks' means. None where it is not defined, as
         with a single head.
     """

@@ -54,7 +54,7 @@ def visualize_attention(
         cfg_options: Overrides of the config, dotted keys.
 
     Returns:
-        What :func:`similarities` says.
+        What :func:`~evit_mm.inference.attention_maps.similarities` says.
 
     Raises:
         EvitError: The config, the checkpoint or the image cannot be used.

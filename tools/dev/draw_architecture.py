@@ -1,22 +1,25 @@
-"""A picture of the network, drawn from the network: each number in it is read from a module.
+"""Draw the network with its shapes: python tools/dev/draw_architecture.py [ARCH] [options].
 
-Shapes are those of one image's feature maps, ``C x H x W``, caught by hooks while the backbone and
-its neck are called.
+Each number in the picture is read from a module. Shapes are those of one image's feature maps,
+``(C, H, W)``, caught by hooks while the backbone and its neck are called.
 """
 
 from __future__ import annotations
 
+import argparse
+import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import nn
 
-from .models import EfficientViT, EfficientViTFPN
-from .models.attention import CascadedGroupAttention
-from .models.efficientvit import EfficientViTBlock, PatchMerging
-from .models.layers import FFN, ConvBN
+from evit_mm.models import VARIANTS, EfficientViT, EfficientViTFPN
+from evit_mm.models.attention import CascadedGroupAttention
+from evit_mm.models.efficientvit import EfficientViTBlock, PatchMerging
+from evit_mm.models.layers import FFN, ConvBN
 
 Shape = tuple[int, ...]
 WIDTH = 980
@@ -422,3 +425,26 @@ def _draw_attention(sheet: Sheet, traced: Traced, block: EfficientViTBlock, y: f
     words = 'the cascade: a head also sees what the head before it has found'
     sheet.words(460, lanes[-1] + 44, words, fill=cascade, font_size=12)
     return lanes[-1] + 60
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description='Draw the network with its shapes, as SVG')
+    parser.add_argument('arch', nargs='?', choices=VARIANTS, default='m4')
+    parser.add_argument(
+        '--size', type=int, nargs=2, default=(512, 512), metavar=('H', 'W'), help='image in pixels'
+    )
+    parser.add_argument('-o', '--out', type=Path, required=True, help='FILE.svg')
+    args = parser.parse_args()
+    if min(args.size) < 16:
+        parser.error(f'--size must be at least 16 16, got {args.size}')
+    return args
+
+
+if __name__ == '__main__':
+    args = parse_args()
+    try:
+        args.out.write_text(draw(args.arch, tuple(args.size)), encoding='utf-8')
+    except OSError as error:
+        sys.exit(f'error: {error}')
+    print(args.out)
