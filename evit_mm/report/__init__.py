@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import ConfigError, EvitError
 
-NEEDED = ('altair', 'vl_convert', 'jinja2')
+NEEDED = ('altair', 'vl_convert', 'jinja2', 'hotcoco')
 
 
 def report(
