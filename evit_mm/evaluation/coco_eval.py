@@ -29,6 +29,18 @@ def require_hotcoco(user: str) -> None:
         raise ConfigError(f'{user} needs the package hotcoco: {HINT}') from error
 
 
+def precision(evaluator: hotcoco.COCOeval) -> np.ndarray:
+    """Return the precision after ``accumulate()``.
+
+    Returns:
+        ``(T, R, K, A, M)``: IoU thresholds, recalls, classes, ranges of the area and numbers of
+        detections; -1 where there is no object.
+    """
+    if evaluator.eval is None:
+        raise ValueError('accumulate() comes first')
+    return evaluator.eval['precision']
+
+
 def summarize(evaluator: hotcoco.COCOeval) -> np.ndarray:
     """Print COCO's table and return its twelve figures.
 

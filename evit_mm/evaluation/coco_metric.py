@@ -17,7 +17,7 @@ from mmengine.logging import MMLogger
 from terminaltables import AsciiTable
 
 from ..errors import DataError
-from .coco_eval import require_hotcoco, summarize
+from .coco_eval import precision, require_hotcoco, summarize
 
 # mmdet's names, in the order of COCOeval.stats
 PRECISIONS = ('mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l')
@@ -40,6 +40,10 @@ class HotCocoMetric(CocoMetric):
     Raises:
         ConfigError: hotcoco is not installed.
     """
+
+    _coco_api: Any
+    cat_ids: Any
+    img_ids: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # now, or the first epoch would be over before its absence is noticed
@@ -122,7 +126,7 @@ class HotCocoMetric(CocoMetric):
             return {item: float(f'{stats[item]:.3f}') for item in items}
         figures = {}
         if self.classwise:
-            figures.update(self._of_classes(evaluator.eval['precision'], logger))
+            figures.update(self._of_classes(precision(evaluator), logger))
         figures.update({f'{metric}_{item}': float(round(stats[item], 3)) for item in items})
         values = ' '.join(f'{stats[name]:.3f}' for name in PRECISIONS)
         logger.info(f'{metric}_mAP_copypaste: {values}')
@@ -167,22 +171,22 @@ class HotCocoMetric(CocoMetric):
             if with_masks:
                 score = prediction.get('mask_scores', score)
             rows.append(np.column_stack([image, corner, extent, score, label]))
-        rows = np.concatenate(rows)
         if not with_masks:
-            return truth.load_res(rows)
+            return truth.load_res(np.concatenate(rows))
         masks = list(itertools.chain.from_iterable(p['masks'] for p in predictions))
-        found = truth.load_res(rows, segmentation=masks)
+        found = truth.load_res(np.concatenate(rows), segmentation=masks)
         # small, medium and large by the mask, not by the box
         area = hotcoco.mask.area(masks)
         found.update_anns(ids=np.arange(1, len(masks) + 1), area=area)
         return found
 
-    def _of_classes(self, precision: np.ndarray, logger: MMLogger) -> dict[str, float]:
-        """Return the AP of each class, and log its figures; precision is ``(T, R, K, A, M)``."""
-        figures, table = {}, [['category', *PRECISIONS]]
+    def _of_classes(self, values: np.ndarray, logger: MMLogger) -> dict[str, float]:
+        """Return the AP of each class, and log its figures; of precision ``(T, R, K, A, M)``."""
+        figures: dict[str, float] = {}
+        table = [['category', *PRECISIONS]]
         for place, category in enumerate(sorted(self.cat_ids)):
             name = self._coco_api.load_cats(category)[0]['name']
-            own = precision[:, :, place, :, -1]
+            own = values[:, :, place, :, -1]
             cuts = (own[..., 0], own[0, :, 0], own[5, :, 0], *(own[..., i] for i in (1, 2, 3)))
             row = [round(_mean(cut[cut > -1]), 3) for cut in cuts]
             figures[f'{name}_precision'] = row[0]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .boxes import Found, Matches, Truth, coco_evaluator
-from .coco_eval import summarize
+from .coco_eval import precision, summarize
 
 if TYPE_CHECKING:
     import hotcoco
@@ -36,6 +36,7 @@ FIGURES = (
     ('AR large', 'area above 96² px'),
 )
 SIDES = (0, 16, 32, 64, 96, 192, 1e5)  # square roots of areas
+AREAS = tuple(side**2 for side in SIDES)
 SIDE_NAMES = ('below 16²', '16² to 32²', '32² to 64²', '64² to 96²', '96² to 192²', 'above 192²')
 RATIOS = (0, 1 / 3, 2 / 3, 3 / 2, 3, 1e9)  # width / height
 RATIO_NAMES = (
@@ -74,7 +75,7 @@ class Figures:
 def evaluate(truth: Truth, found: Found) -> hotcoco.COCOeval:
     """Evaluate as COCO does, and within ranges of the area too."""
     evaluator = coco_evaluator(truth, found)
-    _evaluate(evaluator, [side**2 for side in SIDES])
+    _evaluate(evaluator, AREAS)
     return evaluator
 
 
@@ -82,27 +83,25 @@ def coco_figures(evaluator: hotcoco.COCOeval, truth: Truth, found: Found) -> Fig
     """Gather the figures of :func:`evaluate`, and those within ranges of width / height."""
     with contextlib.redirect_stdout(io.StringIO()):
         twelve = summarize(evaluator)
-    precision = _without_holes(evaluator.eval['precision'][..., -1])  # (T, R, K, areas)
-    ap = _mean(precision[..., 0], (0, 1))
-    known = np.isfinite(precision[0, 0, :, 0])
+    curves = _without_holes(precision(evaluator)[..., -1])  # (T, R, K, areas)
+    known = np.isfinite(curves[0, 0, :, 0])
     means = {
-        name: _mean(precision[chosen][:, :, known, 0], (0, 2))
+        name: _mean(curves[chosen][:, :, known, 0], (0, 2))
         for name, chosen in (('0.50', [0]), ('0.75', [5]), ('0.50 to 0.95', slice(None)))
     }
     # COCO's ranges of the area serve for any number that truth and detections have
     ratio = _ratios(truth.box)
     shapes = coco_evaluator(truth, found, truth_area=ratio, found_area=_ratios(found.box))
     _evaluate(shapes, RATIOS)
+    shape_curves = _without_holes(precision(shapes)[..., -1])
     return Figures(
         twelve=tuple(float(x) if x >= 0 else float('nan') for x in twelve),
-        ap=ap,
-        ap50=_mean(precision[0, :, :, 0], 0),
-        curves=precision[0, :, :, 0].T,
+        ap=_mean(curves[..., 0], (0, 1)),
+        ap50=_mean(curves[0, :, :, 0], 0),
+        curves=curves[0, :, :, 0].T,
         mean_curves=means,
-        by_size=_rows(SIDE_NAMES, precision, truth.area, [side**2 for side in SIDES], truth),
-        by_ratio=_rows(
-            RATIO_NAMES, _without_holes(shapes.eval['precision'][..., -1]), ratio, RATIOS, truth
-        ),
+        by_size=_rows(SIDE_NAMES, curves, truth.area, AREAS, truth),
+        by_ratio=_rows(RATIO_NAMES, shape_curves, ratio, RATIOS, truth),
     )
 
 
@@ -157,13 +156,13 @@ def _ratios(boxes: np.ndarray) -> np.ndarray:
 
 def _rows(
     names: Sequence[str],
-    precision: np.ndarray,
+    curves: np.ndarray,
     values: np.ndarray,
     limits: Sequence[float],
     truth: Truth,
 ) -> list[tuple[str, float, int]]:
     """Return AP, and objects, of each range of a quantity."""
-    ap = _mean(precision[..., OWN_RANGES:], (0, 1, 2))
+    ap = _mean(curves[..., OWN_RANGES:], (0, 1, 2))
     objects = np.histogram(values[~truth.crowd], limits)[0]
     return list(zip(names, ap.tolist(), objects.tolist(), strict=True))
 
