@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -82,12 +80,10 @@ class HotCocoMetric(CocoMetric):
 
     def _prepare(self, objects: Sequence, predictions: Sequence, logger: MMLogger) -> None:
         """Load the annotations where no file has them, and write the files that are asked for."""
-        with ExitStack() as stack:
-            if self._coco_api is None:
-                logger.info('Converting ground truth to coco format...')
-                prefix = self.outfile_prefix
-                if prefix is None:
-                    prefix = str(Path(stack.enter_context(TemporaryDirectory()), 'results'))
+        if self._coco_api is None:
+            logger.info('Converting ground truth to coco format...')
+            with TemporaryDirectory() as folder:
+                prefix = self.outfile_prefix or f'{folder}/results'
                 self._coco_api = COCO(self.gt_to_coco_json(objects, prefix))
         if self.cat_ids is None:
             self.cat_ids = self._coco_api.get_cat_ids(cat_names=self.dataset_meta['classes'])
