@@ -42,7 +42,6 @@ class BuildWithMim(build_py):
 # for an older torch, which a newer torchvision would replace.
 extras = {
     'det': ['mmdet>=3.3.0,<3.4', 'pycocotools'],
-    'fast-eval': ['faster-coco-eval>=1.8.0'],
     'cls': ['mmpretrain>=1.2.0', 'timm>=1.0.31'],
     'export': [
         'onnx>=1.20',
@@ -127,6 +126,8 @@ setup(
         'pooch[progress]',
         'urllib3>=2',  # notices that a download has ended too early
         'matplotlib',
+        # tests show that its figures are pycocotools' to the bit; wheels for Python 3.10 and later
+        'hotcoco>=1.3,<2',
     ],
     extras_require=extras,
 )

@@ -4,7 +4,9 @@ from .conftest import ROOT
 
 CONFIG = """
 _base_ = {base!r}
-custom_imports = dict(imports=['evit_mm', 'evit_mm.models.heads', 'tests.recording'])
+custom_imports = dict(
+    imports=['evit_mm', 'evit_mm.models.heads', 'evit_mm.evaluation.coco_metric', 'tests.recording']
+)
 data_root = {data!r}
 # there is no network here, so no ImageNet weights
 model = dict(backbone=dict(init_cfg=None))

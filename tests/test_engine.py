@@ -27,7 +27,9 @@ from .recording import read_losses
 
 CONFIG = """
 _base_ = {base!r}
-custom_imports = dict(imports=['evit_mm', 'evit_mm.models.heads', 'tests.recording'])
+custom_imports = dict(
+    imports=['evit_mm', 'evit_mm.models.heads', 'evit_mm.evaluation.coco_metric', 'tests.recording']
+)
 model = dict(
     backbone=dict(_delete_=True, type='EfficientViT', arch={arch!r}),
     neck=dict(in_channels=[16, 24, 32], out_channels=16),

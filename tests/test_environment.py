@@ -187,7 +187,7 @@ def test_this_environment_is_sound():
 
 def test_operators_need_nothing_but_torch_and_openmmlab():
     """Neither the hub nor safetensors, nor what other parts of the package import."""
-    absent = ['huggingface_hub', 'safetensors', 'timm', 'mmpretrain', 'faster_coco_eval', 'psutil']
+    absent = ['huggingface_hub', 'safetensors', 'timm', 'mmpretrain', 'hotcoco', 'psutil']
     code = f'import sys; sys.modules.update(dict.fromkeys({absent})); import evit_mm.ops'
     environ = {**os.environ, 'PYTHONPATH': str(ROOT)}
     subprocess.run([sys.executable, '-c', code], env=environ, check=True)

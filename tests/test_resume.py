@@ -229,7 +229,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
 def test_the_best_checkpoint_goes_only_when_a_better_one_is_there(data, tmp_path, monkeypatch):
     scores = iter([0.1, 0.05, 0.3])
     monkeypatch.setattr(
-        'mmdet.evaluation.CocoMetric.compute_metrics',
+        'evit_mm.evaluation.coco_metric.HotCocoMetric.compute_metrics',
         lambda self, results: {'bbox_mAP': next(scores)},
     )
     seen = []

@@ -39,7 +39,7 @@ NEEDED = (
 USEFUL = (
     'mmpretrain',
     'timm',
-    'faster-coco-eval',
+    'hotcoco',
     'onnx',
     'onnxscript',
     'onnxruntime',

@@ -1,22 +1,24 @@
 """True and detected boxes of a data set as arrays, and which detection found which object.
 
-Shapes: I images, K classes, G true objects, D detections, P pairs of a detection and an object.
+Shapes: I images, K classes, G true objects, D detections.
 Boxes are ``[x, y, width, height]`` in pixels, as COCO's files have them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import DataError
 
+if TYPE_CHECKING:
+    import hotcoco
+
 MAX_PER_IMAGE = 100  # COCO's
-PAIRS_AT_ONCE = 2_000_000
 
 
 @dataclass(frozen=True)
@@ -75,25 +77,8 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Pairs:
-    """Detections and objects of one image that overlap, crowds left out.
-
-    Attributes:
-        found: ``(P,)`` place of the detection, rising.
-        truth: ``(P,)`` place of the object, rising within a detection.
-        iou: ``(P,)`` intersection over union.
-        covered: ``(D,)`` the largest share of a detection's area within a crowd of its class.
-    """
-
-    found: np.ndarray
-    truth: np.ndarray
-    iou: np.ndarray
-    covered: np.ndarray
-
-
-@dataclass(frozen=True)
 class Matches:
-    """Which detection found which object.
+    """Which detection found which object at IoU 0.5.
 
     Attributes:
         truth_of: ``(D,)`` the object that a detection found, else -1.
@@ -213,93 +198,62 @@ def read_found(results: Sequence[Mapping[str, Any]], truth: Truth, name: str | P
     return Found(image[best], labels[best], box[best], score[best], counts)
 
 
-def overlapping(truth: Truth, found: Found, threshold: float) -> Pairs:
-    """Return the pairs whose intersection over union is at least ``threshold``."""
-    parts = []
-    covered = np.zeros(len(found.image))
-    for detection, thing in _pairs(truth, found):
-        a, b = found.box[detection], truth.box[thing]
-        shared = _intersection(a, b)
-        own, other = a[:, 2] * a[:, 3], b[:, 2] * b[:, 3]
-        crowd = truth.crowd[thing]
-        same = found.label[detection] == truth.label[thing]
-        inside = crowd & same
-        np.maximum.at(covered, detection[inside], (shared / own)[inside])
-        iou = shared / (own + other - shared)
-        kept = ~crowd & (iou >= threshold)
-        parts.append((detection[kept], thing[kept], iou[kept]))
-    columns = [np.concatenate(column) for column in zip(*parts, strict=True)] or [
-        np.zeros(0, np.int64),
-        np.zeros(0, np.int64),
-        np.zeros(0),
-    ]
-    order = np.lexsort((columns[1], columns[0]))
-    detection, thing, iou = (column[order] for column in columns)
-    return Pairs(detection, thing, iou, covered)
+def coco_evaluator(
+    truth: Truth,
+    found: Found,
+    objects: np.ndarray | slice = slice(None),
+    detections: np.ndarray | slice = slice(None),
+    truth_area: np.ndarray | None = None,
+    found_area: np.ndarray | None = None,
+) -> hotcoco.COCOeval:
+    """Hand boxes to hotcoco.
 
-
-def match(truth: Truth, found: Found, pairs: Pairs, threshold: float = 0.5) -> Matches:
-    """Give each detection the object of its class that it overlaps most, the surest first.
-
-    As in COCO's evaluation: an object is found once; a detection that finds none is not counted
-    where at least ``threshold`` of it lies in a crowd of its class.
-    """
-    same = found.label[pairs.found] == truth.label[pairs.truth]
-    truth_of = assign(pairs, same & (pairs.iou >= threshold), len(found.image), len(truth.image))
-    found_of = np.full(len(truth.image), -1)
-    hit = np.flatnonzero(truth_of >= 0)
-    found_of[truth_of[hit]] = hit
-    return Matches(truth_of, found_of, (truth_of < 0) & (pairs.covered >= threshold))
-
-
-def assign(pairs: Pairs, allowed: np.ndarray, num_found: int, num_truth: int) -> np.ndarray:
-    """Return for each detection, in order, the free object of the largest IoU among its pairs.
+    Images and classes have their places as ids, objects and detections their places plus one.
 
     Args:
-        pairs: Pairs.
-        allowed: ``(P,)`` those that may be taken.
-        num_found: D.
-        num_truth: G.
+        truth: What there is.
+        found: What was found.
+        objects: Those that are handed over.
+        detections: Those that are handed over; their ids count these.
+        truth_area: ``(G,)`` what is taken for the area of an object; None for its area.
+        found_area: ``(D,)`` likewise of a detection; None for that of its box.
 
     Returns:
-        ``(D,)`` places of objects, -1 for none.
+        An evaluator that has not evaluated yet.
     """
-    result = np.full(num_found, -1)
-    free = [True] * num_truth
-    places = np.flatnonzero(allowed)
-    # by detection, then by falling IoU: the first free one is the best
-    places = places[np.lexsort((-pairs.iou[places], pairs.found[places]))]
-    pairs_left = zip(pairs.found[places].tolist(), pairs.truth[places].tolist(), strict=True)
-    taken = -1
-    for detection, thing in pairs_left:
-        if detection != taken and free[thing]:
-            result[detection], free[thing], taken = thing, False, detection
-    return result
+    import hotcoco
+
+    area = truth.area if truth_area is None else truth_area
+    gt = hotcoco.COCO.from_arrays(
+        [{'id': place} for place in range(len(truth.image_ids))],
+        [{'id': place, 'name': str(place)} for place in range(len(truth.classes))],
+        truth.image[objects],
+        truth.label[objects],
+        truth.box[objects],
+        ids=np.arange(1, len(truth.image) + 1)[objects],
+        area=area[objects],
+        iscrowd=truth.crowd[objects],
+    )
+    rows = np.column_stack([found.image, found.box, found.score, found.label])[detections]
+    dt = gt.load_res(rows)
+    if found_area is not None:
+        dt.update_anns(ids=np.arange(1, len(rows) + 1), area=found_area[detections])
+    return hotcoco.COCOeval(gt, dt, 'bbox')
 
 
-def _pairs(truth: Truth, found: Found) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield places of all detections and objects that share an image, some images at a time."""
-    num_images = len(truth.image_ids)
-    by_image = np.argsort(truth.image, kind='stable')
-    first = np.searchsorted(truth.image[by_image], np.arange(num_images + 1))
-    count = np.diff(first)
-    size = count[found.image] if num_images else np.zeros(0, np.int64)
-    ends = np.cumsum(size)
-    start = 0
-    while start < len(size):
-        done = ends[start - 1] if start else 0
-        stop = max(start + 1, int(np.searchsorted(ends, done + PAIRS_AT_ONCE, side='right')))
-        own = size[start:stop]
-        detection = np.repeat(np.arange(start, stop), own)
-        offset = np.arange(own.sum()) - np.repeat(np.cumsum(own) - own, own)
-        yield detection, by_image[first[found.image[detection]] + offset]
-        start = stop
+def find_matches(evaluator: hotcoco.COCOeval, truth: Truth, found: Found) -> Matches:
+    """Return which detection of an evaluation found which object, by COCO's rules.
 
-
-def _intersection(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    low = np.maximum(a[:, :2], b[:, :2])
-    high = np.minimum(a[:, :2] + a[:, 2:], b[:, :2] + b[:, 2:])
-    return (high - low).clip(0).prod(1)
+    The surest detection comes first and takes the object of its class that it overlaps most; one
+    that finds none is not counted where half of it lies in a crowd of its class.
+    """
+    told = evaluator.image_diagnostics(iou_thr=0.5)
+    pairs = np.array(list(told['dt_match'].items()), np.int64).reshape(-1, 2) - 1
+    truth_of, found_of = np.full(len(found.image), -1), np.full(len(truth.image), -1)
+    truth_of[pairs[:, 0]], found_of[pairs[:, 1]] = pairs[:, 1], pairs[:, 0]
+    ignored = np.ones(len(found.image), bool)
+    ignored[np.array(list(told['dt_status']), np.int64) - 1] = False
+    return Matches(truth_of, found_of, ignored)
 
 
 def _boxes(boxes: Any) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""COCO's figures, cut by class, size and shape; confusion; calibration.
+"""COCO's figures, cut by class, size and shape; confusion.
 
 Shapes: K classes, D detections, T = 10 IoU thresholds from 0.5 to 0.95, R = 101 recalls. A figure
 that does not exist, for want of an object, is NaN.
@@ -10,11 +10,15 @@ import contextlib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .boxes import Found, Matches, Pairs, Truth, assign
+from .boxes import Found, Matches, Truth, coco_evaluator
+from .coco_eval import precision, summarize
+
+if TYPE_CHECKING:
+    import hotcoco
 
 # name, and what it is called for people, in the order of COCOeval.stats
 FIGURES = (
@@ -32,6 +36,7 @@ FIGURES = (
     ('AR large', 'area above 96² px'),
 )
 SIDES = (0, 16, 32, 64, 96, 192, 1e5)  # square roots of areas
+AREAS = tuple(side**2 for side in SIDES)
 SIDE_NAMES = ('below 16²', '16² to 32²', '32² to 64²', '64² to 96²', '96² to 192²', 'above 192²')
 RATIOS = (0, 1 / 3, 2 / 3, 3 / 2, 3, 1e9)  # width / height
 RATIO_NAMES = (
@@ -42,7 +47,6 @@ RATIO_NAMES = (
     'wider than 3:1',
 )
 OWN_RANGES = 4  # COCO's: all, small, medium, large
-CALIBRATION_BINS = 10
 
 
 @dataclass(frozen=True)
@@ -68,65 +72,37 @@ class Figures:
     by_ratio: list[tuple[str, float, int]]
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """How often detections of a score are right, at IoU 0.5.
-
-    Attributes:
-        count: Detections in each of ten equally wide bins of the score.
-        score: Their mean score, NaN where there is none.
-        right: The share of them that is right.
-        error: Expected calibration error: the mean gap between the two, weighted by the count; NaN
-            without detections.
-    """
-
-    count: np.ndarray
-    score: np.ndarray
-    right: np.ndarray
-    error: float
+def evaluate(truth: Truth, found: Found) -> hotcoco.COCOeval:
+    """Evaluate as COCO does, and within ranges of the area too."""
+    evaluator = coco_evaluator(truth, found)
+    _evaluate(evaluator, AREAS)
+    return evaluator
 
 
-def coco_figures(truth: Truth, found: Found) -> Figures:
-    """Evaluate as COCO does, by pycocotools or, where it is installed, faster-coco-eval."""
-    areas = [side**2 for side in SIDES]
-    ratio, found_ratio = _ratios(truth.box), _ratios(found.box)
-    by_area = _evaluate(truth, found, truth.area, found.box[:, 2:].prod(1), areas)
-    # COCO's ranges of the area serve for any number that truth and detections have
-    by_ratio = _evaluate(truth, found, ratio, found_ratio, RATIOS)
-
-    precision = _without_holes(by_area.eval['precision'][..., -1])  # (T, R, K, areas)
-    ap = _mean(precision[..., 0], (0, 1))
-    known = np.isfinite(precision[0, 0, :, 0])
+def coco_figures(evaluator: hotcoco.COCOeval, truth: Truth, found: Found) -> Figures:
+    """Gather the figures of :func:`evaluate`, and those within ranges of width / height."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        twelve = summarize(evaluator)
+    curves = _without_holes(precision(evaluator)[..., -1])  # (T, R, K, areas)
+    known = np.isfinite(curves[0, 0, :, 0])
     means = {
-        name: _mean(precision[chosen][:, :, known, 0], (0, 2))
+        name: _mean(curves[chosen][:, :, known, 0], (0, 2))
         for name, chosen in (('0.50', [0]), ('0.75', [5]), ('0.50 to 0.95', slice(None)))
     }
-    counted = ~truth.crowd
-    sizes = _mean(precision[..., OWN_RANGES:], (0, 1, 2))
-    shapes = _without_holes(by_ratio.eval['precision'][..., OWN_RANGES:, -1])
-    objects = np.histogram(truth.area[counted], areas)[0], np.histogram(ratio[counted], RATIOS)[0]
+    # COCO's ranges of the area serve for any number that truth and detections have
+    ratio = _ratios(truth.box)
+    shapes = coco_evaluator(truth, found, truth_area=ratio, found_area=_ratios(found.box))
+    _evaluate(shapes, RATIOS)
+    shape_curves = _without_holes(precision(shapes)[..., -1])
     return Figures(
-        twelve=tuple(float(x) if x >= 0 else float('nan') for x in by_area.stats),
-        ap=ap,
-        ap50=_mean(precision[0, :, :, 0], 0),
-        curves=precision[0, :, :, 0].T,
+        twelve=tuple(float(x) if x >= 0 else float('nan') for x in twelve),
+        ap=_mean(curves[..., 0], (0, 1)),
+        ap50=_mean(curves[0, :, :, 0], 0),
+        curves=curves[0, :, :, 0].T,
         mean_curves=means,
-        by_size=_rows(SIDE_NAMES, sizes, objects[0]),
-        by_ratio=_rows(RATIO_NAMES, _mean(shapes, (0, 1, 2)), objects[1]),
+        by_size=_rows(SIDE_NAMES, curves, truth.area, AREAS, truth),
+        by_ratio=_rows(RATIO_NAMES, shape_curves, ratio, RATIOS, truth),
     )
-
-
-def calibration(found: Found, matches: Matches) -> Calibration:
-    """Compare scores with the share of right detections; those in crowds are not counted."""
-    counted = ~matches.ignored
-    score, hit = found.score[counted], matches.hit[counted]
-    place = np.clip((score * CALIBRATION_BINS).astype(int), 0, CALIBRATION_BINS - 1)
-    count = np.bincount(place, minlength=CALIBRATION_BINS)
-    total = np.where(count, count, np.nan)
-    mean_score = np.bincount(place, score, CALIBRATION_BINS) / total
-    right = np.bincount(place, hit, CALIBRATION_BINS) / total
-    gap = np.nansum(np.abs(mean_score - right) * count)
-    return Calibration(count, mean_score, right, gap / len(score) if len(score) else float('nan'))
 
 
 def working_score(found: Found, matches: Matches, truth: Truth) -> float:
@@ -141,99 +117,54 @@ def working_score(found: Found, matches: Matches, truth: Truth) -> float:
     return float(score[np.argmax(np.where(last, f1, -1))])
 
 
-def confusion(
-    truth: Truth, found: Found, pairs: Pairs, matches: Matches, score: float
-) -> np.ndarray:
+def confusion(truth: Truth, found: Found, matches: Matches, score: float) -> np.ndarray:
     """Count which class was taken for which, at IoU 0.5 and from a score on.
 
-    Detections of the right class come first, as in :func:`~evit_mm.evaluation.boxes.match`; each of
-    the others takes, the surest first, the free object that it overlaps most.
+    Detections of the right class come first, as COCO matches them; each of the others takes, the
+    surest first, the free object that it overlaps most. hotcoco's own table of everything would let
+    a sure detection of the wrong class take the object of one of the right class, and take what
+    lies in a crowd for wrong.
 
     Returns:
         ``(K + 1, K + 1)``: rows are what there is, columns what was found; the last row are
         detections of nothing, the last column objects not found.
     """
-    nothing = len(truth.classes)
     sure = found.score >= score
     right = np.flatnonzero(sure & matches.hit)
     free = ~truth.crowd
     free[matches.truth_of[right]] = False
-    left = sure & ~matches.hit & ~matches.ignored
-    allowed = left[pairs.found] & free[pairs.truth] & (pairs.iou >= 0.5)
-    wrong_of = assign(pairs, allowed, len(found.image), len(truth.image))
-    wrong = np.flatnonzero(wrong_of >= 0)
-    free[wrong_of[wrong]] = False
-    false = np.flatnonzero(left & (wrong_of < 0))
-    unfound = np.flatnonzero(free)
-
-    table = np.zeros((nothing + 1, nothing + 1), int)
+    rest = coco_evaluator(truth, found, free, sure & ~matches.hit & ~matches.ignored)
+    table = rest.confusion_matrix(iou_thr=0.5)['matrix'].astype(int)
     np.add.at(table, (found.label[right], found.label[right]), 1)
-    np.add.at(table, (truth.label[wrong_of[wrong]], found.label[wrong]), 1)
-    np.add.at(table[nothing], found.label[false], 1)
-    np.add.at(table[:, nothing], truth.label[unfound], 1)
     return table
 
 
-def _evaluate(
-    truth: Truth,
-    found: Found,
-    truth_area: np.ndarray,
-    found_area: np.ndarray,
-    limits: Sequence[float],
-) -> Any:
-    """Run COCO's evaluation with the ranges between these areas behind its own four."""
-    from pycocotools.coco import COCO
-
-    evaluator_type = _evaluator()
-    gt, dt = COCO(), COCO()
-    images = [{'id': i} for i in range(len(truth.image_ids))]
-    categories = [{'id': i} for i in range(len(truth.classes))]
-    crowd = truth.crowd.astype(int)
-    columns = [truth.image, truth.label, truth.box, truth_area, crowd]
-    gt.dataset = {'images': images, 'categories': categories, 'annotations': _entries(*columns)}
-    zeros = np.zeros(len(found.image), int)
-    columns = [found.image, found.label, found.box, found_area, zeros]
-    entries = _entries(*columns)
-    for entry, score in zip(entries, found.score.tolist(), strict=True):
-        entry['score'] = score
-    dt.dataset = {'images': images, 'categories': categories, 'annotations': entries}
-    with contextlib.redirect_stdout(io.StringIO()):
-        for api in (gt, dt):
-            api.createIndex()
-        evaluator = evaluator_type(gt, dt, 'bbox')
-        parameters = evaluator.params
-        ranges = [list(pair) for pair in zip(limits, limits[1:], strict=False)]
-        parameters.areaRng = [*parameters.areaRng, *ranges]
-        parameters.areaRngLbl = [*parameters.areaRngLbl, *map(str, ranges)]
-        evaluator.evaluate()
-        evaluator.accumulate()
-        evaluator.summarize()
-    return evaluator
-
-
-def _evaluator() -> type:
-    from pycocotools.cocoeval import COCOeval
-
-    from ..errors import ConfigError
-
-    try:
-        from .coco_metric import fast_evaluator
-
-        return fast_evaluator()
-    except ConfigError:
-        return COCOeval
-
-
-def _entries(
-    image: np.ndarray, label: np.ndarray, box: np.ndarray, area: np.ndarray, crowd: np.ndarray
-) -> list[dict[str, Any]]:
-    rows = zip(*(column.tolist() for column in (image, label, box, area, crowd)), strict=True)
-    names = ('image_id', 'category_id', 'bbox', 'area', 'iscrowd')
-    return [{'id': i, **dict(zip(names, row, strict=True))} for i, row in enumerate(rows, 1)]
+def _evaluate(evaluator: hotcoco.COCOeval, limits: Sequence[float]) -> None:
+    """Evaluate with the ranges between these areas behind COCO's own four."""
+    parameters = evaluator.params
+    ranges = [list(pair) for pair in zip(limits, limits[1:], strict=False)]
+    labels = [*parameters.area_rng_lbl, *map(str, ranges)]  # each range adds an empty label
+    parameters.area_rng = [*parameters.area_rng, *ranges]
+    parameters.area_rng_lbl = labels
+    evaluator.evaluate()
+    evaluator.accumulate()
 
 
 def _ratios(boxes: np.ndarray) -> np.ndarray:
     return boxes[:, 2] / np.maximum(boxes[:, 3], 1e-9)
+
+
+def _rows(
+    names: Sequence[str],
+    curves: np.ndarray,
+    values: np.ndarray,
+    limits: Sequence[float],
+    truth: Truth,
+) -> list[tuple[str, float, int]]:
+    """Return AP, and objects, of each range of a quantity."""
+    ap = _mean(curves[..., OWN_RANGES:], (0, 1, 2))
+    objects = np.histogram(values[~truth.crowd], limits)[0]
+    return list(zip(names, ap.tolist(), objects.tolist(), strict=True))
 
 
 def _without_holes(values: np.ndarray) -> np.ndarray:
@@ -245,12 +176,6 @@ def _mean(values: np.ndarray, axis: int | tuple[int, ...]) -> np.ndarray:
     known = np.isfinite(values)
     number = known.sum(axis)
     return np.where(known, values, 0).sum(axis) / np.where(number, number, np.nan)
-
-
-def _rows(
-    names: Sequence[str], values: np.ndarray, numbers: np.ndarray
-) -> list[tuple[str, float, int]]:
-    return list(zip(names, values.tolist(), numbers.tolist(), strict=True))
 
 
 def rounded(values: Any, digits: int = 4) -> list[float | None]:

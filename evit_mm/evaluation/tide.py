@@ -15,7 +15,10 @@ object is found already, or another kind has the surest, it goes), false detecti
 kinds go, and missed objects are not counted. Where the paper leaves the order of tests open, it is
 that of the authors' tidecv. Costs do not add up to what AP lacks, since errors hide one another.
 
-Shapes: K classes, G true objects, D detections.
+hotcoco computes the counts and costs. It does not tell which detection is of which kind, nor what
+an image costs.
+
+Shapes: I images, K classes, G true objects, D detections.
 """
 
 from __future__ import annotations
@@ -24,12 +27,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .boxes import Found, Matches, Pairs, Truth
+from .boxes import Found, Matches, Truth, coco_evaluator
 
 FOREGROUND, BACKGROUND = 0.5, 0.1
 KINDS = ('classification', 'localisation', 'both', 'duplicate', 'background', 'missed')
 CLASSIFICATION, LOCALISATION, BOTH, DUPLICATE, FALSE_ALARM, MISSED = range(6)
 RIGHT, IGNORED = -1, -2
+NAMES = ('Cls', 'Loc', 'Both', 'Dupe', 'Bkg', 'Miss')  # hotcoco's, in the order of KINDS
 RECALLS = np.linspace(0, 1, 101)
 
 
@@ -43,7 +47,8 @@ class Errors:
             else -1.
         missed: ``(G,)`` missed objects.
         ap: AP at tf of the detector as it is, from 0 to 1; NaN where there is no object.
-        cost: How much it rises by mending each kind, in the order of :data:`KINDS`.
+        counts: Number of errors of each kind, in the order of :data:`KINDS`.
+        cost: How much AP rises by mending each kind.
         false_positives: How much it rises where every false detection goes.
         false_negatives: How much it rises where no unfound object is counted.
     """
@@ -52,50 +57,40 @@ class Errors:
     about: np.ndarray
     missed: np.ndarray
     ap: float
+    counts: tuple[int, ...]
     cost: tuple[float, ...]
     false_positives: float
     false_negatives: float
 
-    @property
-    def counts(self) -> tuple[int, ...]:
-        """Number of errors of each kind."""
-        false = [int((self.kind == kind).sum()) for kind in range(MISSED)]
-        return (*false, int(self.missed.sum()))
 
+def analyse(truth: Truth, found: Found, matches: Matches) -> Errors:
+    """Sort the errors by kind and find what each kind costs."""
+    kind, about = _kinds(truth, found, matches)
+    missed = (matches.found_of < 0) & ~truth.crowd
+    missed[about[np.isin(kind, (CLASSIFICATION, LOCALISATION))]] = False
 
-def analyse(truth: Truth, found: Found, pairs: Pairs, matches: Matches) -> Errors:
-    """Sort the errors by kind and find what each kind costs.
-
-    Args:
-        truth: What there is.
-        found: What was found.
-        pairs: Pairs with an IoU of at least tb.
-        matches: The matches at tf.
-    """
-    kind, about = _kinds(truth, found, pairs, matches)
-    unfound = (matches.found_of < 0) & ~truth.crowd
-    mended = _surest(kind, about, unfound)
-    missed = unfound.copy()
-    missed[about[mended]] = False
-
-    base = _mean_ap(truth, found.label, matches.hit, kind != IGNORED, truth.objects)
-    cost = []
-    for wanted in range(len(KINDS)):
-        of_kind = kind == wanted
-        label, hit, objects = found.label, matches.hit, truth.objects
-        kept = (kind != IGNORED) & ~of_kind
-        if wanted in (CLASSIFICATION, LOCALISATION):
-            right = mended[of_kind[mended]]
-            label, hit = label.copy(), hit.copy()
-            label[right], hit[right], kept[right] = truth.label[about[right]], True, True
-        if wanted == MISSED:
-            objects = objects - np.bincount(truth.label[missed], minlength=len(objects))
-        cost.append(_gain(_mean_ap(truth, label, hit, kept, objects), base))
-    only_right = _mean_ap(truth, found.label, matches.hit, matches.hit, truth.objects)
-    counted = truth.objects - np.bincount(truth.label[unfound], minlength=len(truth.classes))
-    all_found = _mean_ap(truth, found.label, matches.hit, kind != IGNORED, counted)
+    # hotcoco takes a crowd for an object, so crowds go, and with them what lies in them
+    evaluator = coco_evaluator(truth, found, ~truth.crowd, ~matches.ignored)
+    evaluator.params.rec_thrs = (np.arange(101) / 100).tolist()  # tidecv's; COCO's are a bit off
+    evaluator.evaluate()
+    told = evaluator.tide_errors(FOREGROUND, BACKGROUND)
+    gained = told['delta_ap']
+    # a class in which nothing was detected is right once its missed objects are not counted, while
+    # hotcoco gives it an AP of 0
+    present = truth.objects > 0
+    empty = present & (np.bincount(found.label[~matches.ignored], minlength=len(present)) == 0)
+    all_missed = empty & (np.bincount(truth.label[missed], minlength=len(present)) == truth.objects)
+    gained['Miss'] += all_missed.sum() / max(present.sum(), 1)
+    gained['FN'] += empty.sum() / max(present.sum(), 1)
     return Errors(
-        kind, about, missed, base, tuple(cost), _gain(only_right, base), _gain(all_found, base)
+        kind=kind,
+        about=about,
+        missed=missed,
+        ap=told['ap_base'] if present.any() else float('nan'),
+        counts=tuple(told['counts'][name] for name in NAMES),
+        cost=tuple(float(gained[name]) for name in NAMES),
+        false_positives=gained['FP'],
+        false_negatives=float(gained['FN']),
     )
 
 
@@ -151,63 +146,39 @@ def average_precision(ranks: np.ndarray, objects: int, nothing_found: bool = Fal
     return float(precision[places[places < len(ranks)]].sum()) / len(RECALLS)
 
 
-def _kinds(
-    truth: Truth, found: Found, pairs: Pairs, matches: Matches
-) -> tuple[np.ndarray, np.ndarray]:
-    num_found = len(found.image)
-    same = found.label[pairs.found] == truth.label[pairs.truth]
-    taken = matches.found_of[pairs.truth] >= 0
-    place, place_iou = _best(pairs, same, num_found)
-    other, other_iou = _best(pairs, ~same, num_found)
-    used, used_iou = _best(pairs, same & taken, num_found)
+def _kinds(truth: Truth, found: Found, matches: Matches) -> tuple[np.ndarray, np.ndarray]:
+    """Return the kind of each detection, and the object that it is about."""
+    from hotcoco.mask import bbox_iou
 
-    # from the last test to the first, so that the first that holds has the last word
-    kind = np.full(num_found, BOTH)
-    about = np.full(num_found, -1)
-    kind[np.maximum(place_iou, other_iou) <= BACKGROUND] = FALSE_ALARM
-    for name, thing, holds in (
-        (DUPLICATE, used, used_iou >= FOREGROUND),
-        (CLASSIFICATION, other, other_iou >= FOREGROUND),
-        (LOCALISATION, place, (place_iou >= BACKGROUND) & (place_iou <= FOREGROUND)),
-    ):
-        kind[holds], about[holds] = name, thing[holds]
-    right = matches.hit
-    kind[right], kind[matches.ignored] = RIGHT, IGNORED
-    about[right | matches.ignored] = -1
+    kind = np.full(len(found.image), BOTH)
+    about = np.full(len(found.image), -1)
+    counted = np.flatnonzero(~truth.crowd)
+    num_images = len(truth.image_ids)
+    objects = _grouped(truth.image[counted], num_images)
+    for own, things in zip(_grouped(found.image, num_images), objects, strict=True):
+        things = counted[things]
+        # the last column stands for no object
+        iou = np.zeros((len(own), len(things) + 1))
+        iou[:, :-1] = bbox_iou(found.box[own], truth.box[things], np.zeros(len(things), bool))
+        same = found.label[own, None] == np.append(truth.label[things], -1)
+        taken = np.append(matches.found_of[things] >= 0, False)
+        place, other, twice = (np.where(those, iou, 0) for those in (same, ~same, same & taken))
+        best = place.max(1)
+        # from the last test to the first, so that the first that holds has the last word
+        kind[own[iou.max(1) <= BACKGROUND]] = FALSE_ALARM
+        for name, values, holds in (
+            (DUPLICATE, twice, twice.max(1) >= FOREGROUND),
+            (CLASSIFICATION, other, other.max(1) >= FOREGROUND),
+            (LOCALISATION, place, (best >= BACKGROUND) & (best <= FOREGROUND)),
+        ):
+            kind[own[holds]] = name
+            about[own[holds]] = np.append(things, -1)[values.argmax(1)][holds]
+    for name, those in ((RIGHT, matches.hit), (IGNORED, matches.ignored)):
+        kind[those], about[those] = name, -1
     return kind, about
 
 
-def _best(pairs: Pairs, allowed: np.ndarray, num_found: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return of each detection the object of the largest IoU, and that IoU (-1 and 0 for none)."""
-    places = np.flatnonzero(allowed)
-    places = places[np.lexsort((-pairs.iou[places], pairs.found[places]))]
-    detection, first = np.unique(pairs.found[places], return_index=True)
-    thing, iou = np.full(num_found, -1), np.zeros(num_found)
-    thing[detection], iou[detection] = pairs.truth[places[first]], pairs.iou[places[first]]
-    return thing, iou
-
-
-def _surest(kind: np.ndarray, about: np.ndarray, unfound: np.ndarray) -> np.ndarray:
-    """Return the surest localisation or classification error about each object not found."""
-    places = np.flatnonzero(np.isin(kind, (CLASSIFICATION, LOCALISATION)))
-    places = places[unfound[about[places]]]
-    _, first = np.unique(about[places], return_index=True)  # detections are by falling score
-    return places[first]
-
-
-def _mean_ap(
-    truth: Truth, label: np.ndarray, hit: np.ndarray, kept: np.ndarray, objects: np.ndarray
-) -> float:
-    """Return the mean AP over the classes that have objects; ``objects`` may count fewer."""
-    values = []
-    for index in np.flatnonzero(truth.objects):
-        own = kept & (label == index)
-        found_nothing = not own.any()
-        values.append(
-            average_precision(np.flatnonzero(hit[own]), int(objects[index]), found_nothing)
-        )
-    return float(np.mean(values)) if values else float('nan')
-
-
-def _gain(mended: float, base: float) -> float:
-    return max(mended - base, 0.0)  # the 101 points may lose a hair
+def _grouped(image: np.ndarray, num_images: int) -> list[np.ndarray]:
+    """Return the places of what is in each image."""
+    order = np.argsort(image, kind='stable')
+    return np.split(order, np.searchsorted(image[order], np.arange(1, num_images)))

@@ -11,7 +11,7 @@ from ..errors import ConfigError, EvitError
 
 __all__ = ['report']
 
-NEEDED = ('altair', 'vl_convert', 'jinja2')
+NEEDED = ('altair', 'vl_convert', 'jinja2', 'hotcoco')
 
 
 def report(

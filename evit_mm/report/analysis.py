@@ -9,17 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from ..evaluation.boxes import Found, Matches, Pairs, Truth, match, overlapping
+from ..evaluation.boxes import Found, Matches, Truth, find_matches
 from ..evaluation.statistics import (
     FIGURES,
-    Calibration,
     Figures,
-    calibration,
     coco_figures,
     confusion,
+    evaluate,
     working_score,
 )
-from ..evaluation.tide import BACKGROUND, KINDS, Errors, analyse, cost_of_images
+from ..evaluation.tide import KINDS, Errors, analyse, cost_of_images
 
 SHOWN_EACH_WAY = 12  # classes, and half as many images, that became better, and worse
 
@@ -31,16 +30,16 @@ class Analysis:
     Attributes:
         working_score: Score from which detections count where they are shown or counted one by
             one; the AP, the curves and the costs take all of them.
+        calibration: What hotcoco tells of ten equally wide bins of the score, at IoU 0.5.
         image_cost: ``(I,)`` AP at IoU 0.5 that the mistakes in each image cost.
     """
 
     truth: Truth
     found: Found
-    pairs: Pairs
     matches: Matches
     errors: Errors
     figures: Figures
-    calibration: Calibration
+    calibration: Mapping[str, Any]
     working_score: float
     confusion: np.ndarray
     image_cost: np.ndarray
@@ -62,21 +61,20 @@ class Change:
 
 def analyse_detections(truth: Truth, found: Found) -> Analysis:
     """Evaluate and analyse what a detector found."""
-    pairs = overlapping(truth, found, BACKGROUND)
-    matches = match(truth, found, pairs)
-    errors = analyse(truth, found, pairs, matches)
+    evaluator = evaluate(truth, found)
+    matches = find_matches(evaluator, truth, found)
+    errors = analyse(truth, found, matches)
     # in whole hundredths, as the page's slider has them
     score = math.floor(100 * working_score(found, matches, truth)) / 100
     return Analysis(
         truth=truth,
         found=found,
-        pairs=pairs,
         matches=matches,
         errors=errors,
-        figures=coco_figures(truth, found),
-        calibration=calibration(found, matches),
+        figures=coco_figures(evaluator, truth, found),
+        calibration=evaluator.calibration(n_bins=10, iou_threshold=0.5),
         working_score=score,
-        confusion=confusion(truth, found, pairs, matches, score),
+        confusion=confusion(truth, found, matches, score),
         image_cost=cost_of_images(truth, found, errors, matches),
     )
 

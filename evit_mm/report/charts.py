@@ -9,7 +9,7 @@ from typing import Any
 import altair as alt
 import numpy as np
 
-from ..evaluation.statistics import Calibration, Figures, rounded
+from ..evaluation.statistics import Figures, rounded
 from ..evaluation.tide import KINDS
 
 MAX_POINTS = 400  # of a curve; more than a screen shows
@@ -225,15 +225,22 @@ def confusion_matrix(table: np.ndarray, classes: Sequence[str]) -> tuple[Spec, i
     return _spec(chart, fixed=True), len(shown)
 
 
-def reliability(runs: Mapping[str, Calibration]) -> Spec:
-    """Draw the share of right detections over their score, beside what it should be."""
+def reliability(runs: Mapping[str, Mapping[str, Any]]) -> Spec:
+    """Draw the share of right detections over their score, beside what it should be.
+
+    Args:
+        runs: hotcoco's calibration by run.
+    """
     rows = [
-        {'run': run, 'score': score, 'right': right, 'detections': int(count)}
+        {
+            'run': run,
+            'score': round(part['avg_confidence'], 4),
+            'right': round(part['avg_accuracy'], 4),
+            'detections': part['count'],
+        }
         for run, found in runs.items()
-        for score, right, count in zip(
-            rounded(found.score), rounded(found.right), found.count.tolist(), strict=True
-        )
-        if count
+        for part in found['bins']
+        if part['count']
     ]
     ideal = [{'score': 0, 'right': 0}, {'score': 1, 'right': 1}]
     unit = alt.Scale(domain=[0, 1])

@@ -12,6 +12,8 @@ from timm.utils.agc import adaptive_clip_grad
 class _AdaptiveClipping:
     """Clip with timm's function in place of one norm over all gradients."""
 
+    optimizer: Any
+
     def __init__(self, clip_factor: float = 0.02, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         # mmengine hands this to the method below, and skips clipping where it is empty

@@ -89,7 +89,7 @@ class NonFiniteLossHook(Hook):
                 f"finite; they are in '{Path(runner.work_dir, FOLDER)}'"
             )
 
-    def _check(self, model: nn.Module, args: Any, kwargs: Mapping, losses: Any) -> Any:
+    def _check(self, model: Any, args: Any, kwargs: Mapping, losses: Any) -> Any:
         """Look at the losses; return others in their place where the batch is skipped.
 
         All processes act alike where one has reason to, so that none waits for another's

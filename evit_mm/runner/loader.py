@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from mmengine.dist import get_dist_info
 from PIL import Image
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from ..errors import DataError
 from .seeding import SAMPLE, derive_seed, seed_generators
@@ -63,7 +63,7 @@ class ExactBatchSampler:
             done += len(batch)
 
 
-class GuardedDataset:
+class GuardedDataset(Dataset):
     """A data set that augments under given seeds, and does not lose an image silently.
 
     Everything but reading a sample is left to the data set inside, attributes included.
@@ -98,7 +98,8 @@ class GuardedDataset:
         if not isinstance(key, Seeded):
             return self.dataset[key]
         seed_generators(key.seed)
-        index, replaced = key.index, []
+        index: Any = key.index
+        replaced: list[str] = []
         while len(replaced) <= MAX_REPLACEMENTS:
             try:
                 sample = self._read(index)
@@ -154,7 +155,7 @@ def exact_loader(loader: DataLoader, seed: int, corrupt_images: str) -> DataLoad
     )
 
 
-def _collate(collate: Callable[[Sequence[Any]], Any], samples: Sequence[Any]) -> Any:
+def _collate(collate: Callable[[Any], Any], samples: Sequence[Any]) -> Any:
     """Make a batch of samples, or return the fault that is one of them."""
     faults = (sample for sample in samples if isinstance(sample, DataError))
     return next(faults, None) or collate(samples)

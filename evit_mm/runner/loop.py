@@ -72,7 +72,8 @@ class ExactTrainLoop(EpochBasedTrainLoop):
 
     def run_epoch(self) -> None:
         """Train one epoch, or the rest of it."""
-        done, sampler = self._batches_done(), self.dataloader.batch_sampler
+        done: int = self._batches_done()
+        sampler: Any = self.dataloader.batch_sampler
         sampler.epoch, sampler.start = self._epoch, done
         self.place.update(
             epoch=self._epoch, first_iter=self._iter - done, batches=len(self.dataloader)

@@ -81,7 +81,7 @@ def _write_predictions(cfg: Config, out: str) -> None:
             raise ConfigError(f"--out '{out}': a classifier's predictions go to FILE.pkl")
         if not isinstance(evaluator, Mapping):
             raise ConfigError(f"{cfg.filename}: --out '{out}' needs one test_evaluator, not a list")
-        evaluator.outfile_prefix = f'{out}.partial'
+        cfg.test_evaluator.outfile_prefix = f'{out}.partial'
     elif out.endswith(('.pkl', '.pickle')):
         evaluators = [evaluator] if isinstance(evaluator, Mapping) else list(evaluator)
         kind = 'DumpResults' if is_classifier(cfg) else 'DumpDetResults'

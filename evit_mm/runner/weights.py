@@ -25,7 +25,8 @@ from ..errors import ConfigError
 
 def unwrap(model: nn.Module) -> nn.Module:
     """Return the model inside the wrapper that several processes need."""
-    return model.module if is_model_wrapper(model) else model
+    inner: Any = model
+    return inner.module if is_model_wrapper(model) else inner
 
 
 def read_fitting(

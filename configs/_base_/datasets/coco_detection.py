@@ -55,7 +55,7 @@ val_dataloader = dict(
 test_dataloader = val_dataloader
 
 val_evaluator = dict(
-    type='CocoMetric',
+    type='HotCocoMetric',  # CocoMetric's figures; type='CocoMetric' evaluates by pycocotools
     ann_file=data_root + 'annotations/instances_val2017.json',
     metric='bbox',
     proposal_nums=(1, 10, 100),  # COCO's own recall columns, so that the printed table is COCO's

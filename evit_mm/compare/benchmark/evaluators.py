@@ -1,4 +1,4 @@
-"""COCO's evaluation by pycocotools and by faster-coco-eval."""
+"""COCO's evaluation by pycocotools and by hotcoco."""
 
 from __future__ import annotations
 
@@ -9,51 +9,63 @@ from typing import Any
 
 import numpy as np
 
+from ...evaluation.coco_eval import require_hotcoco, summarize
 from ...evaluation.synthetic_detections import synthetic_detections
 
 
-def compare_evaluators(num_images: int, seed: int = 0) -> dict[str, Any]:
-    """Time COCO's evaluation of boxes by pycocotools and by faster-coco-eval.
+def time_evaluators(num_images: int, seed: int = 0) -> dict[str, Any]:
+    """Time COCO's evaluation of boxes by pycocotools and by hotcoco.
 
-    Both load the results and evaluate, accumulate and summarise them, each once, on fresh copies
-    of :func:`~evit_mm.evaluation.synthetic_detections.synthetic_detections`.
+    Both load annotations and results and evaluate, accumulate and summarise them, each once, on
+    fresh copies of :func:`~evit_mm.evaluation.synthetic_detections.synthetic_detections`.
 
     Args:
         num_images: Images to evaluate; COCO's val2017 has 5000.
         seed: Of the detections.
 
     Returns:
-        ``pycocotools`` and ``faster-coco-eval``, each with ``load`` and ``evaluate`` in seconds and
-        COCO's twelve ``figures``; ``detections``, their number; ``ratio`` of the two's seconds in
-        all; ``difference``, the largest between their figures.
+        ``pycocotools`` and ``hotcoco``, each with ``load`` and ``evaluate`` in seconds and COCO's
+        twelve ``figures``; ``detections``, their number; ``ratio`` of the two's seconds in all;
+        ``difference``, the largest between their figures.
 
     Raises:
-        ConfigError: faster-coco-eval is not installed.
+        ConfigError: hotcoco is not installed.
     """
+    require_hotcoco('the comparison of evaluators')
+    import hotcoco
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    from ...evaluation.coco_metric import fast_evaluator
+    def read(dataset: dict[str, Any]) -> COCO:
+        coco = COCO()
+        coco.dataset = dataset
+        coco.createIndex()
+        return coco
+
+    def stats(evaluator: COCOeval) -> np.ndarray:
+        evaluator.summarize()
+        return evaluator.stats
 
     result: dict[str, Any] = {}
-    for name, evaluator in (('pycocotools', COCOeval), ('faster-coco-eval', fast_evaluator())):
+    for name, load, evaluator_type, figures in (
+        ('pycocotools', read, COCOeval, stats),
+        ('hotcoco', hotcoco.COCO, hotcoco.COCOeval, summarize),
+    ):
         truth, found = synthetic_detections(num_images, seed=seed)
         with redirect_stdout(io.StringIO()):
-            coco = COCO()
-            coco.dataset = truth
-            coco.createIndex()
             start = time.perf_counter()
+            coco = load(truth)
             results = coco.loadRes(found)
             loaded = time.perf_counter()
-            evaluation = evaluator(coco, results, 'bbox')
-            evaluation.evaluate()
-            evaluation.accumulate()
-            evaluation.summarize()
+            evaluator = evaluator_type(coco, results, 'bbox')
+            evaluator.evaluate()
+            evaluator.accumulate()
+            values = figures(evaluator)
             done = time.perf_counter()
         result[name] = {
             'load': loaded - start,
             'evaluate': done - loaded,
-            'figures': evaluation.stats.tolist(),
+            'figures': values.tolist(),
         }
     slow, fast = result.values()
     differences = np.abs(np.subtract(slow['figures'], fast['figures']))
