@@ -304,8 +304,8 @@ def _image_faults(
     for image in images:
         path = img_dir / image['file_name']
         if path.parent not in present:  # one listing per folder, not a stat per image
-            listed = os.scandir(path.parent) if path.parent.is_dir() else []
-            present[path.parent] = {entry.name for entry in listed}
+            folder = path.parent
+            present[folder] = set(os.listdir(folder)) if folder.is_dir() else set()
         if path.name not in present[path.parent]:
             missing.append(image['file_name'])
     if missing:

@@ -101,7 +101,7 @@ def installed_faults() -> Iterator[str]:
 
 
 def _mmcv_version_faults() -> Iterator[str]:
-    present = {name: _version(name) for name in MMCV if _version(name)}
+    present = {name: version for name in MMCV if (version := _version(name))}
     if len(present) > 1:
         both = ' and '.join(f'{name} {version}' for name, version in present.items())
         keep = 'onedl-mmcv' if 'onedl-mmcv' in present else 'mmcv-lite==2.1.0'
@@ -167,7 +167,8 @@ def _torchvision_faults() -> Iterator[str]:
 def _mmcv_build_faults() -> Iterator[str]:
     if os.environ.get(OPERATORS_SWITCH) == 'torchvision':
         return  # evit_mm.ops takes the place of the compiled operators
-    folders = importlib.util.find_spec('mmcv').submodule_search_locations
+    spec = importlib.util.find_spec('mmcv')
+    folders = spec and spec.submodule_search_locations
     if importlib.machinery.PathFinder.find_spec('mmcv._ext', folders) is None:
         return
     error = _import_error('mmcv._ext')
