@@ -168,7 +168,7 @@ def _mmcv_build_faults() -> Iterator[str]:
     if os.environ.get(OPERATORS_SWITCH) == 'torchvision':
         return  # evit_mm.ops takes the place of the compiled operators
     spec = importlib.util.find_spec('mmcv')
-    folders = spec and spec.submodule_search_locations
+    folders = spec.submodule_search_locations if spec else None
     if importlib.machinery.PathFinder.find_spec('mmcv._ext', folders) is None:
         return
     error = _import_error('mmcv._ext')
