@@ -12,7 +12,7 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from evit_mm.report import report
+from evit_mm.report import write_report
 
 WIDTH = 1240
 # what is scrolled to, and how many pixels from there on
@@ -53,4 +53,4 @@ if __name__ == '__main__':
     parser.add_argument('out', type=Path)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        draw(report([args.work_dir], folder), args.out)
+        draw(write_report([args.work_dir], folder), args.out)

@@ -25,7 +25,7 @@ from evit_mm.evaluation import boxes, tide
 from evit_mm.evaluation import statistics as figures_of
 from evit_mm.evaluation.statistics import RATIOS, SIDES
 from evit_mm.evaluation.synthetic_detections import synthetic_detections
-from evit_mm.report import analysis, charts, detections, pictures, report, runs
+from evit_mm.report import analysis, charts, detections, pictures, runs, write_report
 from evit_mm.report import page as page_module
 
 from .conftest import ROOT
@@ -509,28 +509,28 @@ def test_best_checkpoint_then_the_one_pointed_at_then_the_newest(tmp_path):
 
 def test_what_is_no_training_is_named(tmp_path):
     with pytest.raises(DataError, match='does not exist'):
-        report([tmp_path / 'nowhere'], tmp_path / 'out')
+        write_report([tmp_path / 'nowhere'], tmp_path / 'out')
     (tmp_path / 'empty').mkdir()
     with pytest.raises(DataError, match='no config'):
-        report([tmp_path / 'empty'], tmp_path / 'out')
+        write_report([tmp_path / 'empty'], tmp_path / 'out')
     (tmp_path / 'no_folder').touch()
     with pytest.raises(DataError, match='is no folder'):
-        report([tmp_path / 'no_folder'], tmp_path / 'out')
+        write_report([tmp_path / 'no_folder'], tmp_path / 'out')
     broken = write_run(tmp_path / 'broken', 'model = dict(\n')
     with pytest.raises(ConfigError, match=r'tiny\.py.*cannot be read'):
-        report([broken], tmp_path / 'out')
+        write_report([broken], tmp_path / 'out')
     run = write_run(tmp_path / 'run')
     with pytest.raises(DataError, match='given twice'):
-        report([run, run], tmp_path / 'out')
+        write_report([run, run], tmp_path / 'out')
     with pytest.raises(ConfigError, match='--compare takes two'):
-        report([run], tmp_path / 'out', compare=True)
+        write_report([run], tmp_path / 'out', compare=True)
     with pytest.raises(ConfigError, match='1 to 8'):
-        report([run] * 9, tmp_path / 'out')
+        write_report([run] * 9, tmp_path / 'out')
     (tmp_path / 'file').touch()
     with pytest.raises(ConfigError, match='cannot be written'):
-        report([run], tmp_path / 'file')
+        write_report([run], tmp_path / 'file')
     with pytest.raises(DataError, match='is not a table'):
-        report([run], tmp_path / 'out', table=tmp_path / 'file')
+        write_report([run], tmp_path / 'out', table=tmp_path / 'file')
     assert not (tmp_path / 'out').exists()
 
 
@@ -616,7 +616,7 @@ def opened(browser_page, path):
 
 def test_the_page_of_one_training_in_a_browser(make_run, tmp_path, page):
     run = make_run('run')
-    path = report([run], tmp_path / 'out', device='cpu')
+    path = write_report([run], tmp_path / 'out', device='cpu')
     assert make_run.calls == [('epoch_2.pth', 'cpu')]
     assert path.stat().st_size < 5_000_000
     opened(page, path)
@@ -656,7 +656,7 @@ def test_the_page_of_one_training_in_a_browser(make_run, tmp_path, page):
 
 
 def test_filters_show_the_images_with_that_mistake(make_run, tmp_path, page):
-    opened(page, report([make_run('run')], tmp_path / 'out'))
+    opened(page, write_report([make_run('run')], tmp_path / 'out'))
     cards = page.locator('.card')
     costs = [float(text.split()[0]) for text in page.locator('.card h4 span').all_inner_texts()]
     assert len(costs) > 5 and costs == sorted(costs, reverse=True)
@@ -699,7 +699,7 @@ def test_hostile_names_are_text(make_run, tmp_path, page):
     with (run / 'tiny.py').open('a') as config:
         config.write(f'note = {HOSTILE[0]!r}\n')
     page.on('dialog', lambda dialog: pytest.fail(dialog.message))
-    opened(page, report([run], tmp_path / 'out'))
+    opened(page, write_report([run], tmp_path / 'out'))
     page.locator('[data-chart=classes] path').first.hover(force=True)
     page.locator('#classes select').select_option(HOSTILE[1])
     page.wait_for_timeout(200)
@@ -717,7 +717,7 @@ def test_hostile_names_are_text(make_run, tmp_path, page):
 def test_what_changed_between_two_trainings(make_run, tmp_path, page):
     before = make_run('before')
     after = make_run('after', lr=0.01, data=tmp_path / 'data_before', kept=0.7)
-    opened(page, report([before, after], tmp_path / 'out', compare=True))
+    opened(page, write_report([before, after], tmp_path / 'out', compare=True))
     both = [detections.detect(run) for run in runs.read_runs([before, after])]
     one, two = (analysis.analyse_detections(d.truth, d.found) for d in both)
     tables = [
@@ -750,7 +750,7 @@ def test_what_changed_between_two_trainings(make_run, tmp_path, page):
 
 def test_runs_on_other_data_are_compared_without_images(make_run, tmp_path):
     pair = [make_run('one'), make_run('two', classes=('a', 'x'), seed=1)]
-    html = report(pair, tmp_path / 'out', compare=True).read_text()
+    html = write_report(pair, tmp_path / 'out', compare=True).read_text()
     assert 'different images' in html and html.count('data-mistakes=') > 10
     assert re.search(r'Classes that got worse.*?\ba\b.*?Images that got', html, re.DOTALL)
 
@@ -762,7 +762,7 @@ def test_detections_are_made_once_for_a_checkpoint_and_kept_whole(make_run, tmp_
     run = make_run('run')
     cache = run / detections.CACHE
     untouched = {p: p.stat().st_mtime_ns for p in run.rglob('*') if p.is_file()}
-    report([run], tmp_path / 'out')
+    write_report([run], tmp_path / 'out')
     detect(run)
     assert len(make_run.calls) == 1
     assert {p: p.stat().st_mtime_ns for p in untouched} == untouched
@@ -838,7 +838,7 @@ def test_broken_annotations_and_wrong_options_are_named(make_run, tmp_path):
 def test_absent_packages_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(evit_mm.report, 'NEEDED', ('jinja2', 'no_such_package'))
     with pytest.raises(ConfigError, match=r'needs no_such_package: .*evit_mm\[report\]'):
-        report([tmp_path], tmp_path)
+        write_report([tmp_path], tmp_path)
 
 
 def test_what_is_missing_is_said_on_the_page(make_run, tmp_path, page):
@@ -850,7 +850,7 @@ def test_what_is_missing_is_said_on_the_page(make_run, tmp_path, page):
     for image in (tmp_path / 'data_gone' / 'val').iterdir():
         image.unlink()
     new = write_run(tmp_path / 'new', 'model = dict()\n')
-    opened(page, report([bare, moved, gone, new], tmp_path / 'out'))
+    opened(page, write_report([bare, moved, gone, new], tmp_path / 'out'))
     notes = page.locator('.note').all_inner_texts()
     assert any(n.startswith('bare:') and 'no checkpoint yet' in n for n in notes)
     assert any(n.startswith('moved:') and 'are not there' in n and 'data_root=' in n for n in notes)
@@ -864,24 +864,24 @@ def test_what_is_missing_is_said_on_the_page(make_run, tmp_path, page):
         'val_dataloader.dataset.data_root': str(tmp_path / 'elsewhere'),
         'val_evaluator.ann_file': str(tmp_path / 'elsewhere/annotations/instances_val.json'),
     }
-    html = report([moved], tmp_path / 'out', cfg_options=options).read_text()
+    html = write_report([moved], tmp_path / 'out', cfg_options=options).read_text()
     assert 'No detections are shown' not in html and 'data:image/webp' in html
 
 
 def test_a_page_stays_under_its_size_whatever_the_pictures(make_run, tmp_path, monkeypatch):
     run = make_run('run', classes=tuple(f'class {i}' for i in range(120)), num_images=50, noise=100)
-    whole = report([run], tmp_path / 'whole').read_text()
+    whole = write_report([run], tmp_path / 'whole').read_text()
     assert len(whole) < 5_000_000
     assert whole.count('no picture') == 0
     assert 'The best and the worst 50 of 120 are drawn' in whole
     assert 25 < whole.count('<article') <= pictures.MAX_IMAGES
     monkeypatch.setattr(page_module, 'MAX_BYTES', len(whole) - 200_000)
-    less = report([run], tmp_path / 'less').read_text()
+    less = write_report([run], tmp_path / 'less').read_text()
     assert len(less.encode()) < page_module.MAX_BYTES
     assert 0 < less.count('data:image/webp') < whole.count('data:image/webp')
     monkeypatch.setattr(page_module, 'MAX_BYTES', 500_000)  # less than the charts' script alone
     with pytest.raises(ConfigError, match='give fewer trainings'):
-        report([run], tmp_path / 'none')
+        write_report([run], tmp_path / 'none')
     assert not (tmp_path / 'none').exists()
 
 
@@ -901,10 +901,10 @@ def test_pictures_cover_every_class_and_kind(small):
 def test_the_comparison_beside_the_runs_is_drawn(make_run, tmp_path, page):
     run = make_run('run')
     table = ROOT / 'docs' / 'comparison' / 'table.json'
-    given = report([run], tmp_path / 'given', table=table)
-    assert 'Backbones compared' not in report([run], tmp_path / 'without').read_text()
+    given = write_report([run], tmp_path / 'given', table=table)
+    assert 'Backbones compared' not in write_report([run], tmp_path / 'without').read_text()
     (tmp_path / 'table.json').write_text(table.read_text())
-    beside = opened(page, report([run], tmp_path / 'beside'))
+    beside = opened(page, write_report([run], tmp_path / 'beside'))
     for name in ('latency', 'flops'):
         text = beside.locator(f'[data-chart={name}]').inner_text()
         assert 'EfficientViT-M4' in text and 'MobileNetV2' in text
@@ -924,16 +924,16 @@ def test_a_foreign_table_beside_the_runs_is_a_note_and_a_given_one_is_read_first
     foreign = tmp_path / 'table.json'
     foreign.write_text('[1, 2]')
     with pytest.raises(DataError, match='is not a table'):
-        report([run], tmp_path / 'given', table=foreign)
+        write_report([run], tmp_path / 'given', table=foreign)
     assert make_run.calls == []
-    html = report([run], tmp_path / 'out').read_text()
+    html = write_report([run], tmp_path / 'out').read_text()
     assert 'No comparison of backbones is shown' in html and 'Worst images' in html
 
 
 def test_two_runs_are_compared_where_one_has_no_detections(make_run, tmp_path):
     pair = [make_run('one'), make_run('two', lr=0.5)]
     (pair[1] / 'epoch_2.pth').unlink()
-    html = report(pair, tmp_path / 'out', compare=True).read_text()
+    html = write_report(pair, tmp_path / 'out', compare=True).read_text()
     changes = re.search(r'<section id="changes">.*?</section>', html, re.DOTALL)[0]
     assert 'optim_wrapper.optimizer.lr' in changes and 'Figures' not in changes
     assert 'no checkpoint yet' in html
@@ -941,7 +941,7 @@ def test_two_runs_are_compared_where_one_has_no_detections(make_run, tmp_path):
 
 def test_the_page_fits_a_phone(make_run, tmp_path, page):
     page.set_viewport_size({'width': 375, 'height': 800})
-    opened(page, report([make_run('run')], tmp_path / 'out'))
+    opened(page, write_report([make_run('run')], tmp_path / 'out'))
     assert page.evaluate('document.documentElement.scrollWidth') <= 375
     figures, facts = (page.locator(f'.tile {part}').first for part in ('.figures', 'dl'))
     above, below = figures.bounding_box(), facts.bounding_box()
@@ -952,11 +952,11 @@ def test_a_config_of_odd_types_costs_its_part_or_is_named(make_run, tmp_path):
     odd = make_run('odd')
     with (odd / 'tiny.py').open('a') as config:
         config.write('val_dataloader = 3\n')
-    assert 'No detections are shown' in report([odd], tmp_path / 'out').read_text()
+    assert 'No detections are shown' in write_report([odd], tmp_path / 'out').read_text()
     for end, said in (('SystemExit(3)', r'SystemExit: 3\)'), ('RuntimeError()', r'RuntimeError\)')):
         broken = write_run(tmp_path / end, f'raise {end}\n')
         with pytest.raises(ConfigError, match=said):
-            report([broken], tmp_path / 'out')
+            write_report([broken], tmp_path / 'out')
 
 
 @pytest.mark.slow
@@ -968,7 +968,7 @@ def test_a_real_training_is_evaluated_and_shown(tmp_path, page):
     work = tmp_path / 'work'
     train(config, work_dir=str(work), seed=1, device='cpu')
     before = {p.relative_to(work) for p in work.rglob('*')}
-    opened(page, report([work], tmp_path / 'out', device='cpu'))
+    opened(page, write_report([work], tmp_path / 'out', device='cpu'))
     assert {p.relative_to(work) for p in work.rglob('*')} - before == {
         (work / detections.CACHE).relative_to(work)
     }

@@ -2,7 +2,7 @@
 
 import argparse
 
-from evit_mm.report import report
+from evit_mm.report import write_report
 from evit_mm.utils.cli import add_cfg_options, add_device, run_tool
 
 
@@ -22,7 +22,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     """Write the page."""
-    print(f'written: {report(**vars(parse_args()))}')
+    print(f'written: {write_report(**vars(parse_args()))}')
 
 
 if __name__ == '__main__':

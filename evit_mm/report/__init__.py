@@ -9,12 +9,12 @@ from typing import Any
 
 from ..errors import ConfigError, EvitError
 
-__all__ = ['report']
+__all__ = ['write_report']
 
 NEEDED = ('altair', 'vl_convert', 'jinja2', 'hotcoco')
 
 
-def report(
+def write_report(
     work_dirs: Sequence[str | Path],
     out: str | Path,
     compare: bool = False,
