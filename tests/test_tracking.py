@@ -168,7 +168,7 @@ def test_mlflow_and_wandb_get_all_and_a_resumed_run_goes_on_in_theirs(data, tmp_
         started.append(os.environ.get('MLFLOW_RUN_ID', 'run-1'))
         return SimpleNamespace(info=SimpleNamespace(run_id=started[-1]))
 
-    def train(resume, epochs):
+    def run(resume, epochs):
         modules = {name: stand_in(name) for name in ('mlflow', 'wandb')}
         modules['mlflow'].active_run = active_run
         modules['wandb'].Image = lambda pixels: ('picture', pixels.shape)
@@ -183,7 +183,7 @@ def test_mlflow_and_wandb_get_all_and_a_resumed_run_goes_on_in_theirs(data, tmp_
 
     monkeypatch.delenv('MLFLOW_TRACKING_URI', raising=False)
     config = write_config(tmp_path, data, EXTRA)
-    mlflow, wandb = train(None, 1)
+    mlflow, wandb = run(None, 1)
     database = f'sqlite:///{tmp_path / "work" / "mlflow" / "mlflow.db"}'
     assert ('set_tracking_uri', (database,), {}) in mlflow
     figures = [args[0] for name, args, _ in mlflow if name == 'log_metrics']
@@ -199,7 +199,7 @@ def test_mlflow_and_wandb_get_all_and_a_resumed_run_goes_on_in_theirs(data, tmp_
     assert len(pictures) == 8
     assert all(value == ('picture', (80, 192, 3)) for e in pictures for value in e.values())
 
-    again_mlflow, again_wandb = train('auto', 2)
+    again_mlflow, again_wandb = run('auto', 2)
     second = next(kwargs for name, _, kwargs in again_wandb if name == 'init')
     assert second['id'] == first['id'] and second['resume'] == 'allow'
     assert (first['allow_val_change'], second['allow_val_change']) == (False, True)
