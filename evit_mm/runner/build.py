@@ -65,7 +65,7 @@ class CheckedRunner(Runner):
     @classmethod
     def from_cfg(cls, cfg: Any) -> CheckedRunner:
         """Build a runner as mmengine does."""
-        cfg = copy.deepcopy(cfg)
+        cfg = copy.deepcopy(cfg) if isinstance(cfg, Config) else Config(cfg)
         content = find_resumed(cfg)
         with config_faults(cfg):
             runner = super().from_cfg(cfg)
