@@ -325,17 +325,11 @@ def test_truncated_checkpoint_is_named(trained, tmp_path):
         ({'model.neck.num_outs': 2}, 'num_outs must be at least 4'),
         ({'modle.type': 'x'}, "unknown key 'modle', did you mean 'model'"),
         ({'model': 3}, "'model' is missing"),
-        (
-            {'model.backbone.frozen_stage': 1},
-            r"EfficientViT.__init__\(\) got an unexpected keyword argument 'frozen_stage'",
-        ),
-        (
-            {'model.backbon.arch': 'm0'},
-            r"RetinaNet.__init__\(\) got an unexpected keyword argument 'backbon'",
-        ),
+        ({'model.backbone.frozen_stage': 1}, "EfficientViT has no argument 'frozen_stage'"),
+        ({'model.backbon.arch': 'm0'}, "RetinaNet has no argument 'backbon'"),
         ({'train_dataloder.batch_size': 4}, "unknown key 'train_dataloder', did you mean"),
         ({'model.backbone.type': 'EfficientVit'}, 'EfficientVit is not in the'),
-        ({'train_dataloader.dataset.pipelin': []}, "got an unexpected keyword argument 'pipelin'"),
+        ({'train_dataloader.dataset.pipelin': []}, "no argument 'pipelin'"),
     ],
 )
 def test_misspelt_keys_are_named(trained, tmp_path, options, message):

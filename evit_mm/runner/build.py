@@ -250,8 +250,9 @@ def config_faults(cfg: Mapping[str, Any]) -> Iterator[None]:
         raise
     except (AssertionError, KeyError, TypeError, ValueError) as error:
         text = str(error.args[0] if error.args else error)
-        kind = '' if isinstance(error, ValueError) else f'{type(error).__name__}: '
-        raise ConfigError(f'{getattr(cfg, "filename", None)}: {kind}{text}') from error
+        said = text.replace('.__init__() got an unexpected keyword argument', ' has no argument')
+        kind = '' if isinstance(error, ValueError) or said != text else f'{type(error).__name__}: '
+        raise ConfigError(f'{getattr(cfg, "filename", None)}: {kind}{said}') from error
 
 
 def _join_without_gpu(launcher: str) -> None:
