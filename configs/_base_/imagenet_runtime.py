@@ -1,6 +1,4 @@
-"""What every classification run shares, beside what ``default_runtime.py`` names."""
-
-_base_ = './default_runtime.py'
+"""What every classification run shares; what each part does stands in ``default_runtime.py``."""
 
 custom_imports = dict(
     imports=[
@@ -8,14 +6,30 @@ custom_imports = dict(
         'evit_mm.runner',
         'evit_mm.models.classifier',
         'evit_mm.runner.adaptive_clipping',
-    ]
+    ],
+    allow_failed_imports=False,
 )
 default_scope = 'mmpretrain'
+runner_type = 'CheckedRunner'
 
 default_hooks = dict(
-    logger=dict(interval=100),
-    checkpoint=dict(save_best='accuracy/top1', rule='greater'),
-    visualization=dict(_delete_=True, type='ClsVisualizationHook', enable=False),
+    timer=dict(type='IterTimerHook'),
+    logger=dict(type='ConsoleLoggerHook', interval=100),
+    param_scheduler=dict(type='ParamSchedulerHook'),
+    checkpoint=dict(
+        type='SafeCheckpointHook',
+        interval=1,
+        max_keep_ckpts=2,
+        save_best='accuracy/top1',
+        rule='greater',
+    ),
+    sampler_seed=dict(type='DistSamplerSeedHook'),
+    visualization=dict(type='ClsVisualizationHook', enable=False),
+    data_check=dict(type='DataCheckHook'),
+    non_finite_loss=dict(type='NonFiniteLossHook', policy='stop'),
+    resumed_optimizer=dict(type='ResumedOptimizerHook'),
+    best_metric=dict(type='BestMetricHook'),
+    summary=dict(type='SummaryHook'),
 )
 custom_hooks = [
     # decay 0.99996, statistics of BatchNorm too; validation and test use the plain weights, which
@@ -29,5 +43,14 @@ custom_hooks = [
     ),
 ]
 
-env_cfg = dict(cudnn_benchmark=True)  # all images have one size
-visualizer = dict(type='UniversalVisualizer')
+env_cfg = dict(
+    cudnn_benchmark=True,  # all images have one size
+    mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
+    dist_cfg=dict(backend='nccl'),
+)
+# without a name, so that a second run in one process does not log into the first one's files
+visualizer = dict(type='UniversalVisualizer', vis_backends=[dict(type='LocalVisBackend')])
+log_processor = dict(type='LogProcessor', window_size=50, by_epoch=True)
+log_level = 'INFO'
+load_from = None
+resume = False
