@@ -120,7 +120,7 @@ def test_what_cannot_be_built_says_why_and_the_rest_is_timed(monkeypatch):
 
 def test_a_suite_writes_its_figures_with_their_circumstances(monkeypatch, tmp_path):
     pytest.importorskip('timm')
-    monkeypatch.setattr(networks, 'VARIANTS', ('m0',))
+    monkeypatch.setattr(suites, 'VARIANTS', ('m0',))
     monkeypatch.setattr(networks, 'SIDE', 64)
     monkeypatch.setattr(networks, 'BATCH', 1)
     threads = torch.get_num_threads()
@@ -141,7 +141,7 @@ def test_a_suite_writes_its_figures_with_their_circumstances(monkeypatch, tmp_pa
 
 def test_the_paper_s_protocol(monkeypatch, tmp_path):
     pytest.importorskip('timm')
-    monkeypatch.setattr(networks, 'VARIANTS', ('m3',))
+    monkeypatch.setattr(suites, 'VARIANTS', ('m3',))
     monkeypatch.setattr(suites, 'PEERS', ('mobilenetv2',))
     monkeypatch.setattr(networks, 'SIDE', 64)
     monkeypatch.setattr(networks, 'BATCH', 1)
@@ -198,7 +198,7 @@ def test_training_steps(monkeypatch):
     from evit_mm.compare.benchmark import training
 
     monkeypatch.setattr(training, 'CASES', [('retinanet_lite_evit_m0_coco', (64, 64), 2)])
-    monkeypatch.setattr(networks, 'VARIANTS', ('m0',))
+    monkeypatch.setattr(training, 'VARIANTS', ('m0',))
     monkeypatch.setattr(networks, 'SIDE', 64)
     monkeypatch.setattr(networks, 'BATCH', 2)
     forms_of_detector = [name for name in training.FORMS if not name.endswith('compiled')]

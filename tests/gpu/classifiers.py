@@ -21,10 +21,10 @@ from evit_mm.compare.benchmark import forms, machine, time_interleaved
 from evit_mm.compare.benchmark.networks import with_statistics
 from evit_mm.compare.benchmark.rows import Row
 from evit_mm.compare.benchmark.timing import Call, sentence
+from evit_mm.models import VARIANTS
 
 from .worker import TIME_IS_UP, as_dict, working
 
-VARIANTS = tuple(f'm{i}' for i in range(6))
 # timm's name and the one for people
 PEERS = {
     'mobilenetv2_100': 'MobileNetV2',

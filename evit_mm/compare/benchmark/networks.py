@@ -18,7 +18,6 @@ from ...models.backbone import Backbone
 from ...runner.config import load_config
 from ..complexity import CLASSIFIER_WINDOWS
 
-VARIANTS = tuple(f'm{i}' for i in range(6))
 BATCH, SIDE = 16, 224  # of the paper's protocol
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ...deploy import fuse
 from ...errors import ConfigError
+from ...models import VARIANTS
 from ...runner.build import set_device
 from ..complexity import build_classifier, count_macs
 from ..published_results import label_of
@@ -141,9 +142,7 @@ def measure_forms(setting: Setting) -> tuple[list[Row], list[str]]:
 def measure_variants(setting: Setting) -> tuple[list[Row], list[str]]:
     """Time M0 to M5 against timm's at 224 px."""
     batch, side = networks.BATCH, networks.SIDE
-    groups = {
-        f'{arch.upper()} backbone': (arch, (batch, 3, side, side)) for arch in networks.VARIANTS
-    }
+    groups = {f'{arch.upper()} backbone': (arch, (batch, 3, side, side)) for arch in VARIANTS}
     note = (
         f'{side}x{side}, batch {batch}, float32, each in a process of its own, in turns, with new '
         f'processes after {CALLS_OF_A_PROCESS} calls.'
@@ -157,7 +156,7 @@ def measure_backbones(setting: Setting) -> tuple[list[Row], list[str]]:
     image = torch.randn(batch, 3, side, side, device=setting.device)
     peer = label_of('mobilenetv2')  # in the same form
     timed: list[tuple[Row, Build]] = []
-    for name in (*(f'evit_{arch}' for arch in networks.VARIANTS), *PEERS):
+    for name in (*(f'evit_{arch}' for arch in VARIANTS), *PEERS):
         _, network = networks.build_untrained(f'retinanet_{name}_coco', 'model.backbone')
         classifier = build_classifier(network)
         if classifier is None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...models import VARIANTS
 from ...utils.provenance import need_torch
 from . import machine, networks
 from .rows import Row, Setting, ready, time_rows
@@ -48,7 +49,7 @@ def measure(setting: Setting) -> tuple[list[Row], list[str]]:
         }
         rows += _time(f'{config}, {size[0]}x{size[1]}, {images} images', steps, setting.rounds)
     side, images = networks.SIDE, networks.BATCH
-    for arch in networks.VARIANTS:
+    for arch in VARIANTS:
         steps = {
             form: _backbone_step(arch, options, setting.device) for form, options in LAYOUTS.items()
         }
