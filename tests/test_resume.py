@@ -12,8 +12,8 @@ from torch.utils.data import BatchSampler, DataLoader
 
 from evit_mm.data import make_shapes
 from evit_mm.errors import CheckpointError, ConfigError, EvitError
-from evit_mm.runner.resuming import find_last_good
 from evit_mm.runner.loader import ExactBatchSampler, exact_loader
+from evit_mm.runner.resuming import find_last_good
 from evit_mm.runner.train import train as run_training
 from evit_mm.utils.files import write_atomically
 
