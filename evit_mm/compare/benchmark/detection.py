@@ -142,7 +142,8 @@ def _build(config: str, size: tuple[int, int], device: str) -> tuple[Any, Any]:
     from mmcv.transforms import Compose
     from mmdet.utils import get_test_pipeline_cfg
 
-    cfg, plain = networks.build_untrained(config)
+    cfg = networks.read_untrained(config)
+    plain = networks.build_detector(cfg)
     networks.with_statistics(plain).to(device)
     steps = [step for step in get_test_pipeline_cfg(cfg) if step['type'] != 'LoadAnnotations']
     for step in steps:

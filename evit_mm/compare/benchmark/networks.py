@@ -47,26 +47,24 @@ def with_statistics(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-def build_untrained(
-    config: str, part: str = 'model', backbone: Mapping[str, Any] | None = None
-) -> tuple[Config, Any]:
-    """Build what a config has, with random weights.
+def read_untrained(config: str, backbone: Mapping[str, Any] | None = None) -> Config:
+    """Read one of the project's configs, without the weights that its backbone starts from.
 
     Args:
         config: Its name.
-        part: ``'model'``, or ``'model.backbone'`` for that without the rest.
         backbone: Overrides of the backbone's arguments.
-
-    Returns:
-        The config and the network.
     """
     overrides = {**(backbone or {}), 'init_cfg': None}
-    cfg = load_config(config, {f'model.backbone.{key}': v for key, v in overrides.items()})
     init_default_scope('mmdet')
+    return load_config(config, {f'model.backbone.{key}': v for key, v in overrides.items()})
+
+
+def build_detector(cfg: Config) -> Any:
+    """Build a config's detector with its random weights."""
     torch.manual_seed(0)
-    model = MODELS.build(cfg.model if part == 'model' else cfg.model.backbone)
+    model = MODELS.build(cfg.model)
     model.init_weights()
-    return cfg, model
+    return model
 
 
 class TimmBackbone(Backbone):

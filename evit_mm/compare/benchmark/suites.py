@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ...deploy import fuse
@@ -157,8 +158,8 @@ def measure_backbones(setting: Setting) -> tuple[list[Row], list[str]]:
     peer = label_of('mobilenetv2')  # in the same form
     timed: list[tuple[Row, Build]] = []
     for name in (*(f'evit_{arch}' for arch in VARIANTS), *PEERS):
-        _, network = networks.build_untrained(f'retinanet_{name}_coco', 'model.backbone')
-        classifier = build_classifier(network)
+        cfg = networks.read_untrained(f'retinanet_{name}_coco')
+        classifier = build_classifier(MODELS.build(cfg.model.backbone))
         if classifier is None:
             raise ConfigError(f"'{name}' has no classifier")
         classifier = networks.with_statistics(classifier).to(setting.device)

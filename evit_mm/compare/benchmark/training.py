@@ -88,7 +88,8 @@ def detector_step(
         arguments['with_cp'] = True
     if options.get('contiguous'):
         arguments['channels_last'] = False
-    cfg, model = networks.build_untrained(config, backbone=arguments)
+    cfg = networks.read_untrained(config, arguments)
+    model = networks.build_detector(cfg)
     if options.get('timm'):
         ours = cfg.model.backbone
         model.backbone = networks.TimmBackbone(
