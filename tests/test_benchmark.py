@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from evit_mm.compare.benchmark import forms, report, run, suites, timing
-from evit_mm.compare.benchmark.report import Row
+from evit_mm.compare.benchmark import forms, networks, report, run_suite, suites, timing
+from evit_mm.compare.benchmark.rows import Row, Setting, ratio_of
 from evit_mm.compare.benchmark.timing import time_in_processes
 from evit_mm.errors import ConfigError
 from evit_mm.models import EfficientViT
@@ -31,8 +31,8 @@ def test_the_ratio_is_taken_round_by_round():
         Row('b', 'alone', [1.0], None, 'missing'),
         Row('b', 'absent', [], None, 'slow', 'no such compiler'),
     ]
-    assert report.ratio_of(rows[1], rows) == (4.0, 3.0, 4.0)
-    assert report.ratio_of(rows[0], rows) is report.ratio_of(rows[3], rows) is None
+    assert ratio_of(rows[1], rows) == (4.0, 3.0, 4.0)
+    assert ratio_of(rows[0], rows) is ratio_of(rows[3], rows) is None
     text = report.markdown('Title', rows, {'threads': 2}, ['A note.'], 16.0, 'flop')
     assert '| a | fast | 3 | 2000.0 (1500.0 to 2500.0) | 4.00 (3.00 to 4.00) | 0 | 25% |' in text
     assert '| b | absent | 0 | not run: no such compiler |' in text
@@ -121,10 +121,10 @@ def test_what_cannot_be_built_says_why_and_the_rest_is_timed(monkeypatch):
 def test_a_suite_writes_its_figures_with_their_circumstances(monkeypatch, tmp_path):
     pytest.importorskip('timm')
     monkeypatch.setattr(suites, 'VARIANTS', ('m0',))
-    monkeypatch.setattr(suites, 'SIDE', 64)
-    monkeypatch.setattr(suites, 'BATCH', 1)
+    monkeypatch.setattr(networks, 'SIDE', 64)
+    monkeypatch.setattr(networks, 'BATCH', 1)
     threads = torch.get_num_threads()
-    rows, text = run('variants', tmp_path, threads=1, rounds=2)
+    rows, text = run_suite('variants', tmp_path, threads=1, rounds=2)
     assert torch.get_num_threads() == threads
     names = ['timm, eager', 'timm, channels last', 'plain', 'plain, contiguous', 'fused']
     names += ['convolution', 'memory']
@@ -143,11 +143,11 @@ def test_the_paper_s_protocol(monkeypatch, tmp_path):
     pytest.importorskip('timm')
     monkeypatch.setattr(suites, 'VARIANTS', ('m3',))
     monkeypatch.setattr(suites, 'PEERS', ('mobilenetv2',))
-    monkeypatch.setattr(suites, 'SIDE', 64)
-    monkeypatch.setattr(suites, 'BATCH', 1)
+    monkeypatch.setattr(networks, 'SIDE', 64)
+    monkeypatch.setattr(networks, 'BATCH', 1)
     for name in ('compiled', 'onnxruntime'):
         monkeypatch.setattr(forms, name, lambda *args: lambda: None)  # noqa: ARG005
-    rows, text = run('backbones', tmp_path, rounds=1)
+    rows, text = run_suite('backbones', tmp_path, rounds=1)
     assert len(rows) == 6 and {row.against for row in rows} == {'MobileNetV2'}
     assert 'EfficientViT-M3 over MobileNetV2, eager: here ' in text
     assert 'published 3.0 on an Intel CPU' in text and 'EfficientNet-B0' not in text
@@ -157,14 +157,14 @@ def test_operators_need_compiled_ones(monkeypatch, tmp_path):
     pytest.importorskip('mmdet')
     monkeypatch.setitem(sys.modules, 'mmcv._ext', ModuleType('mmcv._ext'))
     with pytest.raises(ConfigError, match='needs an mmcv with compiled ones'):
-        run('operators', tmp_path, rounds=1)
+        run_suite('operators', tmp_path, rounds=1)
 
 
 @pytest.mark.slow
 def test_operators_beside_compiled_ones(monkeypatch, tmp_path):
     """Ours in the place of the compiled ones too: every call must go through."""
     pytest.importorskip('mmdet')
-    from evit_mm.ops import OPERATORS
+    from evit_mm.ops.operators import OPERATORS
 
     module = importlib.import_module('mmcv.ops.nms')
 
@@ -173,7 +173,7 @@ def test_operators_beside_compiled_ones(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, 'mmcv._ext', compiled)
     monkeypatch.setattr(module, 'ext_module', compiled)  # as it was afterwards
     monkeypatch.setattr('evit_mm.compare.benchmark.operators.REGIONS', 10)
-    rows, text = run('operators', tmp_path, rounds=1)
+    rows, text = run_suite('operators', tmp_path, rounds=1)
     assert {row.name for row in rows} == {'compiled', 'evit_mm.ops'}
     assert 'RoIAlign maximum, sampling_ratio=0, backward' in text and 'prediction' in text
 
@@ -184,7 +184,7 @@ def test_detection_by_stage(monkeypatch, tmp_path):
 
     small = [('retinanet_lite_evit_m0_coco', (96, 160), batch) for batch in (1, 2)]
     monkeypatch.setattr(detection, 'CASES', small)
-    rows, text = run('detection', tmp_path, threads=1, rounds=1)
+    rows, text = run_suite('detection', tmp_path, threads=1, rounds=1)
     stages = {row.name.removesuffix(', mmdet') for row in rows if row.name.endswith(', mmdet')}
     assert {'backbone', 'neck', 'head', 'boxes and NMS', 'decode and resize'} < stages
     assert len(rows) == 7 * 2 + 1 + 2
@@ -198,13 +198,13 @@ def test_training_steps(monkeypatch):
     from evit_mm.compare.benchmark import training
 
     monkeypatch.setattr(training, 'CASES', [('retinanet_lite_evit_m0_coco', (64, 64), 2)])
-    monkeypatch.setattr(suites, 'VARIANTS', ('m0',))
-    monkeypatch.setattr(suites, 'SIDE', 64)
-    monkeypatch.setattr(suites, 'BATCH', 2)
+    monkeypatch.setattr(training, 'VARIANTS', ('m0',))
+    monkeypatch.setattr(networks, 'SIDE', 64)
+    monkeypatch.setattr(networks, 'BATCH', 2)
     forms_of_detector = [name for name in training.FORMS if not name.endswith('compiled')]
     chosen = {name: training.FORMS[name] for name in forms_of_detector}
     monkeypatch.setattr(training, 'FORMS', chosen)
-    rows, _ = suites.measure_training(1, 2)
+    rows, _ = training.measure(Setting(1, 2))
     assert [row.name for row in rows] == [*forms_of_detector, *training.LAYOUTS]
     assert all(len(row.seconds) == 2 for row in rows)
     assert len({row.group for row in rows}) == 2
@@ -219,16 +219,16 @@ def test_training_steps(monkeypatch):
 )
 def test_forms_are_in_the_layout_of_their_name(form, channels_last):
     pytest.importorskip('timm')
-    maps = suites._build_form(form, 'm0', (1, 3, 256, 256), 1)()
+    maps = suites.build_form(form, 'm0', (1, 3, 256, 256), 1)()
     layout = torch.channels_last if channels_last else torch.contiguous_format
     assert all(x.is_contiguous(memory_format=layout) for x in maps)
 
 
 def test_an_unknown_suite_and_impossible_numbers(tmp_path):
     with pytest.raises(ConfigError, match="no suite 'fast'; there are forms, "):
-        run('fast', tmp_path)
+        run_suite('fast', tmp_path)
     with pytest.raises(ConfigError, match='must be positive, got 0 and 10'):
-        run('variants', tmp_path, threads=0)
+        run_suite('variants', tmp_path, threads=0)
 
 
 def test_versions_say_whose_they_are(monkeypatch):

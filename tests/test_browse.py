@@ -247,6 +247,14 @@ def test_a_classifiers_images_carry_their_class(tiles, tmp_path):
     assert [sample.label for _, sample in tiles] == [1] * 4
 
 
+def test_an_image_that_cannot_be_read_is_named(tmp_path):
+    data = make_shapes(tmp_path / 'set', 30, 4, size=(96, 80), quiet=True)
+    image = sorted((data / 'train').iterdir())[1]  # not among those that the check opens
+    image.write_bytes(b'no picture')
+    with pytest.raises(DataError, match=f'{image.name}.* cannot be read'):
+        browse(write_config(tmp_path, data), tmp_path / 'out', number=30, draws=1)
+
+
 def test_what_cannot_be_shown_is_named(config, data, tmp_path):
     (tmp_path / 'file').write_text('')
     with pytest.raises(ConfigError, match="-o '.*file' cannot be written"):

@@ -196,30 +196,28 @@ def test_rows_are_what_the_json_has(models, detectors, tmp_path):
     cv2.imwrite(str(tmp_path / 'a.png'), pixels)
     inference.predict(*models[:2], tmp_path / 'a.png', tmp_path / 'out', device='cpu')
     written = json.loads((tmp_path / 'out' / 'results.json').read_text())
-    name = next(iter(detectors))
-    behind = demo.Demo(detectors)
-    found = behind.detect('a.png', demo.read_upload(str(tmp_path / 'a.png')), name)
-    picture, rows, said = behind.show(found, 0.0)
+    detector = next(iter(detectors.values()))
+    found = demo.detect(detector, 'a.png', demo.read_upload(str(tmp_path / 'a.png')))
+    picture, rows, said = demo.show(found, 0.0)
     assert picture.shape == (90, 120, 3) and len(rows) == len(written)
     assert said.startswith(f"{len(rows)} detections in 'a.png' (120 x 90 pixels, ")
     for row, entry in zip(rows, sorted(written, key=lambda e: -e['score']), strict=True):
         assert row[1] == pytest.approx(entry['score'], abs=6e-4)
     classes = sorted((entry['category_name'], round(entry['score'], 3)) for entry in written)
     assert sorted((row[0], row[1]) for row in rows) == classes
-    bare, nothing, _ = behind.show(found, 1.0)
+    bare, nothing, _ = demo.show(found, 1.0)
     assert nothing == [] and np.array_equal(bare, pixels[..., ::-1])
-    assert behind.show(None, 0.5) == (None, [], '')
+    assert demo.show(None, 0.5) == (None, [], '')
 
 
 def test_pictures_too_thin_and_pairs_that_are_none_are_named(models, detectors):
-    behind = demo.Demo(detectors)
     with pytest.raises(DataError, match='2x3000 pixels are too thin'):
-        behind.detect('a.png', np.zeros((3000, 2, 3), np.uint8), next(iter(detectors)))
+        demo.detect(next(iter(detectors.values())), 'a.png', np.zeros((3000, 2, 3), np.uint8))
     with pytest.raises(ConfigError, match='give a CONFIG and a CHECKPOINT'):
         demo.load_detectors(models[:3])
     with pytest.raises(CheckpointError, match='no.pth'):
         demo.load_detectors([models[0], 'no.pth'])
     twice = demo.load_detectors(models[:2] * 2, 'cpu', {'model.test_cfg.max_per_img': 3})
     assert list(twice) == ['tiny · first', 'tiny · first (2)']
-    found = demo.Demo(twice).detect('a.png', np.zeros((80, 96, 3), np.uint8), 'tiny · first')
+    found = demo.detect(twice['tiny · first'], 'a.png', np.zeros((80, 96, 3), np.uint8))
     assert len(found.sample.pred_instances) == 3

@@ -40,8 +40,8 @@ def probe_printing(tmp_path, lines, end=''):
 
 def steps(names, **errors):
     for name in names:
-        yield {'begin': name}
-        yield {'end': name, 'error': errors.get(name.split()[-1], ''), 'note': ''}
+        yield {'step': name}
+        yield {'step': name, 'error': errors.get(name.split()[-1], ''), 'note': ''}
 
 
 def only(found, level):
@@ -186,7 +186,7 @@ def test_mmpretrain_alone_may_be_missing(tmp_path):
 
 @pytest.mark.parametrize('end', ['os.kill(os.getpid(), 11)', 'sys.exit(3)'])
 def test_a_step_that_ends_python_is_named(tmp_path, end):
-    lines = [*steps(PROBED[:3]), {'begin': 'mmcv.nms cpu'}]
+    lines = [*steps(PROBED[:3]), {'step': 'mmcv.nms cpu'}]
     (finding,) = only(stack.check_operators(probe_printing(tmp_path, lines, end)), 'red')
     status = -11 if 'kill' in end else 3
     assert finding.text == f'mmcv.nms cpu: ended python ({status})'
@@ -194,7 +194,7 @@ def test_a_step_that_ends_python_is_named(tmp_path, end):
 
 def test_a_step_that_hangs_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(stack, 'PROBE_SECONDS', 3)
-    lines = [*steps(PROBED[:2]), {'begin': 'import mmcv.ops'}]
+    lines = [*steps(PROBED[:2]), {'step': 'import mmcv.ops'}]
     command = probe_printing(tmp_path, lines, 'import time; time.sleep(60)')
     (finding,) = only(stack.check_operators(command), 'red')
     assert finding.text == 'import mmcv.ops: took over 3 s'
@@ -419,13 +419,11 @@ def test_levels_and_records():
     assert records['level'] == 'red' and records['findings'][1]['text'] == 'red'
 
 
-def test_the_table_shows_brackets_and_works_without_rich(capsys, monkeypatch):
-    found = [Finding('red', 'topic', 'model[0] [red] broke', 'do this')]
-    doctor.show(found)
-    assert 'model[0] [red] broke' in capsys.readouterr().out
-    monkeypatch.setitem(sys.modules, 'rich.console', None)
-    doctor.show(found)
-    assert capsys.readouterr().out == 'red    topic: model[0] [red] broke -> do this\n'
+def test_a_line_has_the_level_what_was_found_and_what_to_do(capsys):
+    doctor.show([Finding('red', 'topic', 'model[0] [red] broke', 'do this')])
+    doctor.show([Finding('green', 'topic', 'fine')])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == ['red    topic: model[0] [red] broke -> do this', 'green  topic: fine']
 
 
 def run_tool(*args, python=sys.executable, **env):

@@ -33,7 +33,7 @@ pytest.importorskip('nncf')
 import onnx
 
 from evit_mm.deploy.export import DetectorGraph, ExportedModel, export, run
-from evit_mm.deploy.export.check import Agreement, compare, network_inputs
+from evit_mm.deploy.export.check import Agreement, compare_detections, network_inputs
 from evit_mm.deploy.export.files import describe
 from evit_mm.deploy.export.graph import nms_mask
 from evit_mm.deploy.export.runtime import to_instances
@@ -140,7 +140,7 @@ def test_any_batch_and_size_as_in_mmdet(detector, written, openvino_file, suffix
     ]
     for first, second in pairs:
         assert len(first) == len(second) > 4
-    found = compare(pairs, 0.0, 100, 1e-5)
+    found = compare_detections(pairs, 0.0, 100, 1e-5)
     assert found.unmatched == 0 and found.score_error < 1e-5 and found.iou > 0.999
 
 
@@ -351,14 +351,14 @@ A, B = (0, 0, 100, 100), (200, 0, 300, 100)
     ],
 )
 def test_agreement_counts_what_one_side_alone_has(first, second, unmatched):
-    found = compare([(detections(*first), detections(*second))], 0.3, most=3)
+    found = compare_detections([(detections(*first), detections(*second))], 0.3, most=3)
     assert (found.images, found.detections, found.unmatched) == (1, len(first), unmatched)
     assert found.within() == (unmatched == 0)
 
 
 def test_agreement_measures_scores_and_boxes():
     pair = detections((*A, 0.9, 1)), detections((0, 0, 100, 99.5, 0.905, 1))
-    found = compare([pair, pair], 0.3, most=100)
+    found = compare_detections([pair, pair], 0.3, most=100)
     assert found.score_error == pytest.approx(0.005) and found.iou == pytest.approx(0.995)
     assert not found.within() and found.within(0.02) and found.images == 2
     assert '2 images, 2 detections, 0 found by one side alone' in str(found)

@@ -5,7 +5,7 @@ Each suite prints its table and writes it, its JSON and its picture to the outpu
 
 import argparse
 
-from evit_mm.compare.benchmark import SUITES, run
+from evit_mm.compare.benchmark import SUITES, run_suite
 from evit_mm.utils.cli import run_tool
 
 
@@ -34,7 +34,7 @@ def main() -> None:
     """Measure, and print the tables."""
     args = parse_args()
     for suite in args.suites:
-        _, table = run(suite, args.out, args.threads, args.rounds, args.device)
+        _, table = run_suite(suite, args.out, args.threads, args.rounds, args.device)
         print(table)
 
 

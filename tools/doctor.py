@@ -20,7 +20,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='Check the stack, a data set and a checkpoint')
     parser.add_argument('config', nargs='?', help='config file (default: the stack alone)')
     parser.add_argument('checkpoint', nargs='?', help='checkpoint file to test or resume')
-    parser.add_argument('--json', action='store_true', help='print JSON in place of the table')
+    parser.add_argument('--json', action='store_true', help='print JSON in place of lines')
     parser.add_argument('--all-images', action='store_true', help='decode every image, not a few')
     return parser.parse_args()
 

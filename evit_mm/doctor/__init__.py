@@ -35,17 +35,16 @@ def diagnose(
         fails by itself is a red finding.
     """
     findings = [*guarded('versions', check_versions)]
-    fits = [*guarded('environment', check_environment)]
-    findings += fits
-    # importing what ends the probe would end this process too
-    sound = worst(fits) != 'red'
-    if sound:
-        operators = [*guarded('operators', check_operators)]
-        findings += operators
-        sound = worst(operators) != 'red'
-    if sound:
-        findings += guarded('imports', lambda: check_package(_import_evit_mm))
-        sound = findings[-1].level != 'red'
+    sound = True
+    for topic, check in (
+        ('environment', check_environment),
+        ('operators', check_operators),
+        ('imports', check_package),
+    ):
+        if sound:  # importing what ends the probe would end this process too
+            found = [*guarded(topic, check)]
+            findings += found
+            sound = worst(found) != 'red'
     if config is not None and sound:
         data = importlib.import_module('.data', __package__)  # not at the top: imports mmengine
         findings += guarded('config', lambda: data.check_config(config, checkpoint, all_images))
@@ -55,7 +54,3 @@ def diagnose(
         findings.append(Finding('yellow', 'config', text, mend))
     findings += guarded('disk', lambda: check_disk('.'))
     return [*findings, *guarded('shared memory', check_shared_memory)]
-
-
-def _import_evit_mm() -> object:
-    return importlib.import_module('evit_mm')

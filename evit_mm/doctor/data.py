@@ -131,10 +131,10 @@ def _check_detection(cfg: Config, all_images: bool) -> Iterator[Finding]:
 
 def _histogram(coco: Mapping[str, Any], classes: Any, topic: str) -> Finding:
     """Count the objects of each class."""
-    names = {c['id']: c['name'] for c in coco['categories']}
-    counts = Counter({names[c]: 0 for c in names if names[c] in classes})
-    counts.update(names[a['category_id']] for a in coco['annotations'] if not a['iscrowd'])
-    counts = Counter({name: count for name, count in counts.items() if name in classes})
+    names = {c['id']: c['name'] for c in coco['categories'] if c['name'] in classes}
+    counts = Counter(dict.fromkeys(names.values(), 0))
+    labels = (a['category_id'] for a in coco['annotations'] if not a['iscrowd'])
+    counts.update(names[label] for label in labels if label in names)
     ordered = counts.most_common()
     shown = ordered
     if len(ordered) > MOST_CLASSES_LISTED:
@@ -144,11 +144,11 @@ def _histogram(coco: Mapping[str, Any], classes: Any, topic: str) -> Finding:
     text = f'{len(coco["images"])} images, {sum(counts.values())} objects: {listed}'
     empty = [name for name, count in ordered if not count]
     details = {'images': len(coco['images']), 'objects': dict(ordered)}
-    if empty:
-        text += f'; without any object: {", ".join(empty)}'
-        mend = 'add objects of them, or leave them out of metainfo.classes and num_classes'
-        return Finding('yellow', topic, text, mend, details)
-    return Finding('green', topic, text, details=details)
+    if not empty:
+        return Finding('green', topic, text, details=details)
+    text += f'; without any object: {", ".join(empty)}'
+    mend = 'add objects of them, or leave them out of metainfo.classes and num_classes'
+    return Finding('yellow', topic, text, mend, details)
 
 
 def _edges(coco: Mapping[str, Any], topic: str) -> Iterator[Finding]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, field
@@ -66,28 +65,7 @@ def as_records(findings: Sequence[Finding]) -> dict[str, Any]:
 
 
 def show(findings: Sequence[Finding]) -> None:
-    """Print the findings as a table; as plain lines where rich is not installed."""
-    try:
-        from rich.console import Console
-        from rich.table import Table
-    except ImportError:
-        for found in findings:
-            mend = f' -> {found.mend}' if found.mend else ''
-            print(f'{found.level:6} {found.topic}: {found.text}{mend}')  # noqa: T201
-        return
-    table = Table()
-    for title in ('', 'checked', 'found', 'mend'):
-        table.add_column(title, overflow='fold')
+    """Print a line of each finding, and what to do about it."""
     for found in findings:
-        cells = (found.topic, found.text, found.mend)
-        # a message may contain [brackets], which are no markup
-        table.add_row(f'[{found.level}]{found.level}[/]', *(escaped(cell) for cell in cells))
-    # a pipe has no width of its own
-    Console(width=max(shutil.get_terminal_size((160, 24)).columns, 80)).print(table)
-
-
-def escaped(text: str) -> str:
-    """Return a text in which rich sees no markup."""
-    from rich.markup import escape
-
-    return escape(text)
+        mend = f' -> {found.mend}' if found.mend else ''
+        print(f'{found.level:6} {found.topic}: {found.text}{mend}')  # noqa: T201

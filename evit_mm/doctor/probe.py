@@ -10,10 +10,11 @@ import importlib
 import json
 import traceback
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-MODULES = ('torch', 'torchvision', 'cv2', 'rich', 'mmengine')
-MODULES += ('mmcv', 'evit_mm.ops', 'mmcv.ops', 'mmdet', 'mmpretrain')
+MODULES: tuple[str, ...] = ('torch', 'torchvision', 'cv2', 'rich', 'mmengine', 'mmcv')
+MODULES += ('evit_mm.ops', 'mmcv.ops', 'mmdet', 'mmpretrain')
 # operators sum in another order than the oracle
 TOLERANCE = 1e-4
 
@@ -21,35 +22,31 @@ TOLERANCE = 1e-4
 def main() -> None:
     """Run every step and print how it went."""
     for name in MODULES:
-        step(f'import {name}', lambda name=name: importlib.import_module(name) and '')
+        step(f'import {name}', partial(importlib.import_module, name))
     try:
         import torch
     except Exception:  # noqa: BLE001 - said above, and nothing works without it
         return
-    step('gpu', lambda: gpu(torch))
-    devices = ['cpu'] + (['cuda'] if torch.cuda.is_available() else [])
-    for device in devices:
-        step(f'torchvision.nms {device}', lambda d=device: torchvision_nms(torch, d))
-        step(f'mmcv.nms {device}', lambda d=device: nms(torch, d))
-        step(f'mmcv.roi_align {device}', lambda d=device: roi_align(torch, d))
-        step(f'mmcv.deform_conv2d {device}', lambda d=device: deform_conv(torch, d))
+    has_gpu = torch.cuda.is_available()
+    step('gpu', torch.cuda.get_device_name if has_gpu else str)
+    for device in ['cpu', 'cuda'] if has_gpu else ['cpu']:
+        step(f'torchvision.nms {device}', partial(torchvision_nms, torch, device))
+        step(f'mmcv.nms {device}', partial(nms, torch, device))
+        step(f'mmcv.roi_align {device}', partial(roi_align, torch, device))
+        step(f'mmcv.deform_conv2d {device}', partial(deform_conv, torch, device))
 
 
 def step(name: str, run: Callable[[], Any]) -> None:
-    """Print ``{"begin": name}``, run, and print ``{"end": name, "error": ..., "note": ...}``."""
-    print(json.dumps({'begin': name}), flush=True)  # noqa: T201 - the protocol
-    error = note = ''
+    """Print ``{"step": name}``, run, and print the same with ``error`` and ``note``."""
+    record = {'step': name}
+    print(json.dumps(record), flush=True)  # noqa: T201 - the protocol
     try:
-        note = run() or ''
+        note = run()
+        record |= {'error': '', 'note': note if isinstance(note, str) else ''}
     except BaseException as failure:  # noqa: BLE001 - SystemExit too: broken packages do that
         last = traceback.format_exception_only(type(failure), failure)[-1]
-        error = ' '.join(last.split())[:400]
-    print(json.dumps({'end': name, 'error': error, 'note': note}), flush=True)  # noqa: T201
-
-
-def gpu(torch: Any) -> str:
-    """Return the GPU's name, '' without one."""
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else ''
+        record |= {'error': ' '.join(last.split())[:400], 'note': ''}
+    print(json.dumps(record), flush=True)  # noqa: T201
 
 
 def made_boxes(torch: Any, number: int = 60) -> tuple[Any, Any]:

@@ -5,13 +5,13 @@ Standard library alone, since anything else may be what is broken.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -163,63 +163,47 @@ def check_environment(
         yield Finding('green', 'environment', 'torch, torchvision, OpenCV and mmcv fit each other')
 
 
-def check_operators(command: tuple[str, ...] = (sys.executable, str(PROBE))) -> Iterator[Finding]:
+def check_operators(command: Sequence[str] = (sys.executable, str(PROBE))) -> Iterator[Finding]:
     """Import everything and compare operators with oracles, in a process of its own.
 
     Args:
         command: What prints the lines of :mod:`evit_mm.doctor.probe`.
     """
-    path = filter(None, (str(PACKAGE.parent), os.environ.get('PYTHONPATH')))
+    path = os.pathsep.join(filter(None, (str(PACKAGE.parent), os.environ.get('PYTHONPATH'))))
+    env = {**os.environ, 'PYTHONPATH': path}
     try:
-        done = subprocess.run(
-            command,
-            env={**os.environ, 'PYTHONPATH': os.pathsep.join(path)},
-            capture_output=True,
-            text=True,
-            timeout=PROBE_SECONDS,
-        )
-        output, status = done.stdout, done.returncode
+        done = subprocess.run(command, env=env, capture_output=True, timeout=PROBE_SECONDS)
+        output, end = done.stdout, f'ended python ({done.returncode})'
+        whole = done.returncode == 0
     except subprocess.TimeoutExpired as error:
-        partial = error.stdout or b''
-        output = partial.decode() if isinstance(partial, bytes) else partial
-        status = None
-    open_step, failed, notes, passed = '', [], {}, []
-    for line in filter(lambda line: line.startswith('{'), output.splitlines()):
-        record = json.loads(line)
-        if 'begin' in record:
-            open_step = record['begin']
-            continue
-        open_step = ''
-        notes[record['end']] = record['note']
-        if record['error']:
-            failed.append((record['end'], record['error']))
-        else:
-            passed.append(record['end'])
-    if open_step or (status != 0 and not failed):
-        what = f'took over {PROBE_SECONDS} s' if status is None else f'ended python ({status})'
-        failed.append((open_step or 'the probe', what))
-    for name, reason in failed:
-        found = _operator_finding(name, reason)
-        if name.startswith('mmcv') and failed[0][0].startswith('import'):
-            found = replace(found, mend='mend the first import that fails')
-        yield found
-    imports = [name.split()[1] for name in passed if name.startswith('import ')]
-    operators = [name for name in passed if not name.startswith(('import ', 'gpu'))]
+        output, end, whole = error.stdout or b'', f'took over {PROBE_SECONDS} s', False
+    steps: dict[str, dict[str, str]] = {}
+    for line in output.decode(errors='replace').splitlines():
+        if line.startswith('{'):
+            record = json.loads(line)
+            steps[record['step']] = {'error': end, **record}  # until its second line comes
+    failed = {name: step['error'] for name, step in steps.items() if step['error']}
+    if not whole and not failed:
+        failed = {'the probe': end}
+    broken_import = next(iter(failed), '').startswith('import')
+    for name, reason in failed.items():
+        kind, _, module = name.partition(' ')
+        mend = 'make env in a checkout, or pip install it again'
+        if broken_import and name.startswith('mmcv'):
+            mend = 'mend the first import that fails'
+        level = 'yellow' if module in OPTIONAL_IMPORTS else 'red'
+        topic = 'imports' if kind == 'import' else 'operators'
+        yield Finding(level, topic, f'{name}: {reason}', mend)
+    passed = [name for name in steps if name not in failed and name != 'gpu']
+    imports = [name.removeprefix('import ') for name in passed if name.startswith('import ')]
     if imports:
         yield Finding('green', 'imports', f'{", ".join(imports)}: load')
+    operators = [name for name in passed if not name.startswith('import ')]
     if operators:
         text = f'{", ".join(operators)}: results as expected'
         yield Finding('green', 'operators', text, details={'operators': operators})
-    if 'gpu' in notes:
-        yield _gpu_finding(notes['gpu'])
-
-
-def _operator_finding(name: str, error: str) -> Finding:
-    kind, _, module = name.partition(' ')
-    topic = 'imports' if kind == 'import' else 'operators'
-    mend = 'make env in a checkout, or pip install it again'
-    level = 'yellow' if module in OPTIONAL_IMPORTS else 'red'
-    return Finding(level, topic, f'{name}: {error}', mend)
+    if 'gpu' in steps and 'gpu' not in failed:
+        yield _gpu_finding(steps['gpu']['note'])
 
 
 def _gpu_finding(gpu: str) -> Finding:
@@ -232,7 +216,12 @@ def _gpu_finding(gpu: str) -> Finding:
     return Finding('green', 'gpu', 'none here; operators were tried on the CPU alone')
 
 
-def check_package(import_it: Callable[[], object]) -> Iterator[Finding]:
+def import_package() -> object:
+    """Import evit_mm."""
+    return importlib.import_module('evit_mm')
+
+
+def check_package(import_it: Callable[[], object] = import_package) -> Iterator[Finding]:
     """Import evit_mm itself.
 
     Args:
@@ -289,16 +278,13 @@ def check_shared_memory(
     text = f'{readable(free)} free in {folder}'
     if needed is not None:
         text += f"; the workers' batches take up to {readable(needed)}"
-    mend = (
-        'docker run --shm-size=8g (or --ipc=host), or --cfg-options train_dataloader.num_workers=0'
-    )
-    yield Finding(
-        level,
-        'shared memory',
-        text,
-        '' if level == 'green' else f'{mend} train_dataloader.persistent_workers=False',
-        {'free': free, 'needed': needed},
-    )
+    mend = ''
+    if level != 'green':
+        mend = (
+            'docker run --shm-size=8g (or --ipc=host), or --cfg-options '
+            'train_dataloader.num_workers=0 train_dataloader.persistent_workers=False'
+        )
+    yield Finding(level, 'shared memory', text, mend, {'free': free, 'needed': needed})
 
 
 def readable(size: float) -> str:

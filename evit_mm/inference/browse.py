@@ -9,18 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-import torch
 from mmengine.config import Config
-from mmengine.registry import DATASETS, init_default_scope
+from mmengine.registry import DATASETS, TRANSFORMS, init_default_scope
 from mmengine.structures import InstanceData
 from PIL import Image, ImageDraw, ImageFont
 from rich.progress import track
-from torch import Tensor
 
 from ..data.check import check_config_data
 from ..data.check_images import check_image_data
@@ -32,7 +31,7 @@ from ..runner.seeding import SAMPLE, derive_seed
 
 SPLITS = ('train', 'val', 'test')
 TILE, CAPTION, GAP = 320, 22, 6  # pixels
-ROWS = 4  # of a sheet
+ROWS, COLUMNS = 4, 4  # of a sheet, and of the steps of a pipeline
 WARM_UP = 12  # samples after which mmdet's transforms with a cache of images do mix
 
 
@@ -84,50 +83,46 @@ def browse(
     cfg = load_config(config, cfg_options)
     draws = draws if draws is not None else 3 if split == 'train' else 1
     _check(cfg, split, number, draws, seed)
-    dataset = _build_dataset(cfg, split)
-    names = list(dataset.metainfo['classes'])
-    indices = choose(dataset, names, number, classes, seed)
-    painter, guarded = _Painter(dataset.metainfo), GuardedDataset(dataset, 'raise')
+    source = _Source(cfg, split, seed)
+    indices = choose_images(source.dataset, number, classes, seed)
+    folder = Path(out_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"-o '{folder}' cannot be written: {error}") from error
+    painter = _Painter(source.dataset.metainfo)
     rows: list[list[Image.Image]] = []
     written: list[Path] = []
-    with _prepared_folder(out_dir) as folder:
-        _warm_up(guarded, seed)
-        for index in track(indices, description='drawing'):
-            row, steps = _row(painter, guarded, index, draws, seed)
-            rows.append(row)
-            if stages:
-                tiles = [painter.tile(sample, step) for step, sample in steps]
-                written.append(_save(_in_rows(tiles), folder / f'stages_{len(rows):02}.jpg'))
-        for first in range(0, len(rows), ROWS):
-            path = folder / f'sheet_{first // ROWS + 1:02}.jpg'
-            written.append(_save(join(rows[first : first + ROWS]), path))
+
+    def save(name: str, tiles: Sequence[Sequence[Image.Image]]) -> None:
+        written.append(folder / name)
+        join_tiles(tiles).save(written[-1], quality=88)
+
+    source.warm_up()
+    for index in track(indices, description='drawing'):
+        steps_of_first: list[tuple[str, Sample]] = []
+        drawn: list[Sample] = []
+        for draw in range(draws):
+            with source.recording() as steps:
+                drawn.append(source.draw(index, draw))
+            steps_of_first = steps_of_first or steps
+        row = [painter.tile(source.original(index), Path(source.info(index)['img_path']).name)]
+        row += [painter.tile(sample, f'draw {draw}') for draw, sample in enumerate(drawn, 1)]
+        if stages:
+            tiles = [painter.tile(sample, step) for step, sample in steps_of_first]
+            lines = [tiles[i : i + COLUMNS] for i in range(0, len(tiles), COLUMNS)]
+            save(f'stages_{len(rows) + 1:02}.jpg', lines)
+        rows.append(row)
+    for first in range(0, len(rows), ROWS):
+        save(f'sheet_{first // ROWS + 1:02}.jpg', rows[first : first + ROWS])
     return sorted(written)
 
 
-def _row(
-    painter: _Painter, guarded: GuardedDataset, index: int, draws: int, seed: int
-) -> tuple[list[Image.Image], list[tuple[str, Sample]]]:
-    """Return the tiles of an image and its draws, and the steps of the first draw."""
-    dataset = guarded.dataset
-    row = [painter.tile(_original(dataset, index), Path(_info(dataset, index)['img_path']).name)]
-    first: list[tuple[str, Sample]] = []
-    for draw in range(draws):
-        key = Seeded(index, derive_seed(seed, SAMPLE, draw, index))
-        with _recording(dataset) as steps:
-            packed = guarded[key]
-        first = first or steps
-        row.append(painter.tile(from_packed(packed), f'draw {draw + 1}'))
-    return row, first
-
-
-def choose(
-    dataset: Any, names: Sequence[str], number: int, classes: Sequence[str] | None, seed: int
-) -> list[int]:
+def choose_images(dataset: Any, number: int, classes: Sequence[str] | None, seed: int) -> list[int]:
     """Choose images by chance, in the data set's order.
 
     Args:
         dataset: The data set.
-        names: Its classes.
         number: How many; all where there are fewer.
         classes: Of which each has one; None asks nothing.
         seed: Of the choice.
@@ -135,6 +130,7 @@ def choose(
     Raises:
         ConfigError: There is no such class, or no image with one of them.
     """
+    names = list(dataset.metainfo['classes'])
     unknown = sorted(set(classes or ()) - set(names))
     if unknown:
         raise ConfigError(f'--classes: no {unknown[0]!r} among {", ".join(names)}')
@@ -147,39 +143,121 @@ def choose(
     return sorted(order[:number])
 
 
-def from_packed(packed: Mapping[str, Any]) -> Sample:
+class _Source:
+    """A split's images: as annotated, and as training draws them.
+
+    Args:
+        cfg: The config.
+        split: One of :data:`SPLITS`.
+        seed: Of the augmentation.
+    """
+
+    def __init__(self, cfg: Config, split: str, seed: int) -> None:
+        scope = cfg.get('default_scope') or 'mmdet'
+        init_default_scope(scope)
+        with config_faults(cfg):
+            self.dataset = DATASETS.build(cfg[f'{split}_dataloader'].dataset)
+            self.dataset.full_init()
+        self.guarded, self.seed = GuardedDataset(self.dataset, 'raise'), seed
+        packer = 'PackInputs' if scope == 'mmpretrain' else 'PackDetInputs'
+        self.pack = TRANSFORMS.build({'type': packer, 'meta_keys': ()})
+        inner = self.dataset  # out of its wrappers; of several joined, the first
+        while not hasattr(getattr(inner, 'pipeline', None), 'transforms'):
+            inner = inner.dataset if hasattr(inner, 'dataset') else inner.datasets[0]
+        self.steps: list[Any] = inner.pipeline.transforms
+
+    def info(self, index: int) -> dict[str, Any]:
+        """Return an image's annotations."""
+        return _info(self.dataset, index)
+
+    def original(self, index: int) -> Sample:
+        """Return an image as the pipeline loads it, before anything is done to it."""
+        results = self.info(index)
+        for step in self.steps:
+            if type(step).__name__.startswith('Load'):
+                results = step(results)
+        return unpack(self.pack(results))
+
+    def draw(self, index: int, draw: int, *extra: int) -> Sample:
+        """Return what the pipeline makes of an image.
+
+        Args:
+            index: The image.
+            draw: Which draw of the augmentation.
+            extra: More of what the seed is derived from.
+
+        Raises:
+            DataError: The image cannot be read.
+        """
+        packed = self.guarded[Seeded(index, derive_seed(self.seed, SAMPLE, draw, index, *extra))]
+        if isinstance(packed, Exception):
+            raise packed
+        return unpack(packed)
+
+    def warm_up(self) -> None:
+        """Fill the caches of transforms that mix an image with earlier ones."""
+        if any(hasattr(step, 'results_cache') for step in self.steps):
+            for place in range(WARM_UP):
+                self.draw(place % len(self.dataset), place, 1)
+
+    @contextmanager
+    def recording(self) -> Iterator[list[tuple[str, Sample]]]:
+        """Note down the first image after each step of the pipeline, and of a mix's own."""
+        log: list[tuple[str, Sample]] = []
+        pipelines = [self.steps]
+        if isinstance(getattr(self.dataset, 'pipeline', None), list):
+            pipelines.append(self.dataset.pipeline)
+        kept = [list(steps) for steps in pipelines]
+        for steps in pipelines:
+            steps[:] = [_Step(step, self.pack, log) for step in steps]
+        try:
+            yield log
+        finally:
+            for steps, own in zip(pipelines, kept, strict=True):
+                steps[:] = own
+
+
+class _Step:
+    """A transform that notes down what it makes of the first image that it is given."""
+
+    def __init__(self, step: Any, pack: Any, log: list[tuple[str, Sample]]) -> None:
+        self.step, self.pack, self.log, self.done = step, pack, log, False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.step, name)
+
+    def __call__(self, results: Any) -> Any:
+        results = self.step(results)
+        if not self.done and isinstance(results, Mapping) and 'img' in results:
+            # packing copies, and leaves out crowds
+            self.log.append((type(self.step).__name__, unpack(self.pack(dict(results)))))
+            self.done = True
+        return results
+
+
+def unpack(packed: Mapping[str, Any]) -> Sample:
     """Take a sample out of what a pipeline ends with: ``inputs`` and ``data_samples``."""
-    pixels = _bytes(packed['inputs'].permute(1, 2, 0).numpy())
+    pixels = packed['inputs'].permute(1, 2, 0).numpy()  # (H, W, 3 or 1), in some pipelines floats
+    pixels = np.broadcast_to(pixels.clip(0, 255).astype(np.uint8), (*pixels.shape[:2], 3))
     sample = packed['data_samples']
     if 'gt_label' in sample:
         return Sample(pixels, label=int(sample.gt_label[0]))
-    return Sample(pixels, sample.gt_instances)
-
-
-def from_results(results: Mapping[str, Any]) -> Sample:
-    """Take a sample out of the dict that goes through a pipeline; crowds are left out."""
-    pixels = _bytes(results['img'])
-    if 'gt_label' in results:
-        return Sample(pixels, label=int(np.ravel(results['gt_label'])[0]))
-    instances = InstanceData()
-    if results.get('gt_bboxes') is not None:
-        kept = ~np.asarray(
-            results.get('gt_ignore_flags', np.zeros(len(results['gt_bboxes']))), bool
-        )
-        instances.bboxes = _tensor(results['gt_bboxes'])[torch.from_numpy(kept)]
-        instances.labels = torch.as_tensor(results['gt_bboxes_labels'])[torch.from_numpy(kept)]
-        if results.get('gt_masks') is not None:
-            instances.masks = results['gt_masks'][np.flatnonzero(kept)]
-    return Sample(pixels, instances)
+    return Sample(pixels, sample.get('gt_instances'))
 
 
 class _Painter:
     """Draws samples as tiles of one size, with mmdet's visualizer."""
 
     def __init__(self, metainfo: Mapping[str, Any]) -> None:
-        self.names = metainfo['classes']
         self.metainfo = metainfo
-        self.visualizer: Any = None
+
+    @cached_property
+    def visualizer(self) -> Any:
+        from mmdet.visualization import DetLocalVisualizer  # classifiers need no mmdet
+
+        visualizer = DetLocalVisualizer(line_width=2)
+        visualizer.dataset_meta = self.metainfo
+        return visualizer
 
     def tile(self, sample: Sample, title: str) -> Image.Image:
         """Return a picture of ``TILE`` pixels' width with a line of text above."""
@@ -188,16 +266,16 @@ class _Painter:
         factor = TILE / max(height, width)
         size = max(1, round(width * factor)), max(1, round(height * factor))
         how = cv2.INTER_AREA if factor < 1 else cv2.INTER_NEAREST
-        pixels = cv2.resize(sample.pixels, size, interpolation=how)[..., ::-1]
+        pixels = np.ascontiguousarray(cv2.resize(sample.pixels, size, interpolation=how)[..., ::-1])
         if sample.label is not None:
-            text = f'{title}: {self.names[sample.label]}'
+            text = f'{title}: {self.metainfo["classes"][sample.label]}'
         elif sample.instances is not None:
             pixels = self._draw(pixels, sample.instances, factor)
             if 'bboxes' in sample.instances:
                 count = len(sample.instances.bboxes)
                 text += f', {count} object' + 's' * (count != 1)
         picture = Image.new('RGB', (TILE, size[1] + CAPTION), 'white')
-        picture.paste(Image.fromarray(np.ascontiguousarray(pixels)), (0, CAPTION))
+        picture.paste(Image.fromarray(pixels), (0, CAPTION))
         font = ImageFont.load_default(13)
         while font.getlength(text) > TILE:
             text = text[:-2].rstrip('…') + '…'
@@ -207,24 +285,19 @@ class _Painter:
     def _draw(self, pixels: np.ndarray, instances: InstanceData, factor: float) -> np.ndarray:
         """Draw boxes, masks and names at the tile's size, so that they are legible in it."""
         from mmdet.structures import DetDataSample
-        from mmdet.visualization import DetLocalVisualizer
 
-        if self.visualizer is None:
-            self.visualizer = DetLocalVisualizer(line_width=2)
-            self.visualizer.dataset_meta = self.metainfo
         shown = InstanceData()
         if 'bboxes' in instances:
-            shown.bboxes = _tensor(instances.bboxes) * factor
+            shown.bboxes = getattr(instances.bboxes, 'tensor', instances.bboxes) * factor
             shown.labels = instances.labels
             if 'masks' in instances:
                 shown.masks = instances.masks.resize(pixels.shape[:2])
         sample = DetDataSample(gt_instances=shown)
-        pixels = np.ascontiguousarray(pixels)
         self.visualizer.add_datasample('browse', pixels, sample, draw_pred=False)
         return self.visualizer.get_image()
 
 
-def join(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
+def join_tiles(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
     """Put tiles together, in rows as high as their highest."""
     columns = max(map(len, rows))
     heights = [max(tile.height for tile in row) for row in rows]
@@ -235,15 +308,6 @@ def join(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
             sheet.paste(tile, (x * (TILE + GAP), y))
         y += height + GAP
     return sheet
-
-
-def _in_rows(tiles: Sequence[Image.Image], columns: int = 4) -> Image.Image:
-    return join([tiles[i : i + columns] for i in range(0, len(tiles), columns)])
-
-
-def _save(picture: Image.Image, path: Path) -> Path:
-    picture.save(path, quality=88)
-    return path
 
 
 def _check(cfg: Config, split: str, number: int, draws: int, seed: int) -> None:
@@ -257,24 +321,6 @@ def _check(cfg: Config, split: str, number: int, draws: int, seed: int) -> None:
     check_image_data(cfg, (split,))
 
 
-def _build_dataset(cfg: Config, split: str) -> Any:
-    init_default_scope(cfg.get('default_scope', 'mmdet'))
-    with config_faults(cfg):
-        dataset = DATASETS.build(cfg[f'{split}_dataloader'].dataset)
-        dataset.full_init()
-    return dataset
-
-
-@contextmanager
-def _prepared_folder(out_dir: str | Path) -> Iterator[Path]:
-    folder = Path(out_dir)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        yield folder
-    except OSError as error:
-        raise ConfigError(f"-o '{folder}' cannot be written: {error}") from None
-
-
 def _info(dataset: Any, index: int) -> dict[str, Any]:
     """Return an image's annotations; mmdet's mix of images keeps the order of what it wraps."""
     while not hasattr(dataset, 'get_data_info'):
@@ -282,84 +328,8 @@ def _info(dataset: Any, index: int) -> dict[str, Any]:
     return dataset.get_data_info(index)
 
 
-def _innermost(dataset: Any) -> Any:
-    """Return a data set with a pipeline out of its wrappers; of several joined, the first."""
-    while not hasattr(getattr(dataset, 'pipeline', None), 'transforms'):
-        dataset = dataset.dataset if hasattr(dataset, 'dataset') else dataset.datasets[0]
-    return dataset
-
-
-def _original(dataset: Any, index: int) -> Sample:
-    """Return an image as the pipeline loads it, before anything is done to it."""
-    results = _info(dataset, index)
-    for step in _innermost(dataset).pipeline.transforms:
-        if type(step).__name__.startswith('Load'):
-            results = step(results)
-    return from_results(results)
-
-
 def _labels(info: Mapping[str, Any]) -> set[int]:
     if 'gt_label' in info:
         return {int(label) for label in np.ravel(info['gt_label'])}
     found = info.get('instances', ())
     return {item['bbox_label'] for item in found if not item.get('ignore_flag')}
-
-
-def _warm_up(guarded: GuardedDataset, seed: int) -> None:
-    """Fill the caches of transforms that mix an image with earlier ones."""
-    steps = _innermost(guarded.dataset).pipeline.transforms
-    if any(hasattr(step, 'results_cache') for step in steps):
-        for place in range(WARM_UP):
-            index = place % len(guarded)
-            guarded[Seeded(index, derive_seed(seed, SAMPLE, place, index, 1))]
-
-
-class _Step:
-    """A transform that notes down what it makes of the first image that it is given."""
-
-    def __init__(self, step: Any, log: list[tuple[str, Sample]]) -> None:
-        self.step, self.log, self.done = step, log, False
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.step, name)
-
-    def __call__(self, results: Any) -> Any:
-        results = self.step(results)
-        if not self.done and isinstance(results, Mapping) and 'img' in results:
-            self.log.append((type(self.step).__name__, _copied(from_results(results))))
-            self.done = True
-        return results
-
-
-@contextmanager
-def _recording(dataset: Any) -> Iterator[list[tuple[str, Sample]]]:
-    """Note down the first image's sample after each step of the pipeline, and of a mix's own."""
-    log: list[tuple[str, Sample]] = []
-    pipelines = [_innermost(dataset).pipeline.transforms]
-    if isinstance(getattr(dataset, 'pipeline', None), list):
-        pipelines.append(dataset.pipeline)
-    kept = [list(steps) for steps in pipelines]
-    for steps in pipelines:
-        steps[:] = [_Step(step, log) for step in steps]
-    try:
-        yield log
-    finally:
-        for steps, own in zip(pipelines, kept, strict=True):
-            steps[:] = own
-
-
-def _copied(sample: Sample) -> Sample:
-    """Return a copy, since transforms change images and boxes in place."""
-    instances = None if sample.instances is None else sample.instances.clone()
-    return Sample(sample.pixels.copy(), instances, sample.label)
-
-
-def _bytes(pixels: np.ndarray) -> np.ndarray:
-    """Return pixels as uint8; some transforms leave floats."""
-    if pixels.ndim == 2 or pixels.shape[2] == 1:
-        pixels = np.repeat(pixels.reshape(*pixels.shape[:2], 1), 3, axis=2)
-    return np.ascontiguousarray(np.clip(pixels, 0, 255).astype(np.uint8))
-
-
-def _tensor(boxes: Any) -> Tensor:
-    return getattr(boxes, 'tensor', boxes).clone()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import socket
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -38,56 +37,16 @@ class Found:
     Attributes:
         name: The picture's name.
         pixels: ``(H, W, 3)`` BGR.
-        model: The detector's name.
+        detector: The detector.
         sample: mmdet's sample with all detections.
         milliseconds: What the detector took.
     """
 
     name: str
     pixels: np.ndarray
-    model: str
+    detector: Detector
     sample: Any
     milliseconds: float
-
-
-class Demo:
-    """What happens behind the page.
-
-    Args:
-        detectors: By the names that one chooses from.
-    """
-
-    def __init__(self, detectors: Mapping[str, Detector]) -> None:
-        self.detectors = dict(detectors)
-        self._one_at_a_time = threading.Lock()  # neither network nor visualizer is shared
-
-    def detect(self, name: str, pixels: np.ndarray, model: str) -> Found:
-        """Run a detector on a picture.
-
-        Raises:
-            DataError: It is too thin to be resized.
-        """
-        start = time.perf_counter()
-        with self._one_at_a_time:
-            detector = self.detectors[model]
-            (sample,) = detector.detect([detector.prepare(pixels)])
-        return Found(name, pixels, model, sample, 1000 * (time.perf_counter() - start))
-
-    def show(self, found: Found | None, score_thr: float) -> tuple[np.ndarray | None, list, str]:
-        """Draw what was found from a score on, without running the network.
-
-        Returns:
-            The picture ``(H, W, 3)`` RGB, the rows of the table, a sentence.
-        """
-        if found is None:
-            return None, [], ''
-        detector = self.detectors[found.model]
-        with self._one_at_a_time:
-            drawn = detector.draw(found.pixels, found.sample, score_thr)
-        rows = table_rows(found.sample.pred_instances, detector.classes, score_thr)
-        height, width = found.pixels.shape[:2]
-        took = f'{width} x {height} pixels, {found.milliseconds:.0f} ms'
-        return drawn[..., ::-1], rows, f"{len(rows)} detections in '{found.name}' ({took})"
 
 
 def read_upload(file: str) -> np.ndarray:
@@ -102,16 +61,37 @@ def read_upload(file: str) -> np.ndarray:
     return pixels
 
 
-def table_rows(instances: Any, classes: Sequence[str], score_thr: float) -> list[list[Any]]:
-    """Return a row of :data:`COLUMNS` of each detection from a score on, the surest first."""
-    found = zip(instances.scores, instances.labels, instances.bboxes, strict=True)
-    rows = []
-    for score, label, box in found:
+def detect(detector: Detector, name: str, pixels: np.ndarray) -> Found:
+    """Run a detector on a picture.
+
+    Raises:
+        DataError: It is too thin to be resized.
+    """
+    start = time.perf_counter()
+    (sample,) = detector.detect([detector.prepare(pixels)])
+    return Found(name, pixels, detector, sample, 1000 * (time.perf_counter() - start))
+
+
+def show(found: Found | None, score_thr: float) -> tuple[np.ndarray | None, list, str]:
+    """Draw what was found from a score on, without running the network.
+
+    Returns:
+        The picture ``(H, W, 3)`` RGB, a row of :data:`COLUMNS` of each detection, the surest
+        first, and a sentence.
+    """
+    if found is None:
+        return None, [], ''
+    drawn = found.detector.draw(found.pixels, found.sample, score_thr)
+    instances, rows = found.sample.pred_instances, []
+    for index in instances.scores.argsort(descending=True, stable=True).tolist():
+        score, (x1, y1, x2, y2) = float(instances.scores[index]), instances.bboxes[index].tolist()
         if score >= score_thr:
-            x1, y1, x2, y2 = box.tolist()
             sides = (round(value, 1) for value in (x1, y1, x2 - x1, y2 - y1))
-            rows.append([classes[int(label)], round(float(score), 3), *sides])
-    return sorted(rows, key=lambda row: -row[1])
+            label = found.detector.classes[int(instances.labels[index])]
+            rows.append([label, round(score, 3), *sides])
+    height, width = found.pixels.shape[:2]
+    took = f'{width} x {height} pixels, {found.milliseconds:.0f} ms'
+    return drawn[..., ::-1], rows, f"{len(rows)} detections in '{found.name}' ({took})"
 
 
 def load_detectors(
@@ -152,20 +132,22 @@ def build_page(detectors: Mapping[str, Detector], score_thr: float = 0.3) -> Any
         ConfigError: gradio is not installed.
     """
     gr = _import_gradio()
-    demo, names = Demo(detectors), list(detectors)
+    names = list(detectors)
 
     def upload(file: str, model: str, threshold: float) -> tuple:
         try:
-            found = demo.detect(Path(file).name, read_upload(file), model)
+            found = detect(detectors[model], Path(file).name, read_upload(file))
         except DataError as error:
             return None, None, None, [], f'Not used: {error}.'
-        return None, found, *demo.show(found, threshold)  # None: room for the next picture
+        return None, found, *show(found, threshold)  # None: room for the next picture
 
     def choose(found: Found | None, model: str, threshold: float) -> tuple:
         if found is not None:
-            found = demo.detect(found.name, found.pixels, model)
-        return found, *demo.show(found, threshold)
+            found = detect(detectors[model], found.name, found.pixels)
+        return found, *show(found, threshold)
 
+    # one event at a time, since networks and visualizers are shared
+    event = {'api_name': False, 'concurrency_limit': 1, 'concurrency_id': 'detectors'}
     with gr.Blocks(
         title='EfficientViT detections', analytics_enabled=False, delete_cache=CACHE
     ) as page:
@@ -188,11 +170,9 @@ def build_page(detectors: Mapping[str, Detector], score_thr: float = 0.3) -> Any
                 )
         table = gr.Dataframe(headers=list(COLUMNS), label='Detections', interactive=False)
         shown = [picture, table, said]
-        file.upload(upload, [file, model, threshold], [file, found, *shown], api_name=False)
-        model.change(choose, [found, model, threshold], [found, *shown], api_name=False)
-        threshold.change(
-            demo.show, [found, threshold], shown, api_name=False, show_progress='hidden'
-        )
+        file.upload(upload, [file, model, threshold], [file, found, *shown], **event)
+        model.change(choose, [found, model, threshold], [found, *shown], **event)
+        threshold.change(show, [found, threshold], shown, show_progress='hidden', **event)
     return page
 
 

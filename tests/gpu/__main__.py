@@ -26,13 +26,14 @@ from typing import Any
 from evit_mm.compare.benchmark import machine
 from evit_mm.data import make_shapes
 from evit_mm.errors import EvitError
+from evit_mm.models import VARIANTS
 from evit_mm.runner.build import set_device
 from evit_mm.utils.provenance import commit
 from tests.conftest import DATA, ROOT
 
 from . import page
 from .blood_cells import Trainings
-from .classifiers import PEERS, TINY, VARIANTS, Forms, Sizes, label_of
+from .classifiers import PEERS, TINY, Forms, Sizes, label_of
 from .detectors import Limits, Predictions, Steps
 from .worker import TIME_IS_UP, Worker
 

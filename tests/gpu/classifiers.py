@@ -18,11 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from evit_mm.compare.benchmark import forms, machine, time_interleaved
-from evit_mm.compare.benchmark.report import Row
+from evit_mm.compare.benchmark.networks import with_statistics
+from evit_mm.compare.benchmark.rows import Row
+from evit_mm.compare.benchmark.timing import Call, sentence
+from evit_mm.models import VARIANTS
 
-from .worker import TIME_IS_UP, as_dict, sentence, working
+from .worker import TIME_IS_UP, as_dict, working
 
-VARIANTS = tuple(f'm{i}' for i in range(6))
 # timm's name and the one for people
 PEERS = {
     'mobilenetv2_100': 'MobileNetV2',
@@ -79,8 +81,6 @@ class Forms:
     def _models(self) -> dict[str, nn.Module]:
         import timm
 
-        from evit_mm.compare.benchmark.suites import with_statistics
-
         torch.manual_seed(0)
         timm_name = f'efficientvit_{self.network}' if self.network in VARIANTS else self.network
         options = {'img_size': self.sizes.side} if self.network in VARIANTS else {}
@@ -127,7 +127,7 @@ class Forms:
                 self.empty_cache()
                 time.sleep(PAUSE)
 
-    def call(self, size: str, function: Callable[[Tensor], object], image: Tensor) -> forms.Run:
+    def call(self, size: str, function: Callable[[Tensor], object], image: Tensor) -> Call:
         """Return a call without gradients, under AMP for many images."""
 
         def run() -> object:
@@ -189,37 +189,37 @@ class Forms:
             self.empty_cache()
             yield found
 
-    def _builders(self, size: str) -> dict[str, Callable[[], forms.Run]]:
+    def _builders(self, size: str) -> dict[str, Callable[[], Call]]:
         """Return what builds the call of each form."""
         last = torch.channels_last
 
-        def eager(name: str, to_last: bool = False) -> forms.Run:
+        def eager(name: str, to_last: bool = False) -> Call:
             model, image = self.model_for(size, name), self.images(size)
             if to_last:
                 model = copy.deepcopy(model).to(memory_format=last)
                 image = image.contiguous(memory_format=last)
             return self.call(size, model, image)
 
-        def compiled(name: str) -> forms.Run:
+        def compiled(name: str) -> Call:
             if (size, name) not in self.compiled:
                 raise RuntimeError(self.faults.get((size, name), f'not compiled: {TIME_IS_UP}'))
             return self.call(size, self.compiled[size, name], self.images(size))
 
-        def half_weights() -> forms.Run:
+        def half_weights() -> Call:
             model = copy.deepcopy(self.models['fused']).to(self.half)
             return self.call('one', model, self.images(size).to(self.half))
 
-        def graph(function: Callable[[], Callable[[Tensor], object]]) -> forms.Run:
+        def graph(function: Callable[[], Callable[[Tensor], object]]) -> Call:
             return forms.graphed(function(), self.images(size))
 
-        def graph_of_compiled(name: str) -> forms.Run:
+        def graph_of_compiled(name: str) -> Call:
             compiled(name)
             return graph(lambda: self.compiled[size, name])
 
         names = [
             name for name in ('timm', 'ours', 'ours, contiguous', 'fused') if name in self.models
         ]
-        builders: dict[str, Callable[[], forms.Run]] = {}
+        builders: dict[str, Callable[[], Call]] = {}
         for name in names:
             builders[f'{name}, eager'] = partial(eager, name)
             if name in ('timm', 'ours'):  # ours takes care of its maps, not of its weights

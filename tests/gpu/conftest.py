@@ -47,7 +47,7 @@ def figures(request):
 
 @pytest.fixture(autouse=True)
 def _full_float32():
-    with machine.full_float32():
+    with machine.tf32(False):
         yield
 
 

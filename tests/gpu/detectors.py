@@ -9,9 +9,11 @@ from typing import Any
 import torch
 
 from evit_mm.compare.benchmark import detection, machine, time_interleaved, training
-from evit_mm.compare.benchmark.report import Row
+from evit_mm.compare.benchmark.rows import Row
+from evit_mm.compare.benchmark.timing import Call, sentence
+from evit_mm.deploy.export.check import Agreement
 
-from .worker import as_dict, sentence, working
+from .worker import as_dict, working
 
 PREDICTIONS = (
     ('retinanet_evit_m4_coco', (800, 1344), 1),
@@ -35,30 +37,30 @@ class Predictions:
     def __init__(self, device: str, tiny: bool) -> None:
         self.device, self.chosen = device, TINY_CASES if tiny else PREDICTIONS
         self.rounds = 2 if tiny else 15
-        self.cases: list[detection.Case] = []
+        self.cases: list[tuple[list[tuple[Row, Call]], Agreement]] = []
         self.faults: dict[str, str] = {}
 
     def prepare(self, stop: Callable[[], bool]) -> None:
         """Build the detectors, which predict once in it."""
         for config, size, batch in self.chosen:
             try:
-                (case,) = detection.cases(self.device, [(config, size, batch)])
+                with detection.photo() as file:
+                    calls, agreement = detection.prediction(config, size, batch, file, self.device)
             except Exception as error:  # of whatever kind: the other sizes go on
                 traceback.print_exc()
                 group = f'{config}, {size[0]}x{size[1]}, batch {batch}'
                 self.faults[group] = sentence(error)
                 continue
             # the picture's file is gone when it is timed
-            for name in [name for name in case if 'file' in name or 'decode' in name]:
-                del case[name]
-            self.cases.append(case)
+            calls = [c for c in calls if 'file' not in c[0].name and 'decode' not in c[0].name]
+            self.cases.append((calls, agreement))
 
     def measure(self, limit: float) -> Iterator[list[dict[str, Any]]]:
         """Time them in turns, one size and batch after the other."""
         for group, fault in self.faults.items():
             yield [as_dict(Row(group, 'all', note=fault), 'detection')]
-        for case in self.cases:
-            able, faults = working(case)
+        for calls, agreement in self.cases:
+            able, faults = working({row.name: call for row, call in calls})
             peaks = {
                 name: machine.peak_memory(run, self.device)
                 for name, run in able.items()
@@ -66,14 +68,11 @@ class Predictions:
             }
             seconds = time_interleaved(able, self.rounds, 1, limit / len(self.cases))
             rows = []
-            for name in case:
-                stage, path = name.rsplit(', ', 1)
-                against = f'{stage}, mmdet' if path != 'mmdet' else None
-                row = Row(case.group, name, seconds.get(name, []), None, against)
-                row.note = faults.get(name, '')
-                rows.append(as_dict(row, 'detection', peaks.get(name)))
+            for row, _ in calls:
+                row.seconds, row.note = seconds.get(row.name, []), faults.get(row.name, '')
+                rows.append(as_dict(row, 'detection', peaks.get(row.name)))
             if not rows[0]['note']:
-                rows[0]['note'] = f'fused against mmdet: {case.agreement}'
+                rows[0]['note'] = f'fused against mmdet: {agreement}'
             yield rows
 
 
@@ -83,7 +82,7 @@ class Steps:
     def __init__(self, device: str, tiny: bool) -> None:
         self.device, self.chosen = device, TINY_CASES[1:] if tiny else STEPS
         self.rounds = 2 if tiny else 9
-        self.steps: dict[str, dict[str, Callable[[], object]]] = {}
+        self.steps: dict[str, dict[str, Call]] = {}
         self.faults: dict[tuple[str, str], str] = {}
 
     def prepare(self, stop: Callable[[], bool]) -> None:
@@ -93,9 +92,9 @@ class Steps:
             runs = self.steps.setdefault(group, {})
             for form, options in training.GPU_FORMS.items():
                 try:
-                    found = training.steps(self.device, [(name, size, images)], {form: options})
-                    ((_, built),) = found
-                    runs[form] = built[form][0]
+                    step = training.detector_step(name, size, images, options, self.device)
+                    step()
+                    runs[form] = step
                 except Exception as error:  # of whatever kind: the other forms go on
                     traceback.print_exc()
                     self.faults[group, form] = sentence(error)
@@ -128,7 +127,7 @@ class Limits:
         """Time them in turns."""
         source = torch.zeros(self.bytes, dtype=torch.uint8, device=self.device)
         target = torch.empty_like(source)
-        runs: dict[str, Callable[[], object]] = {'copy': lambda: target.copy_(source)}
+        runs: dict[str, Call] = {'copy': lambda: target.copy_(source)}
         work = {'copy': 2.0 * self.bytes}
         for name, dtype in (
             ('bfloat16', torch.bfloat16),

@@ -17,7 +17,8 @@ from typing import Any, Protocol
 import torch
 
 from evit_mm.compare.benchmark import machine
-from evit_mm.compare.benchmark.report import Row
+from evit_mm.compare.benchmark.rows import Row
+from evit_mm.compare.benchmark.timing import sentence
 
 TIME_IS_UP = 'time was up'
 
@@ -57,11 +58,6 @@ def working(
             traceback.print_exc()
             faults[name] = sentence(error)
     return able, faults
-
-
-def sentence(error: Exception) -> str:
-    """Return an error in one line."""
-    return f'{type(error).__name__}: {(str(error).strip().splitlines() or [""])[0][:160]}'
 
 
 class Worker:
@@ -163,7 +159,7 @@ def _work(pipe: Connection, build: Callable[[], Job], log: str, turns: Semaphore
         os.dup2(file.fileno(), sys.stdout.fileno())
         os.dup2(file.fileno(), sys.stderr.fileno())
     try:
-        machine.without_tf32()
+        machine.allow_tf32(False)
         torch.set_num_threads(1)
         os.nice(5)  # the tests and trainings beside it are waited for
         start = time.perf_counter()

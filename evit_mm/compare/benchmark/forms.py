@@ -21,8 +21,8 @@ from ...deploy.export.files import TORCH, need, openvino_core
 from ...deploy.fusion import fold_conv_bn
 from ...errors import ConfigError
 from ...utils.provenance import need_torch
+from .timing import Call
 
-Run = Callable[[], object]
 CALIBRATION_IMAGES = 8
 
 
@@ -76,17 +76,17 @@ def fold_batchnorms(model: nn.Module, image: Tensor) -> nn.Module:
     return folded
 
 
-def eager(model: nn.Module, *inputs: Any) -> Run:
+def eager(model: Callable[[Any], object], image: Any, threads: int = 1) -> Call:  # noqa: ARG001
     """Return a call of the network as it is."""
 
+    @torch.inference_mode()
     def run() -> object:
-        with torch.inference_mode():
-            return model(*inputs)
+        return model(image)
 
     return run
 
 
-def amp(run: Run, device_type: str, dtype: torch.dtype = torch.float16) -> Run:
+def amp(run: Call, device_type: str, dtype: torch.dtype = torch.float16) -> Call:
     """Return the same call under autocast."""
 
     def under_autocast() -> object:
@@ -96,18 +96,13 @@ def amp(run: Run, device_type: str, dtype: torch.dtype = torch.float16) -> Run:
     return under_autocast
 
 
-def eager_on(model: nn.Module, image: Tensor, threads: int) -> Run:  # noqa: ARG001
-    """Return what :func:`eager` does, with the arguments of the other forms."""
-    return eager(model, image)
-
-
-def channels_last(model: nn.Module, image: Tensor, threads: int) -> Run:  # noqa: ARG001
+def channels_last(model: nn.Module, image: Tensor, threads: int) -> Call:  # noqa: ARG001
     """Return a call of the network with weights and image in channels last."""
     layout = torch.channels_last
     return eager(model.to(memory_format=layout), image.contiguous(memory_format=layout))
 
 
-def compiled(model: nn.Module, image: Tensor, threads: int) -> Run:  # noqa: ARG001
+def compiled(model: nn.Module, image: Tensor, threads: int) -> Call:  # noqa: ARG001
     """Return a call of the network compiled by torch, with its weights frozen."""
     need_torch('2.7', 'The compiled form')
     torch._dynamo.config.recompile_limit = 64  # one network after the other of the same class
@@ -121,7 +116,7 @@ def compiled(model: nn.Module, image: Tensor, threads: int) -> Run:  # noqa: ARG
     return run
 
 
-def graphed(model: Callable[[Tensor], object], image: Tensor) -> Run:
+def graphed(model: Callable[[Tensor], object], image: Tensor) -> Call:
     """Return the replay of a network captured as a CUDA graph: one launch for all its kernels.
 
     Raises:
@@ -153,7 +148,7 @@ def _only_on(kind: str, image: Tensor, what: str) -> None:
         raise ConfigError(f'{what} needs --device {kind}, got {image.device.type}')
 
 
-def onnxruntime(model: nn.Module, image: Tensor, threads: int) -> Run:
+def onnxruntime(model: nn.Module, image: Tensor, threads: int) -> Call:
     """Return a call of the network in ONNX Runtime, on the CPU."""
     _only_on('cpu', image, 'ONNX Runtime')
     runtime = need('onnxruntime')
@@ -167,7 +162,7 @@ def onnxruntime(model: nn.Module, image: Tensor, threads: int) -> Run:
 
 def openvino(
     model: nn.Module, image: Tensor, threads: int, precision: str = 'f32', int8: bool = False
-) -> Run:
+) -> Call:
     """Return a call of the network in OpenVINO.
 
     Args:

@@ -17,6 +17,9 @@ PACKAGES = ('torch', 'timm', 'mmengine', 'mmcv', 'mmdet', 'onnxruntime', 'openvi
 # a 3x3 convolution as large as a detector's head has them
 CONV_CHANNELS, CONV_SIDE = 256, 100
 COPIED_FLOATS = 64 * 2**20  # beyond every cache
+# of one call: floating point operations, a multiply-add is two; bytes read and written
+CONV_FLOP = 2 * 9 * CONV_CHANNELS**2 * CONV_SIDE**2
+COPIED_BYTES = 2 * 4 * COPIED_FLOATS
 
 
 def describe(threads: int, device: str = 'cpu') -> dict[str, Any]:
@@ -38,20 +41,20 @@ def describe(threads: int, device: str = 'cpu') -> dict[str, Any]:
     }
 
 
-def without_tf32() -> None:
-    """Let float32 be float32 on a GPU, which may compute convolutions with 10 bits otherwise."""
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+def allow_tf32(allowed: bool) -> None:
+    """Let a GPU compute float32 convolutions and products with TF32's 10 bits, or not."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
 
 
 @contextmanager
-def full_float32() -> Iterator[None]:
-    """Compute without TF32."""
-    flags = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    without_tf32()
+def tf32(allowed: bool) -> Iterator[None]:
+    """Compute with or without TF32, and afterwards as before."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    allow_tf32(allowed)
     try:
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = flags
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
 def _describe_device(device: torch.device) -> dict[str, Any]:
@@ -86,23 +89,17 @@ def peak_memory(run: Callable[[], object], device: str) -> int | None:
     return torch.cuda.max_memory_allocated() - before
 
 
-def limits(device: str = 'cpu') -> dict[str, tuple[Callable[[], object], float]]:
-    """Return what shows the machine's limits, to be timed with the rest.
-
-    Args:
-        device: ``'cpu'``, ``'cuda'``, ...
-
-    Returns:
-        Per name a function and what it does in one call: ``'convolution'`` floating point
-        operations (a multiply-add is two), ``'memory'`` bytes read and written.
-    """
+def build_convolution(device: str) -> Callable[[], object]:
+    """Return a convolution, of whose rate that of a network is a share."""
     conv: Any = nn.Conv2d(CONV_CHANNELS, CONV_CHANNELS, 3, padding=1).requires_grad_(False)
     conv.to(device, memory_format=torch.channels_last)
     image = torch.rand(1, CONV_CHANNELS, CONV_SIDE, CONV_SIDE, device=device)
     image = image.to(memory_format=torch.channels_last)
+    return lambda: conv(image)
+
+
+def build_copy(device: str) -> Callable[[], object]:
+    """Return a copy within the memory."""
     source = torch.rand(COPIED_FLOATS, device=device)
     target = torch.empty_like(source)
-    return {
-        'convolution': (lambda: conv(image), 2 * 9 * CONV_CHANNELS**2 * CONV_SIDE**2),
-        'memory': (lambda: target.copy_(source), 2 * 4 * COPIED_FLOATS),
-    }
+    return lambda: target.copy_(source)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,15 +16,17 @@ from torch import Tensor
 
 from ...errors import ConfigError
 from ...ops.operators import OPERATORS
-from .detection import CASES, cases
+from .detection import photo, prediction
+from .rows import Row, Setting, ready, time_rows
 
-Call = Callable[[Any], object]
+# what is timed, given the compiled operators or ours
+Use = Callable[[Any], object]
 THEIRS, OURS = 'compiled', 'evit_mm.ops'
 REGIONS, MAP = 500, (256, 100, 168)  # of RoIAlign: channels, height, width of a map of stride 8
 
 
-def calls() -> Iterator[tuple[str, dict[str, Callable[[], object]]]]:
-    """Yield what is timed together: a label, and functions named ``THEIRS`` and ``OURS``.
+def measure(setting: Setting) -> tuple[list[Row], list[str]]:
+    """Time mmcv's operators, compiled and by evit_mm.ops.
 
     Raises:
         ConfigError: This mmcv has no compiled operators.
@@ -31,131 +34,109 @@ def calls() -> Iterator[tuple[str, dict[str, Callable[[], object]]]]:
     compiled = importlib.import_module('mmcv._ext')
     if getattr(compiled, '__file__', None) is None:
         raise ConfigError('the suite operators needs an mmcv with compiled ones: docs/install.md')
-
     ours = SimpleNamespace(**OPERATORS)
-
-    def both(call: Call) -> dict[str, Callable[[], object]]:
-        return {THEIRS: lambda: call(compiled), OURS: lambda: call(ours)}
-
-    for label, call in _operators():
-        yield label, both(call)
-    yield 'RetinaNet-lite-M0, 640x640, prediction', both(_prediction())
-
-
-def _operators() -> Iterator[tuple[str, Call]]:
     generator = torch.Generator().manual_seed(0)
+    random = partial(torch.rand, generator=generator)
+    rows = []
+    for part in (_suppression, _pooling, _convolutions, _prediction):
+        for label, use in part(random):
+            timed = [
+                (Row(label, THEIRS), ready(partial(use, compiled))),
+                (Row(label, OURS, against=THEIRS), ready(partial(use, ours))),
+            ]
+            rows += time_rows(timed, setting.rounds)
+    note = (
+        "On random boxes and maps of the sizes of a detector. RetinaNet predicts on mmdet's path."
+    )
+    return rows, [note]
 
-    def random(*shape: int) -> Tensor:
-        return torch.rand(shape, generator=generator)
 
+def _use(name: str, *args: Any, **kwargs: Any) -> Use:
+    """Return a use of a single operator, which writes its results into the same tensors."""
+    return lambda operators: getattr(operators, name)(*args, **kwargs)
+
+
+def _suppression(random: Callable[..., Tensor]) -> Iterator[tuple[str, Use]]:
     for count in (1000, 5000):
         low = random(count, 2) * 800
         boxes, scores = torch.cat((low, low + 8 + random(count, 2) * 200), 1), random(count)
         dets = torch.cat((boxes, scores[:, None]), 1)
-        yield f'nms, {count} boxes', lambda ext, b=boxes, s=scores: ext.nms(b, s, 0.5, 0)
+        yield f'nms, {count} boxes', _use('nms', boxes, scores, 0.5, 0)
         if count == 1000:
             for number, method in enumerate(('naive', 'linear', 'gaussian')):
-                yield (
-                    f'soft-nms {method}, {count} boxes',
-                    lambda ext, b=boxes, s=scores, d=dets, m=number: ext.softnms(
-                        b, s, torch.empty_like(d), 0.3, 0.5, 0.05, m, 0
-                    ),
-                )
-            yield f'nms_match, {count} boxes', lambda ext, d=dets: ext.nms_match(d, 0.5)
-            yield (
-                f'bbox_overlaps, {count} x {count}',
-                lambda ext, b=boxes: ext.bbox_overlaps(
-                    b, b, torch.empty(len(b), len(b)), 0, False, 0
-                ),
-            )
+                options = (torch.empty_like(dets), 0.3, 0.5, 0.05, number, 0)
+                label = f'soft-nms {method}, {count} boxes'
+                yield label, _use('softnms', boxes, scores, *options)
+            yield f'nms_match, {count} boxes', _use('nms_match', dets, 0.5)
+            overlaps = torch.empty(count, count)
+            label = f'bbox_overlaps, {count} x {count}'
+            yield label, _use('bbox_overlaps', boxes, boxes, overlaps, 0, False, 0)
     centre = random(500, 2) * 800
     turned = torch.cat((centre, 8 + random(500, 2) * 200, random(500, 1) * 6), 1)
-    yield (
-        'box_iou_rotated, 500 x 500',
-        lambda ext: ext.box_iou_rotated(turned, turned, torch.empty(500 * 500), 0, False),
-    )
-    order = torch.arange(500)
-    none = torch.empty(0, dtype=torch.int)
-    yield (
-        'nms_rotated, 500 boxes',
-        lambda ext: ext.nms_rotated(
-            turned, torch.linspace(1, 0, 500), order, turned, none, 0.3, False
-        ),
-    )
-    yield from _pooling(random)
-    yield from _convolutions(random)
+    overlaps = torch.empty(500 * 500)
+    label = 'box_iou_rotated, 500 x 500'
+    yield label, _use('box_iou_rotated', turned, turned, overlaps, 0, False)
+    scores, order = torch.linspace(1, 0, 500), torch.arange(500)
+    labels = torch.empty(0, dtype=torch.int)
+    label = 'nms_rotated, 500 boxes'
+    yield label, _use('nms_rotated', turned, scores, order, turned, labels, 0.3, False)
 
 
-def _pooling(random: Callable[..., Tensor]) -> Iterator[tuple[str, Call]]:
+def _pooling(random: Callable[..., Tensor]) -> Iterator[tuple[str, Use]]:
     features = random(1, *MAP)
+    gradient = torch.zeros_like(features)
     low = random(REGIONS, 2) * 600
     rois = torch.cat((torch.zeros(REGIONS, 1), low, low + 16 + random(REGIONS, 2) * 300), 1)
     for mode, name in ((1, 'average'), (0, 'maximum')):
         for ratio in (0, 2):
-            size = (REGIONS, MAP[0], 7, 7)
-            output, y, x = (torch.zeros(size) for _ in range(3))
+            pooled = [torch.zeros(REGIONS, MAP[0], 7, 7) for _ in range(3)]  # output and places
             options = (7, 7, 0.125, ratio, mode, True)
-            yield (
-                f'RoIAlign {name}, sampling_ratio={ratio}',
-                lambda ext, a=(features, rois, output, y, x, *options): ext.roi_align_forward(*a),
-            )
-            yield (
-                f'RoIAlign {name}, sampling_ratio={ratio}, backward',
-                lambda ext, a=(output, rois, y, x), o=options: ext.roi_align_backward(
-                    *a, torch.zeros_like(features), *o
-                ),
-            )
+            label = f'RoIAlign {name}, sampling_ratio={ratio}'
+            yield label, _use('roi_align_forward', features, rois, *pooled, *options)
+            output, *places = pooled
+            arguments = (output, rois, *places, gradient, *options)
+            yield f'{label}, backward', _use('roi_align_backward', *arguments)
 
 
-def _convolutions(random: Callable[..., Tensor]) -> Iterator[tuple[str, Call]]:
-    x, weight = random(2, 64, 50, 50), random(64, 64, 3, 3)
+def _convolutions(random: Callable[..., Tensor]) -> Iterator[tuple[str, Use]]:
+    x, weight, bias = random(2, 64, 50, 50), random(64, 64, 3, 3), random(64)
     offset, mask = random(2, 18, 50, 50) * 4 - 2, random(2, 9, 50, 50)
-    output, scratch, bias = torch.zeros(2, 64, 50, 50), torch.zeros(0), random(64)
+    output, scratch, more_scratch = torch.zeros(2, 64, 50, 50), torch.zeros(0), torch.zeros(0)
+    gradient = torch.ones_like(output)
     sizes = {'kW': 3, 'kH': 3, 'dW': 1, 'dH': 1, 'padW': 1, 'padH': 1}
     sizes.update(dilationW=1, dilationH=1, group=1, deformable_group=1, im2col_step=2)
 
-    def backward(ext: Any) -> None:
-        scratch, gradient = torch.zeros(0), output + 1
+    def backward(operators: Any) -> None:
         grads = [torch.zeros_like(t) for t in (x, offset, weight)]
-        ext.deform_conv_backward_input(x, offset, gradient, *grads[:2], weight, scratch, **sizes)
-        ext.deform_conv_backward_parameters(
-            x, offset, gradient, grads[2], scratch, torch.zeros(0), scale=1, **sizes
+        operators.deform_conv_backward_input(
+            x, offset, gradient, *grads[:2], weight, scratch, **sizes
+        )
+        operators.deform_conv_backward_parameters(
+            x, offset, gradient, grads[2], scratch, more_scratch, scale=1, **sizes
         )
 
-    yield (
-        'deformable convolution, 64 channels, 50 x 50',
-        lambda ext: ext.deform_conv_forward(
-            x, weight, offset, output, torch.zeros(0), torch.zeros(0), **sizes
-        ),
-    )
+    forward = _use('deform_conv_forward', x, weight, offset, output, scratch, more_scratch, **sizes)
+    yield 'deformable convolution, 64 channels, 50 x 50', forward
     yield 'deformable convolution, backward', backward
     numbers = (3, 3, 1, 1, 1, 1, 1, 1, 1, 1, True)
-    yield (
-        'modulated deformable convolution',
-        lambda ext: ext.modulated_deform_conv_forward(
-            x, weight, bias, torch.zeros(0), offset, mask, output, scratch, *numbers
-        ),
-    )
-
-    def modulated_backward(ext: Any) -> None:
-        grads = [torch.zeros_like(t) for t in (x, weight, bias, offset, mask)]
-        ext.modulated_deform_conv_backward(
-            x, weight, bias, torch.zeros(0), offset, mask, torch.zeros(0), *grads,
-            output + 1, *numbers,
-        )  # fmt: skip
-
-    yield 'modulated deformable convolution, backward', modulated_backward
+    label, inputs = 'modulated deformable convolution', (x, weight, bias, scratch, offset, mask)
+    results = (output, more_scratch)
+    yield label, _use('modulated_deform_conv_forward', *inputs, *results, *numbers)
+    grads = [torch.zeros_like(t) for t in (x, weight, bias, offset, mask)]
+    arguments = (*inputs, more_scratch, *grads, gradient, *numbers)
+    yield f'{label}, backward', _use('modulated_deform_conv_backward', *arguments)
 
 
-def _prediction() -> Call:
-    """Return a detector's prediction on mmdet's path with the operators that it is given."""
+def _prediction(random: Callable[..., Tensor]) -> Iterator[tuple[str, Use]]:  # noqa: ARG001
+    """Yield a detector's prediction on mmdet's path, whose NMS takes its operators from mmcv."""
     module = importlib.import_module('mmcv.ops.nms')  # mmcv.ops.nms is the function
-    chosen = [case for case in CASES if case[0] == 'retinanet_lite_evit_m0_coco'][:1]
-    (case,) = cases('cpu', chosen)
-    predict = case['whole, from tensors, mmdet']
+    with photo() as file:
+        calls, _ = prediction('retinanet_lite_evit_m0_coco', (640, 640), 1, file)
+    predict = next(call for row, call in calls if row.name == 'whole, from tensors, mmdet')
 
-    def run(ext: Any) -> object:
-        vars(module)['ext_module'] = ext
+    def use(operators: Any) -> object:
+        # no public way to call mmcv's functions with other operators than it was imported with
+        vars(module)['ext_module'] = operators
         return predict()
 
-    return run
+    yield 'RetinaNet-lite-M0, 640x640, prediction', use

@@ -3,47 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from .rows import Row, ratio_of
 from .timing import median_and_quartiles
-
-
-@dataclass
-class Row:
-    """One thing that was timed.
-
-    Attributes:
-        group: What it is compared within.
-        name: The thing.
-        seconds: Every timed call; empty where it was not run.
-        work: Floating point operations (a multiply-add is two) or images of one call, None where
-            neither says anything.
-        against: Name of the row in the group that its ratio is taken to.
-        note: What else is to be known, or why it was not run.
-    """
-
-    group: str
-    name: str
-    seconds: list[float] = field(default_factory=list)
-    work: float | None = None
-    against: str | None = None
-    note: str = ''
-
-
-def ratio_of(row: Row, rows: Sequence[Row]) -> tuple[float, float, float] | None:
-    """Return how many times faster than the row that it is held against: median and quartiles.
-
-    Taken round by round, so that what slowed the machine down in a round slowed both.
-    """
-    other = next((r for r in rows if r.group == row.group and r.name == row.against), None)
-    if other is None or not row.seconds or len(other.seconds) != len(row.seconds):
-        return None
-    return median_and_quartiles(list(np.divide(other.seconds, row.seconds)))
 
 
 def markdown(
@@ -90,7 +56,7 @@ def markdown(
     return '\n'.join([*lines, '', *(f'{note}\n' for note in notes), f'Measured with {facts}.', ''])
 
 
-def draw(title: str, rows: Sequence[Row], path: Path) -> None:
+def draw_bars(title: str, rows: Sequence[Row], path: Path) -> None:
     """Draw medians and quartiles as bars, one colour per group."""
     from matplotlib.figure import Figure
 
@@ -111,21 +77,11 @@ def draw(title: str, rows: Sequence[Row], path: Path) -> None:
     figure.savefig(path, dpi=100)
 
 
-def write(
-    folder: Path,
-    name: str,
-    text: str,
-    rows: Sequence[Row],
-    about: Mapping[str, Any],
-    draw_to: Callable[[Path], None],
-) -> None:
-    """Write ``NAME.md``, ``NAME.json`` with every timed call, and ``NAME.png``."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f'{name}.md').write_text(text, encoding='utf-8')
-    content = {'about': dict(about), 'rows': [_rounded(asdict(row)) for row in rows]}
-    (folder / f'{name}.json').write_text(json.dumps(content, indent=1) + '\n', encoding='utf-8')
-    draw_to(folder / f'{name}.png')
-
-
-def _rounded(row: dict[str, Any]) -> dict[str, Any]:
-    return {**row, 'seconds': [round(x, 6) for x in row['seconds']]}
+def write(path: Path, title: str, text: str, rows: Sequence[Row], about: Mapping[str, Any]) -> None:
+    """Write ``PATH.md``, ``PATH.json`` with every timed call, and ``PATH.png``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_suffix('.md').write_text(text, encoding='utf-8')
+    records = [{**asdict(row), 'seconds': [round(x, 6) for x in row.seconds]} for row in rows]
+    content = json.dumps({'about': dict(about), 'rows': records}, indent=1) + '\n'
+    path.with_suffix('.json').write_text(content, encoding='utf-8')
+    draw_bars(title, rows, path.with_suffix('.png'))

@@ -2,83 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 
+from ...models import VARIANTS
 from ...utils.provenance import need_torch
+from . import machine, networks
+from .rows import Row, Setting, ready, time_rows
+from .timing import Call
 
 # config, size as (height, width), images
 CASES = (('retinanet_evit_m4_bccd', (256, 320), 8),)
+TIMM = "timm's backbone"
 LAYOUTS: dict[str, dict[str, bool]] = {
-    "timm's backbone": {'timm': True},
-    "timm's backbone, channels last": {'timm': True, 'channels_last': True},
+    TIMM: {'timm': True},
+    f'{TIMM}, channels last': {'timm': True, 'channels_last': True},
     'ours': {},
     'ours, contiguous': {'contiguous': True},
 }
+LAST = {'ours, weights in channels last too': {'channels_last': True}}
 FORMS: dict[str, dict[str, bool]] = {
     **LAYOUTS,
-    'ours, weights in channels last too': {'channels_last': True},
+    **LAST,
     'ours, with_cp': {'with_cp': True},
     'ours, backbone compiled': {'compile': True},
 }
 # the same on a GPU, whose float32 convolutions may be computed in TF32
 GPU_FORMS: dict[str, dict[str, bool]] = {
     f'{name}, {precision}': {**options, **extra}
-    for precision, extra in (
-        ('AMP', {'amp': True}),
-        ('float32', {}),
-        ('TF32', {'tf32': True}),
-    )
-    for name, options in {
-        **LAYOUTS,
-        'ours, weights in channels last too': {'channels_last': True},
-    }.items()
+    for precision, extra in (('AMP', {'amp': True}), ('float32', {}), ('TF32', {'tf32': True}))
+    for name, options in {**LAYOUTS, **LAST}.items()
 }
-TIMM = "timm's backbone"
-Step = tuple[Callable[[], object], int]
 
 
-class TimmBackbone(nn.Module):
-    """timm's EfficientViT in a detector's place for a backbone.
-
-    Args:
-        arch: ``'m0'`` to ``'m5'``.
-        norm_eval: Keep BatchNorm in eval mode while training.
-        stem: Return the stem's stride-8 map first.
-    """
-
-    def __init__(self, arch: str, norm_eval: bool, stem: bool) -> None:
-        from .suites import timm_backbone
-
-        super().__init__()
-        self.net = timm_backbone(arch, 0)
-        self.norm_eval = norm_eval
-        self.stem = stem
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Return the stages' maps."""
-        kept = []
-        if self.stem:
-            hook = self.net.patch_embed_relu3.register_forward_hook(
-                lambda module, inputs, output: kept.append(output)  # noqa: ARG005
-            )
-        outputs = self.net(x)
-        if self.stem:
-            hook.remove()
-        return (*kept, *outputs)
-
-    def train(self, mode: bool = True) -> TimmBackbone:
-        """Keep BatchNorm as ``norm_eval`` says."""
-        super().train(mode)
-        if mode and self.norm_eval:
-            for module in self.modules():
-                if isinstance(module, nn.BatchNorm2d):
-                    module.eval()
-        return self
+def measure(setting: Setting) -> tuple[list[Row], list[str]]:
+    """Time training steps of detectors with our backbone and with timm's, then of M0 to M5."""
+    rows = []
+    for config, size, images in CASES:
+        forms = FORMS if torch.device(setting.device).type == 'cpu' else GPU_FORMS
+        steps = {
+            form: detector_step(config, size, images, options, setting.device)
+            for form, options in forms.items()
+        }
+        rows += _time(f'{config}, {size[0]}x{size[1]}, {images} images', steps, setting.rounds)
+    side, images = networks.SIDE, networks.BATCH
+    for arch in VARIANTS:
+        steps = {
+            form: _backbone_step(arch, options, setting.device) for form, options in LAYOUTS.items()
+        }
+        group = f'{arch.upper()} backbone, {side}x{side}, {images} images'
+        rows += _time(group, steps, setting.rounds)
+    note = (
+        'One step: forward, loss, backward; of a backbone alone the loss is the sum of its maps. '
+        '"Ours" is in its default layout, channels last. "Kept" is what the forward pass holds for '
+        'the backward, weights aside. AMP and the memory of a GPU: not run.'
+    )
+    return rows, [note]
 
 
 def timm_row(name: str) -> str:
@@ -87,84 +69,32 @@ def timm_row(name: str) -> str:
     return f'{TIMM}, {precision}' if name in GPU_FORMS else TIMM
 
 
-def steps(
-    device: str = 'cpu',
-    chosen: Iterable[tuple[str, tuple[int, int], int]] | None = None,
-    forms: Mapping[str, Mapping[str, bool]] | None = None,
-) -> Iterator[tuple[str, dict[str, Step]]]:
-    """Yield groups of steps to time together, with the bytes that each keeps for its backward.
+def detector_step(
+    config: str, size: tuple[int, int], images: int, options: Mapping[str, bool], device: str
+) -> Call:
+    """Return a training step of a detector.
 
     Args:
-        device: Where the detectors are.
-        chosen: Config, size as (height, width) and images of each group; default :data:`CASES`.
-        forms: Options of each step by its name; default :data:`FORMS`, on a GPU
-            :data:`GPU_FORMS`.
+        config: Its config.
+        size: Height and width of the images.
+        images: How many.
+        options: Its form, as :data:`FORMS` and :data:`GPU_FORMS` have it.
+        device: Where it is.
     """
-    if forms is None:
-        forms = FORMS if torch.device(device).type == 'cpu' else GPU_FORMS
-    for name, size, images in CASES if chosen is None else chosen:
-        runs = {
-            label: _step(name, size, images, options, device) for label, options in forms.items()
-        }
-        yield f'{name}, {size[0]}x{size[1]}, {images} images', runs
-
-
-def backbone_steps(device: str = 'cpu') -> Iterator[tuple[str, dict[str, Step]]]:
-    """Yield the same of M0 to M5 alone, in either layout."""
-    from .suites import BATCH, SIDE, VARIANTS
-
-    for arch in VARIANTS:
-        runs = {label: _backbone_step(arch, options, device) for label, options in LAYOUTS.items()}
-        yield f'{arch.upper()} backbone, {SIDE}x{SIDE}, {BATCH} images', runs
-
-
-def _backbone_step(arch: str, options: dict[str, bool], device: str) -> Step:
-    from .suites import BATCH, SIDE, backbone, timm_backbone, with_statistics
-
-    torch.manual_seed(0)
-    if options.get('timm'):
-        model = with_statistics(timm_backbone(arch, SIDE))
-    else:
-        model = backbone(arch, SIDE, channels_last=not options.get('contiguous'))
-    images = torch.randn(BATCH, 3, SIDE, SIDE).to(device)
-    model.to(device)
-    if options.get('channels_last'):
-        model.to(memory_format=torch.channels_last)
-        images = images.contiguous(memory_format=torch.channels_last)
-    model.train()
-
-    def run() -> None:
-        torch.stack([x.sum() for x in model(images)]).sum().backward()
-        model.zero_grad()
-
-    return run, _kept(run)
-
-
-def _step(
-    name: str, size: tuple[int, int], images: int, options: Mapping[str, bool], device: str
-) -> Step:
-    from mmdet.registry import MODELS
     from mmdet.testing import demo_mm_inputs
 
-    from ...runner.config import load_config
-    from .suites import config_path
-
-    cfg = load_config(config_path(name))
-    init_default_scope('mmdet')
-    cfg.model.backbone.init_cfg = None
+    arguments = {}
     if options.get('with_cp'):
-        cfg.model.backbone.with_cp = True
+        arguments['with_cp'] = True
     if options.get('contiguous'):
-        cfg.model.backbone.channels_last = False
-    torch.manual_seed(0)
-    model = MODELS.build(cfg.model)
-    model.init_weights()
+        arguments['channels_last'] = False
+    cfg = networks.read_untrained(config, arguments)
+    model = networks.build_detector(cfg)
     if options.get('timm'):
-        backbone = cfg.model.backbone
-        theirs = TimmBackbone(
-            backbone.arch, backbone.get('norm_eval', False), backbone.get('out_stem', False)
+        ours = cfg.model.backbone
+        model.backbone = networks.TimmBackbone(
+            ours.arch, ours.get('norm_eval', False), ours.get('out_stem', False)
         )
-        model.backbone = theirs
     model.to(device)
     if options.get('channels_last'):
         model.to(memory_format=torch.channels_last)
@@ -172,31 +102,50 @@ def _step(
     if options.get('compile'):
         need_torch('2.1', 'A compiled backbone')
         model.backbone.compile(dynamic=False)
-    classes = model.bbox_head.num_classes
-    batch = demo_mm_inputs(images, [[3, *size]] * images, num_classes=classes)
+    batch = demo_mm_inputs(images, [[3, *size]] * images, num_classes=model.bbox_head.num_classes)
     data = model.data_preprocessor(batch, True)
-
     kind = torch.device(device).type
     half = torch.float16 if kind == 'cuda' else torch.bfloat16
-    allowed = torch.backends.cuda.matmul, torch.backends.cudnn
 
-    def run() -> None:
-        before = [flags.allow_tf32 for flags in allowed]
-        for flags in allowed:
-            flags.allow_tf32 = options.get('tf32', False)
-        try:
+    def step() -> None:
+        with machine.tf32(options.get('tf32', False)):
             with torch.autocast(kind, half, enabled=options.get('amp', False)):
                 losses = model(**data, mode='loss')
             model.parse_losses(losses)[0].backward()
             model.zero_grad()
-        finally:
-            for flags, value in zip(allowed, before, strict=True):
-                flags.allow_tf32 = value
 
-    return run, _kept(run)
+    return step
 
 
-def _kept(run: Callable[[], object]) -> int:
+def _backbone_step(arch: str, options: Mapping[str, bool], device: str) -> Call:
+    torch.manual_seed(0)
+    side = networks.SIDE
+    if options.get('timm'):
+        model = networks.with_statistics(networks.timm_backbone(arch, side))
+    else:
+        model = networks.backbone(arch, side, channels_last=not options.get('contiguous'))
+    images = torch.randn(networks.BATCH, 3, side, side).to(device)
+    model.to(device).train()
+    if options.get('channels_last'):
+        model.to(memory_format=torch.channels_last)
+        images = images.contiguous(memory_format=torch.channels_last)
+
+    def step() -> None:
+        torch.stack([x.sum() for x in model(images)]).sum().backward()
+        model.zero_grad()
+
+    return step
+
+
+def _time(group: str, steps: Mapping[str, Call], rounds: int) -> list[Row]:
+    timed = []
+    for name, step in steps.items():
+        note = f'{_kept(step) / 2**20:.0f} MiB kept'
+        timed.append((Row(group, name, against=timm_row(name), note=note), ready(step)))
+    return time_rows(timed, max(2, rounds // 2))
+
+
+def _kept(step: Call) -> int:
     """Return the bytes of the tensors that a step's forward pass keeps for the backward."""
     storages: dict[int, tuple[int, Any]] = {}  # kept alive, so that no address is used twice
 
@@ -207,5 +156,5 @@ def _kept(run: Callable[[], object]) -> int:
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-        run()
+        step()
     return sum(size for size, _ in storages.values())

@@ -50,7 +50,7 @@ class Agreement:
         )
 
 
-def compare(
+def compare_detections(
     pairs: Iterable[tuple[InstanceData, InstanceData]],
     score_thr: float,
     most: int,

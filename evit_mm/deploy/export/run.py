@@ -22,7 +22,7 @@ from ...errors import ConfigError, DataError, EvitError
 from ...runner.build import load_detector
 from ...runner.config import load_config
 from ...utils.provenance import need_torch
-from .check import SCORE_TOLERANCE, Agreement, compare, network_inputs
+from .check import SCORE_TOLERANCE, Agreement, compare_detections, network_inputs
 from .evaluation import evaluate
 from .files import TORCH, describe, export_onnx, need, to_openvino
 from .graph import DetectorGraph
@@ -244,7 +244,7 @@ def _agreement(
             yield expected.pred_instances, to_instances(opened(image.numpy(), _size(sample)))
 
     most = detector.bbox_head.test_cfg.max_per_img
-    return compare(pairs(), metadata['score_thr'], most, tolerance)
+    return compare_detections(pairs(), metadata['score_thr'], most, tolerance)
 
 
 def _average_precisions(
