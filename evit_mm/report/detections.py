@@ -19,8 +19,9 @@ from ..data.check import coco_datasets, dataset_paths
 from ..errors import DataError, EvitError
 from ..evaluation.boxes import Found, Truth, read_found, read_truth
 from ..runner.test import test
+from ..runner.work_dir import find_checkpoint
 from ..utils.files import write_atomically
-from .runs import Run, find_checkpoint
+from .runs import Run
 
 CACHE = 'detections.json'
 # what decides which detections a checkpoint gives
