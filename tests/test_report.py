@@ -879,7 +879,7 @@ def test_a_page_stays_under_its_size_whatever_the_pictures(make_run, tmp_path, m
 def test_pictures_cover_every_class_and_kind(small):
     things, seen, matches, kinds = analysed(*small[:2])
     cost = tide.cost_of_images(things, seen, kinds, matches)
-    mistakes = pictures.mistakes_of(things, seen, kinds, 0.2)
+    mistakes = pictures.mistakes_of(analysis.analyse_detections(things, seen))
     chosen = pictures.choose(cost, mistakes, 12)
     assert len(chosen) == 12 and cost[chosen].tolist() == sorted(cost[chosen], reverse=True)
     everything = pictures.choose(cost, mistakes)

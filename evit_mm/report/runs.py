@@ -59,7 +59,7 @@ class Run:
     def facts(self) -> dict[str, str]:
         """Return how the run was made, by what is asked; what is unknown says so."""
         told = self.summary
-        states = {True: 'finished', False: 'not finished'}
+        states = {None: '', True: 'finished', False: 'not finished'}
         seed = told.get('seed', (self.config.get('randomness') or {}).get('seed'))
         memory = told.get('peak_memory_mib', {})
         sizes = [f'{kind.upper()} {mib / 1024:.2f} GiB' for kind, mib in memory.items() if mib]
@@ -67,12 +67,12 @@ class Run:
         machine = [f'{key}: {value}' for key, value in told.get('host', {}).items() if value]
         facts = {
             'config': Path(self.config.filename).name,
-            'state': states.get(told.get('finished')),
+            'state': states[told.get('finished')],
             'command': ' '.join(told.get('command', ())),
             'seed': '' if seed is None else str(seed),
             'training time': _duration(told['seconds']) if 'seconds' in told else '',
             'peak memory': ', '.join(sizes),
-            'commit': told.get('commit'),
+            'commit': told.get('commit', ''),
             'versions': ', '.join(versions),
             'machine': ', '.join(machine),
         }
