@@ -66,11 +66,8 @@ def write_report(
             entry.detections = detect(entry.run, device, cfg_options)
         except EvitError as error:  # the rest of the page is of use all the same
             entry.run.notes.append(f'No detections are shown: {error}.')
-            continue
-        found = entry.detections.found
-        entry.analysis = analyse_detections(entry.detections.truth, found)
-        for why, number in found.left_out.items():
-            entry.run.notes.append(f'{number} detections {why} are left out.')
+        else:
+            entry.analysis = analyse_detections(entry.detections.truth, entry.detections.found)
     if comparison is None:
         comparison = read_found_table([entry.run for entry in shown])
     page = render(shown, compare, comparison)
