@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 
 from ..errors import DataError
+from ..runner.work_dir import read_scalars
 from .runs import PREFIX, claimed
 from .table import METRICS, Row, count_detector, write_tables
 
@@ -74,17 +73,12 @@ def collect(
 
 def _read(work_dir: Path) -> tuple[Config, list[dict[str, Any]]]:
     configs = sorted(work_dir.glob('*.py'))
-    logs = sorted(work_dir.glob('*/vis_data/scalars.json'))
-    if len(configs) != 1 or not logs:
+    scalars, _ = read_scalars(work_dir)
+    if len(configs) != 1 or not scalars:
         raise DataError(
             f"'{work_dir}' is not a work dir of tools/train.py: expected one config (*.py, found "
-            f'{len(configs)}) and */vis_data/scalars.json (found {len(logs)})'
+            f'{len(configs)}) and */vis_data/scalars.json (found {len(scalars)} entries)'
         )
-    scalars = []
-    for log in logs:
-        for line in log.read_text().splitlines():
-            with suppress(ValueError):  # an interrupted run may have left half a line
-                scalars.append(json.loads(line))
     return Config.fromfile(configs[0]), scalars
 
 

@@ -130,7 +130,7 @@ def read_truth(
             if a['image_id'] in place and a['category_id'] in label and not a.get('ignore')
         ]
         box = _boxes(a['bbox'] for a in kept)
-        area = [a.get('area') for a in kept]
+        area = np.array([a.get('area') for a in kept], float)  # of None it makes NaN
         return Truth(
             classes=tuple(map(str, classes)),
             # a class that the file lacks gets an id that no object has
@@ -142,9 +142,7 @@ def read_truth(
             image=_places(place[a['image_id']] for a in kept),
             label=_places(label[a['category_id']] for a in kept),
             box=box,
-            area=np.array([b[2] * b[3] if a is None else a for a, b in zip(area, box, strict=True)])
-            if kept
-            else np.zeros(0),
+            area=np.where(np.isnan(area), box[:, 2] * box[:, 3], area),
             crowd=np.array([bool(a.get('iscrowd')) for a in kept], bool),
         )
     except (KeyError, TypeError, ValueError, IndexError) as error:

@@ -10,7 +10,7 @@ import contextlib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -176,9 +176,3 @@ def _mean(values: np.ndarray, axis: int | tuple[int, ...]) -> np.ndarray:
     known = np.isfinite(values)
     number = known.sum(axis)
     return np.where(known, values, 0).sum(axis) / np.where(number, number, np.nan)
-
-
-def rounded(values: Any, digits: int = 4) -> list[float | None]:
-    """Return numbers for JSON: rounded, None for what is not finite."""
-    array = np.array(values, float)  # of None it makes NaN
-    return [round(x, digits) if np.isfinite(x) else None for x in array.tolist()]

@@ -66,25 +66,30 @@ def synthetic_detections(
     moved = _moved(rng, boxes[hits])
     confused = rng.random(len(hits)) < 0.1
     hit_label = np.where(confused, rng.choice(num_classes, len(hits), p=common), label[hits])
-    false = np.repeat(np.arange(num_images), rng.integers(0, MAX_PER_IMAGE, num_images))
-    likely = rng.random(len(false)) < 0.5
-    false_label = np.where(
-        likely,
-        present[false, rng.integers(3, size=len(false))],
-        rng.choice(num_classes, len(false), p=common),
-    )
-    found_image = np.concatenate([image[hits], false])
-    found_label = np.concatenate([hit_label, false_label])
-    found_boxes = np.concatenate([moved, _random_boxes(rng, sizes[false])])
+    false, false_label, false_boxes = _false_detections(rng, sizes, present, common)
+    image = np.concatenate([image[hits], false])
+    label = np.concatenate([hit_label, false_label])
+    boxes = np.concatenate([moved, false_boxes])
     score = np.concatenate([rng.beta(3, 2, len(hits)), rng.beta(1, 6, len(false))])
 
-    order = np.lexsort((-score, found_image))
-    first = np.searchsorted(found_image[order], np.arange(num_images))
-    kept = order[np.arange(len(order)) - first[found_image[order]] < MAX_PER_IMAGE]
-    found = _entries(
-        found_image[kept], found_label[kept], found_boxes[kept], score=score[kept].round(3)
+    order = np.lexsort((-score, image))
+    rank = np.arange(len(order)) - np.searchsorted(image[order], image[order])
+    kept = order[rank < MAX_PER_IMAGE]
+    return truth, _entries(image[kept], label[kept], boxes[kept], score=score[kept].round(3))
+
+
+def _false_detections(
+    rng: np.random.Generator, sizes: np.ndarray, present: np.ndarray, common: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Make up images, classes and boxes; half of the classes are in the image."""
+    image = np.repeat(np.arange(len(sizes)), rng.integers(0, MAX_PER_IMAGE, len(sizes)))
+    likely = rng.random(len(image)) < 0.5
+    label = np.where(
+        likely,
+        present[image, rng.integers(3, size=len(image))],
+        rng.choice(len(common), len(image), p=common),
     )
-    return truth, found
+    return image, label, _random_boxes(rng, sizes[image])
 
 
 def _random_boxes(rng: np.random.Generator, sizes: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Detecting objects in images, videos and cameras, whatever no data set knows."""
 
-from ..data.images import IMAGE_SUFFIXES, list_images
+from ..data.images import IMAGE_SUFFIXES
 from .coco import coco_ids, to_coco
 from .detector import Detector, in_batches, load_detector_config
 from .run import Prediction, predict
@@ -13,7 +13,6 @@ __all__ = [
     'Prediction',
     'coco_ids',
     'in_batches',
-    'list_images',
     'load_detector_config',
     'predict',
     'to_coco',

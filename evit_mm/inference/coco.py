@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ def to_coco(
     file_name: str,
     classes: Sequence[str],
     category_ids: Sequence[int],
+    further: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """Return one image's detections as COCO's entries, with names added, masks as RLE.
 
@@ -50,24 +51,23 @@ def to_coco(
         file_name: Of the image.
         classes: Name of each label.
         category_ids: COCO's id of each label.
+        further: What each entry has besides.
     """
     from mmdet.structures.mask import encode_mask_results
 
-    found = []
-    for box, score, label in zip(
-        instances.bboxes.tolist(), instances.scores.tolist(), instances.labels.tolist(), strict=True
-    ):
-        x1, y1, x2, y2 = box
-        found.append(
-            {
-                'image_id': image_id,
-                'category_id': category_ids[label],
-                'bbox': [x1, y1, x2 - x1, y2 - y1],
-                'score': score,
-                'file_name': file_name,
-                'category_name': classes[label],
-            }
-        )
+    columns = (instances.bboxes, instances.scores, instances.labels)
+    found = [
+        {
+            'image_id': image_id,
+            'category_id': category_ids[label],
+            'bbox': [x1, y1, x2 - x1, y2 - y1],
+            'score': score,
+            'file_name': file_name,
+            'category_name': classes[label],
+            **(further or {}),
+        }
+        for (x1, y1, x2, y2), score, label in zip(*(c.tolist() for c in columns), strict=True)
+    ]
     if 'masks' in instances:
         for entry, rle in zip(found, encode_mask_results(instances.masks.numpy()), strict=True):
             entry['segmentation'] = {**rle, 'counts': rle['counts'].decode()}

@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import cv2
 import mmcv
 import mmengine.device.utils
 import numpy as np
@@ -15,7 +14,8 @@ import torch
 from mmengine.config import Config
 from torch import Tensor, nn
 
-from ..errors import ConfigError, DataError
+from ..data.pipeline import test_pipeline
+from ..errors import ConfigError
 from ..runner.build import load_detector, set_device
 from ..runner.config import is_classifier, load_config
 
@@ -57,6 +57,7 @@ class Detector:
     Attributes:
         cfg: The config.
         classes: Name of each label.
+        prepare: Resizes and packs pixels, see :func:`evit_mm.data.pipeline.test_pipeline`.
 
     Raises:
         EvitError: The config or the checkpoint cannot be used, or the device has no half precision.
@@ -88,28 +89,10 @@ class Detector:
             self.model = fused(self.model)
         if half:
             compute_in_half(self.model, kind, HALF_TYPES[kind])
-        self._pipeline = _pipeline_of_arrays(self.cfg)
+        self.prepare = test_pipeline(self.cfg)
         # not from the registry, where detectors of other classes would share it by its name
         self._visualizer = DetLocalVisualizer()
         self._visualizer.dataset_meta = self.model.dataset_meta
-
-    def prepare(self, pixels: np.ndarray) -> dict[str, Any]:
-        """Resize and pack an image as the config's test pipeline does.
-
-        Args:
-            pixels: ``(H, W, 3)``, BGR, uint8.
-
-        Returns:
-            ``inputs (3, h, w)`` and ``data_samples``.
-
-        Raises:
-            DataError: The image is too thin to be resized.
-        """
-        try:
-            return self._pipeline({'img': pixels, 'img_id': 0})
-        except cv2.error:
-            height, width = pixels.shape[:2]
-            raise DataError(f'{width}x{height} pixels are too thin to resize') from None
 
     def detect(self, prepared: Sequence[Mapping[str, Any]]) -> list[Any]:
         """Run the network on a batch of prepared images of one shape.
@@ -188,12 +171,3 @@ def _under_autocast(
 
 def _to_float(maps: Any) -> Any:
     return maps.float() if isinstance(maps, Tensor) else type(maps)(map(_to_float, maps))
-
-
-def _pipeline_of_arrays(cfg: Config) -> Callable[[dict], dict]:
-    from mmcv.transforms import Compose
-    from mmdet.utils import get_test_pipeline_cfg
-
-    steps = [dict(step) for step in get_test_pipeline_cfg(cfg)]
-    steps = [step for step in steps if step['type'] != 'LoadAnnotations']
-    return Compose([{'type': 'mmdet.LoadImageFromNDArray'}, *steps[1:]])

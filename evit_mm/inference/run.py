@@ -7,14 +7,13 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn, Progress
 
 from ..errors import ConfigError, DataError
 from ..utils.files import write_atomically
@@ -119,17 +118,14 @@ def predict(
     if not 0 <= score_thr <= 1:
         raise ConfigError(f'--score-thr must be from 0 to 1, got {score_thr}')
     cfg, out_dir = load_detector_config(config, cfg_options), Path(out_dir)
-    frames = open_source(source, out_dir)
-    try:
+    with closing(open_source(source, out_dir)) as frames:
         _check_target(out_dir, frames)
         detector = Detector(cfg, checkpoint, device, half, fuse)
         return _predict(detector, frames, out_dir, score_thr, batch_size)
-    finally:
-        frames.close()
 
 
 def _check_target(out_dir: Path, frames: Images | Video) -> None:
-    if out_dir.resolve() == frames.root.resolve() and not getattr(frames, 'live', False):
+    if out_dir.resolve() == frames.root.resolve() and not frames.live:
         raise ConfigError(f"--out '{out_dir}' is where the images are; choose another folder")
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
@@ -140,25 +136,34 @@ def _check_target(out_dir: Path, frames: Images | Video) -> None:
 def _predict(
     detector: Detector, frames: Images | Video, out_dir: Path, score_thr: float, batch_size: int
 ) -> Prediction:
-    name_of = _Names(detector, frames)
+    image_ids, category_ids = coco_ids(detector.cfg, detector.classes)
+    stems = Counter(path.stem for path in frames.paths)
     found: dict[int, list[dict[str, Any]]] = {}
     faults: list[str] = []
     speed = Speed()
     target = open_target(frames, out_dir)
     start = time.perf_counter()
     try:
-        with _stop_at_interrupt() as stopped, _bar(frames.total) as advance:
-            read = _Counted(frames, stopped)
-            usable = _prepare(read, detector, speed, faults, advance)
-            for batch in in_batches(usable, batch_size, _shape):
+        columns = (*Progress.get_default_columns(), MofNCompleteColumn())
+        with _stop_at_interrupt() as stopped, Progress(*columns) as progress:
+            read = iter(progress.track(frames, frames.total, description='detecting'))
+            usable = _prepare(read, stopped, detector, speed, faults)
+            for batch in in_batches(usable, batch_size, lambda item: item[1]['inputs'].shape):
                 with speed.of('detect'):
-                    samples = detector.detect([ready.prepared for ready in batch])
-                for (frame, pixels, _), sample in zip(batch, samples, strict=True):
+                    samples = detector.detect([prepared for _, prepared in batch])
+                for (frame, _), sample in zip(batch, samples, strict=True):
                     with speed.of('draw'):
-                        target.write(frame, detector.draw(pixels, sample, score_thr))
-                    found[frame.index] = name_of(frame, sample.pred_instances)
-                    advance()
-            faults += filter(None, [frames.missed(read.count, stopped.is_set())])
+                        target.write(frame, detector.draw(frame.pixels, sample, score_thr))
+                    found[frame.index] = to_coco(
+                        sample.pred_instances,
+                        _image_id(frame, image_ids, stems),
+                        frame.name,
+                        detector.classes,
+                        category_ids,
+                        frame.time,
+                    )
+            looked_at = len(found) + len(faults)
+            faults += filter(None, [frames.missed(looked_at, stopped.is_set())])
     finally:
         # an error on the way loses nothing of what was found before
         faults += filter(None, [target.close()])
@@ -171,40 +176,15 @@ def _predict(
     return Prediction(detections, faults, speed)
 
 
-class _Ready(NamedTuple):
-    """A frame, its pixels, and what the network takes of it."""
-
-    frame: Frame
-    pixels: np.ndarray
-    prepared: dict[str, Any]
-
-
-def _shape(ready: _Ready) -> tuple[int, ...]:
-    return tuple(ready.prepared['inputs'].shape)
-
-
-class _Counted:
-    """Frames up to an interrupt, and how many there were."""
-
-    def __init__(self, frames: Iterable[Frame], stopped: threading.Event) -> None:
-        self.frames, self.stopped, self.count = iter(frames), stopped, 0
-
-    def __iter__(self) -> _Counted:
-        return self
-
-    def __next__(self) -> Frame:
-        if self.stopped.is_set():
-            raise StopIteration
-        frame = next(self.frames)
-        self.count += 1
-        return frame
-
-
 def _prepare(
-    frames: Iterator[Frame], detector: Detector, speed: Speed, faults: list[str], advance: Any
-) -> Iterator[_Ready]:
-    """Yield each frame that can be used; name the others."""
-    while True:
+    frames: Iterator[Frame],
+    stopped: threading.Event,
+    detector: Detector,
+    speed: Speed,
+    faults: list[str],
+) -> Iterator[tuple[Frame, dict[str, Any]]]:
+    """Yield each frame that can be used, with what the network takes of it; name the others."""
+    while not stopped.is_set():
         with speed.of('decode'):
             frame = next(frames, None)
         if frame is None:
@@ -216,50 +196,15 @@ def _prepare(
                 prepared = detector.prepare(frame.pixels)
         except DataError as error:
             faults.append(f"'{frame.path}' was left out: {error}")
-            advance()
-            continue
-        yield _Ready(frame, frame.pixels, prepared)
+        else:
+            yield frame, prepared
 
 
-class _Names:
-    """Ids and names of a frame's detections."""
-
-    def __init__(self, detector: Detector, frames: Images | Video) -> None:
-        self.classes = detector.classes
-        self.image_ids, self.category_ids = coco_ids(detector.cfg, self.classes)
-        self.stems = Counter(path.stem for path in getattr(frames, 'paths', ()))
-
-    def __call__(self, frame: Frame, instances: Any) -> list[dict[str, Any]]:
-        stem = frame.path.stem if self.stems[frame.path.stem] == 1 else frame.name
-        made_up = int(stem) if stem.isdecimal() else stem
-        image_id = self.image_ids.get(frame.path.resolve(), made_up)
-        if frame.seconds is not None:
-            image_id = frame.index
-        entries = to_coco(instances, image_id, frame.name, self.classes, self.category_ids)
-        if frame.seconds is not None:
-            for entry in entries:
-                entry.update(frame=frame.index, seconds=round(frame.seconds, 3))
-        return entries
-
-
-@contextmanager
-def _bar(total: int | None) -> Iterator[Any]:
-    """Show a bar with the rate; of a camera, which has no end, the count alone."""
-    shown = (
-        TextColumn('{task.description}'),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn('{task.fields[rate]}'),
-        TimeRemainingColumn(),
-    )
-    with Progress(*shown) as progress:
-        task = progress.add_task('detecting', total=total, rate='')
-
-        def advance() -> None:
-            speed = progress.tasks[0].speed
-            progress.update(task, advance=1, rate=f'{speed:.1f} per second' if speed else '')
-
-        yield advance
+def _image_id(frame: Frame, known: Mapping[Path, int], stems: Mapping[str, int]) -> int | str:
+    if frame.time:
+        return frame.index
+    stem = frame.path.stem if stems[frame.path.stem] == 1 else frame.name
+    return known.get(frame.path.resolve(), int(stem) if stem.isdecimal() else stem)
 
 
 @contextmanager

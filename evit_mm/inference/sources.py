@@ -38,9 +38,16 @@ class Frame:
 
     index: int
     name: str
-    pixels: np.ndarray | None
+    pixels: Any
     path: Path
     seconds: float | None = None
+
+    @property
+    def time(self) -> dict[str, Any]:
+        """``frame`` and ``seconds``; of an image nothing."""
+        return (
+            {} if self.seconds is None else {'frame': self.index, 'seconds': round(self.seconds, 3)}
+        )
 
 
 class Images:
@@ -58,6 +65,8 @@ class Images:
     Raises:
         DataError: There is none.
     """
+
+    live = False
 
     def __init__(self, source: str | Path, but_not_in: Path) -> None:
         self.root = Path(source) if Path(source).is_dir() else Path(source).parent
@@ -87,6 +96,7 @@ class Video:
 
     Attributes:
         live: It is a camera.
+        paths: Files of single images: it has none.
         path: The file; of a camera, a made-up name.
         fps: Frames per second, as it says itself.
         size: Width and height of a frame.
@@ -96,6 +106,8 @@ class Video:
         ConfigError: There is no such camera.
         DataError: The file has no frame that can be decoded.
     """
+
+    paths: tuple[Path, ...] = ()
 
     def __init__(self, source: str) -> None:
         number = int(source) if source.isdecimal() else None
@@ -249,7 +261,7 @@ def open_source(source: str | Path, out_dir: Path) -> Images | Video:
     return Images(source, but_not_in=out_dir)
 
 
-def open_target(source: Any, out_dir: Path) -> PictureFolder | VideoFile:
+def open_target(source: Images | Video, out_dir: Path) -> PictureFolder | VideoFile:
     """Return what the pictures of a source go to."""
     if isinstance(source, Video):
         path = out_dir / f'{source.path.stem}.mp4'

@@ -59,23 +59,18 @@ def write_report(
         raise ConfigError(f'--compare takes two work dirs, got {len(work_dirs)}')
     if not 0 < len(work_dirs) <= MAX_RUNS:
         raise ConfigError(f'a page holds 1 to {MAX_RUNS} trainings, got {len(work_dirs)}')
-    given = read_table(Path(table)) if table is not None else None  # before what takes long
-    shown = []
-    for place, run in enumerate(read_runs(work_dirs)):
-        entry = Shown(run, place, None)
+    comparison = read_table(Path(table)) if table is not None else None  # before what takes long
+    shown = [Shown(run, place) for place, run in enumerate(read_runs(work_dirs))]
+    for entry in shown:
         try:
-            detections = detect(run, device, cfg_options)
+            entry.detections = detect(entry.run, device, cfg_options)
         except EvitError as error:  # the rest of the page is of use all the same
-            run.notes.append(f'No detections are shown: {error}.')
+            entry.run.notes.append(f'No detections are shown: {error}.')
         else:
-            left_out = detections.found.left_out.items()
-            run.notes += [f'{number} detections {why} are left out.' for why, number in left_out]
-            entry.analysis = analyse_detections(detections.truth, detections.found)
-            entry.checkpoint, entry.truth_key = detections.checkpoint, detections.truth_key
-        shown.append(entry)
-    if given is None:
-        given = read_found_table([entry.run for entry in shown])
-    page = render(shown, compare, given)
+            entry.analysis = analyse_detections(entry.detections.truth, entry.detections.found)
+    if comparison is None:
+        comparison = read_found_table([entry.run for entry in shown])
+    page = render(shown, compare, comparison)
     target = Path(out) / 'index.html'
     try:
         write_atomically(target, page.encode())

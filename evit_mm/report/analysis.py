@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,6 @@ from ..evaluation.statistics import (
     working_score,
 )
 from ..evaluation.tide import KINDS, Errors, analyse, cost_of_images
-
-SHOWN_EACH_WAY = 12  # classes, and half as many images, that became better, and worse
 
 
 @dataclass
@@ -49,7 +48,7 @@ class Analysis:
 class Change:
     """One thing in two runs: its name, what it was and what it became."""
 
-    name: str
+    name: Any
     before: Any
     after: Any
 
@@ -88,40 +87,32 @@ def config_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[
 
 def figure_changes(before: Analysis, after: Analysis) -> list[Change]:
     """Return COCO's figures in two runs."""
-    values = zip(FIGURES, before.figures.twelve, after.figures.twelve, strict=True)
-    return [Change(name, old, new) for (name, _), old, new in values]
+    names = [name for name, _ in FIGURES]
+    return list(map(Change, names, before.figures.twelve, after.figures.twelve))
 
 
 def cost_changes(before: Analysis, after: Analysis) -> list[Change]:
     """Return what each kind of error costs in two runs, in points of AP50."""
-    values = zip(KINDS, before.errors.cost, after.errors.cost, strict=True)
-    return [Change(kind, 100 * old, 100 * new) for kind, old, new in values]
+    costs = (100 * np.array(run.errors.cost) for run in (before, after))
+    return list(map(Change, KINDS, *costs))
 
 
 def class_changes(before: Analysis, after: Analysis) -> list[Change]:
-    """Return the AP of the classes that both have, those that lost most first."""
-    old = dict(zip(before.truth.classes, before.figures.ap.tolist(), strict=True))
-    new = dict(zip(after.truth.classes, after.figures.ap.tolist(), strict=True))
-    changes = [Change(name, old[name], new[name]) for name in old if name in new]
-    return sorted(
-        (c for c in changes if math.isfinite(c.difference)), key=lambda change: change.difference
+    """Return the AP of the classes that both have."""
+    old, new = (dict(zip(a.truth.classes, a.figures.ap, strict=True)) for a in (before, after))
+    return [Change(name, old[name], new[name]) for name in old if name in new]
+
+
+def image_changes(before: Analysis, after: Analysis) -> list[Change]:
+    """Return what the mistakes in each image cost, by its place, in runs on the same images."""
+    return list(map(Change, count(), before.image_cost, after.image_cost))
+
+
+def both_ends(changes: Sequence[Change], most: int) -> tuple[list[Change], list[Change]]:
+    """Return the changes that lost something and those that gained, the largest first."""
+    lost = [change for change in changes if change.difference < 0]
+    gained = [change for change in changes if change.difference > 0]
+    return (
+        sorted(lost, key=lambda change: change.difference)[:most],
+        sorted(gained, key=lambda change: -change.difference)[:most],
     )
-
-
-def image_changes(before: Analysis, after: Analysis) -> tuple[list[int], list[int]]:
-    """Return the images whose mistakes cost more than before, and those where they cost less.
-
-    Those that changed most come first. Both runs must have been evaluated on the same images.
-    """
-    change = after.image_cost - before.image_cost
-    order = np.argsort(-change, kind='stable')
-    worse = [i for i in order.tolist() if change[i] > 0]
-    better = [i for i in order[::-1].tolist() if change[i] < 0]
-    return worse[: SHOWN_EACH_WAY // 2], better[: SHOWN_EACH_WAY // 2]
-
-
-def both_ends(changes: Sequence[Change]) -> tuple[list[Change], list[Change]]:
-    """Return the changes for the worse and for the better, the largest first, so many of each."""
-    worse = [change for change in changes if change.difference < 0]
-    better = [change for change in reversed(changes) if change.difference > 0]
-    return worse[:SHOWN_EACH_WAY], better[:SHOWN_EACH_WAY]

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from itertools import chain, count
 from typing import Any
 
 import altair as alt
 import numpy as np
 
-from ..evaluation.statistics import Figures, rounded
-from ..evaluation.tide import KINDS
+from ..evaluation.statistics import Figures
 
 MAX_POINTS = 400  # of a curve; more than a screen shows
 MAX_CURVES = 80  # of classes, on a page
 MAX_CONFUSED = 30  # classes in a confusion matrix
+MAX_NUMBERED = 16  # classes up to which its cells have their numbers
+ONE_CLASS = 'one class, IoU 0.50'
 HEIGHT = 260
-INK, MUTED, GRID = '#1b2733', '#5b6b7a', '#e4e9ee'
+INK, MUTED, GRID, DOMAIN = '#1b2733', '#5b6b7a', '#e4e9ee', '#9aa7b3'
 # Okabe and Ito's colours, which colour-blind people tell apart; yellow is too pale on white
 COLOURS = ['#0072B2', '#D55E00', '#009E73', '#CC79A7', '#56B4E9', '#E69F00', '#7A5195', '#444444']
-KIND_COLOURS = dict(
-    zip(KINDS, ('#CC79A7', '#E69F00', '#7A5195', '#56B4E9', '#D55E00', '#0072B2'), strict=True)
-)
 DASHES = [[1, 0], [6, 3], [2, 2], [1, 0]]
 THEME = {
     'font': 'system-ui, sans-serif',
@@ -34,8 +33,8 @@ THEME = {
         'labelFontSize': 12,
         'titleFontSize': 12,
         'gridColor': GRID,
-        'domainColor': '#9aa7b3',
-        'tickColor': '#9aa7b3',
+        'domainColor': DOMAIN,
+        'tickColor': DOMAIN,
         'labelLimit': 160,
         'labelFlush': False,
         'labelPadding': 5,
@@ -56,73 +55,69 @@ def curve(series: Mapping[str, Sequence[tuple[int, float]]], x: str, y: str, poi
         points: Mark each value.
     """
     rows = [
-        {'run': run, 'x': step, 'y': _plain(value)}
+        {'run': run, 'x': step, 'y': value}
         for run, values in series.items()
         for step, value in _thinned(values)
     ]
     chart = (
-        alt.Chart(alt.Data(values=rows))
+        _chart(rows)
         .mark_line(point=points, strokeWidth=2)
         .encode(
-            x=alt.X(
-                'x:Q',
-                title=x,
-                axis=alt.Axis(grid=False, format='~s', tickMinStep=1),
-                scale=alt.Scale(zero=True, nice=False),
-            ),
-            y=alt.Y('y:Q', title=y, scale=alt.Scale(zero=points)),
-            color=_run_colour(series),
-            tooltip=[
-                alt.Tooltip('run:N'),
-                alt.Tooltip('x:Q', title=x),
-                alt.Tooltip('y:Q', title=y, format='.4~g'),
-            ],
+            alt.X('x:Q', title=x)
+            .axis(grid=False, format='~s', tickMinStep=1)
+            .scale(zero=True, nice=False),
+            alt.Y('y:Q', title=y).scale(zero=points),
+            _run_colour(series),
+            tooltip=['run:N', alt.Tooltip('x:Q', title=x), alt.Tooltip('y:Q', title=y)],
         )
     )
     return _spec(chart)
 
 
-def class_bars(rows: Sequence[Mapping[str, Any]], runs: Sequence[str]) -> Spec:
-    """Draw the AP of classes.
+def bars(
+    runs: Mapping[str, Sequence[Mapping[str, Any]]],
+    group: str,
+    value: str,
+    form: str,
+    title: str | None = None,
+) -> Spec:
+    """Draw horizontal bars, one per group and run.
 
     Args:
-        rows: ``name`` and ``values``: AP and AP50 in each run, in the order of the bars.
-        runs: Names.
+        runs: Rows by run, each with ``group``, ``value`` and what else is read on pointing at its
+            bar. Groups stand in the order in which they come; those of which no run has a value,
+            as NaN is none, are left out.
+        group: Key of the name beside the bars.
+        value: Key of their length.
+        form: Format of the figure at a bar's end.
+        title: Title of the axis; None for the key of the value.
     """
-    names = unique_names([row['name'] for row in rows])
-    bars = [
-        {'run': run, 'class': name, 'AP': ap, 'AP50': ap50}
-        for name, row in zip(names, rows, strict=True)
-        for run, ap, ap50 in zip(
-            runs, rounded(row['values'][::2]), rounded(row['values'][1::2]), strict=True
-        )
-        if ap is not None
-    ]
-    return _bars(bars, 'class', names, 'AP', ['AP', 'AP50'])
-
-
-def groups(
-    runs: Mapping[str, Sequence[tuple[str, float, int]]], title: str, names: Sequence[str]
-) -> Spec:
-    """Draw AP by ranges of the objects' size or shape."""
     rows = [
-        {'run': run, title: name, 'AP': _plain(value), 'objects': number}
-        for run, values in runs.items()
-        for name, value, number in values
-        if number
+        {'run': run} | {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}
+        for run, own in runs.items()
+        for row in own
+        if math.isfinite(row[value])
     ]
-    return _bars(rows, title, list(names), 'AP', ['AP', 'objects'])
-
-
-def costs(runs: Mapping[str, Sequence[float]]) -> Spec:
-    """Draw the AP50 lost to each kind of error, in points."""
-    rows = [
-        {'run': run, 'error': kind, 'lost': round(100 * cost, 2)}
-        for run, values in runs.items()
-        for kind, cost in zip(KINDS, values, strict=True)
-        if math.isfinite(cost)
-    ]
-    return _bars(rows, 'error', list(KINDS), 'lost', ['lost'], 'AP50 points lost')
+    present = {row[group] for row in rows}
+    every = dict.fromkeys(row[group] for own in runs.values() for row in own)
+    order = [name for name in every if name in present]
+    thickness, gap = (20 if len(runs) == 1 else 13, 8) if len(order) <= 20 else (11, 4)
+    # room for the figure at a bar's end
+    longest = 1.12 * max((row[value] for row in rows), default=0) or 1
+    extra = dict.fromkeys(key for row in rows for key in row if key not in ('run', group))
+    base = _chart(rows).encode(
+        alt.Y(f'{group}:N', sort=order, title=None).axis(ticks=False, domain=False, labelPadding=8),
+        alt.X(f'{value}:Q', title=title or value)
+        .axis(tickCount=6)
+        .scale(domain=[0, longest], nice=False),
+        yOffset=alt.YOffset('run:N', sort=list(runs)),
+        tooltip=['run:N', f'{group}:N', *(f'{key}:Q' for key in extra)],
+    )
+    labels = base.mark_text(align='left', dx=4, fontSize=11, color=MUTED)
+    chart = base.mark_bar(cornerRadiusEnd=2).encode(_run_colour(runs)) + labels.encode(
+        alt.Text(f'{value}:Q', format=form)
+    )
+    return _spec(chart.properties(height=(thickness * len(runs) + gap) * max(len(order), 1)))
 
 
 def precision_recall(
@@ -133,46 +128,30 @@ def precision_recall(
     Of the classes the ``limit`` with most objects can be chosen.
     """
     names = unique_names(classes)
-    recall = [round(x, 2) for x in np.linspace(0, 1, 101)[::2]]
-    curves = {f'IoU {name}': values for name, values in figures.mean_curves.items()}
     known = [i for i in np.argsort(-objects, kind='stable') if objects[i]][:limit]
+    means = {f'IoU {name}': values for name, values in figures.mean_curves.items()}
+    curves = [(f'all classes, {kind}', kind, values) for kind, values in means.items()]
+    curves += [(names[i], ONE_CLASS, figures.curves[i]) for i in known]
     rows = [
-        {'curve': f'all classes, {name}', 'kind': name, 'recall': r, 'precision': p}
-        for name, values in curves.items()
-        for r, p in zip(recall, rounded(values[::2], 3), strict=True)
-    ]
-    rows += [
-        {'curve': names[i], 'kind': 'one class, IoU 0.50', 'recall': r, 'precision': p}
-        for i in known
-        for r, p in zip(recall, rounded(figures.curves[i][::2], 3), strict=True)
+        {'curve': name, 'kind': kind, 'recall': recall / 100, 'precision': precision}
+        for name, kind, values in curves
+        for recall, precision in zip(range(0, 101, 2), rounded(values[::2], 3), strict=True)
     ]
     options = [names[i] for i in known]
-    chosen = alt.param(
-        name='shown',
-        value=options[0] if options else '',
-        bind=alt.binding_select(options=options, name='class '),
-    )
-    kinds = [*curves, 'one class, IoU 0.50']
+    select = alt.binding_select(options=options, name='class ')
+    kinds = [*means, ONE_CLASS]
     chart = (
-        alt.Chart(alt.Data(values=rows))
-        .transform_filter("datum.kind != 'one class, IoU 0.50' || datum.curve == shown")
+        _chart(rows)
+        .add_params(alt.param(name='shown', value=(*options, '')[0], bind=select))
+        .transform_filter(f"datum.kind != '{ONE_CLASS}' || datum.curve == shown")
         .mark_line(strokeWidth=2, interpolate='step-before')
         .encode(
-            x=alt.X(
-                'recall:Q',
-                scale=alt.Scale(domain=[0, 1]),
-                axis=alt.Axis(grid=False, format='.1f', tickCount=10),
-            ),
-            y=alt.Y('precision:Q', scale=alt.Scale(domain=[0, 1])),
-            color=alt.Color(
-                'kind:N', title=None, scale=alt.Scale(domain=kinds, range=COLOURS), sort=None
-            ),
-            strokeDash=alt.StrokeDash(
-                'kind:N', title=None, scale=alt.Scale(domain=kinds, range=DASHES), sort=None
-            ),
+            alt.X('recall:Q').scale(domain=[0, 1]).axis(grid=False, format='.1f', tickCount=10),
+            alt.Y('precision:Q').scale(domain=[0, 1]),
+            alt.Color('kind:N', title=None, sort=None).scale(domain=kinds, range=COLOURS),
+            alt.StrokeDash('kind:N', title=None, sort=None).scale(domain=kinds, range=DASHES),
             tooltip=['curve:N', 'recall:Q', 'precision:Q'],
         )
-        .add_params(chosen)
     )
     return _spec(chart)
 
@@ -180,25 +159,23 @@ def precision_recall(
 def confusion_matrix(table: np.ndarray, classes: Sequence[str]) -> tuple[Spec, int]:
     """Draw how often each class was taken for each; return how many classes are shown too."""
     shown = _most_confused(table)
-    nothing = len(classes)
-    places = [*shown, nothing]
-    unique = unique_names(classes)
-    truths = [unique[i] for i in shown] + ['(background)']
-    rows = []
-    for name, place in zip(truths, places, strict=True):
-        total = int(table[place].sum())
-        for other_name, other in zip(truths, places, strict=True):
-            number = int(table[place, other])
-            if number:
-                share = round(number / total, 4)
-                rows.append(
-                    {'there is': name, 'detected': other_name, 'number': number, 'share': share}
-                )
-    base = alt.Chart(alt.Data(values=rows)).encode(
-        x=alt.X(
-            'detected:N', sort=truths, scale=alt.Scale(domain=truths), axis=alt.Axis(labelAngle=-40)
-        ),
-        y=alt.Y('there is:N', sort=truths, scale=alt.Scale(domain=truths)),
+    unique = [*unique_names(classes), '(background)']
+    places = [*shown, len(classes)]
+    names = [unique[i] for i in places]
+    rows = [
+        {
+            'there is': unique[i],
+            'detected': unique[j],
+            'number': int(table[i, j]),
+            'share': round(table[i, j] / table[i].sum(), 4),
+        }
+        for i in places
+        for j in places
+        if table[i, j]
+    ]
+    base = _chart(rows).encode(
+        alt.X('detected:N', sort=names).scale(domain=names).axis(labelAngle=-40),
+        alt.Y('there is:N', sort=names).scale(domain=names),
         tooltip=[
             'there is:N',
             'detected:N',
@@ -206,23 +183,13 @@ def confusion_matrix(table: np.ndarray, classes: Sequence[str]) -> tuple[Spec, i
             alt.Tooltip('share:Q', title='share of the row', format='.1%'),
         ],
     )
-    shade = base.mark_rect().encode(
-        color=alt.Color(
-            'share:Q',
-            scale=alt.Scale(scheme='blues', domain=[0, 1]),
-            legend=None,
-        )
-    )
-    size = min(44, max(16, 560 // len(truths)))
-    chart: Any = shade
-    if len(truths) <= 16:
-        numbers = base.mark_text(fontSize=11).encode(
-            text='number:Q',
-            color=alt.condition('datum.share > 0.55', alt.value('white'), alt.value(INK)),
-        )
-        chart = shade + numbers
-    chart = chart.properties(width=size * len(truths), height=size * len(truths))
-    return _spec(chart, fixed=True), len(shown)
+    shade = alt.Color('share:Q', legend=None).scale(scheme='blues', domain=[0, 1])
+    chart: Any = base.mark_rect().encode(shade)
+    if len(names) <= MAX_NUMBERED:
+        ink = alt.condition('datum.share > 0.55', alt.value('white'), alt.value(INK))
+        chart += base.mark_text(fontSize=11).encode(text='number:Q', color=ink)
+    side = min(44, max(16, 560 // len(names))) * len(names)
+    return _spec(chart.properties(width=side, height=side), fixed=True), len(shown)
 
 
 def reliability(runs: Mapping[str, Mapping[str, Any]]) -> Spec:
@@ -242,23 +209,21 @@ def reliability(runs: Mapping[str, Mapping[str, Any]]) -> Spec:
         for part in found['bins']
         if part['count']
     ]
-    ideal = [{'score': 0, 'right': 0}, {'score': 1, 'right': 1}]
-    unit = alt.Scale(domain=[0, 1])
-    line = (
-        alt.Chart(alt.Data(values=ideal))
-        .mark_line(color='#9aa7b3', strokeDash=[5, 4])
-        .encode(x=alt.X('score:Q', scale=unit), y=alt.Y('right:Q', scale=unit))
-    )
-    base = alt.Chart(alt.Data(values=rows)).encode(
-        x=alt.X('score:Q', title='mean score', scale=unit, axis=alt.Axis(grid=False)),
-        y=alt.Y('right:Q', title='share that is right', scale=unit),
-        color=_run_colour(runs),
+    x = alt.X('score:Q', title='mean score').scale(domain=[0, 1]).axis(grid=False)
+    y = alt.Y('right:Q', title='share that is right').scale(domain=[0, 1])
+    ideal = _chart([{'score': 0, 'right': 0}, {'score': 1, 'right': 1}])
+    base = _chart(rows).encode(
+        x,
+        y,
+        _run_colour(runs),
         tooltip=['run:N', 'score:Q', alt.Tooltip('right:Q', format='.1%'), 'detections:Q'],
     )
-    points = base.mark_circle(opacity=0.9).encode(
-        size=alt.Size('detections:Q', scale=alt.Scale(type='sqrt', range=[30, 500]), legend=None)
+    size = alt.Size('detections:Q', legend=None).scale(type='sqrt', range=[30, 500])
+    return _spec(
+        ideal.mark_line(color=DOMAIN, strokeDash=[5, 4]).encode(x, y)
+        + base.mark_line(strokeWidth=2)
+        + base.mark_circle(opacity=0.9).encode(size)
     )
-    return _spec(line + base.mark_line(strokeWidth=2) + points)
 
 
 def comparison_scatter(rows: Sequence[Mapping[str, Any]], x: str, title: str) -> Spec:
@@ -269,92 +234,54 @@ def comparison_scatter(rows: Sequence[Mapping[str, Any]], x: str, title: str) ->
         x: Key of the quantity.
         title: Title of its axis.
     """
-    shown = [row for row in rows if row.get(x) is not None and row['AP'] is not None]
+    shown = [row for row in rows if row[x] is not None and row['AP'] is not None]
     values = [row[x] for row in shown] or [0.0]
     middle = (min(values) + max(values)) / 2
-    shown = [{**row, 'left': row[x] <= middle} for row in shown]
-    pad = {'zero': False, 'padding': 30}
-    base = alt.Chart(alt.Data(values=shown)).encode(
-        x=alt.X(f'{x}:Q', title=title, scale=alt.Scale(**pad)),
-        y=alt.Y('AP:Q', title='AP, %', scale=alt.Scale(**pad)),
+    base = _chart(shown).encode(
+        alt.X(f'{x}:Q', title=title).scale(zero=False, padding=30),
+        alt.Y('AP:Q', title='AP, %').scale(zero=False, padding=30),
         tooltip=['name:N', alt.Tooltip('AP:Q', format='.1f'), alt.Tooltip(f'{x}:Q', format='.3~g')],
     )
-    spread = base.mark_rule(color=MUTED).encode(y=alt.Y('low:Q', title='AP, %'), y2='high:Q')
-    points = base.mark_circle(size=110, opacity=1).encode(
-        color=alt.Color(
-            'family:N',
-            title=None,
-            scale=alt.Scale(domain=['EfficientViT', 'other'], range=COLOURS),
-        )
+    family = alt.Color('family:N', title=None).scale(
+        domain=['EfficientViT', 'other'], range=COLOURS
     )
-    layers = [spread, points]
-    for left, align, offset in ((True, 'left', 9), (False, 'right', -9)):
-        layers.append(
-            base.transform_filter(f'datum.left == {str(left).lower()}')
-            .mark_text(align=align, dx=offset, dy=-9, fontSize=11, color=INK)
-            .encode(text='name:N')
-        )
-    return _spec(alt.layer(*layers))
+    spread = base.mark_rule(color=MUTED).encode(alt.Y('low:Q', title='AP, %'), alt.Y2('high:Q'))
+    # names stand towards the middle, where there is room
+    text = {'dy': -9, 'fontSize': 11, 'color': INK}
+    left = base.transform_filter(f'datum.{x} <= {middle}').mark_text(align='left', dx=9, **text)
+    right = base.transform_filter(f'datum.{x} > {middle}').mark_text(align='right', dx=-9, **text)
+    return _spec(
+        spread
+        + base.mark_circle(size=110, opacity=1).encode(family)
+        + left.encode(text='name:N')
+        + right.encode(text='name:N')
+    )
 
 
 def unique_names(classes: Sequence[str]) -> list[str]:
     """Return short names that differ, since charts tell classes apart by them."""
-    names: list[str] = []
-    seen: set[str] = set()
+    names: dict[str, None] = {}
     for name in classes:
         short = name if len(name) <= 40 else f'{name[:38]}…'
-        unique, number = short, 2
-        while unique in seen:
-            unique, number = f'{short} ({number})', number + 1
-        seen.add(unique)
-        names.append(unique)
-    return names
+        numbered = (f'{short} ({number})' for number in count(2))
+        names[next(n for n in chain([short], numbered) if n not in names)] = None
+    return list(names)
 
 
-def _bars(
-    rows: Sequence[Mapping[str, Any]],
-    group: str,
-    order: Sequence[str],
-    value: str,
-    shown: Sequence[str],
-    title: str | None = None,
-) -> Spec:
-    """Draw horizontal bars, one per group and run."""
-    runs = list(dict.fromkeys(row['run'] for row in rows))
-    present = {row[group] for row in rows}
-    order = [name for name in order if name in present]
-    thickness, gap = (20 if len(runs) == 1 else 13, 8) if len(order) <= 20 else (11, 4)
-    # room for the figure at a bar's end
-    longest = 1.12 * max((row[value] for row in rows), default=0) or 1
-    base = alt.Chart(alt.Data(values=list(rows))).encode(
-        y=alt.Y(
-            f'{group}:N',
-            sort=order,
-            title=None,
-            axis=alt.Axis(ticks=False, domain=False, labelPadding=8),
-        ),
-        x=alt.X(
-            f'{value}:Q',
-            title=title or value,
-            axis=alt.Axis(tickCount=6),
-            scale=alt.Scale(domain=[0, longest], nice=False),
-        ),
-        yOffset=alt.YOffset('run:N', sort=runs),
-        tooltip=['run:N', f'{group}:N', *(alt.Tooltip(f'{name}:Q') for name in shown)],
-    )
-    bars = base.mark_bar(cornerRadiusEnd=2).encode(color=_run_colour(runs))
-    labels = base.mark_text(align='left', dx=4, fontSize=11, color=MUTED).encode(
-        text=alt.Text(f'{value}:Q', format='.1f' if title else '.3f')
-    )
-    height = (thickness * len(runs) + gap) * max(len(order), 1)
-    return _spec((bars + labels).properties(height=height))
+def rounded(values: Any, digits: int = 4) -> list[float | None]:
+    """Return numbers for JSON: rounded, None for what is not finite."""
+    array = np.array(values, float)  # of None it makes NaN
+    return [round(x, digits) if np.isfinite(x) else None for x in array.tolist()]
+
+
+def _chart(rows: Sequence[Mapping[str, Any]]) -> alt.Chart:
+    return alt.Chart(alt.Data(values=list(rows)))
 
 
 def _run_colour(runs: Collection[str]) -> alt.Color:
     """Return a colour for each run, in the page's order; one alone needs no legend."""
-    scale = alt.Scale(domain=list(runs), range=COLOURS)
-    legend = alt.Undefined if len(runs) > 1 else None
-    return alt.Color('run:N', scale=scale, sort=None, title=None, legend=legend)
+    colour = alt.Color('run:N', sort=None, title=None).scale(domain=list(runs), range=COLOURS)
+    return colour if len(runs) > 1 else colour.legend(None)
 
 
 def _spec(chart: Any, fixed: bool = False) -> Spec:
@@ -370,21 +297,16 @@ def _spec(chart: Any, fixed: bool = False) -> Spec:
 
 def _most_confused(table: np.ndarray) -> list[int]:
     """Return the classes of a large table that most mistakes are about, in their order."""
-    count = len(table) - 1
-    if count <= MAX_CONFUSED:
-        return list(range(count))
-    wrong = table * (1 - np.eye(len(table), dtype=int))
-    between = wrong[:count, :count]
-    chosen = np.argsort(-(between.sum(0) + between.sum(1)), kind='stable')[:MAX_CONFUSED]
-    return sorted(chosen.tolist())
+    between = table[:-1, :-1] * (1 - np.eye(len(table) - 1, dtype=int))
+    mistakes = between.sum(0) + between.sum(1)
+    return sorted(np.argsort(-mistakes, kind='stable')[:MAX_CONFUSED].tolist())
 
 
-def _thinned(values: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
-    if len(values) <= MAX_POINTS:
-        return list(values)
-    places = np.linspace(0, len(values) - 1, MAX_POINTS).round().astype(int)
-    return [values[place] for place in places]
-
-
-def _plain(value: float) -> float | None:
-    return float(f'{value:.5g}') if math.isfinite(value) else None
+def _thinned(values: Sequence[tuple[int, float]]) -> list[tuple[int, float | None]]:
+    """Return at most as many points as a screen shows, NaN as None."""
+    number = min(len(values), MAX_POINTS)
+    places = np.linspace(0, len(values) - 1, number).round().astype(int)
+    chosen = [values[place] for place in places]
+    return [
+        (step, float(f'{value:.5g}') if math.isfinite(value) else None) for step, value in chosen
+    ]

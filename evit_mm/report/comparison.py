@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import DataError
 from .runs import Run
@@ -13,7 +13,20 @@ from .runs import Run
 TABLE = 'table.json'
 
 
-def read_found_table(runs: Sequence[Run]) -> tuple[list[dict[str, Any]], str] | None:
+class Comparison(NamedTuple):
+    """What the page shows of a comparison.
+
+    Attributes:
+        rows: Per backbone ``name``, ``family``, ``AP``, ``low`` and ``high`` over its seeds in
+            percent, ``latency`` in ms and ``flops`` in G, None where it was not measured.
+        about: A sentence about the whole.
+    """
+
+    rows: list[dict[str, Any]]
+    about: str
+
+
+def read_found_table(runs: Sequence[Run]) -> Comparison | None:
     """Read the first table that lies in or beside a work dir; a foreign one becomes a run's note.
 
     ``tools/compare.py`` puts its runs into ``OUT/runs/`` and its table into ``OUT``.
@@ -32,13 +45,8 @@ def read_found_table(runs: Sequence[Run]) -> tuple[list[dict[str, Any]], str] | 
     return None
 
 
-def read_table(path: Path) -> tuple[list[dict[str, Any]], str]:
+def read_table(path: Path) -> Comparison:
     """Read a comparison's table.
-
-    Returns:
-        Per backbone ``name``, ``family``, ``AP``, ``low`` and ``high`` over its seeds in percent,
-        ``latency`` in ms and ``flops`` in G, None where it was not measured; and a sentence about
-        the whole.
 
     Raises:
         DataError: It is not there or not such a table.
@@ -51,7 +59,7 @@ def read_table(path: Path) -> tuple[list[dict[str, Any]], str]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f'{type(error).__name__}: {error}'
         raise DataError(f"'{path}' is not a table of tools/compare.py ({reason})") from None
-    return rows, '; '.join(facts)
+    return Comparison(rows, '; '.join(facts))
 
 
 def _row(row: dict[str, Any]) -> dict[str, Any]:

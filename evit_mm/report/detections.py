@@ -19,8 +19,9 @@ from ..data.check import coco_datasets, dataset_paths
 from ..errors import DataError, EvitError
 from ..evaluation.boxes import Found, Truth, read_found, read_truth
 from ..runner.test import test
-from ..utils.files import write_atomically
-from .runs import Run, find_checkpoint
+from ..runner.work_dir import find_checkpoint
+from ..utils.files import read_json_dict, write_atomically
+from .runs import Run
 
 CACHE = 'detections.json'
 # what decides which detections a checkpoint gives
@@ -51,7 +52,8 @@ def detect(
 
     They are evaluated as ``tools/test.py`` does, in a folder of its own, and kept in the work dir
     as ``detections.json``, whole or not at all; it is used again for as long as checkpoint,
-    annotations and the parts of the config that matter are the same.
+    annotations and the parts of the config that matter are the same. Detections that cannot count
+    become a note of the run.
 
     Args:
         run: The training, which may be running.
@@ -80,13 +82,16 @@ def detect(
     checkpoint, weights = _weights(run.folder)
     decisive = repr([cfg.get(name) for name in DECISIVE])
     key = '-'.join(_digest(part) for part in (weights, annotations, decisive.encode()))
-    results = _cached(run.folder / CACHE, key)
+    kept = read_json_dict(run.folder / CACHE)
+    results = kept.get('results') if kept.get('key') == key else None
     if results is None:
         num_images = len(truth.image_ids)
         print_log(f"{run.name}: '{checkpoint.name}' detects on {num_images} images", 'current')
         results = _evaluate(cfg, checkpoint.name, weights, device)
-        _keep(run.folder / CACHE, key, checkpoint.name, results)
+        _keep(run.folder / CACHE, {'checkpoint': checkpoint.name, 'key': key, 'results': results})
     found = read_found(results, truth, run.folder / CACHE)
+    for why, number in found.left_out.items():
+        run.notes.append(f'{number} detections {why} are left out.')
     truth_key = _digest(annotations) + repr((truth.classes, truth.image_ids))
     return Detections(checkpoint.name, truth, found, truth_key)
 
@@ -146,16 +151,7 @@ def _read(path: Path, field: str) -> bytes:
         ) from None
 
 
-def _cached(path: Path, key: str) -> list[dict[str, Any]] | None:
-    try:
-        content = json.loads(path.read_bytes())
-        return content['results'] if content['key'] == key else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _keep(path: Path, key: str, checkpoint: str, results: list[dict[str, Any]]) -> None:
-    content = {'checkpoint': checkpoint, 'key': key, 'results': results}
+def _keep(path: Path, content: Mapping[str, Any]) -> None:
     try:
         write_atomically(path, json.dumps(content).encode())
     except OSError as error:  # the page can be made all the same

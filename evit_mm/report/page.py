@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import cache, cached_property
+from itertools import chain, zip_longest
 from typing import Any
 
 import jinja2
@@ -15,8 +16,8 @@ from markupsafe import Markup
 
 from .. import __version__
 from ..errors import ConfigError
-from ..evaluation.statistics import FIGURES, RATIO_NAMES, SIDE_NAMES
-from ..evaluation.tide import KINDS, Errors
+from ..evaluation.statistics import FIGURES
+from ..evaluation.tide import KINDS
 from ..utils.provenance import commit
 from . import charts
 from .analysis import (
@@ -28,7 +29,9 @@ from .analysis import (
     figure_changes,
     image_changes,
 )
-from .pictures import MAX_IMAGES, Box, Card, Thumbnails, choose, make_card, mistakes_of
+from .comparison import Comparison
+from .detections import Detections
+from .pictures import MAX_IMAGES, Card, Thumbnails, choose, make_card, mistakes_of
 from .runs import Run, flattened
 
 MAX_BYTES = 5_000_000
@@ -36,6 +39,7 @@ MARGIN = 60_000  # what thumbnails and notes take beside their bytes
 MAX_RUNS = 8
 MAX_CLASSES = 100  # bars; the table has all
 MAX_CHANGES = 60  # entries of a config
+MAX_CLASS_CHANGES, MAX_IMAGE_CHANGES = 12, 6  # that became better, and worse
 MAX_TEXT = 30_000  # characters of a config
 MEANINGS = {
     'classification': 'found, but given the wrong class',
@@ -47,30 +51,35 @@ MEANINGS = {
     'all false detections': 'as if every false detection went',
     'all unfound objects': 'as if no unfound object were counted',
 }
-TITLES = {'loss': 'loss', 'lr': 'learning rate'}
 HOW = {
     'loss': 'Training loss, mean of the last iterations: it should fall and level off.',
     'lr': 'Learning rate: warm-up and steps as the config asks for.',
     'parts': 'The parts of the loss: the one that stays high is what the detector finds hard.',
-    'AP': 'AP on the validation set at each evaluation: still rising at the end means that longer '
+    'ap': 'AP on the validation set at each evaluation: still rising at the end means that longer '
     'training would pay.',
 }
+LOGGED_AP = {'bbox_mAP': 'AP', 'bbox_mAP_50': 'AP50', 'bbox_mAP_75': 'AP75'}
 
 
 @dataclass
 class Shown:
-    """A run and what the page shows of it."""
+    """A run and what the page shows of it.
+
+    Attributes:
+        run: What its work dir says.
+        place: Its place on the page.
+        detections: What it finds, None where that is not known.
+        analysis: What there is to say of these.
+        num_confused: Classes in its confusion matrix.
+        cards: Its worst images.
+    """
 
     run: Run
     place: int
-    analysis: Analysis | None
-    checkpoint: str = ''
-    truth_key: str = ''
+    detections: Detections | None = None
+    analysis: Analysis | None = None
+    num_confused: int = 0
     cards: list[Card] = field(default_factory=list)
-    labels: list[tuple[int, str]] = field(default_factory=list)
-    kinds: list[tuple[int, str]] = field(default_factory=list)
-    confusion_how: str = ''
-    changed: Sequence[Card] = ()
 
     @property
     def name(self) -> str:
@@ -78,21 +87,16 @@ class Shown:
         return self.run.name
 
     @property
-    def notes(self) -> list[str]:
-        """Sentences on what is missing."""
-        return self.run.notes
-
-    @property
     def colour(self) -> str:
         """The run's colour in the charts."""
-        return charts.COLOURS[self.place % len(charts.COLOURS)]
+        return charts.COLOURS[self.place]
 
     @property
     def headlines(self) -> list[tuple[str, float]]:
         """The figures that come first."""
         if self.analysis is not None:
-            values = self.analysis.figures.twelve
-            return [(name, values[i]) for i, (name, _) in enumerate(FIGURES[:3])]
+            names = [name for name, _ in FIGURES[:3]]
+            return list(zip(names, self.analysis.figures.twelve, strict=False))
         return [('AP as logged', self.run.best[1] if self.run.best else float('nan'))]
 
     @property
@@ -102,10 +106,10 @@ class Shown:
         if self.run.best:
             step, value = self.run.best
             rows.append(('best evaluation', f'AP {value:.3f} after epoch {step}'))
-        if self.analysis is not None:
-            truth = self.analysis.truth
+        if self.detections is not None:
+            truth = self.detections.truth
             counted = f'{len(truth.image_ids)} images, {truth.objects.sum()} objects'
-            rows += [('shown checkpoint', self.checkpoint), ('validated on', counted)]
+            rows += [('shown checkpoint', self.detections.checkpoint), ('validated on', counted)]
         names = ('state', 'training time', 'peak memory', 'seed')
         return [*rows, *((name, facts[name]) for name in names)]
 
@@ -115,20 +119,28 @@ class Shown:
         text = self.run.config.pretty_text
         return text if len(text) <= MAX_TEXT else f'{text[:MAX_TEXT]}\n... (cut)'
 
+    @property
+    def filters(self) -> dict[str, list[tuple[int, str]]]:
+        """What the worst images can be filtered by: values and names of the choices."""
+        kinds, labels = (
+            sorted({pair[i] for card in self.cards for pair in card.mistakes}) for i in (0, 1)
+        )
+        classes = self.detections.truth.classes if self.detections else ()
+        return {
+            'label': [(label, classes[label]) for label in labels],
+            'kind': [(kind, KINDS[kind]) for kind in kinds],
+        }
+
 
 def render(
-    runs: Sequence[Shown],
-    compare: bool = False,
-    comparison: tuple[list[dict[str, Any]], str] | None = None,
-    notes: Sequence[str] = (),
+    runs: Sequence[Shown], compare: bool = False, comparison: Comparison | None = None
 ) -> str:
     """Make the page, with as many pictures as its size allows.
 
     Args:
         runs: What is shown, in order.
         compare: Say what changed from the first run to the second.
-        comparison: What :func:`~evit_mm.report.comparison.read_table` returns.
-        notes: Sentences on what is missing.
+        comparison: The backbones' table.
 
     Returns:
         HTML of less than 5 MB.
@@ -139,272 +151,202 @@ def render(
     content = _content(runs, compare, comparison)
     limit = MAX_IMAGES // len(runs)
     while limit:
-        for run in runs:
-            _choose_images(run, limit)
-        if compare:
-            content['compare'].update(_changed_images(runs[0], runs[1]))
-        bare = _fill(content, Thumbnails(0), notes)
-        room = MAX_BYTES - MARGIN - len(bare.encode())
+        for run in content['analysed']:
+            run.cards = _worst_images(run.analysis, limit)
+        room = MAX_BYTES - MARGIN - len(_fill(content, Thumbnails(0)).encode())
         if room > 0:
-            thumbnails = Thumbnails(room)
-            _add_thumbnails(runs, thumbnails)
-            return _fill(content, thumbnails, [*notes, *_unreadable(thumbnails)])
+            return _fill(content, Thumbnails(room))
         limit //= 2
     raise ConfigError('there is too much for a page of 5 MB; give fewer trainings')
 
 
-def _content(
-    runs: Sequence[Shown], compare: bool, comparison: tuple[list[dict[str, Any]], str] | None
-) -> dict[str, Any]:
+def _content(runs: Sequence[Shown], compare: bool, comparison: Comparison | None) -> dict[str, Any]:
     """Return what the template takes, but for the pictures."""
     analysed = [run for run in runs if run.analysis is not None]
-    specs: dict[str, Any] = {}
+    specs = _training_charts(runs)
+    facts = [run.run.facts() for run in runs]
     content: dict[str, Any] = {
-        'title': f'Training report: {", ".join(run.name for run in runs)}',
-        'subtitle': _subtitle(runs),
         'runs': runs,
         'analysed': analysed,
-        'charts': specs,
-        'training': _training(runs, specs),
+        'training': list(specs),
+        'how': HOW,
         'figure_names': FIGURES,
-        'facts': _facts(runs),
-        'compare': _changes(runs[0], runs[1]) if compare else None,
+        'facts': [(name, [fact[name] for fact in facts]) for name in facts[0]],
+        'compare': _changes(*runs) if compare else None,
+        'comparison': comparison,
+        'charts': specs,
     }
     if analysed:
-        _add_overviews(analysed, specs, content)
-        for run in analysed:
-            _add_details(run, specs, charts.MAX_CURVES // len(analysed))
-    if comparison:
-        content['comparison'] = _comparison(*comparison, specs)
-    content['contents'] = [
-        (place, text)
-        for place, text, there in (
-            ('summary', 'Summary', True),
-            ('changes', 'What changed', compare),
-            ('training', 'Training', True),
-            ('classes', 'Classes', analysed),
-            ('errors', 'Errors', analysed),
-            ('confusion', 'Confusion', analysed),
-            ('objects', 'Size and shape', analysed),
-            ('calibration', 'Scores', analysed),
-            ('images', 'Worst images', analysed),
-            ('backbones', 'Backbones compared', comparison),
-            ('made', 'How it was made', True),
+        found = [run.analysis for run in analysed]
+        rows, half = _class_rows(found), MAX_CLASSES // 2
+        drawn = rows if len(rows) <= MAX_CLASSES else rows[:half] + rows[-half:]
+        specs.update(_overview_charts({run.name: run.analysis for run in analysed}, drawn))
+        content.update(
+            class_rows=rows, num_drawn=len(drawn), best=_best(found), error_rows=_error_rows(found)
         )
-        if there
-    ]
+    for run in analysed:
+        specs[f'pr-{run.place}'] = charts.precision_recall(
+            run.analysis.figures,
+            run.analysis.truth.classes,
+            run.analysis.truth.objects,
+            charts.MAX_CURVES // len(analysed),
+        )
+        specs[f'confusion-{run.place}'], run.num_confused = charts.confusion_matrix(
+            run.analysis.confusion, run.analysis.truth.classes
+        )
+    if comparison is not None:
+        specs['latency'] = charts.comparison_scatter(
+            comparison.rows, 'latency', 'latency of the detector, ms'
+        )
+        specs['flops'] = charts.comparison_scatter(
+            comparison.rows, 'flops', 'FLOPs (multiply-adds), G'
+        )
     return content
 
 
-def _add_overviews(
-    analysed: Sequence[Shown], specs: dict[str, Any], content: dict[str, Any]
-) -> None:
-    """Add what is drawn of all runs together."""
-    found = {run.name: run.analysis for run in analysed}
-    rows = _class_rows(found)
-    shown = rows
-    content['classes_note'] = ''
-    if len(rows) > MAX_CLASSES:
-        half = MAX_CLASSES // 2
-        shown = rows[:half] + rows[-half:]
-        content['classes_note'] = f' The best and the worst {half} of {len(rows)} are drawn.'
-    content['class_rows'] = rows
-    content['best'] = _best([a.figures.twelve for a in found.values()])
-    content['error_rows'] = _error_rows([a.errors for a in found.values()])
-    specs['classes'] = charts.class_bars(shown, list(found))
-    specs['costs'] = charts.costs({name: a.errors.cost for name, a in found.items()})
-    sizes = {name: a.figures.by_size for name, a in found.items()}
-    shapes = {name: a.figures.by_ratio for name, a in found.items()}
-    specs['sizes'] = charts.groups(sizes, 'area', SIDE_NAMES)
-    specs['ratios'] = charts.groups(shapes, 'shape', RATIO_NAMES)
-    specs['calibration'] = charts.reliability({name: a.calibration for name, a in found.items()})
-
-
-def _add_details(run: Shown, specs: dict[str, Any], curves: int) -> None:
-    """Add what is drawn of one run alone."""
-    found = run.analysis
-    classes = found.truth.classes
-    specs[f'pr-{run.place}'] = charts.precision_recall(
-        found.figures, classes, found.truth.objects, curves
-    )
-    specs[f'confusion-{run.place}'], number = charts.confusion_matrix(found.confusion, classes)
-    run.confusion_how = (
-        'Rows are what there is, columns what was detected (IoU 0.5, score from '
-        f'{found.working_score:.2f}); a perfect detector has only the diagonal. The last column '
-        'counts objects not found, the last row detections of nothing. Darker is a larger share '
-        'of the row.'
-    )
-    if number < len(classes):
-        run.confusion_how += (
-            f' Shown are the {number} classes that are confused most, of {len(classes)}.'
-        )
-
-
-def _training(runs: Sequence[Shown], specs: dict[str, Any]) -> list[tuple[str, str]]:
-    """Add the curves of the training; return each chart's name and how to read it."""
-    shown = []
-    for key in ('loss', 'lr'):
-        series = {run.name: run.run.steps[key] for run in runs if run.run.steps.get(key)}
-        if series:
-            specs[key] = charts.curve(series, 'iteration', TITLES[key], False)
-            shown.append((key, HOW[key]))
-    parts = {
-        key.removeprefix('loss_'): values
-        for key, values in runs[0].run.steps.items()
-        if len(runs) == 1 and key.startswith('loss_')
-    }
-    if len(parts) > 1:
-        specs['parts'] = charts.curve(parts, 'iteration', 'loss', False)
-        shown.append(('parts', HOW['parts']))
+def _training_charts(runs: Sequence[Shown]) -> dict[str, charts.Spec]:
+    """Return the curves of the training; of a single run also those of its loss's parts."""
+    ap = {shown.name: shown.run.ap for shown in runs}
+    parts = {}
     if len(runs) == 1:
-        names = {'bbox_mAP': 'AP', 'bbox_mAP_50': 'AP50', 'bbox_mAP_75': 'AP75'}
-        logged = {key.rpartition('/')[2]: values for key, values in runs[0].run.evaluations.items()}
-        series = {name: logged[key] for key, name in names.items() if logged.get(key)}
-    else:
-        series = {run.name: run.run.ap for run in runs if run.run.ap}
-    if series:
-        specs['ap'] = charts.curve(series, 'epoch', 'AP on the validation set', True)
-        shown.append(('ap', HOW['AP']))
-    return shown
+        steps, evaluations = runs[0].run.steps, runs[0].run.evaluations
+        parts = {k.removeprefix('loss_'): v for k, v in steps.items() if k.startswith('loss_')}
+        logged = {key.rpartition('/')[2]: values for key, values in evaluations.items()}
+        ap = {name: logged.get(key, []) for key, name in LOGGED_AP.items()}
+    specs = {}
+    for name, series, x, y in (
+        ('loss', {run.name: run.run.steps.get('loss') for run in runs}, 'iteration', 'loss'),
+        ('lr', {run.name: run.run.steps.get('lr') for run in runs}, 'iteration', 'learning rate'),
+        ('parts', parts if len(parts) > 1 else {}, 'iteration', 'loss'),
+        ('ap', ap, 'epoch', 'AP on the validation set'),
+    ):
+        known = {key: values for key, values in series.items() if values}
+        if known:
+            specs[name] = charts.curve(known, x, y, points=name == 'ap')
+    return specs
 
 
-def _class_rows(found: Mapping[str, Analysis]) -> list[dict[str, Any]]:
+def _overview_charts(
+    found: Mapping[str, Analysis], class_rows: Sequence[Mapping[str, Any]]
+) -> dict[str, charts.Spec]:
+    """Return what is drawn of all runs together."""
+    names = charts.unique_names([row['name'] for row in class_rows])
+    classes = {
+        run: [
+            {'class': name, 'AP': row['values'][place][0], 'AP50': row['values'][place][1]}
+            for name, row in zip(names, class_rows, strict=True)
+        ]
+        for place, run in enumerate(found)
+    }
+    costs = {
+        run: [
+            {'error': k, 'lost': round(100 * c, 2)}
+            for k, c in zip(KINDS, a.errors.cost, strict=True)
+        ]
+        for run, a in found.items()
+    }
+    sizes = {run: _range_rows(a.figures.by_size) for run, a in found.items()}
+    ratios = {run: _range_rows(a.figures.by_ratio) for run, a in found.items()}
+    return {
+        'classes': charts.bars(classes, 'class', 'AP', '.3f'),
+        'costs': charts.bars(costs, 'error', 'lost', '.1f', 'AP50 points lost'),
+        'sizes': charts.bars(sizes, 'range', 'AP', '.3f'),
+        'ratios': charts.bars(ratios, 'range', 'AP', '.3f'),
+        'calibration': charts.reliability({run: a.calibration for run, a in found.items()}),
+    }
+
+
+def _range_rows(ranges: Sequence[tuple[str, float, int]]) -> list[dict[str, Any]]:
+    return [{'range': name, 'AP': ap, 'objects': number} for name, ap, number in ranges if number]
+
+
+def _class_rows(found: Sequence[Analysis]) -> list[dict[str, Any]]:
     """Return AP and AP50 of each class in each run, by falling AP of the first."""
-    first = next(iter(found.values()))
-    places = [{name: i for i, name in enumerate(a.truth.classes)} for a in found.values()]
-    rows = []
-    for name in dict.fromkeys(name for place in places for name in place):
-        values: list[float | None] = []
-        for place, analysis in zip(places, found.values(), strict=True):
-            index = place.get(name)
-            for column in (analysis.figures.ap, analysis.figures.ap50):
-                values.append(None if index is None else float(column[index]))
-        index = places[0].get(name)
-        objects = 0 if index is None else int(first.truth.objects[index])
-        rows.append({'name': name, 'objects': objects, 'values': values})
-    return sorted(rows, key=lambda row: -np.nan_to_num(row['values'][0] or 0.0, nan=-1.0))
-
-
-def _error_rows(errors: Sequence[Errors]) -> list[dict[str, Any]]:
-    costs = [(*e.cost, e.false_positives, e.false_negatives) for e in errors]
-    counts = [(*e.counts, sum(e.counts[:-1]), '') for e in errors]
-    return [
+    absent = (float('nan'), float('nan'))
+    values = [
+        dict(zip(a.truth.classes, zip(a.figures.ap, a.figures.ap50, strict=True), strict=True))
+        for a in found
+    ]
+    objects = dict(zip(found[0].truth.classes, found[0].truth.objects, strict=True))
+    rows = [
         {
             'name': name,
-            'meaning': meaning,
-            'values': [(100 * c[i], n[i]) for c, n in zip(costs, counts, strict=True)],
+            'objects': objects.get(name, 0),
+            'values': [of_run.get(name, absent) for of_run in values],
         }
-        for i, (name, meaning) in enumerate(MEANINGS.items())
+        for name in dict.fromkeys(name for of_run in values for name in of_run)
+    ]
+    return sorted(rows, key=lambda row: -np.nan_to_num(row['values'][0][0], nan=-1.0))
+
+
+def _error_rows(found: Sequence[Analysis]) -> list[dict[str, Any]]:
+    """Return points lost and number of each kind of error in each run."""
+    columns = []
+    for errors in (analysis.errors for analysis in found):
+        lost = 100 * np.array([*errors.cost, errors.false_positives, errors.false_negatives])
+        numbers = [*errors.counts, sum(errors.counts[:-1]), '']
+        columns.append(list(zip(lost, numbers, strict=True)))
+    return [
+        {'name': name, 'meaning': meaning, 'values': values}
+        for (name, meaning), *values in zip(MEANINGS.items(), *columns, strict=True)
     ]
 
 
-def _best(rows: Sequence[Sequence[float]]) -> list[float]:
-    """Return the largest of each column where there are several rows, else NaN."""
-    columns = np.nan_to_num(np.array(rows), nan=-1.0)
-    return columns.max(0).tolist() if len(rows) > 1 else [float('nan')] * columns.shape[1]
-
-
-def _facts(runs: Sequence[Shown]) -> list[tuple[str, list[str]]]:
-    facts = [run.run.facts() for run in runs]
-    return [(name, [fact[name] for fact in facts]) for name in facts[0]]
-
-
-def _subtitle(runs: Sequence[Shown]) -> str:
-    if len(runs) == 1:
-        return 'How the training went, what the detector finds, and where it fails.'
-    return f'{len(runs)} trainings side by side: how they went, what they find, where they fail.'
+def _best(found: Sequence[Analysis]) -> list[float]:
+    """Return the largest of each of COCO's figures where there are several runs, else NaN."""
+    columns = np.nan_to_num([a.figures.twelve for a in found], nan=-1.0).max(0)
+    return (columns if len(found) > 1 else np.full_like(columns, np.nan)).tolist()
 
 
 def _changes(before: Shown, after: Shown) -> dict[str, Any]:
-    """Return what differs between two runs, but for the pictures."""
-    config = config_changes(
-        flattened(before.run.config.to_dict()), flattened(after.run.config.to_dict())
-    )
+    """Return what differs between two runs."""
+    config = config_changes(*(flattened(shown.run.config.to_dict()) for shown in (before, after)))
     content: dict[str, Any] = {
         'config': config[:MAX_CHANGES],
-        'config_left': len(config) - len(config[:MAX_CHANGES]),
+        'config_left': len(config[MAX_CHANGES:]),
     }
     if before.analysis is None or after.analysis is None:
         return content
-    worse, better = both_ends(class_changes(before.analysis, after.analysis))
-    return {
-        **content,
-        'figures': figure_changes(before.analysis, after.analysis),
-        'costs': cost_changes(before.analysis, after.analysis),
-        'worse': worse,
-        'better': better,
-        'score': (before.analysis.working_score, after.analysis.working_score),
-    }
+    both = (before.analysis, after.analysis)
+    worse, better = both_ends(class_changes(*both), MAX_CLASS_CHANGES)
+    content.update(
+        figures=figure_changes(*both),
+        costs=cost_changes(*both),
+        worse=worse,
+        better=better,
+        score=[analysis.working_score for analysis in both],
+        worse_images=[],
+        better_images=[],
+    )
+    if before.detections.truth_key == after.detections.truth_key:
+        mistakes = [mistakes_of(analysis) for analysis in both]
+        less, more = both_ends(image_changes(*both), MAX_IMAGE_CHANGES)
+        for name, changes in (('worse_images', more), ('better_images', less)):
+            content[name] = [
+                [make_card(change.name, *pair) for pair in zip(both, mistakes, strict=True)]
+                for change in changes
+            ]
+    return content
 
 
-def _comparison(
-    rows: Sequence[Mapping[str, Any]], about: str, specs: dict[str, Any]
-) -> dict[str, Any]:
-    specs['latency'] = charts.comparison_scatter(rows, 'latency', 'latency of the detector, ms')
-    specs['flops'] = charts.comparison_scatter(rows, 'flops', 'FLOPs (multiply-adds), G')
-    how = 'Up and to the left is better; the bars are the range over the seeds.'
-    return {'charts': [('latency', how), ('flops', how)], 'about': about}
+def _worst_images(found: Analysis, limit: int) -> list[Card]:
+    mistakes = mistakes_of(found)
+    images = choose(found.image_cost, mistakes, limit)
+    return [make_card(image, found, mistakes) for image in images]
 
 
-def _choose_images(run: Shown, limit: int) -> None:
-    """Choose the pictures of a run, and what they can be filtered by."""
-    found = run.analysis
-    if found is None:
-        return
-    mistakes = mistakes_of(found.truth, found.found, found.errors, found.working_score)
-    run.cards = [
-        make_card(image, found, mistakes) for image in choose(found.image_cost, mistakes, limit)
-    ]
-    pairs = {pair for card in run.cards for pair in card.mistakes}
-    run.kinds = [(kind, KINDS[kind]) for kind in sorted({kind for kind, _ in pairs})]
-    labels = sorted({label for _, label in pairs})
-    run.labels = [(label, found.truth.classes[label]) for label in labels]
-
-
-def _changed_images(before: Shown, after: Shown) -> dict[str, Any]:
-    """Return the pictures whose mistakes cost more, and less, than before, in pairs."""
-    shown: dict[str, Any] = {'worse_images': [], 'better_images': []}
-    if before.truth_key and before.truth_key == after.truth_key:
-        both = (before.analysis, after.analysis)
-        mistakes = [mistakes_of(a.truth, a.found, a.errors, a.working_score) for a in both]
-        for name, images in zip(shown, image_changes(*both), strict=True):
-            for image in images:
-                cards = [make_card(image, a, m) for a, m in zip(both, mistakes, strict=True)]
-                shown[name].append(cards)
-        pairs = shown['worse_images'] + shown['better_images']
-        before.changed, after.changed = [a for a, _ in pairs], [b for _, b in pairs]
-    return shown
-
-
-def _add_thumbnails(runs: Sequence[Shown], thumbnails: Thumbnails) -> None:
-    """Give cards their pictures; of all runs the worst first, so that each has some."""
-    for run in runs:
-        for card in run.changed:
-            card.thumbnail = thumbnails.add(card.path)
-    turns = max(len(run.cards) for run in runs)
-    for turn in range(turns):
-        for run in runs:
-            for card in run.cards[turn : turn + 1]:
-                card.thumbnail = thumbnails.add(card.path)
-
-
-def _unreadable(thumbnails: Thumbnails) -> list[str]:
-    if not thumbnails.unreadable:
-        return []
-    number, first = len(thumbnails.unreadable), thumbnails.unreadable[0]
-    return [
-        f'{number} of the images to show cannot be read, so only their boxes are drawn; the first '
-        f"is '{first}'. Have the data moved?"
-    ]
-
-
-def _fill(content: Mapping[str, Any], thumbnails: Thumbnails, notes: Sequence[str]) -> str:
+def _fill(content: Mapping[str, Any], thumbnails: Thumbnails) -> str:
     """Fill in the template; whatever comes from data is escaped."""
+    compare = content['compare'] or {}
+    changed = [*compare.get('worse_images', ()), *compare.get('better_images', ())]
+    turns = zip_longest(*(run.cards for run in content['runs']))
+    # of all runs the worst first, so that each has some
+    for card in filter(None, chain(*changed, *turns)):
+        card.thumbnail = thumbnails.add(card.path)
     return _template().render(
-        {'comparison': None, **content},
+        content,
         library=Markup(_library()),
-        thumbnails=thumbnails.addresses,
-        notes=notes,
+        thumbnails=thumbnails,
         nonce=secrets.token_urlsafe(16),
         version=__version__,
         commit=commit(),
@@ -414,37 +356,21 @@ def _fill(content: Mapping[str, Any], thumbnails: Thumbnails, notes: Sequence[st
 
 @cache
 def _template() -> jinja2.Template:
-    loader = jinja2.PackageLoader('evit_mm.report')
     environment = jinja2.Environment(
-        loader=loader,
+        loader=jinja2.PackageLoader('evit_mm.report'),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(short=short, listed=listed, surer=surer)
-    own = {
-        name: Markup(loader.get_source(environment, file)[0])
-        for name, file in (('style', 'style.css'), ('script', 'page.js'))
-    }
-    return environment.get_template('report.html.j2', globals=own)
+    environment.filters['short'] = short
+    return environment.get_template('report.html.j2')
 
 
 def short(text: str, length: int = 80) -> str:
     """Return a text, cut in its middle where it is long."""
     half = length // 2
     return text if len(text) <= length else f'{text[: half - 1]}…{text[-half:]}'
-
-
-def listed(items: Sequence[str]) -> str:
-    """Return the first few of some texts, and how many more there are."""
-    shown = ', '.join(items[:5])
-    return shown + (f' and {len(items) - 5} more' if len(items) > 5 else '') or 'nothing'
-
-
-def surer(boxes: Sequence[Box], score: float) -> list[Box]:
-    """Return the boxes from a score on."""
-    return [box for box in boxes if box.score is None or box.score >= score]
 
 
 @cache

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from ..data.images import read_image
-from ..evaluation.boxes import Found, Truth
-from ..evaluation.tide import IGNORED, KINDS, MISSED, Errors
+from ..evaluation.tide import IGNORED, KINDS, MISSED
 from .analysis import Analysis
 
 SIDE = 320  # of a thumbnail, pixels
@@ -28,32 +27,20 @@ class Box:
     """A rectangle on a picture.
 
     Attributes:
-        x: Left edge in the image's pixels, and so on.
+        corner: Its upper left corner in the image's pixels.
+        size: Width and height.
         label: Written beside it.
         state: What it is, which chooses its colour.
         title: What is read on pointing at it.
         score: Of the detection, or of that which found the object; None where nothing did.
-        is_truth: It is an object.
     """
 
-    x: float
-    y: float
-    width: float
-    height: float
+    corner: tuple[float, float]
+    size: tuple[float, float]
     label: str
     state: str
     title: str
     score: float | None = None
-    is_truth: bool = False
-
-    def tag_x(self, width: float) -> float:
-        """Return where the label begins, kept within the image."""
-        return max(0.0, min(self.x + 1, 0.85 * width))
-
-    def tag_y(self, scale: float) -> float:
-        """Return the label's baseline: above the box, or inside where there is no room."""
-        above = self.y - 3 * scale
-        return above if above > 10 * scale else self.y + 12 * scale
 
 
 @dataclass
@@ -79,7 +66,7 @@ class Card:
     truth: list[Box]
     found: list[Box]
     mistakes: list[tuple[int, int]]
-    counts: dict[str, int] = field(default_factory=dict)
+    counts: dict[str, int]
     thumbnail: int | None = None
 
 
@@ -100,13 +87,13 @@ class Mistakes:
     other: np.ndarray
 
 
-def mistakes_of(truth: Truth, found: Found, errors: Errors, score: float) -> Mistakes:
-    """List the missed objects, and the false detections from a score on."""
-    wrong = np.flatnonzero((errors.kind >= 0) & (found.score >= score))
+def mistakes_of(analysis: Analysis) -> Mistakes:
+    """List the missed objects, and the false detections from the working score on."""
+    truth, found, errors = analysis.truth, analysis.found, analysis.errors
+    wrong = np.flatnonzero((errors.kind >= 0) & (found.score >= analysis.working_score))
     missed = np.flatnonzero(errors.missed)
     about = errors.about[wrong]
-    other = found.label[wrong].copy()
-    other[about >= 0] = truth.label[about[about >= 0]]
+    other = np.where(about >= 0, np.append(truth.label, -1)[about], found.label[wrong])
     return Mistakes(
         image=np.concatenate([found.image[wrong], truth.image[missed]]),
         kind=np.concatenate([errors.kind[wrong], np.full(len(missed), MISSED)]),
@@ -140,28 +127,23 @@ def choose(cost: np.ndarray, mistakes: Mistakes, limit: int = MAX_IMAGES) -> lis
 
 def make_card(image: int, analysis: Analysis, mistakes: Mistakes) -> Card:
     """Gather what is drawn on one image."""
-    truth, found, errors = analysis.truth, analysis.found, analysis.errors
-    names = truth.classes
-    things = np.flatnonzero(truth.image == image)
+    truth = analysis.truth
+    objects = np.flatnonzero(truth.image == image)
     # where there are too many, those that were not found are shown
-    things = things[np.argsort(analysis.matches.found_of[things] >= 0, kind='stable')][:MAX_BOXES]
-    detections = np.flatnonzero(found.image == image)[:MAX_BOXES]
+    objects = objects[np.argsort(analysis.matches.found_of[objects] >= 0, kind='stable')]
+    detections = np.flatnonzero(analysis.found.image == image)
     own = mistakes.image == image
-    kinds, numbers = np.unique(mistakes.kind[own], return_counts=True)
-    pairs = zip(mistakes.kind[own].tolist(), mistakes.label[own].tolist(), strict=True)
-    others = zip(mistakes.kind[own].tolist(), mistakes.other[own].tolist(), strict=True)
-    width, height = truth.sizes[image].tolist()
+    kinds = mistakes.kind[own].tolist()
+    labels = [*mistakes.label[own].tolist(), *mistakes.other[own].tolist()]
     return Card(
         name=truth.file_names[image],
         path=truth.folder / truth.file_names[image],
         cost=100 * float(analysis.image_cost[image]),
-        size=(width, height),
-        truth=[_true_box(analysis, names, thing) for thing in things.tolist()],
-        found=[
-            _found_box(truth, found, errors, names, detection) for detection in detections.tolist()
-        ],
-        mistakes=sorted({*pairs, *others}),
-        counts={KINDS[k]: n for k, n in zip(kinds.tolist(), numbers.tolist(), strict=True)},
+        size=tuple(truth.sizes[image].tolist()),
+        truth=[_true_box(analysis, thing) for thing in objects[:MAX_BOXES].tolist()],
+        found=[_found_box(analysis, detection) for detection in detections[:MAX_BOXES].tolist()],
+        mistakes=sorted(set(zip(kinds * 2, labels, strict=True))),
+        counts={KINDS[kind]: number for kind, number in sorted(Counter(kinds).items())},
     )
 
 
@@ -182,7 +164,7 @@ class Thumbnails:
     def add(self, path: Path) -> int | None:
         """Return the place of an image's thumbnail, None where it is unreadable or too much."""
         if path not in self._places:
-            self._places[path] = self._make(path)
+            self._places[path] = self._make(path) if self.left > 0 else None
         return self._places[path]
 
     def _make(self, path: Path) -> int | None:
@@ -202,9 +184,9 @@ class Thumbnails:
         return len(self.addresses) - 1
 
 
-def _true_box(analysis: Analysis, names: Sequence[str], thing: int) -> Box:
+def _true_box(analysis: Analysis, thing: int) -> Box:
     truth, detection = analysis.truth, int(analysis.matches.found_of[thing])
-    name, score = names[truth.label[thing]], None
+    name, score = truth.classes[truth.label[thing]], None
     if truth.crowd[thing]:
         state, text = 'ignored', 'a crowd, not counted'
     elif detection >= 0:
@@ -215,14 +197,13 @@ def _true_box(analysis: Analysis, names: Sequence[str], thing: int) -> Box:
         state = 'missed'
         text = 'missed' if analysis.errors.missed[thing] else 'found badly or misnamed'
     x, y, width, height = truth.box[thing].tolist()
-    return Box(x, y, width, height, name, state, f'{name}: {text}', score, is_truth=True)
+    return Box((x, y), (width, height), name, state, f'{name}: {text}', score)
 
 
-def _found_box(
-    truth: Truth, found: Found, errors: Errors, names: Sequence[str], detection: int
-) -> Box:
-    name, score = names[found.label[detection]], float(found.score[detection])
-    kind, about = int(errors.kind[detection]), int(errors.about[detection])
+def _found_box(analysis: Analysis, detection: int) -> Box:
+    truth, found, errors = analysis.truth, analysis.found, analysis.errors
+    label = f'{truth.classes[found.label[detection]]} {found.score[detection]:.2f}'
+    kind, about = errors.kind[detection], errors.about[detection]
     if kind == IGNORED:
         state, text = 'ignored', 'in a crowd, not counted'
     elif kind < 0:
@@ -230,7 +211,7 @@ def _found_box(
     else:
         state, text = KINDS[kind], f'{KINDS[kind]} error'
         if about >= 0 and truth.label[about] != found.label[detection]:
-            text += f', it is {names[truth.label[about]]}'
-    title = f'{name} {score:.2f}: {text}'
+            text += f', it is {truth.classes[truth.label[about]]}'
     x, y, width, height = found.box[detection].tolist()
-    return Box(x, y, width, height, f'{name} {score:.2f}', state, title, score)
+    score = float(found.score[detection])
+    return Box((x, y), (width, height), label, state, f'{label}: {text}', score)

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from ..errors import EvitError
 from ..utils.files import PARTIAL, write_atomically
 from .console import file_only
-from .resuming import POINTER, resumed_from
+from .resuming import resumed_from
 from .weights import unwrap
+from .work_dir import POINTER
 
 ATOMIC = 'evit_mm.atomic'
 GRADIENTS = 'gradients'  # key in a checkpoint

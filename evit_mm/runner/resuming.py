@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,7 @@ from mmengine.runner import find_latest_checkpoint
 
 from ..checkpoint import read_checkpoint, tensors_of
 from ..errors import CheckpointError, ConfigError
-
-POINTER = 'last_checkpoint'  # mmengine's name
+from .work_dir import number_of, pointed_at
 
 
 def find_resumed(cfg: Config) -> dict[str, Any] | None:
@@ -69,11 +67,9 @@ def find_last_good(work_dir: str | Path) -> tuple[Path, dict[str, Any]] | None:
     """
     folder = Path(work_dir)
     files = [f for kind in ('epoch', 'iter') for f in folder.glob(f'{kind}_*.pth')]
-    files.sort(key=lambda file: (file.stat().st_mtime_ns, _number(file)), reverse=True)
-    with suppress(OSError, UnicodeDecodeError):
-        named = Path((folder / POINTER).read_text().strip())
-        own = folder / named.name  # the pointer of a folder that was copied names the first one
-        named = own if own.is_file() else named
+    files.sort(key=lambda file: (file.stat().st_mtime_ns, number_of(file)), reverse=True)
+    named = pointed_at(folder)
+    if named is not None:
         files = [named, *(file for file in files if file != named)]
     passed_over: list[str] = []
     for file in files:
@@ -157,8 +153,3 @@ def _check_same_groups(kind: str, own: Any, saved: Any, file: str) -> None:
 
 def _rate(group: Any) -> float:
     return float(group.get('initial_lr', group['lr']))
-
-
-def _number(file: Path) -> int:
-    digits = file.stem.rpartition('_')[2]
-    return int(digits) if digits.isdecimal() else -1

@@ -30,8 +30,9 @@ from ..ops import PROVIDED
 from ..utils.files import read_json_dict, write_atomically
 from ..utils.package_files import MIM, project_path
 from ..utils.provenance import commit, cpu, versions
-from .resuming import POINTER, resumed_from
+from .resuming import resumed_from
 from .weights import unwrap
+from .work_dir import pointed_at
 
 try:
     import resource
@@ -251,8 +252,8 @@ def describe(runner: Any, summary: Mapping[str, Any]) -> str:
         kept = best['checkpoint']
         where = f"'{folder / kept}'" if kept else 'no checkpoint of it was kept'
         lines.append(f'best {best["metric"]}: {best["value"]:.4g}, epoch {best["epoch"]}: {where}')
-    checkpoint = folder / best['checkpoint'] if best and best['checkpoint'] else _last(folder)
-    if checkpoint is not None:
+    checkpoint = folder / best['checkpoint'] if best and best['checkpoint'] else pointed_at(folder)
+    if checkpoint is not None and checkpoint.is_file():
         lines += ['next:', *(f'  {command}' for command in next_commands(runner, checkpoint))]
     return '\n'.join(lines)
 
@@ -308,13 +309,6 @@ def _best_hooks(runner: Any) -> list[CheckpointHook]:
 
 def _saved_by(runner: Any) -> list[str]:
     return [name for hook in _best_hooks(runner) for name in hook.key_indicators]
-
-
-def _last(folder: Path) -> Path | None:
-    with suppress(OSError):
-        last = folder / Path((folder / POINTER).read_text().strip()).name
-        return last if last.is_file() else None
-    return None
 
 
 def _gpu(runner: Any) -> str | None:

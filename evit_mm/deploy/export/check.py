@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from mmengine.structures import InstanceData
 from torch import nn
 
 from ...data.images import read_image
+from ...data.pipeline import test_pipeline
 from ...errors import DataError
 
 SCORE_TOLERANCE = 1e-3
@@ -104,22 +104,16 @@ def network_inputs(
     Raises:
         DataError: A file is not an image, or too thin for the pipeline's size.
     """
-    from mmcv.transforms import Compose
-    from mmdet.utils import get_test_pipeline_cfg
-
-    steps = [step for step in get_test_pipeline_cfg(cfg) if step['type'] != 'LoadAnnotations']
     preprocessor: Any = detector.data_preprocessor
-    pipeline = Compose([dict(type='mmdet.LoadImageFromNDArray'), *steps[1:]])
+    prepare = test_pipeline(cfg)
     for file in files:
         pixels = read_image(file)
         if pixels is None:
             raise DataError(f"'{file}' cannot be decoded")
         try:
-            data = pipeline(dict(img=pixels, img_id=0, img_path=str(file)))
-        except cv2.error:
-            height, width = pixels.shape[:2]
-            reason = f'{width}x{height} pixels are too thin to resize'
-            raise DataError(f"'{file}': {reason}") from None
+            data = prepare(pixels)
+        except DataError as error:
+            raise DataError(f"'{file}': {error}") from None
         batch = dict(inputs=[data['inputs']], data_samples=[data['data_samples']])
         batch = preprocessor(batch, False)
         yield batch['inputs'], batch['data_samples'][0]

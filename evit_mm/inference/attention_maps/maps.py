@@ -11,6 +11,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
+from operator import itemgetter
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -90,8 +94,7 @@ def look(backbone: EfficientViT, image: Tensor) -> list[BlockAttention]:
     for number, stage in enumerate(backbone.stages, start=1):
         mixers = [m for m in stage.modules() if isinstance(m, WindowAttention)]
         for block, mixer in enumerate(mixers, start=1):
-            catch = _Catch(found, number, block, 8 << number)
-            hooks.append(mixer.register_forward_pre_hook(catch))
+            hooks.append(mixer.register_forward_pre_hook(partial(_keep, found, number, block)))
     try:
         with torch.no_grad():
             backbone(image)
@@ -101,19 +104,21 @@ def look(backbone: EfficientViT, image: Tensor) -> list[BlockAttention]:
     return found
 
 
-class _Catch:
-    """A hook that computes the attention on what a module is about to take."""
-
-    def __init__(self, found: list[BlockAttention], stage: int, block: int, stride: int) -> None:
-        self.found, self.place = found, (stage, block, stride)
-
-    def __call__(self, mixer: WindowAttention, inputs: tuple[Tensor]) -> None:
-        (x,) = inputs
-        (height, width), side = x.shape[2:], mixer.attn.window_size
-        size = height, width
-        weights, outputs = attention_of_heads(mixer.attn, window_partition(x, side))
-        whole = torch.cat([window_unpartition(output, *size) for output in outputs])
-        self.found.append(BlockAttention(*self.place, size, side, weights, whole))
+def _keep(
+    found: list[BlockAttention],
+    stage: int,
+    block: int,
+    mixer: WindowAttention,
+    inputs: tuple[Tensor],
+) -> None:
+    """Compute the attention on what a module is about to take."""
+    (x,) = inputs
+    height, width = x.shape[2:]
+    side = mixer.attn.window_size
+    weights, outputs = attention_of_heads(mixer.attn, window_partition(x, side))
+    whole = torch.cat([window_unpartition(output, height, width) for output in outputs])
+    stride = 8 << stage
+    found.append(BlockAttention(stage, block, stride, (height, width), side, weights, whole))
 
 
 def received(block: BlockAttention) -> Tensor:
@@ -205,25 +210,26 @@ def similarities(blocks: Sequence[BlockAttention]) -> dict[str, Any]:
         of two heads; ``stages``: the mean of its blocks' means. None where it is not defined, as
         with a single head.
     """
-    entries = []
+    entries: list[dict[str, Any]] = []
     for block in blocks:
         entry: dict[str, Any] = {'stage': block.stage, 'block': block.block}
         for name, measure in MEASURES.items():
             matrix = measure(block)
             pairs = matrix[~torch.eye(len(matrix), dtype=torch.bool, device=matrix.device)]
-            rows = [[_or_none(value) for value in row] for row in matrix.tolist()]
-            entry[name] = {'matrix': rows, 'mean': _or_none(float(pairs.mean()))}
+            entry[name] = {'matrix': matrix.tolist(), 'mean': float(pairs.mean())}
         entries.append(entry)
     stages = []
-    for stage in dict.fromkeys(entry['stage'] for entry in entries):
-        own = [entry for entry in entries if entry['stage'] == stage]
-        means = {name: [entry[name]['mean'] for entry in own] for name in MEASURES}
-        stages.append(
-            {'stage': stage}
-            | {name: None if None in m else sum(m) / len(m) for name, m in means.items()}
-        )
-    return {'blocks': entries, 'stages': stages}
+    for stage, of_stage in groupby(entries, key=itemgetter('stage')):
+        own = list(of_stage)
+        means = {name: fmean(entry[name]['mean'] for entry in own) for name in MEASURES}
+        stages.append({'stage': stage, **means})
+    return _without_nan({'blocks': entries, 'stages': stages})
 
 
-def _or_none(value: float) -> float | None:
-    return None if math.isnan(value) else value  # JSON has no NaN
+def _without_nan(value: Any) -> Any:
+    """Return nested lists and dictionaries with None for NaN, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _without_nan(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(part) for part in value]
+    return None if value != value else value

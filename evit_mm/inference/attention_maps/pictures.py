@@ -6,6 +6,8 @@ Shapes: h heads, H x W a block's map.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +43,9 @@ def draw(
         measured: What :func:`~evit_mm.inference.attention_maps.similarities` says of it.
         point: The query, x and y from 0 to 1, or None for the mean over all.
     """
-    for stage in dict.fromkeys(block.stage for block in blocks):
-        own = [block for block in blocks if block.stage == stage]
-        _save(draw_stage(seen, own, point), folder / f'stage{stage}.png')
-    _save(draw_matrices(measured), folder / 'heads.png')
+    for stage, own in groupby(blocks, key=attrgetter('stage')):
+        draw_stage(seen, list(own), point).savefig(folder / f'stage{stage}.png', dpi=100)
+    draw_matrices(measured).savefig(folder / 'heads.png', dpi=100)
 
 
 def draw_stage(
@@ -60,16 +61,18 @@ def draw_stage(
         f'stage {blocks[0].stage}, stride {blocks[0].stride}: {what}, 1 = everywhere alike',
         fontsize=10,
     )
+    grey = cv2.cvtColor(seen, cv2.COLOR_BGR2GRAY)
     for row, block in zip(axes, blocks, strict=True):
         maps = _maps(block, seen, point)
         row[0].imshow(seen[..., ::-1])
         row[0].set_title(f'block {block.block}', fontsize=9)
         most = max(float(maps.max()), 1e-6)
         for head, (axis, heat) in enumerate(zip(row[1:], maps, strict=True), start=1):
-            axis.imshow(_grey(seen), cmap='gray', vmin=0, vmax=255)
-            shown = axis.imshow(
-                _over(heat, block, seen), cmap=HEAT, alpha=OPACITY, vmin=0, vmax=most
-            )
+            axis.imshow(grey, cmap='gray', vmin=0, vmax=255)
+            # enlarged to the image's pixels; tokens reach into the padding
+            large = heat.repeat(block.stride, 0).repeat(block.stride, 1)
+            large = large[: seen.shape[0], : seen.shape[1]]
+            shown = axis.imshow(large, cmap=HEAT, alpha=OPACITY, vmin=0, vmax=most)
             axis.set_title(f'head {head}', fontsize=9)
         figure.colorbar(shown, ax=row[1:].tolist(), shrink=0.8, pad=0.01)
         for axis in row:
@@ -97,22 +100,15 @@ def draw_matrices(measured: Mapping[str, Any]) -> Figure:
 def _matrix(axis: Axes, matrix: np.ndarray) -> None:
     axis.imshow(matrix, cmap='viridis', vmin=0, vmax=1)
     for (row, column), value in np.ndenumerate(matrix):
-        colour = 'black' if value > 0.6 else 'white'
-        axis.text(
-            column,
-            row,
-            _figure(None if np.isnan(value) else value),
-            ha='center',
-            va='center',
-            fontsize=7,
-            color=colour,
-        )
-    ticks = range(len(matrix))
-    axis.set_xticks(ticks, [str(i + 1) for i in ticks], fontsize=7)
-    axis.set_yticks(ticks, [str(i + 1) for i in ticks], fontsize=7)
+        text, colour = _figure(value), 'black' if value > 0.6 else 'white'
+        axis.text(column, row, text, ha='center', va='center', fontsize=7, color=colour)
+    heads = range(len(matrix))
+    axis.set_xticks(heads, [str(head + 1) for head in heads], fontsize=7)
+    axis.set_yticks(heads, [str(head + 1) for head in heads], fontsize=7)
 
 
 def _maps(block: BlockAttention, seen: np.ndarray, point: Sequence[float] | None) -> np.ndarray:
+    """Return each head's map ``(h, H, W)``."""
     if point is None:
         return received(block).cpu().numpy()
     x, y = _pixel(seen, point)
@@ -124,26 +120,13 @@ def _pixel(seen: np.ndarray, point: Sequence[float]) -> tuple[float, float]:
     return min(point[0] * width, width - 1), min(point[1] * height, height - 1)
 
 
-def _over(heat: np.ndarray, block: BlockAttention, seen: np.ndarray) -> np.ndarray:
-    """Enlarge a map ``(H, W)`` to the image's pixels; tokens reach into the padding."""
-    large = cv2.resize(
-        heat, None, fx=block.stride, fy=block.stride, interpolation=cv2.INTER_NEAREST
-    )
-    return large[: seen.shape[0], : seen.shape[1]]
-
-
-def _grey(seen: np.ndarray) -> np.ndarray:
-    return cv2.cvtColor(seen, cv2.COLOR_BGR2GRAY)
-
-
 def _frame(
     axis: Axes, block: BlockAttention, seen: np.ndarray, point: Sequence[float] | None
 ) -> None:
     """Draw the windows' borders and the query, and take the ticks away."""
     side = block.stride * block.window_size
     height, width = seen.shape[:2]
-    axis.set_xticks([])
-    axis.set_yticks([])
+    axis.set(xticks=[], yticks=[])
     for x in range(side, width, side):
         axis.axvline(x - 0.5, color='white', linewidth=0.6, alpha=0.7)
     for y in range(side, height, side):
@@ -152,9 +135,5 @@ def _frame(
         axis.plot(*_pixel(seen, point), '+', color='cyan', markersize=9, markeredgewidth=1.5)
 
 
-def _figure(mean: float | None) -> str:
-    return '-' if mean is None else f'{mean:.2f}'
-
-
-def _save(figure: Figure, path: Path) -> None:
-    figure.savefig(path, dpi=100)
+def _figure(value: float | None) -> str:
+    return '-' if value is None or np.isnan(value) else f'{value:.2f}'

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from mmengine.config import Config
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from ...checkpoint import load_pretrained
 from ...data.images import read_image
+from ...data.pipeline import test_pipeline
 from ...errors import ConfigError, DataError
 from ...models import EfficientViT
 from ...runner.build import config_faults
@@ -106,7 +106,6 @@ def network_input(cfg: Config, image: str | Path) -> tuple[np.ndarray, Tensor]:
     Raises:
         DataError: The image cannot be decoded, or is too thin.
     """
-    from mmcv.transforms import Compose
     from mmengine.registry import MODELS, init_default_scope
 
     pixels = read_image(image)
@@ -114,16 +113,13 @@ def network_input(cfg: Config, image: str | Path) -> tuple[np.ndarray, Tensor]:
         raise DataError(f"'{image}' cannot be decoded")
     scope = cfg.get('default_scope') or 'mmdet'
     init_default_scope(scope)
-    steps = [dict(step) for step in cfg.test_dataloader.dataset.pipeline]
-    steps = [step for step in steps if 'LoadAnnotations' not in step['type']]
-    steps[0] = {'type': 'LoadImageFromFile'}
+    with config_faults(cfg):
+        prepare = test_pipeline(cfg)
+        preprocess = MODELS.build({'type': PREPROCESSORS[scope], **_preprocessor(cfg)})
     try:
-        with config_faults(cfg):
-            packed = Compose(steps)({'img_path': str(image), 'img_id': 0})
-            preprocess = MODELS.build({'type': PREPROCESSORS[scope], **_preprocessor(cfg)})
-    except cv2.error:
-        height, width = pixels.shape[:2]
-        raise DataError(f"'{image}': {width}x{height} pixels are too thin to resize") from None
+        packed = prepare(pixels)
+    except DataError as error:
+        raise DataError(f"'{image}': {error}") from None
     batch = {key: [packed[key]] for key in ('inputs', 'data_samples')}
     seen = np.ascontiguousarray(packed['inputs'].permute(1, 2, 0).numpy())
     return seen, preprocess(batch)['inputs']
