@@ -16,7 +16,7 @@ from mmengine.structures import InstanceData
 from rich.progress import track
 from torch import nn
 
-from ...data.check import dataset_paths
+from ...data.dataset_configs import dataset_paths
 from ...data.images import list_images
 from ...errors import ConfigError, DataError, EvitError
 from ...runner.build import load_detector
