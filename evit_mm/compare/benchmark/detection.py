@@ -15,7 +15,7 @@ import torch
 from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 
-from ...deploy import fuse
+from ...deploy import fuse_detector
 from ...deploy.export.check import Agreement, compare
 from . import forms
 
@@ -75,7 +75,7 @@ def _case(name: str, detector: _Detector, size: tuple[int, int], batch: int, pho
     data = {key: value * batch for key, value in data.items()}
     prepared = detector.plain.data_preprocessor(copy.deepcopy(data), False)
     _give_scores(detector.plain, prepared['inputs'])
-    fused = fuse(detector.plain)
+    fused = fuse_detector(detector.plain)
     found = [_predict(model, prepared) for model in (detector.plain, fused)]
     rows = zip(*found, strict=True)
     pairs = [tuple(sample.pred_instances.cpu() for sample in row) for row in rows]
