@@ -16,7 +16,7 @@ from ...runner.config import is_classifier, load_config
 from ...runner.test import test
 from ...runner.weights import check_classes
 from .. import fusion
-from .files import EXPORTED_SUFFIXES, describe
+from .files import FORMATS, describe
 
 
 @HOOKS.register_module()
@@ -94,7 +94,7 @@ def evaluate(
         EvitError: The config, the data set or the file cannot be used.
     """
     cfg = load_config(config, cfg_options, work_dir)
-    if Path(checkpoint).suffix not in EXPORTED_SUFFIXES:
+    if Path(checkpoint).suffix not in FORMATS.values():
         hooks = [FuseHook()] if fuse else []
         return test(cfg, checkpoint, launcher=launcher, hooks=hooks, **options)
     file = str(checkpoint)
