@@ -12,6 +12,7 @@ from typing import Any
 from mmengine.config import Config
 
 from ..errors import DataError
+from .budget import name_of
 from .runs import PREFIX, claimed
 from .table import METRICS, Row, count_detector, write_tables
 
@@ -42,7 +43,7 @@ def collect(
     alike: dict[str, tuple[Any, Path]] = {}
     for work_dir in map(Path, work_dirs):
         cfg, scalars = _read(work_dir)
-        name = _name(cfg)
+        name = name_of(cfg.filename)
         row = rows.setdefault(name, Row(name, cfg))
         for what, value in _common(cfg, work_dir).items():
             other, where = alike.setdefault(what, (value, work_dir))
@@ -86,10 +87,6 @@ def _read(work_dir: Path) -> tuple[Config, list[dict[str, Any]]]:
             with suppress(ValueError):  # an interrupted run may have left half a line
                 scalars.append(json.loads(line))
     return Config.fromfile(configs[0]), scalars
-
-
-def _name(cfg: Config) -> str:
-    return Path(cfg.filename).stem.removeprefix('retinanet_').removesuffix('_coco')
 
 
 def _common(cfg: Config, work_dir: Path) -> dict[str, Any]:

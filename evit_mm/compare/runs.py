@@ -345,13 +345,7 @@ def _train_and_evaluate(run: Run, device: str | None) -> None:
     content = read_checkpoint(last)
     meta = {'dataset_meta': content['meta']['dataset_meta']}
     write_checkpoint(content['state_dict'], run.folder / 'weights.pth', meta)
-    run.write(
-        'result.json',
-        {
-            'metrics': figures,
-            'seconds': sum(run.read('progress.json')),
-        },
-    )
+    run.write('result.json', {'metrics': figures, 'seconds': sum(run.read('progress.json'))})
     for checkpoint in run.folder.glob('epoch_*.pth'):  # optimizer states are of no more use
         checkpoint.unlink()
 
@@ -373,17 +367,11 @@ class RunHook(Hook):
         self.run, self.comparison = run, multiprocessing.parent_process()
         self.start = 0.0
 
-    def before_train_epoch(self, runner: Any) -> None:  # noqa: ARG002 - mmengine's signature
+    def before_train_epoch(self, *_: Any) -> None:
         """Start the clock."""
         self.start = time.perf_counter()
 
-    def after_train_iter(
-        self,
-        runner: Any,  # noqa: ARG002
-        batch_idx: int,  # noqa: ARG002
-        data_batch: Any = None,  # noqa: ARG002
-        outputs: dict[str, Any] | None = None,  # noqa: ARG002
-    ) -> None:
+    def after_train_iter(self, *_: Any, **__: Any) -> None:
         """Look for the process that started this one."""
         if self.comparison is not None and not self.comparison.is_alive():
             os._exit(1)
