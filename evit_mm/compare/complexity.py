@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -124,13 +124,13 @@ def _count_parts(name: str, model: Any, size: tuple[int, int]) -> dict[str, tupl
 
 def system_of(backbone: nn.Module) -> str | None:
     """Return a backbone's name in :data:`~evit_mm.compare.published_results.PUBLISHED`, or None."""
-    from ..models import VARIANTS, EfficientViT, SPOSNet, TIMMMobileNet
+    from ..checkpoint.recognition import variant_name
+    from ..models import EfficientViT, SPOSNet, TIMMMobileNet
     from ..models.spos import RELEASED_CHOICES
 
     if isinstance(backbone, EfficientViT):
-        for name, variant in VARIANTS.items():
-            if replace(backbone.variant, window_sizes=variant.window_sizes) == variant:
-                return f'evit_{name}'
+        name = variant_name(backbone.variant)
+        return name and f'evit_{name}'
     if isinstance(backbone, SPOSNet) and tuple(backbone.choices) == RELEASED_CHOICES:
         return 'spos'
     if isinstance(backbone, TIMMMobileNet):

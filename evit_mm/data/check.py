@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.progress import track
 
 from ..errors import DataError
+from .check_images import image_data_faults
 from .coco import read_coco
 from .dataset_configs import coco_datasets, dataset_paths
 from .images import NUM_DECODED, UNDECODABLE, read_image, some, split_tolerated, spread
@@ -30,16 +31,18 @@ Entries = Sequence[Mapping[str, Any]]
 
 
 def check_config_data(cfg: Config, splits: Sequence[str] = ('train', 'val')) -> None:
-    """Check every COCO data set that a config's dataloaders read, and its evaluator's file.
+    """Check the data sets that a config's dataloaders read, and the files of its evaluators.
 
     Args:
-        cfg: The config; only ``CocoDataset`` on local disks is looked at, inside wrappers too.
+        cfg: The config; only what lies on local disks is looked at, inside wrappers too: mmdet's
+            ``CocoDataset``, and ``ImageNet`` and ``CustomDataset`` of mmpretrain.
         splits: Of ``train``, ``val`` and ``test``.
 
     Raises:
         DataError: Something would fail or silently go wrong; all findings are in the message.
     """
     faults, notes = config_data_faults(cfg, splits)
+    faults += image_data_faults(cfg, splits)
     for note in notes:
         print_log(note, logger='current', level=logging.WARNING)
     if faults:

@@ -13,7 +13,6 @@ from typing import Any
 
 from mmengine.config import Config
 
-from ..errors import DataError
 from .dataset_configs import find_datasets
 from .images import NUM_DECODED, UNDECODABLE, read_image, some, split_tolerated, spread
 
@@ -22,16 +21,16 @@ TYPES = ('ImageNet', 'CustomDataset')  # mmpretrain's data sets of image folders
 NUM_FOUND = 100  # images of a list whose files are looked for
 
 
-def check_image_data(cfg: Config, splits: Sequence[str] = ('train', 'val')) -> None:
-    """Check the image folders or lists that a classification config's dataloaders read.
+def image_data_faults(cfg: Config, splits: Sequence[str]) -> list[str]:
+    """Return what is wrong with the image folders or lists that a classification config reads.
 
     Args:
         cfg: The config; only ``ImageNet`` and ``CustomDataset`` of mmpretrain on local disks are
             looked at, inside wrappers too.
         splits: Of ``train``, ``val`` and ``test``.
 
-    Raises:
-        DataError: Something would fail or silently go wrong; all findings are in the message.
+    Returns:
+        Faults that must be mended; each begins with its split.
     """
     faults: list[str] = []
     for split in splits:
@@ -41,9 +40,7 @@ def check_image_data(cfg: Config, splits: Sequence[str] = ('train', 'val')) -> N
                 found = [*_order_faults(cfg, dataset), *_topk_faults(cfg, split)]
             found, _ = split_tolerated(cfg, split, found)
             faults += [f'{split}: {fault}' for fault in found]
-    if faults:
-        lines = '\n  '.join(dict.fromkeys(faults))
-        raise DataError(f'the data set does not fit ({cfg.filename}):\n  {lines}')
+    return list(dict.fromkeys(faults))
 
 
 def _num_classes(cfg: Config) -> int | None:

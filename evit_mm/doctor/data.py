@@ -17,8 +17,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 from evit_mm.checkpoint import extract_state_dict, read_checkpoint
-from evit_mm.data.check import config_data_faults
-from evit_mm.data.check_images import check_image_data
+from evit_mm.data.check import check_config_data, config_data_faults
 from evit_mm.data.coco import read_coco
 from evit_mm.data.dataset_configs import coco_datasets, dataset_paths
 from evit_mm.data.images import NUM_DECODED
@@ -101,7 +100,7 @@ def _batch_bytes(cfg: Config) -> int | None:
 
 
 def _check_folders(cfg: Config) -> Iterator[Finding]:
-    check_image_data(cfg, SPLITS)
+    check_config_data(cfg, SPLITS)
     yield Finding('green', 'data', 'image folders fit the config')
 
 

@@ -23,7 +23,6 @@ from rich.progress import track
 from torch import Tensor
 
 from ..data.check import check_config_data
-from ..data.check_images import check_image_data
 from ..errors import ConfigError
 from ..runner.build import config_faults
 from ..runner.config import load_config
@@ -254,7 +253,6 @@ def _check(cfg: Config, split: str, number: int, draws: int, seed: int) -> None:
         if value < least:
             raise ConfigError(f'{flag} must be {least} or more, got {value}')
     check_config_data(cfg, (split,))
-    check_image_data(cfg, (split,))
 
 
 def _build_dataset(cfg: Config, split: str) -> Any:
