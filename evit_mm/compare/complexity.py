@@ -9,9 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
+from ..checkpoint.recognition import variant_name
 from ..errors import ConfigError
+from ..models import EfficientViT, EfficientViTHead, SPOSHead, SPOSNet, TIMMMobileNet
+from ..models.spos import RELEASED_CHOICES
+from ..runner.build import config_faults
+from ..runner.config import load_config
 from ..utils.provenance import need_torch
 from ..utils.text import markdown_table
 from .published_results import PUBLISHED, TIMM_NAMES, Published
@@ -82,11 +88,6 @@ def measure(config: str | Path, size: tuple[int, int] = (1333, 800)) -> Complexi
     Raises:
         ConfigError: The config cannot be read, or its model cannot be built or counted.
     """
-    from mmengine.registry import MODELS, init_default_scope
-
-    from ..runner.build import config_faults
-    from ..runner.config import load_config
-
     cfg = load_config(config)
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     cfg.model.backbone.init_cfg = None
@@ -124,10 +125,6 @@ def _count_parts(name: str, model: Any, size: tuple[int, int]) -> dict[str, tupl
 
 def system_of(backbone: nn.Module) -> str | None:
     """Return a backbone's name in :data:`~evit_mm.compare.published_results.PUBLISHED`, or None."""
-    from ..checkpoint.recognition import variant_name
-    from ..models import EfficientViT, SPOSNet, TIMMMobileNet
-    from ..models.spos import RELEASED_CHOICES
-
     if isinstance(backbone, EfficientViT):
         name = variant_name(backbone.variant)
         return name and f'evit_{name}'
@@ -140,8 +137,6 @@ def system_of(backbone: nn.Module) -> str | None:
 
 def build_classifier(backbone: nn.Module) -> nn.Module | None:
     """Return the ImageNet classifier that a backbone belongs to, None where it is not known."""
-    from ..models import EfficientViT, EfficientViTHead, SPOSHead, SPOSNet, TIMMMobileNet
-
     if isinstance(backbone, EfficientViT):
         # ImageNet's classifiers have windows of 4 in the last stage, detectors of 7
         body = EfficientViT(backbone.variant, window_sizes=CLASSIFIER_WINDOWS)

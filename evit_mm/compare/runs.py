@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..checkpoint import read_checkpoint, write_checkpoint
+from ..data import check_config_data
 from ..errors import CheckpointError, ConfigError, DataError, EvitError
 from ..runner.build import set_device
 from ..runner.resuming import find_last_good
@@ -178,8 +179,6 @@ def write_json(path: Path, content: Any) -> None:
 
 def _check_data(budget: Budget, cfg: Config) -> list[str]:
     """Look at the data set as training does, and return what the table must mention."""
-    from ..data.check import check_config_data
-
     check_config_data(cfg, ('train', 'val'))
     _, val = budget.splits
     if not any(val.num_boxes.values()):

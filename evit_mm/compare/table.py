@@ -345,35 +345,34 @@ def _draw(rows: Sequence[Row], path: Path, about: Mapping[str, Any]) -> None:
     """Draw AP against latency and against FLOPs, with the range over seeds as a bar."""
     from matplotlib.figure import Figure
 
+    shown = [row for row in rows if row.metrics]
+    latencies = {row.name: 1000 * row.latency[0] for row in shown if row.latency}
+    panels = {
+        'latency of the detector, ms': latencies,
+        'FLOPs of the detector (multiply-adds), G': {row.name: row.macs / 1e9 for row in shown},
+    }
     figure = Figure(figsize=(11, 4.5), layout='constrained')
     axes = figure.subplots(1, 2, sharey=True)
-    shown = [row for row in rows if row.metrics]
-    latencies = [1000 * row.latency[0] for row in shown if row.latency] or [0.0]
-    macs = [row.macs / 1e9 for row in shown]
-    middles = {axis: (min(x) + max(x)) / 2 for axis, x in zip(axes, (latencies, macs), strict=True)}
-    for index, row in enumerate(shown):
-        values = row.values('mAP')
-        bar = [[row.ap - min(values)], [max(values) - row.ap]]
-        places = [row.latency and 1000 * row.latency[0], row.macs / 1e9]
-        marker = 'o' if row.name.startswith('evit') else 's'
-        for axis, place in zip(axes, places, strict=True):
-            if place is None:
+    for axis, (label, places) in zip(axes, panels.items(), strict=True):
+        for index, row in enumerate(shown):
+            if row.name not in places:
                 continue
+            place, values = places[row.name], row.values('mAP')
+            bar = [[row.ap - min(values)], [max(values) - row.ap]]
+            marker = 'o' if row.name.startswith('evit') else 's'
             axis.errorbar(place, row.ap, yerr=bar, fmt=marker, capsize=3, color=f'C{index % 10}')
-            right_half = place > middles[axis]  # labels point inwards
+            right_half = 2 * place > min(places.values()) + max(places.values())
             axis.annotate(
                 row.label,
                 (place, row.ap),
-                xytext=(-7 if right_half else 7, 4),
+                xytext=(-7 if right_half else 7, 4),  # labels point inwards
                 textcoords='offset points',
                 ha='right' if right_half else 'left',
             )
-    axes[0].set_xlabel('latency of the detector, ms')
-    axes[1].set_xlabel('FLOPs of the detector (multiply-adds), G')
-    axes[0].set_ylabel(f'AP on {about.get("data", "val")}, %')
-    for axis in axes:
+        axis.set_xlabel(label)
         axis.grid(alpha=0.3)
         axis.margins(x=0.15)
+    axes[0].set_ylabel(f'AP on {about.get("data", "val")}, %')
     figure.savefig(path, dpi=110)
 
 
