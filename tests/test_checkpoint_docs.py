@@ -65,6 +65,6 @@ def test_the_pages_commands_and_snippets(tmp_path, monkeypatch, capsys):
 
 def test_the_page_knows_every_kind_and_target():
     page = PAGE.read_text()
-    for signature in names.SIGNATURES.values():
-        assert f'| `{signature}` |' in page
+    for family in names.FAMILIES.values():
+        assert f'| `{family.signature}` |' in page
     assert re.findall(r'^\| `(\w+)`', page, re.MULTILINE) == list(TARGETS)

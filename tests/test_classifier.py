@@ -23,7 +23,7 @@ from torch.nn import functional as F  # noqa: N812
 from evit_mm import inference
 from evit_mm.checkpoint import read_checkpoint
 from evit_mm.compare.complexity import count_macs, count_parameters
-from evit_mm.data.check_images import check_image_data
+from evit_mm.data import check_config_data
 from evit_mm.errors import CheckpointError, ConfigError, DataError
 from evit_mm.models import VARIANTS, EfficientViT, EfficientViTHead
 from evit_mm.models.classifier import EfficientViTClsHead
@@ -555,7 +555,7 @@ def test_missing_imagenet_is_named_before_anything_starts(tmp_path, monkeypatch)
 
 
 def checked(folder, data, options=None, splits=('train', 'val')):
-    check_image_data(load_config(write_config(folder, data), options), splits)
+    check_config_data(load_config(write_config(folder, data), options), splits)
 
 
 def test_good_folders_and_lists_pass(data, tmp_path):

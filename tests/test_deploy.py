@@ -6,7 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from evit_mm.deploy.fusion import fold_conv_bn, fold_residual_depthwise, fuse
+from evit_mm.deploy.fusion import (
+    fold_conv_bn,
+    fold_residual_depthwise,
+    fuse,
+    fuse_detector,
+)
 from evit_mm.errors import EvitError
 from evit_mm.models import VARIANTS, EfficientViT, EfficientViTHead
 from evit_mm.runner.config import load_config
@@ -88,14 +93,18 @@ def test_a_detector_finds_the_same():
     randomise(model.backbone)
     model.eval()
     data = model.data_preprocessor(demo_mm_inputs(1, [[3, 96, 160]], num_classes=5), False)
+    network, whole = fuse(model), fuse_detector(model)
+    assert 'predict_by_feat' in vars(whole.bbox_head)
+    assert 'predict_by_feat' not in vars(network.bbox_head)
     with torch.inference_mode():
-        expected, found = (
+        expected, *others = (
             m.predict(data['inputs'], copy.deepcopy(data['data_samples']))[0].pred_instances
-            for m in (model, fuse(model))
+            for m in (model, network, whole)
         )
     assert len(expected) == 100
-    torch.testing.assert_close(found.scores, expected.scores, atol=1e-4, rtol=0)
-    torch.testing.assert_close(found.bboxes[:10], expected.bboxes[:10], atol=0.05, rtol=0)
+    for found in others:
+        torch.testing.assert_close(found.scores, expected.scores, atol=1e-4, rtol=0)
+        torch.testing.assert_close(found.bboxes[:10], expected.bboxes[:10], atol=0.05, rtol=0)
 
 
 @pytest.mark.slow

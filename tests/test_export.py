@@ -447,7 +447,7 @@ def test_a_missing_package_is_named(trained, tmp_path, monkeypatch, package):
     monkeypatch.setattr(importlib, 'import_module', without)
     kind = 'onnx' if package == 'onnxruntime' else 'openvino'
     out = tmp_path / f'a{run.FORMATS[kind]}'
-    with pytest.raises(EvitError, match=f"needs the package '{package}'.*evit_mm.deploy.export"):
+    with pytest.raises(EvitError, match=rf"needs the package '{package}'.*evit_mm\[export\]"):
         export(*trained, out, file_format=kind, int8=True)
 
 

@@ -9,7 +9,7 @@ from hypothesis import Phase
 from pycocotools import mask as mask_api
 
 from evit_mm.data import check_coco
-from evit_mm.data.check import _run_lengths
+from evit_mm.data.masks import run_lengths
 from evit_mm.errors import EvitError
 
 from . import fuzz
@@ -126,7 +126,7 @@ def test_run_lengths_are_pycocotools():
         if index % 2:  # long runs too
             mask = mask.repeat_interleave(9, 0).repeat_interleave(9, 1)
         pixels = mask.T.contiguous().T.numpy().astype('uint8', order='F')
-        runs = _run_lengths(mask_api.encode(pixels)['counts'].decode())
+        runs = run_lengths(mask_api.encode(pixels)['counts'].decode())
         values = torch.tensor([place % 2 for place in range(len(runs))])
         decoded = values.repeat_interleave(torch.tensor(runs)).reshape(mask.shape[::-1]).T
         assert torch.equal(decoded.bool(), mask)

@@ -12,7 +12,7 @@ from mmdet.registry import MODELS
 from mmengine.config import ConfigDict
 from mmengine.registry import init_default_scope
 
-from evit_mm.deploy.sparse_prediction import predict_by_feat, shorten, takes_short_way
+from evit_mm.deploy.sparse_prediction import can_predict_sparsely, predict_by_feat, predict_sparsely
 
 SIZES = [(20, 26), (10, 13), (5, 7), (3, 4), (2, 2)]
 METAS = [
@@ -99,17 +99,17 @@ def test_half_precision_has_the_same_threshold():
 @pytest.mark.parametrize('copied', [copy.deepcopy, lambda head: pickle.loads(pickle.dumps(head))])
 def test_a_copy_of_a_shortened_head_is_shortened(copied):
     head = head_of()
-    shorten(head)
+    predict_sparsely(head)
     found = copied(head).predict_by_feat
     assert found.func is predict_by_feat and found.args[0] is not head
 
 
 def test_only_heads_that_predict_so():
-    assert takes_short_way(head_of())
+    assert can_predict_sparsely(head_of())
     softmax = dict(type='CrossEntropyLoss', use_sigmoid=False)
     head = dict(type='RetinaHead', num_classes=4, in_channels=8, feat_channels=8, loss_cls=softmax)
-    assert not takes_short_way(MODELS.build(head))
+    assert not can_predict_sparsely(MODELS.build(head))
     rpn = dict(type='RPNHead', in_channels=8, feat_channels=8)
     atss = dict(type='ATSSHead', num_classes=4, in_channels=32, feat_channels=32)
     fcos = dict(type='FCOSHead', num_classes=4, in_channels=32, feat_channels=32)
-    assert not any(takes_short_way(MODELS.build(head)) for head in (rpn, atss, fcos))
+    assert not any(can_predict_sparsely(MODELS.build(head)) for head in (rpn, atss, fcos))

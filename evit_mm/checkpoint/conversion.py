@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import CheckpointError
 from ..models.attention import relative_offsets, resize_attention_biases
 from .contents import metadata_of, plain_weights_of, tensors_of
-from .names import ATTENTION_BIASES, BACKBONE, BIAS_INDICES, to_timm
+from .names import ATTENTION_BIASES, BACKBONE, BIAS_INDICES, FAMILIES, to_timm
 from .reading import METADATA_KEY, read_file
 from .recognition import Recognised, recognise
 from .sources import local_path
@@ -21,13 +21,6 @@ from .writing import check_target, write_checkpoint
 
 TARGETS = ('backbone', 'detector', 'timm', 'msra')
 DETECTOR_WINDOW = 7  # in every stage; the ImageNet files' last stage has 4
-# a classifier's own entries, by family
-CLASSIFIERS: dict[str, tuple[str, ...]] = {
-    'msra': ('head.',),
-    'timm': ('head.',),
-    'spos': ('conv_last.', 'classifier.'),
-    'mobile': ('conv_head.', 'bn2.', 'classifier.'),
-}
 NUM_SHOWN = 3
 
 
@@ -60,15 +53,19 @@ class Conversion:
         """Return what happened, a line per kind of change."""
         renamed = [f'{old} -> {new}' for old, new in self.renamed.items()]
         resized = [f'{name} {old} -> {new}' for name, (old, new) in self.resized.items()]
+        if len(renamed) > NUM_SHOWN:
+            renamed[NUM_SHOWN:] = ['...']
+        changes = {
+            f'renamed {len(self.renamed)}': renamed,
+            f'dropped {len(self.dropped)}': _grouped(self.dropped),
+            f'added {len(self.added)}': _grouped(self.added),
+            f'resized {len(resized)}': resized,
+        }
+        lines = [f'{self.source} -> {self.target}, {len(self.state)} entries']
+        for change, entries in changes.items():
+            lines.append(f'{change}: {", ".join(entries)}' if entries else change)
         classes = self.meta.get('dataset_meta', {}).get('classes')
-        lines = [
-            f'{self.source} -> {self.target}, {len(self.state)} entries',
-            _line('renamed', renamed, NUM_SHOWN),
-            _line('dropped', _grouped(self.dropped), len(self.dropped), len(self.dropped)),
-            _line('added', _grouped(self.added), len(self.added), len(self.added)),
-            _line('resized', resized, len(resized)),
-            f'classes: {len(classes)}' if classes else 'classes: not in the file',
-        ]
+        lines.append(f'classes: {len(classes)}' if classes else 'classes: not in the file')
         return '\n'.join(lines)
 
 
@@ -151,7 +148,7 @@ def _convert_body(found: Recognised, result: Conversion) -> None:
     keeps_classifier = result.target in ('timm', 'msra')
     for key, value in found.body.items():
         old = found.old_names[key]
-        if not keeps_classifier and key.startswith(CLASSIFIERS[found.family]):
+        if not keeps_classifier and key.startswith(FAMILIES[found.family].classifier):
             result.dropped.append(old)
             continue
         new = rename(key)
@@ -182,9 +179,3 @@ def _grouped(names: list[str]) -> list[str]:
         for name in names
     )
     return [f'{group} ({count})' for group, count in groups.items()]
-
-
-def _line(label: str, items: list[str], shown: int, count: int | None = None) -> str:
-    count = len(items) if count is None else count
-    more = ', ...' if len(items) > shown else ''
-    return f'{label} {count}' + (f': {", ".join(items[:shown])}{more}' if items else '')

@@ -7,6 +7,7 @@ strings.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 BACKBONE = 'backbone.'  # before the backbone's names in a detector
@@ -15,27 +16,36 @@ BIAS_INDICES = 'attention_bias_idxs'  # the authors' buffer, which follows from 
 DOWNSAMPLE = ('res1', 'patchmerge', 'res2')  # timm's names of a stage's first three entries
 TO_TIMM = {'c': 'conv', 'l': 'linear'}
 FROM_TIMM = {timm: own for own, timm in TO_TIMM.items()}
-# one name per family of files that no other family has
-SIGNATURES = {
-    'msra': 'patch_embed.0.c.weight',
-    'timm': 'patch_embed.conv1.conv.weight',
-    'spos': 'first_conv.0.weight',
-    'mobile': 'conv_stem.weight',
-}
-DESCRIPTIONS = {
-    'msra': "EfficientViT by the authors' names",
-    'timm': "EfficientViT by timm's names",
-    'spos': "SPOS by megvii's names",
-    'mobile': 'a mobile network of timm',
+
+
+@dataclass(frozen=True)
+class Family:
+    """One kind of names.
+
+    Attributes:
+        description: What files with them are, for people.
+        signature: A name that no other family has.
+        classifier: What the names of a classifier's own entries begin with.
+    """
+
+    description: str
+    signature: str
+    classifier: tuple[str, ...]
+
+
+FAMILIES = {
+    'msra': Family("EfficientViT by the authors' names", 'patch_embed.0.c.weight', ('head.',)),
+    'timm': Family("EfficientViT by timm's names", 'patch_embed.conv1.conv.weight', ('head.',)),
+    'spos': Family("SPOS by megvii's names", 'first_conv.0.weight', ('conv_last.', 'classifier.')),
+    'mobile': Family(
+        'a mobile network of timm', 'conv_stem.weight', ('conv_head.', 'bn2.', 'classifier.')
+    ),
 }
 
 
 def family_of(names: Mapping[str, Any]) -> str | None:
-    """Return the key of :data:`SIGNATURES` that a backbone's names belong to, None for none."""
-    for family, signature in SIGNATURES.items():
-        if signature in names:
-            return family
-    return None
+    """Return the key of :data:`FAMILIES` that a backbone's names belong to, or None."""
+    return next((key for key, family in FAMILIES.items() if family.signature in names), None)
 
 
 def to_timm(name: str) -> str:
@@ -52,12 +62,10 @@ def to_timm(name: str) -> str:
             place = ['stages', '0', 'blocks', index]
         case ['blocks2' | 'blocks3' as stage, index, *rest]:
             place = ['stages', str(int(stage[-1]) - 1)]
-            down = int(index) < len(DOWNSAMPLE)
-            place += (
-                ['downsample', DOWNSAMPLE[int(index)]]
-                if down
-                else ['blocks', str(int(index) - len(DOWNSAMPLE))]
-            )
+            if int(index) < len(DOWNSAMPLE):
+                place += ['downsample', DOWNSAMPLE[int(index)]]
+            else:
+                place += ['blocks', str(int(index) - len(DOWNSAMPLE))]
         case [first, *rest]:
             place = [first]
     return '.'.join([*place, *(TO_TIMM.get(part, part) for part in rest)])

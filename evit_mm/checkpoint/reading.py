@@ -25,12 +25,11 @@ from ..errors import CheckpointError
 from . import unpickling
 from .allowed_types import AUTHORS_TYPES, TORCH_HAS_SAFE_TYPES, allow_mmengine_types
 
-METADATA_KEY = 'evit_mm'  # of what a .safetensors file of ours holds beside its tensors, as JSON
+METADATA_KEY = 'evit_mm'  # of the JSON that files of ours hold beside their tensors or graph
 # what torch's unpickler says of types and operations that it does not know, without its advice
 REFUSED = re.compile(
     r"GLOBAL \S+|getattr of \S+|(?<=got )<class '[^']+'>|reduce for .*|Unsupported operand \d+"
 )
-HEAD_BYTES = 512
 LEGACY_MAGIC = b'l\xfc\x9cF\xf9 j\xa8P\x19'  # what torch.save began with before it wrote zips
 CHECKPOINT_KINDS = ('zip', 'legacy', 'safetensors')
 ZIP_MAGIC = b'PK\x03\x04'
@@ -80,7 +79,7 @@ def kind_of(file: IO[bytes], size: int) -> str:
         ``'zip'`` or ``'legacy'`` (the two formats of ``torch.save``), ``'safetensors'``, or a
         phrase for people, such as ``'a web page'``.
     """
-    head = file.read(HEAD_BYTES)
+    head = file.read(512)
     text = head.lstrip(b'\xef\xbb\xbf \t\r\n').lower()
     if not head:
         return 'an empty file'

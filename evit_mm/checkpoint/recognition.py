@@ -18,7 +18,7 @@ from ..models import VARIANTS, EfficientViT, EfficientViTHead, SPOSHead, SPOSNet
 from ..models.spos import DEPTHS, KERNEL_SIZES, XCEPTION
 from ..models.variants import NUM_STAGES, Variant
 from .contents import own_names
-from .names import ATTENTION_BIASES, BACKBONE, BIAS_INDICES, DESCRIPTIONS, family_of, to_timm
+from .names import ATTENTION_BIASES, BACKBONE, BIAS_INDICES, FAMILIES, family_of, to_timm
 
 HEAD = ('head.bn.', 'head.l.')
 MAX_WINDOW = 32  # beyond any image size that EfficientViT is trained with
@@ -31,7 +31,7 @@ class Recognised:
     """A checkpoint taken apart.
 
     Attributes:
-        family: The kind of its names, a key of :data:`~evit_mm.checkpoint.names.DESCRIPTIONS`.
+        family: The kind of its names, a key of :data:`~evit_mm.checkpoint.names.FAMILIES`.
         network: The network that its shapes imply, such as ``'EfficientViT-M4'``.
         body: Backbone and classifier by own names, without the authors' index buffers.
         others: The rest of a detector, names as they are.
@@ -50,7 +50,7 @@ class Recognised:
     def description(self) -> str:
         """One phrase for people."""
         whole = 'detector with ' if self.others else ''
-        return f'{whole}{self.network}, {DESCRIPTIONS[self.family]}'
+        return f'{whole}{self.network}, {FAMILIES[self.family].description}'
 
 
 def recognise(state: Mapping[str, Tensor], name: str = 'checkpoint') -> Recognised:
@@ -133,7 +133,7 @@ def _numbered(state: Mapping[str, Tensor], before: str, after: str) -> list[Tens
 def _network_of(state: Mapping[str, Tensor], family: str) -> tuple[str | None, Shapes | None]:
     """Return the network's name and what it holds; (None, None) if the shapes imply none."""
     if family == 'mobile':
-        return 'a mobile network of timm', None  # its name alone says what it holds
+        return FAMILIES[family].description, None  # its name alone says what it holds
     build = _efficientvit if family in ('msra', 'timm') else _spos
     try:
         with torch.device('meta'):
@@ -150,16 +150,21 @@ def _efficientvit(state: Mapping[str, Tensor]) -> tuple[str, list[nn.Module]]:
     modules: list[nn.Module] = [EfficientViT(variant, in_channels, out_indices=(stages - 1,))]
     if any(key.startswith('head.') for key in state):
         modules.append(EfficientViTHead(variant.embed_dims[-1], len(state['head.l.weight'])))
-    return _label(variant), modules
+    name = variant_name(variant)
+    return f'EfficientViT-{name.upper()}' if name else 'EfficientViT of another size', modules
 
 
-def _label(variant: Variant) -> str:
-    for name, known in VARIANTS.items():
-        kernels = known.kernel_sizes[: max(known.num_heads)]  # the file has no unused ones
-        alike = replace(known, window_sizes=variant.window_sizes, kernel_sizes=kernels)
-        if alike == variant:
-            return f'EfficientViT-{name.upper()}'
-    return 'EfficientViT of another size'
+def variant_name(variant: Variant) -> str | None:
+    """Return the key of :data:`~evit_mm.models.VARIANTS` of an architecture, whatever its windows.
+
+    Kernels that no head uses do not count either; checkpoints do not have them.
+    """
+
+    def essence(v: Variant) -> Variant:
+        return replace(v, window_sizes=(7, 7, 7), kernel_sizes=v.kernel_sizes[: max(v.num_heads)])
+
+    same = (name for name, known in VARIANTS.items() if essence(known) == essence(variant))
+    return next(same, None)
 
 
 def _spos(state: Mapping[str, Tensor]) -> tuple[str, list[nn.Module]]:

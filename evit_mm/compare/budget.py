@@ -22,7 +22,6 @@ from .recipes import LONGER, apply_switches, fit_ema, split_name, switches_of
 CONFIGS = project_path('configs')
 # the sizes of EfficientViT that span the range, and what the paper sets beside it
 DEFAULT_MODELS = ('evit_m0', 'evit_m2', 'evit_m4', 'mobilenetv2', 'spos', 'spnasnet')
-DIVISOR = 32  # the configs' pad_size_divisor
 BATCH_SIZE = 8
 AUTHORS_EPOCHS, AUTHORS_STEPS = 12, (8, 11)
 HEADS = {
@@ -37,14 +36,17 @@ def available_models() -> dict[str, Path]:
     The lite detectors are the same backbones under another head, and the plus one under another
     recipe, both of which a comparison gives itself.
     """
-    files = sorted(CONFIGS.glob('retinanet_*_coco.py'))
-    names = [file.stem.removeprefix('retinanet_').removesuffix('_coco') for file in files]
-    named = zip(names, files, strict=True)
+    files = {name_of(file): file for file in sorted(CONFIGS.glob('retinanet_*_coco.py'))}
     return {
         name: file
-        for name, file in named
+        for name, file in files.items()
         if not name.startswith('lite_') and not name.endswith('_plus')
     }
+
+
+def name_of(config: str | Path) -> str:
+    """Return NAME of ``retinanet_NAME_coco.py``."""
+    return Path(config).stem.removeprefix('retinanet_').removesuffix('_coco')
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,9 @@ class Budget:
         """Return ``(width, height)`` of the first validation image as the network sees it."""
         _, val = self.splits
         width, height = mmcv.rescale_size(val.first_size, self.scale)
-        return -(-width // DIVISOR) * DIVISOR, -(-height // DIVISOR) * DIVISOR
+        head = Config.fromfile(CONFIGS / HEADS[self.head])
+        divisor = head.model.data_preprocessor.pad_size_divisor
+        return -(-width // divisor) * divisor, -(-height // divisor) * divisor
 
     def _set_data(self, cfg: Config) -> None:
         train, val = self.splits

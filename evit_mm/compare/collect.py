@@ -11,6 +11,7 @@ from mmengine.config import Config
 
 from ..errors import DataError
 from ..runner.work_dir import read_scalars
+from .budget import name_of
 from .runs import PREFIX, claimed
 from .table import METRICS, Row, count_detector, write_tables
 
@@ -41,7 +42,7 @@ def collect(
     alike: dict[str, tuple[Any, Path]] = {}
     for work_dir in map(Path, work_dirs):
         cfg, scalars = _read(work_dir)
-        name = _name(cfg)
+        name = name_of(cfg.filename)
         row = rows.setdefault(name, Row(name, cfg))
         for what, value in _common(cfg, work_dir).items():
             other, where = alike.setdefault(what, (value, work_dir))
@@ -80,10 +81,6 @@ def _read(work_dir: Path) -> tuple[Config, list[dict[str, Any]]]:
             f'{len(configs)}) and */vis_data/scalars.json (found {len(scalars)} entries)'
         )
     return Config.fromfile(configs[0]), scalars
-
-
-def _name(cfg: Config) -> str:
-    return Path(cfg.filename).stem.removeprefix('retinanet_').removesuffix('_coco')
 
 
 def _common(cfg: Config, work_dir: Path) -> dict[str, Any]:

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
+from ..checkpoint.recognition import variant_name
 from ..errors import ConfigError
+from ..models import EfficientViT, EfficientViTHead, SPOSHead, SPOSNet, TIMMMobileNet
+from ..models.spos import RELEASED_CHOICES
+from ..runner.build import config_faults
+from ..runner.config import load_config
 from ..utils.provenance import need_torch
+from ..utils.text import markdown_table
 from .published_results import PUBLISHED, TIMM_NAMES, Published
 
 PARTS = ('backbone', 'neck', 'head')
@@ -81,11 +88,6 @@ def measure(config: str | Path, size: tuple[int, int] = (1333, 800)) -> Complexi
     Raises:
         ConfigError: The config cannot be read, or its model cannot be built or counted.
     """
-    from mmengine.registry import MODELS, init_default_scope
-
-    from ..runner.build import config_faults
-    from ..runner.config import load_config
-
     cfg = load_config(config)
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     cfg.model.backbone.init_cfg = None
@@ -93,35 +95,39 @@ def measure(config: str | Path, size: tuple[int, int] = (1333, 800)) -> Complexi
     with config_faults(cfg):
         model = MODELS.build(cfg.model).eval()
         classifier = build_classifier(model.backbone)
-    published = PUBLISHED.get(system_of(model.backbone) or '')
     parts = {}
     if hasattr(model, 'bbox_head') or hasattr(model, 'roi_head'):
-        macs = _detector_macs_of(name, model, size)
-        head = count_parameters(model) - sum(
-            count_parameters(getattr(model, part)) for part in ('backbone', 'neck')
-        )
-        params = {
-            'backbone': count_parameters(model.backbone),
-            'neck': count_parameters(model.neck),
-            'head': head,
-        }
-        parts = {part: (params[part], macs[part]) for part in macs}
+        parts = _count_parts(name, model, size)
     counted = None
     if classifier is not None:
         image = torch.empty(1, 3, 224, 224, device='meta')
         counted = count_parameters(classifier), count_macs(classifier.to('meta').eval(), image)
+    published = PUBLISHED.get(system_of(model.backbone) or '')
     return Complexity(name, counted, parts, size, published)
+
+
+def _count_parts(name: str, model: Any, size: tuple[int, int]) -> dict[str, tuple[int, int]]:
+    try:
+        macs = detector_macs(model, size[1], size[0])
+    except RuntimeError as error:
+        raise ConfigError(
+            f'{name}: its parts do not fit together for {size[0]} x {size[1]} pixels ({error}); '
+            'where the neck joins maps of neighbouring strides, choose a --size of multiples of 32'
+        ) from error
+    backbone, neck = count_parameters(model.backbone), count_parameters(model.neck)
+    params = {
+        'backbone': backbone,
+        'neck': neck,
+        'head': count_parameters(model) - backbone - neck,
+    }
+    return {part: (params[part], macs[part]) for part in PARTS}
 
 
 def system_of(backbone: nn.Module) -> str | None:
     """Return a backbone's name in :data:`~evit_mm.compare.published_results.PUBLISHED`, or None."""
-    from ..models import VARIANTS, EfficientViT, SPOSNet, TIMMMobileNet
-    from ..models.spos import RELEASED_CHOICES
-
     if isinstance(backbone, EfficientViT):
-        for name, variant in VARIANTS.items():
-            if replace(backbone.variant, window_sizes=variant.window_sizes) == variant:
-                return f'evit_{name}'
+        name = variant_name(backbone.variant)
+        return name and f'evit_{name}'
     if isinstance(backbone, SPOSNet) and tuple(backbone.choices) == RELEASED_CHOICES:
         return 'spos'
     if isinstance(backbone, TIMMMobileNet):
@@ -131,8 +137,6 @@ def system_of(backbone: nn.Module) -> str | None:
 
 def build_classifier(backbone: nn.Module) -> nn.Module | None:
     """Return the ImageNet classifier that a backbone belongs to, None where it is not known."""
-    from ..models import EfficientViT, EfficientViTHead, SPOSHead, SPOSNet, TIMMMobileNet
-
     if isinstance(backbone, EfficientViT):
         # ImageNet's classifiers have windows of 4 in the last stage, detectors of 7
         body = EfficientViT(backbone.variant, window_sizes=CLASSIFIER_WINDOWS)
@@ -173,18 +177,6 @@ def detector_macs(model: nn.Module, height: int, width: int) -> dict[str, int]:
     return {'backbone': backbone, 'neck': neck, 'head': head}
 
 
-def _detector_macs_of(name: str, model: nn.Module, size: tuple[int, int]) -> dict[str, int]:
-    try:
-        return detector_macs(model, size[1], size[0])
-    except RuntimeError as error:
-        if 'Sizes of tensors must match' not in str(error):
-            raise
-        raise ConfigError(
-            f'{name}: its neck joins maps of neighbouring strides, which for {size[0]} x {size[1]} '
-            'pixels are of unequal size; choose a --size of multiples of 32'
-        ) from None
-
-
 def _run_counted(function: Callable[..., Any], *inputs: Any) -> tuple[Any, int]:
     need_torch('2.1', 'Counting multiply-adds')
     from torch.utils.flop_counter import FlopCounterMode
@@ -206,36 +198,35 @@ def _roi_macs(roi_head: nn.Module) -> int:
     return macs
 
 
+# heading, field of a record, its unit and its format
+COLUMNS = (
+    ('params M (published)', 'params_published', 1e6, 'g'),
+    ('params M', 'params', 1e6, '.3f'),
+    ('deviation', 'params_deviation', 1, '+.1%'),
+    ('FLOPs M (published)', 'macs_published', 1e6, 'g'),
+    ('FLOPs M', 'macs', 1e6, '.1f'),
+    ('deviation', 'macs_deviation', 1, '+.1%'),
+    *((f'{part} G', f'{part}_macs', 1e9, '.2f') for part in PARTS),
+    ('detector params M', 'detector_params', 1e6, '.2f'),
+)
+
+
 def as_markdown(rows: Sequence[Complexity]) -> str:
     """Return the table for people, published beside counted."""
-    width, height = rows[0].size
-    columns = [
-        'config',
-        'params M (published)',
-        'params M',
-        'deviation',
-        'FLOPs M (published)',
-        'FLOPs M',
-        'deviation',
-        *(f'{part} G' for part in PARTS),
-        'detector params M',
+    cells = [
+        [
+            record['config'],
+            *(
+                '-' if record[field] is None else f'{record[field] / unit:{form}}'
+                for _, field, unit, form in COLUMNS
+            ),
+        ]
+        for record in as_records(rows)
     ]
-    lines = [f'| {" | ".join(columns)} |', f'|{"---|" * len(columns)}']
-    for row in rows:
-        cells = [row.name]
-        for kind, index in (('params', 0), ('macs', 1)):
-            figure = getattr(row.published, kind, None)
-            cells += [
-                '-' if figure is None else f'{figure / 1e6:g}',
-                f'{row.classifier[index] / 1e6:.{3 - 2 * index}f}' if row.classifier else '-',
-                '-' if row.deviation(kind) is None else f'{row.deviation(kind):+.1%}',
-            ]
-        cells += [f'{row.parts[p][1] / 1e9:.2f}' if row.parts else '-' for p in PARTS]
-        cells.append(f'{sum(v[0] for v in row.parts.values()) / 1e6:.2f}' if row.parts else '-')
-        lines.append(f'| {" | ".join(cells)} |')
+    width, height = rows[0].size
     return '\n'.join(
         [
-            *lines,
+            *markdown_table(['config', *(column[0] for column in COLUMNS)], cells),
             '',
             'The first columns are the whole ImageNet classifier at 224 x 224, the last ones the '
             f'detector for one image of {width} x {height}. FLOPs are multiply-adds of '
@@ -263,5 +254,6 @@ def as_records(rows: Sequence[Complexity]) -> list[dict[str, Any]]:
         for part in PARTS:
             params, macs = row.parts.get(part, (None, None))
             record |= {f'{part}_params': params, f'{part}_macs': macs}
-        records.append(record)
+        total = sum(params for params, _ in row.parts.values())
+        records.append({**record, 'detector_params': total or None})
     return records

@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..checkpoint import read_checkpoint, write_checkpoint
+from ..data import check_config_data
 from ..errors import CheckpointError, ConfigError, DataError, EvitError
 from ..runner.build import set_device
 from ..runner.resuming import find_last_good
@@ -178,8 +179,6 @@ def write_json(path: Path, content: Any) -> None:
 
 def _check_data(budget: Budget, cfg: Config) -> list[str]:
     """Look at the data set as training does, and return what the table must mention."""
-    from ..data.check import check_config_data
-
     check_config_data(cfg, ('train', 'val'))
     _, val = budget.splits
     if not any(val.num_boxes.values()):
@@ -345,13 +344,7 @@ def _train_and_evaluate(run: Run, device: str | None) -> None:
     content = read_checkpoint(last)
     meta = {'dataset_meta': content['meta']['dataset_meta']}
     write_checkpoint(content['state_dict'], run.folder / 'weights.pth', meta)
-    run.write(
-        'result.json',
-        {
-            'metrics': figures,
-            'seconds': sum(run.read('progress.json')),
-        },
-    )
+    run.write('result.json', {'metrics': figures, 'seconds': sum(run.read('progress.json'))})
     for checkpoint in run.folder.glob('epoch_*.pth'):  # optimizer states are of no more use
         checkpoint.unlink()
 
@@ -373,17 +366,11 @@ class RunHook(Hook):
         self.run, self.comparison = run, multiprocessing.parent_process()
         self.start = 0.0
 
-    def before_train_epoch(self, runner: Any) -> None:  # noqa: ARG002 - mmengine's signature
+    def before_train_epoch(self, *_: Any) -> None:
         """Start the clock."""
         self.start = time.perf_counter()
 
-    def after_train_iter(
-        self,
-        runner: Any,  # noqa: ARG002
-        batch_idx: int,  # noqa: ARG002
-        data_batch: Any = None,  # noqa: ARG002
-        outputs: dict[str, Any] | None = None,  # noqa: ARG002
-    ) -> None:
+    def after_train_iter(self, *_: Any, **__: Any) -> None:
         """Look for the process that started this one."""
         if self.comparison is not None and not self.comparison.is_alive():
             os._exit(1)

@@ -19,6 +19,7 @@ from mmengine.device import get_device
 
 from ..errors import EvitError
 from ..runner.build import config_faults, load_detector
+from ..utils.text import markdown_table
 from .benchmark import median_and_quartiles, time_interleaved
 from .complexity import count_parameters, detector_macs
 from .published_results import PUBLISHED
@@ -191,7 +192,7 @@ def markdown(
     columns += extra
     if published:
         columns += [f'{name} (COCO, published)' for name in METRICS.values()]
-    lines = [f'| {" | ".join(columns)} |', f'|{"---|" * len(columns)}']
+    body = []
     for row in rows:
         cells = [row.label, _spread(row.values('mAP'))]
         cells += [_mean(row.values(m)) for m in list(METRICS)[1:]]
@@ -202,9 +203,10 @@ def markdown(
             figures = PUBLISHED[row.name].coco if row.name in PUBLISHED else ()
             cells += [f'{figure:.1f}' for figure in figures]
             cells += ['-'] * (len(columns) - len(cells))
-        lines.append(f'| {" | ".join(cells)} |')
+        body.append(cells)
     facts = '; '.join(f'{key}: {_plain(value)}' for key, value in about.items())
-    lines += [
+    lines = [
+        *markdown_table(columns, body),
         '',
         'AP in percent: mean over seeds ± standard deviation (number of runs); other figures: mean '
         'over seeds. FLOPs: multiply-adds of the whole detector for an image. Latency: from pixels '
@@ -247,38 +249,39 @@ def _base_column(rows: Sequence[Row]) -> dict[str, dict[str, str]]:
 
 
 def _shown_pairs(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Return the ranking; of rows that have a base, the pairs with it alone."""
+    """Return the ranking; of rows that have a base, only the pairs with it."""
     bases = {row.name: row.base for row in rows}
-    if not any(bases.values()):
-        return ranking(rows)
     return [
         pair
         for pair in ranking(rows)
-        if bases[pair['worse']] == pair['better'] or bases[pair['better']] == pair['worse']
+        if not any(bases.values())
+        or bases[pair['worse']] == pair['better']
+        or bases[pair['better']] == pair['worse']
     ]
 
 
 def _ranking_lines(rows: Sequence[Row]) -> list[str]:
     pairs = _shown_pairs(rows)
-    labels = {row.name: row.label for row in rows}
     known = [pair for pair in pairs if pair['exceeds_spread'] is not None]
-    if not pairs:
-        return []
     if not known:
-        return ['One seed: no spread is known, so no difference here is certain.']
-    lines = [
+        unknown = 'One seed: no spread is known, so no difference here is certain.'
+        return [unknown] if pairs else []
+    labels = {row.name: row.label for row in rows}
+    listed: dict[bool, list[str]] = {True: [], False: []}
+    for pair in known:
+        better, worse = labels[pair['better']], labels[pair['worse']]
+        listed[pair['exceeds_spread']].append(
+            f'- {better} over {worse}: {pair["difference"]:+.1f} AP'
+        )
+    return [
         'Differences that exceed the spread over seeds (no run of the one reaches the other):',
         '',
+        *(listed[True] or ['- none']),
+        '',
+        'Differences within the spread, that is, undecided here:',
+        '',
+        *(listed[False] or ['- none']),
     ]
-    lines += [_pair(pair, labels) for pair in known if pair['exceeds_spread']] or ['- none']
-    lines += ['', 'Differences within the spread, that is, undecided here:', '']
-    lines += [_pair(pair, labels) for pair in known if not pair['exceeds_spread']] or ['- none']
-    return lines
-
-
-def _pair(pair: Mapping[str, Any], labels: Mapping[str, str]) -> str:
-    better, worse = labels[pair['better']], labels[pair['worse']]
-    return f'- {better} over {worse}: {pair["difference"]:+.1f} AP'
 
 
 def _mean(values: Sequence[float]) -> str:
@@ -342,35 +345,34 @@ def _draw(rows: Sequence[Row], path: Path, about: Mapping[str, Any]) -> None:
     """Draw AP against latency and against FLOPs, with the range over seeds as a bar."""
     from matplotlib.figure import Figure
 
+    shown = [row for row in rows if row.metrics]
+    latencies = {row.name: 1000 * row.latency[0] for row in shown if row.latency}
+    panels = {
+        'latency of the detector, ms': latencies,
+        'FLOPs of the detector (multiply-adds), G': {row.name: row.macs / 1e9 for row in shown},
+    }
     figure = Figure(figsize=(11, 4.5), layout='constrained')
     axes = figure.subplots(1, 2, sharey=True)
-    shown = [row for row in rows if row.metrics]
-    latencies = [1000 * row.latency[0] for row in shown if row.latency] or [0.0]
-    macs = [row.macs / 1e9 for row in shown]
-    middles = {axis: (min(x) + max(x)) / 2 for axis, x in zip(axes, (latencies, macs), strict=True)}
-    for index, row in enumerate(shown):
-        values = row.values('mAP')
-        bar = [[row.ap - min(values)], [max(values) - row.ap]]
-        places = [row.latency and 1000 * row.latency[0], row.macs / 1e9]
-        marker = 'o' if row.name.startswith('evit') else 's'
-        for axis, place in zip(axes, places, strict=True):
-            if place is None:
+    for axis, (label, places) in zip(axes, panels.items(), strict=True):
+        for index, row in enumerate(shown):
+            if row.name not in places:
                 continue
+            place, values = places[row.name], row.values('mAP')
+            bar = [[row.ap - min(values)], [max(values) - row.ap]]
+            marker = 'o' if row.name.startswith('evit') else 's'
             axis.errorbar(place, row.ap, yerr=bar, fmt=marker, capsize=3, color=f'C{index % 10}')
-            right_half = place > middles[axis]  # labels point inwards
+            right_half = 2 * place > min(places.values()) + max(places.values())
             axis.annotate(
                 row.label,
                 (place, row.ap),
-                xytext=(-7 if right_half else 7, 4),
+                xytext=(-7 if right_half else 7, 4),  # labels point inwards
                 textcoords='offset points',
                 ha='right' if right_half else 'left',
             )
-    axes[0].set_xlabel('latency of the detector, ms')
-    axes[1].set_xlabel('FLOPs of the detector (multiply-adds), G')
-    axes[0].set_ylabel(f'AP on {about.get("data", "val")}, %')
-    for axis in axes:
+        axis.set_xlabel(label)
         axis.grid(alpha=0.3)
         axis.margins(x=0.15)
+    axes[0].set_ylabel(f'AP on {about.get("data", "val")}, %')
     figure.savefig(path, dpi=110)
 
 

@@ -13,49 +13,34 @@ from typing import Any
 
 from mmengine.config import Config
 
-from ..errors import DataError
-from .images import UNDECODABLE, read_image, some, split_tolerated
+from .dataset_configs import find_datasets
+from .images import NUM_DECODED, UNDECODABLE, read_image, some, split_tolerated, spread
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif')  # mmpretrain's
-NUM_DECODED = 8  # images opened per split; enough to see a systematic fault
+TYPES = ('ImageNet', 'CustomDataset')  # mmpretrain's data sets of image folders or lists
+NUM_FOUND = 100  # images of a list whose files are looked for
 
 
-def check_image_data(cfg: Config, splits: Sequence[str] = ('train', 'val')) -> None:
-    """Check the image folders or lists that a classification config's dataloaders read.
+def image_data_faults(cfg: Config, splits: Sequence[str]) -> list[str]:
+    """Return what is wrong with the image folders or lists that a classification config reads.
 
     Args:
         cfg: The config; only ``ImageNet`` and ``CustomDataset`` of mmpretrain on local disks are
             looked at, inside wrappers too.
         splits: Of ``train``, ``val`` and ``test``.
 
-    Raises:
-        DataError: Something would fail or silently go wrong; all findings are in the message.
+    Returns:
+        Faults that must be mended; each begins with its split.
     """
     faults: list[str] = []
     for split in splits:
-        loader = cfg.get(f'{split}_dataloader')
-        datasets = list(_image_datasets(loader['dataset'])) if loader else []
-        for dataset in datasets:
+        for dataset in find_datasets(cfg, split, *TYPES):
             found = _dataset_faults(dataset, _num_classes(cfg), f'{split}_dataloader.dataset')
             if not found and split != 'train':
                 found = [*_order_faults(cfg, dataset), *_topk_faults(cfg, split)]
             found, _ = split_tolerated(cfg, split, found)
             faults += [f'{split}: {fault}' for fault in found]
-    if faults:
-        lines = '\n  '.join(dict.fromkeys(faults))
-        raise DataError(f'the data set does not fit ({cfg.filename}):\n  {lines}')
-
-
-def _image_datasets(dataset: Any) -> Iterator[Mapping[str, Any]]:
-    """Yield the configs of mmpretrain's image data sets inside wrappers such as ConcatDataset."""
-    if isinstance(dataset, (list, tuple)):
-        for item in dataset:
-            yield from _image_datasets(item)
-    elif isinstance(dataset, Mapping):
-        if str(dataset.get('type')).removeprefix('mmpretrain.') in ('ImageNet', 'CustomDataset'):
-            yield dataset
-        for key in ('dataset', 'datasets'):
-            yield from _image_datasets(dataset.get(key))
+    return list(dict.fromkeys(faults))
 
 
 def _num_classes(cfg: Config) -> int | None:
@@ -129,25 +114,23 @@ def _list_faults(list_file: Path, folder: Path, num_classes: int | None) -> list
             f"'{list_file}' has the label {top} but model.head.num_classes is {num_classes}; set "
             f'model.head.num_classes={top + 1}, or more'
         ]
-    missing = [
-        name for name, _ in rows[:: max(len(rows) // 100, 1)] if not (folder / name).exists()
-    ]
+    missing = [name for name, _ in spread(rows, NUM_FOUND) if not (folder / name).exists()]
     if missing:
         return [f"'{list_file}' names images that '{folder}' lacks ({some(missing)}); copy them"]
     return _decoding_faults([folder / name for name, _ in rows])
 
 
 def _decoding_faults(paths: Sequence[Any]) -> list[str]:
-    faults = []
-    for path in paths[:: max(len(paths) // NUM_DECODED, 1)][:NUM_DECODED]:
-        if read_image(path) is None:
-            faults.append(f"image '{path}' {UNDECODABLE}; replace or remove it")
-    return faults
+    return [
+        f"image '{path}' {UNDECODABLE}; replace or remove it"
+        for path in spread(paths, NUM_DECODED)
+        if read_image(path) is None
+    ]
 
 
 def _order_faults(cfg: Config, dataset: Mapping[str, Any]) -> list[str]:
     """Compare with the training folders, where they are here and both go by folders."""
-    train = list(_image_datasets((cfg.get('train_dataloader') or {}).get('dataset')))
+    train = list(find_datasets(cfg, 'train', *TYPES))
     if len(train) != 1 or _list_file(train[0]) or _list_file(dataset):
         return []
     folder, train_folder = _folder(dataset), _folder(train[0])

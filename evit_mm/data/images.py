@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import mmcv
@@ -14,7 +14,9 @@ from ..errors import DataError
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 MAX_NAMED = 5
+NUM_DECODED = 8  # images opened per split; enough to see a systematic fault
 UNDECODABLE = 'cannot be decoded'
+Item = TypeVar('Item')
 
 
 def list_images(source: str | Path) -> list[Path]:
@@ -40,6 +42,11 @@ def read_image(path: str | Path) -> np.ndarray | None:
         return mmcv.imread(str(path))
     except (OSError, cv2.error):  # a folder, or an empty file; of others OpenCV returns None
         return None
+
+
+def spread(items: Sequence[Item], most: int) -> Sequence[Item]:
+    """Return at most so many items, evenly spread."""
+    return items[:: max(-(-len(items) // most), 1)]
 
 
 def some(items: Sequence[object]) -> str:

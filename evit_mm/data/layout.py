@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
+from .coco import read_coco
 
 
 @dataclass(frozen=True)
@@ -74,35 +74,25 @@ def _find(root: Path, split: str) -> CocoSplit:
             f"'{root}' has no {split} annotations: neither {names[0]} nor {names[1]} is in "
             f"'{root / 'annotations'}'"
         )
-    try:
-        coco = json.loads(ann_file.read_text(encoding='utf-8'))
-        images = [str(image['file_name']) for image in coco['images']]
-        classes = {category['id']: str(category['name']) for category in coco['categories']}
-        boxes = Counter(a['category_id'] for a in coco['annotations'] if not a.get('iscrowd'))
-        first_size = tuple((int(i['width']), int(i['height'])) for i in coco['images'][:1])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(
-            f"'{ann_file}' is not in COCO's format ({type(error).__name__}: {error})"
-        ) from None
-    if not images:
-        raise DataError(f"'{ann_file}' lists no images; the data set is empty")
-    if not classes:
-        raise DataError(f"'{ann_file}' has no categories")
+    coco = read_coco(ann_file)
+    images = coco['images']
+    classes = {category['id']: category['name'] for category in coco['categories']}
+    first = images[0]
     stem = ann_file.stem.removeprefix('instances_')
     folders = [root / stem, root / 'images' / stem, root / 'images', root]
-    img_dir = next((folder for folder in folders if (folder / images[0]).is_file()), None)
+    img_dir = next((f for f in folders if (f / first['file_name']).is_file()), None)
     if img_dir is None:
         looked = ', '.join(f"'{folder}'" for folder in folders)
-        raise DataError(f"image '{images[0]}' of '{ann_file}' is in none of {looked}")
-    counts: dict[str, int] = {name: boxes.get(identity, 0) for identity, name in classes.items()}
+        raise DataError(f"image '{first['file_name']}' of '{ann_file}' is in none of {looked}")
+    boxes = Counter(a['category_id'] for a in coco['annotations'] if not a['iscrowd'])
     return CocoSplit(
         ann_file=ann_file,
         img_dir=img_dir,
         classes=tuple(classes.values()),
         num_images=len(images),
-        num_boxes=counts,
-        first_image=img_dir / images[0],
-        first_size=first_size[0],
+        num_boxes={name: boxes[identity] for identity, name in classes.items()},
+        first_image=img_dir / first['file_name'],
+        first_size=(first['width'], first['height']),
     )
 
 

@@ -20,6 +20,7 @@ from numpy.random import Generator
 from rich.progress import track
 
 from ..errors import DataError
+from ..utils.files import read_json_dict
 
 SHAPE_CLASSES = ('circle', 'square', 'triangle', 'star', 'cross')
 HUES = (0, 210, 50, 120, 285)  # degrees; objects are strongly coloured, backgrounds dull
@@ -290,8 +291,5 @@ def _empty_coco(settings: dict[str, Any]) -> dict[str, Any]:
 
 def _settings_of(root: Path) -> dict[str, Any] | None:
     """Return what the data set in a folder was drawn with, None for anything else."""
-    try:
-        with open(root / 'annotations' / 'instances_val.json') as file:
-            return json.load(file)['info']['settings']
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    info = read_json_dict(root / 'annotations' / 'instances_val.json').get('info')
+    return info.get('settings') if isinstance(info, dict) else None

@@ -1,5 +1,5 @@
 """Trained networks made fast, and exported to other runtimes."""
 
-from .fusion import fuse
+from .fusion import fuse, fuse_detector
 
-__all__ = ['fuse']
+__all__ = ['fuse', 'fuse_detector']

@@ -167,27 +167,24 @@ class FusedWindowAttention(nn.Module):
 
 
 def fuse(model: nn.Module) -> nn.Module:
-    """Return a copy of a trained model in its fast form, for inference alone.
+    """Return a copy of a trained model with each EfficientViT in its fast form, for inference.
 
-    BatchNorm goes into every convolution and linear layer of each EfficientViT in the model, the
-    residual add into the depthwise convolutions, the attention scale into the query path; biases
-    are gathered once, and the layout is channels last throughout. In a detector's neck and head,
-    on a CPU in float32, large 3x3 convolutions become
-    :class:`~evit_mm.deploy.winograd.WinogradConv2d`, and mmdet's anchor heads with sigmoid scores
-    pick their boxes by :func:`~evit_mm.deploy.sparse_prediction.predict_by_feat`. What was folded
-    is logged.
+    BatchNorm goes into every convolution and linear layer of the network and of its classification
+    head, the residual add into the depthwise convolutions, the attention scale into the query
+    path; biases are gathered once, and the layout is channels last throughout. Other parts of the
+    model stay as they are, see :func:`fuse_detector`. What was folded is logged.
 
     Args:
-        model: An :class:`~evit_mm.models.EfficientViT`, or a module that contains some, such as a
-            detector; in eval mode, and left as it is.
+        model: An :class:`~evit_mm.models.EfficientViT`, or a module that contains some; in eval
+            mode, and left as it is.
 
     Returns:
         The fast form, in eval mode and without gradients.
 
     Raises:
         EvitError: The model is in training mode, contains no EfficientViT, or the fast form of
-            one, or of a convolution, differs from it on a random input by more than 1e-4,
-            relative, and by more than ten times the plain form's own rounding.
+            one differs from it on a random input by more than 1e-4, relative, and by more than ten
+            times the plain form's own rounding.
 
     Example:
         >>> import torch
@@ -212,11 +209,41 @@ def fuse(model: nn.Module) -> nn.Module:
     fused.to(memory_format=torch.channels_last)
     for original, backbone in zip(originals, copies, strict=True):
         _check(original, backbone, (original.patch_embed[0].c.in_channels, *PROBE_SIZE))
-    _replace_convolutions(fused, counts)
-    _shorten_prediction(fused, counts)
-    folded = ', '.join(f'{number} {what}' for what, number in sorted(counts.items()))
-    print_log(f'fused: {folded}', logger='current')
+    _log(counts)
     return fused.eval().requires_grad_(False)
+
+
+def fuse_detector(detector: nn.Module) -> nn.Module:
+    """Return a copy of a trained detector in its fast form: :func:`fuse`, and what follows it.
+
+    In neck and head, on a CPU in float32, large 3x3 convolutions become
+    :class:`~evit_mm.deploy.winograd.WinogradConv2d`, and mmdet's anchor heads with sigmoid scores
+    pick their boxes by :func:`~evit_mm.deploy.sparse_prediction.predict_by_feat`.
+
+    Args:
+        detector: One of mmdet's with an EfficientViT, in eval mode; left as it is.
+
+    Returns:
+        The fast form, in eval mode and without gradients.
+
+    Raises:
+        EvitError: As :func:`fuse`, for a convolution as for an EfficientViT.
+    """
+    from .sparse_prediction import can_predict_sparsely, predict_sparsely  # needs mmdet
+
+    fused = fuse(detector)
+    counts = Counter({"3x3 convolutions in Winograd's form": _replace_convolutions(fused)})
+    for head in filter(can_predict_sparsely, fused.modules()):
+        predict_sparsely(head)
+        counts['heads without work below the score threshold'] += 1
+    _log(counts)
+    return fused.requires_grad_(False)
+
+
+def _log(counts: Counter[str]) -> None:
+    folded = ', '.join(f'{number} {what}' for what, number in sorted(counts.items()) if number)
+    if folded:
+        print_log(f'fused: {folded}', logger='current')
 
 
 def _replace(module: nn.Module, counts: Counter[str]) -> None:
@@ -246,7 +273,8 @@ def _replace(module: nn.Module, counts: Counter[str]) -> None:
             _replace(child, counts)
 
 
-def _replace_convolutions(model: nn.Module, counts: Counter[str]) -> None:
+def _replace_convolutions(model: nn.Module) -> int:
+    """Put Winograd's form in the place of each convolution that gains by it; return how many."""
     faster: dict[nn.Module, WinogradConv2d] = {}  # a convolution may stand in several places
     for module in list(model.modules()):
         for name, child in module.named_children():
@@ -255,21 +283,7 @@ def _replace_convolutions(model: nn.Module, counts: Counter[str]) -> None:
                     faster[child] = WinogradConv2d(child)
                     _check(child, faster[child], (child.in_channels, *PROBE_MAP))
                 setattr(module, name, faster[child])
-    if faster:
-        counts["3x3 convolutions in Winograd's form"] = len(faster)
-
-
-def _shorten_prediction(model: nn.Module, counts: Counter[str]) -> None:
-    heads = [m for m in model.modules() if hasattr(m, 'predict_by_feat')]
-    if heads:
-        from .sparse_prediction import (  # needs mmdet, whose heads these are
-            shorten,
-            takes_short_way,
-        )
-
-        for head in filter(takes_short_way, heads):
-            shorten(head)
-            counts['heads without work below the score threshold'] += 1
+    return len(faster)
 
 
 def _linear(conv: nn.Conv2d) -> nn.Linear:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 _MARGIN = 0.05  # of a logit, wider than its rounding and its sigmoid's in half precision
 
 
-def takes_short_way(head: nn.Module) -> bool:
+def can_predict_sparsely(head: nn.Module) -> bool:
     """Say whether a head predicts exactly as mmdet's anchor heads with sigmoid scores do."""
     kind = type(head)
     return (
@@ -36,7 +36,7 @@ def takes_short_way(head: nn.Module) -> bool:
     )
 
 
-def shorten(head: nn.Module) -> None:
+def predict_sparsely(head: nn.Module) -> None:
     """Let a head predict by :func:`predict_by_feat`."""
     head.predict_by_feat = partial(predict_by_feat, head)
 
@@ -56,7 +56,7 @@ def predict_by_feat(
     Of maps in half precision the anchors, and so the boxes, are float32 here, half in mmdet.
 
     Args:
-        head: An anchor head that :func:`takes_short_way`.
+        head: An anchor head that :func:`can_predict_sparsely`.
         cls_scores: Logits ``(B, anchors * classes, H, W)`` of each level.
         bbox_preds: Box deltas ``(B, anchors * 4, H, W)`` of each level.
         score_factors: None.

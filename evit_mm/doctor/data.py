@@ -6,7 +6,6 @@ evit_mm itself cannot be imported, and comes here only once it can.
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -18,8 +17,10 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 from evit_mm.checkpoint import extract_state_dict, read_checkpoint
-from evit_mm.data.check import NUM_DECODED, coco_datasets, config_data_faults, dataset_paths
-from evit_mm.data.check_images import check_image_data
+from evit_mm.data.check import check_config_data, config_data_faults
+from evit_mm.data.coco import read_coco
+from evit_mm.data.dataset_configs import coco_datasets, dataset_paths
+from evit_mm.data.images import NUM_DECODED
 from evit_mm.errors import CheckpointError
 from evit_mm.runner.build import config_faults, load_detector
 from evit_mm.runner.config import load_config
@@ -99,7 +100,7 @@ def _batch_bytes(cfg: Config) -> int | None:
 
 
 def _check_folders(cfg: Config) -> Iterator[Finding]:
-    check_image_data(cfg, SPLITS)
+    check_config_data(cfg, SPLITS)
     yield Finding('green', 'data', 'image folders fit the config')
 
 
@@ -119,7 +120,7 @@ def _check_detection(cfg: Config, all_images: bool) -> Iterator[Finding]:
             if key in seen:
                 continue
             seen.add(key)
-            coco = json.loads(paths['ann_file'].read_text(encoding='utf-8'))
+            coco = read_coco(paths['ann_file'])
             topic = f'data {split}'
             yield _histogram(coco, paths['classes'], topic)
             yield from _edges(coco, topic)

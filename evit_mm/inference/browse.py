@@ -22,7 +22,6 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.progress import track
 
 from ..data.check import check_config_data
-from ..data.check_images import check_image_data
 from ..errors import ConfigError
 from ..runner.build import config_faults
 from ..runner.config import load_config
@@ -318,7 +317,6 @@ def _check(cfg: Config, split: str, number: int, draws: int, seed: int) -> None:
         if value < least:
             raise ConfigError(f'{flag} must be {least} or more, got {value}')
     check_config_data(cfg, (split,))
-    check_image_data(cfg, (split,))
 
 
 def _info(dataset: Any, index: int) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -10,7 +9,9 @@ from typing import Any
 
 from mmengine.config import Config
 
-from ..data.check import dataset_paths
+from ..data.coco import read_coco
+from ..data.dataset_configs import dataset_paths
+from ..errors import DataError
 
 # COCO numbers its 80 categories 1 to 90 with these ten left out
 COCO_ID_GAPS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
@@ -23,8 +24,8 @@ def coco_ids(cfg: Config, classes: Sequence[str]) -> tuple[dict[Path, int], list
     ids, and categories count from 1, or are COCO's own for its 80 classes.
     """
     paths = dataset_paths(cfg.test_dataloader.dataset)
-    with suppress(OSError, ValueError, KeyError, TypeError):  # without it, ids are made up below
-        coco = json.loads(paths['ann_file'].read_text(encoding='utf-8'))
+    with suppress(DataError, KeyError):  # without it, ids are made up below
+        coco = read_coco(paths['ann_file'], ('images', 'categories'))
         by_name = {category['name']: category['id'] for category in coco['categories']}
         ids = [by_name[name] for name in classes]
         folder = paths['img_dir']

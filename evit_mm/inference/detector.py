@@ -52,7 +52,7 @@ class Detector:
         device: As in :func:`evit_mm.runner.train.train`.
         half: Compute backbone, neck and dense head in float16 on a GPU, in bfloat16 on a CPU;
             boxes are decoded in float32.
-        fuse: Take the fast form, see :func:`evit_mm.deploy.fuse`.
+        fuse: Take the fast form, see :func:`evit_mm.deploy.fuse_detector`.
 
     Attributes:
         cfg: The config.
@@ -84,9 +84,9 @@ class Detector:
         self.model = load_detector(self.cfg, checkpoint)
         self.classes = tuple(self.model.dataset_meta['classes'])
         if fuse:
-            from ..deploy import fuse as fused
+            from ..deploy import fuse_detector
 
-            self.model = fused(self.model)
+            self.model = fuse_detector(self.model)
         if half:
             compute_in_half(self.model, kind, HALF_TYPES[kind])
         self.prepare = test_pipeline(self.cfg)

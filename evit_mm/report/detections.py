@@ -15,7 +15,7 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.logging import print_log
 
-from ..data.check import coco_datasets, dataset_paths
+from ..data.dataset_configs import coco_datasets, dataset_paths
 from ..errors import DataError, EvitError
 from ..evaluation.boxes import Found, Truth, read_found, read_truth
 from ..runner.test import test

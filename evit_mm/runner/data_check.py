@@ -10,7 +10,6 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
 from ..data.check import check_config_data
-from ..data.check_images import check_image_data
 
 
 @HOOKS.register_module()
@@ -33,7 +32,6 @@ class DataCheckHook(Hook):
         """Check what some of the config's dataloaders read; only the first process does."""
         if is_main_process() and tuple(splits) != self.checked:
             check_config_data(runner.cfg, splits)
-            check_image_data(runner.cfg, splits)
         self.checked = tuple(splits)
 
     def before_train(self, runner: Any) -> None:

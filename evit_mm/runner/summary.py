@@ -25,7 +25,7 @@ from mmengine.hooks import CheckpointHook, Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import IterBasedTrainLoop
 
-from ..data.check import dataset_paths
+from ..data.dataset_configs import dataset_paths
 from ..ops import PROVIDED
 from ..utils.files import read_json_dict, write_atomically
 from ..utils.package_files import MIM, project_path

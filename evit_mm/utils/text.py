@@ -1,9 +1,9 @@
-"""Text for error messages."""
+"""Text for people: hints in error messages, tables."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 def did_you_mean(word: object, known: Iterable[str], n: int = 1, cutoff: float = 0.6) -> str:
@@ -18,3 +18,9 @@ def did_you_mean(word: object, known: Iterable[str], n: int = 1, cutoff: float =
     close = difflib.get_close_matches(str(word), list(known), n=n, cutoff=cutoff)
     quoted = ' or '.join(f"'{name}'" for name in close)
     return f', did you mean {quoted}?' if close else ''
+
+
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Return the lines of a table in Markdown."""
+    head, *body = (f'| {" | ".join(cells)} |' for cells in (columns, *rows))
+    return [head, f'|{"---|" * len(columns)}', *body]

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...deploy import fuse
+from ...deploy import fuse_detector
 from ...deploy.export.check import Agreement, compare_detections
 from . import forms, networks
 from .rows import Row, Setting, ready, time_rows
@@ -74,7 +74,7 @@ def prediction(
     prepared = plain.data_preprocessor(copy.deepcopy(data), False)
     inputs = prepared['inputs']
     _give_scores(plain, inputs)
-    paths = {'mmdet': plain, 'fused': fuse(plain)}
+    paths = {'mmdet': plain, 'fused': fuse_detector(plain)}
     agreement = _agreement(paths.values(), prepared)
     calls: dict[str, Call] = {}
     for path, model in paths.items():

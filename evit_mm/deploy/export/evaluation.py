@@ -15,22 +15,27 @@ from ...errors import ConfigError
 from ...runner.config import is_classifier, load_config
 from ...runner.test import test
 from ...runner.weights import check_classes
-from ..fusion import fuse as fuse_model
-from .files import EXPORTED_SUFFIXES, describe
+from .. import fusion
+from .files import FORMATS, describe
 
 
 @HOOKS.register_module()
 class FuseHook(Hook):
-    """Put the model into its fast form before it is tested, see :func:`evit_mm.deploy.fuse`."""
+    """Put the model into its fast form before it is tested.
+
+    A detector by :func:`evit_mm.deploy.fuse_detector`, a classifier by
+    :func:`evit_mm.deploy.fuse`.
+    """
 
     priority = 'VERY_LOW'  # after EMA has put its weights in
 
     def before_test_epoch(self, runner: Any) -> None:
         """Exchange the model."""
+        fuse = fusion.fuse if is_classifier(runner.cfg) else fusion.fuse_detector
         if is_model_wrapper(runner.model):
-            runner.model.module = fuse_model(runner.model.module.eval())
+            runner.model.module = fuse(runner.model.module.eval())
         else:
-            runner.model = fuse_model(runner.model.eval())
+            runner.model = fuse(runner.model.eval())
 
 
 class ExportedFileHook(Hook):
@@ -76,7 +81,7 @@ def evaluate(
         config: Config file.
         checkpoint: As in :func:`evit_mm.runner.test.test`, or what
             :func:`evit_mm.deploy.export.export` wrote.
-        fuse: Test the fast form, see :func:`evit_mm.deploy.fuse`.
+        fuse: Test the fast form, see :class:`FuseHook`.
         work_dir: As in :func:`evit_mm.runner.test.test`.
         launcher: As in :func:`evit_mm.runner.test.test`.
         cfg_options: As in :func:`evit_mm.runner.test.test`.
@@ -89,7 +94,7 @@ def evaluate(
         EvitError: The config, the data set or the file cannot be used.
     """
     cfg = load_config(config, cfg_options, work_dir)
-    if Path(checkpoint).suffix not in EXPORTED_SUFFIXES:
+    if Path(checkpoint).suffix not in FORMATS.values():
         hooks = [FuseHook()] if fuse else []
         return test(cfg, checkpoint, launcher=launcher, hooks=hooks, **options)
     file = str(checkpoint)

@@ -14,59 +14,57 @@ import numpy as np
 import torch
 from torch import nn
 
+from ...checkpoint.reading import METADATA_KEY
 from ...errors import ConfigError, EvitError
 from ...models import EfficientViT
-from ...utils.provenance import need_torch
 from ..fusion import fuse
 from .graph import OPSET, DetectorGraph, onnx_nms_mask
 
-METADATA_KEY = 'evit_mm'
-TORCH = (
-    '2.7'  # the first that tells a graph for any size from one call, torch.compiler.is_exporting
-)
-EXPORTED_SUFFIXES = ('.onnx', '.xml')
+# the first that tells a graph for any size from one call, torch.compiler.is_exporting
+TORCH = '2.7'
+FORMATS = {'onnx': '.onnx', 'openvino': '.xml'}
 KNOWN_STEPS = ('LoadImageFromFile', 'Resize', 'LoadAnnotations', 'PackDetInputs')
 DIVISOR = 32  # the pyramid's maps then double from level to level
+# the graph is made with maps that are not whole windows, which one for any size must take
+EXAMPLE_SIZE = (96, 160)
 
 
 def export_onnx(
     detector: nn.Module,
     path: str | Path,
     metadata: dict[str, Any],
-    with_nms: bool = True,
-    dynamic: bool = True,
+    size: tuple[int, int] | None = None,
     half: bool = False,
-    size: tuple[int, int] = (96, 160),
 ) -> None:
     """Write a detector as ONNX.
 
     Args:
         detector: The trained detector, in eval mode; left as it is.
         path: File to write.
-        metadata: What :func:`describe` returned; stands in the file under ``evit_mm`` as JSON.
-        with_nms: As in :class:`DetectorGraph`.
-        dynamic: Any batch, and any height and width that are multiples of 32; otherwise one image
-            of ``size``.
+        metadata: What :func:`describe` returned; stands in the file under ``evit_mm`` as JSON, and
+            its ``outputs`` say whether the graph ends with NMS.
+        size: Height and width of the one image that the graph takes; None for any batch, and any
+            height and width that are multiples of 32.
         half: As in :class:`DetectorGraph`.
-        size: Height and width of the image that the graph is made with.
 
     Raises:
-        EvitError: The detector cannot be exported, PyTorch is older than :data:`TORCH`, or a
-            package is missing.
+        EvitError: The detector cannot be exported, or a package is missing.
     """
-    need_torch(TORCH, 'An export')
+    with_nms, dynamic = 'labels' in metadata['outputs'], size is None
     onnx, onnxscript = need('onnx'), need('onnxscript')
     DetectorGraph(detector, with_nms)  # refuses before anything is folded
     fast = any(isinstance(m, EfficientViT) for m in detector.modules())
     copied = fuse(detector) if fast else copy.deepcopy(detector)
     graph = DetectorGraph(copied.cpu().float(), with_nms, half).eval()
     batch = 2 if dynamic else 1
-    inputs = (torch.rand(batch, 3, *size), torch.tensor([size] * batch, dtype=torch.float32))
+    height, width = size or EXAMPLE_SIZE
+    sizes = torch.tensor([(height, width)] * batch, dtype=torch.float32)
+    inputs = (torch.rand(batch, 3, height, width), sizes)
     dimensions = None
     if dynamic:
         any_batch = torch.export.Dim.DYNAMIC
-        height, width = (DIVISOR * torch.export.Dim(name, min=1, max=256) for name in 'hw')
-        dimensions = ({0: any_batch, 2: height, 3: width}, {0: any_batch})
+        rows, columns = (DIVISOR * torch.export.Dim(name, min=1, max=256) for name in 'hw')
+        dimensions = ({0: any_batch, 2: rows, 3: columns}, {0: any_batch})
     table: dict[Any, Any] = {torch.ops.evit_mm.nms_mask.default: onnx_nms_mask(onnxscript)}
     try:
         program: Any = torch.onnx.export(
@@ -76,7 +74,7 @@ def export_onnx(
             verbose=False,
             opset_version=OPSET,
             input_names=['image', 'size'],
-            output_names=['boxes', 'scores', 'labels'] if with_nms else ['boxes', 'scores'],
+            output_names=metadata['outputs'],
             dynamic_shapes=dimensions,
             custom_translation_table=table,
         )
@@ -86,7 +84,8 @@ def export_onnx(
             f'{type(detector).__name__} cannot be written as ONNX ({reason}); try --static'
         ) from error
     model = program.model_proto
-    _name_dimensions(model, dynamic)
+    if dynamic:
+        _name_dimensions(model)
     onnx.helper.set_model_props(model, {METADATA_KEY: json.dumps(metadata)})
     onnx.checker.check_model(model)
     onnx.save_model(model, str(path))
@@ -110,7 +109,7 @@ def to_openvino(onnx_file: str | Path, path: str | Path, half: bool = False) -> 
     openvino.save_model(model, str(path), compress_to_fp16=half)
 
 
-def describe(cfg: Any, classes: Sequence[str]) -> dict[str, Any]:
+def describe(cfg: Any, classes: Sequence[str], with_nms: bool = True) -> dict[str, Any]:
     """Return what a program needs besides the file's graph, from the detector's config.
 
     Returns:
@@ -118,7 +117,7 @@ def describe(cfg: Any, classes: Sequence[str]) -> dict[str, Any]:
         channels that the network wants, and ``channels``, ``'RGB'`` or ``'BGR'``; ``scale``,
         ``[long, short]`` sides that an image is resized within when its ratio is kept
         (``keep_ratio``), else ``[width, height]``; ``pad_size_divisor`` and ``pad_value``;
-        ``score_thr``.
+        ``score_thr``; and ``outputs``, the names of what the graph returns.
 
     Raises:
         ConfigError: The config prepares images in a way that these do not describe.
@@ -147,6 +146,7 @@ def describe(cfg: Any, classes: Sequence[str]) -> dict[str, Any]:
         'pad_size_divisor': int(np.lcm(divisor, DIVISOR)),
         'pad_value': float(pre.get('pad_value', 0)),
         'score_thr': float(cfg.model.test_cfg.get('score_thr', 0)),
+        'outputs': ['boxes', 'scores', 'labels'] if with_nms else ['boxes', 'scores'],
     }
 
 
@@ -179,10 +179,9 @@ def openvino_core() -> Any:
     return need('openvino').Core()
 
 
-def _name_dimensions(model: Any, dynamic: bool) -> None:
+def _name_dimensions(model: Any) -> None:
     """Give the dimensions names for readers: ``batch``, ``height``, ``width``."""
-    if dynamic:
-        names = {'image': {0: 'batch', 2: 'height', 3: 'width'}}
-        for value in (*model.graph.input, *model.graph.output):
-            for axis, name in names.get(value.name, {0: 'batch'}).items():
-                value.type.tensor_type.shape.dim[axis].dim_param = name
+    names = {'image': {0: 'batch', 2: 'height', 3: 'width'}}
+    for value in (*model.graph.input, *model.graph.output):
+        for axis, name in names.get(value.name, {0: 'batch'}).items():
+            value.type.tensor_type.shape.dim[axis].dim_param = name

@@ -21,7 +21,7 @@ class DetectorGraph(nn.Module):
 
     Args:
         detector: A single-stage detector with an anchor head that
-            :func:`evit_mm.deploy.sparse_prediction.takes_short_way`, in eval mode.
+            :func:`evit_mm.deploy.sparse_prediction.can_predict_sparsely`, in eval mode.
         with_nms: End with NMS. Without it all boxes and scores come out, for a runtime with an
             NMS of its own.
         half: Compute in float16; input, scores and boxes stay float32.
@@ -34,11 +34,11 @@ class DetectorGraph(nn.Module):
     def __init__(self, detector: nn.Module, with_nms: bool = True, half: bool = False) -> None:
         from mmdet.models.task_modules.coders import DeltaXYWHBBoxCoder
 
-        from ..sparse_prediction import takes_short_way
+        from ..sparse_prediction import can_predict_sparsely
 
         super().__init__()
         head = getattr(detector, 'bbox_head', None)
-        if head is None or not takes_short_way(head) or hasattr(detector, 'rpn_head'):
+        if head is None or not can_predict_sparsely(head) or hasattr(detector, 'rpn_head'):
             name = type(detector).__name__ + (f' with {type(head).__name__}' if head else '')
             raise ConfigError(
                 f'{name} cannot be exported; what can is a single-stage detector with an anchor '

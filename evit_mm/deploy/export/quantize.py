@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from .files import METADATA_KEY, need, openvino_core
+from ...checkpoint.reading import METADATA_KEY
+from .files import need, openvino_core
 
 QUANTIZED = ('Conv', 'Gemm', 'MatMul', 'ConvTranspose')
 Inputs = tuple[np.ndarray, np.ndarray]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,20 +17,19 @@ from mmengine.structures import InstanceData
 from rich.progress import track
 from torch import nn
 
-from ...data.check import dataset_paths
-from ...data.images import list_images
+from ...data.dataset_configs import dataset_paths
+from ...data.images import list_images, spread
 from ...errors import ConfigError, DataError, EvitError
 from ...runner.build import load_detector
 from ...runner.config import load_config
 from ...utils.provenance import need_torch
-from .check import SCORE_TOLERANCE, Agreement, compare_detections, network_inputs
+from .check import SCORE_TOLERANCE, Agreement, network_inputs
 from .evaluation import evaluate
-from .files import TORCH, describe, export_onnx, need, to_openvino
+from .files import FORMATS, TORCH, describe, export_onnx, need, to_openvino
 from .graph import DetectorGraph
 from .quantize import quantize_onnx, quantize_openvino
 from .runtime import ExportedModel, to_instances
 
-FORMATS = {'onnx': '.onnx', 'openvino': '.xml'}
 PACKAGES = {
     'onnx': ('onnx', 'onnxscript', 'onnxruntime'),
     'openvino': ('onnx', 'onnxscript', 'openvino'),
@@ -37,9 +37,8 @@ PACKAGES = {
 CHECKED_IMAGES = 20
 CALIBRATION_IMAGES = 100
 HALF_TOLERANCE = 0.02
-HALF_SHARE = 1 / 50  # of boxes that overlap by just NMS's threshold there are more
-SHARE = 1 / 200
-EXAMPLE_SIZE = (96, 160)
+SHARE, HALF_SHARE = 1 / 200, 1 / 50  # boxes that overlap by just NMS's threshold, at most
+Inputs = list[tuple[torch.Tensor, Any]]  # images as the network takes them, and mmdet's samples
 
 
 @dataclass(frozen=True)
@@ -97,69 +96,48 @@ def export(
         EvitError: Something cannot be read, exported or written, or the file disagrees.
     """
     out = Path(out)
-    _refuse(out, file_format, with_nms, half, int8)
-    for target in _targets(out):
-        if target.exists() and Path(checkpoint).exists() and target.samefile(checkpoint):
-            raise ConfigError(
-                f"-o '{out}' would overwrite the checkpoint '{checkpoint}'; choose another name"
-            )
+    _refuse(out, checkpoint, file_format, with_nms, half, int8)
     need_torch(TORCH, 'An export')
     for package in (*PACKAGES[file_format], *(['nncf'] if int8 and out.suffix == '.xml' else [])):
         need(package)
     cfg = load_config(config, cfg_options)
     detector = load_detector(cfg, checkpoint).cpu()
-    metadata = describe(cfg, detector.dataset_meta['classes'])
-    metadata['outputs'] = ['boxes', 'scores', 'labels'] if with_nms else ['boxes', 'scores']
+    metadata = describe(cfg, detector.dataset_meta['classes'], with_nms)
     # the file takes sizes that the config's own padding may not give
     detector.data_preprocessor.pad_size_divisor = metadata['pad_size_divisor']
     DetectorGraph(detector, with_nms)  # refuses what cannot be exported before the images are read
     files = _images(cfg, 'test', check, '--check', CHECKED_IMAGES)
     inputs = list(network_inputs(cfg, detector, files))
-    tolerance = HALF_TOLERANCE if half else SCORE_TOLERANCE
-    size = inputs[0][0].shape[2:]
-    if not dynamic:
-        inputs = [row for row in inputs if row[0].shape[2:] == size]
-    chosen = _images(cfg, 'train', calibration, '--calibration', CALIBRATION_IMAGES) if int8 else []
+    size = None if dynamic else tuple(inputs[0][0].shape[2:])
+    inputs = _of_size(inputs, size)
+    calibrated_on = _calibration_inputs(cfg, detector, calibration, size) if int8 else []
 
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.parent) as name:
-            folder = Path(name)
-            print_log('writing the graph', logger='current')
-            file = graph = folder / 'graph.onnx'
-            # OpenVINO makes its halves itself
-            in_half = half and file_format == 'onnx'
-            # made with maps that are not whole windows, which a graph for any size must take
-            made_with = EXAMPLE_SIZE if dynamic else size
-            export_onnx(detector, graph, metadata, with_nms, dynamic, in_half, tuple(made_with))
-            if file_format == 'openvino':
-                file = folder / 'graph.xml'
-                to_openvino(graph, file, half)
-            agreement = _check(detector, file, inputs, metadata, tolerance)
-            if int8:
-                rows = [
-                    (image.numpy(), _size(sample))
-                    for image, sample in network_inputs(cfg, detector, track(chosen, 'calibrating'))
-                    if dynamic or image.shape[2:] == size
-                ]
-                if not rows:
-                    raise ConfigError(
-                        f'no image for the calibration becomes {size[0]} pixels high and {size[1]} '
-                        'wide, as the file made with --static takes; see --calibration DIR'
-                    )
-                quantize = quantize_onnx if file_format == 'onnx' else quantize_openvino
-                exact, file = file, folder / f'int8{file.suffix}'
-                quantize(exact, file, rows)
-                agreement = _agreement(detector, file, inputs, metadata, SCORE_TOLERANCE)
-            for target in _targets(out):
-                file.with_suffix(target.suffix).replace(target)
-    except OSError as error:
-        raise EvitError(f"'{out}' cannot be written: {error}") from None
+    with _folder_beside(out) as folder:
+        file = _write(detector, folder, metadata, file_format, size, half)
+        tolerance, share = (HALF_TOLERANCE, HALF_SHARE) if half else (SCORE_TOLERANCE, SHARE)
+        if with_nms:
+            agreement = _agreement(detector, file, inputs, metadata, tolerance)
+            _refuse_disagreement(agreement, tolerance, share)
+        else:
+            agreement = None
+            _compare_all_boxes(detector, file, inputs, tolerance)
+        if int8:
+            file = _quantize(file, calibrated_on)
+            agreement = _agreement(detector, file, inputs, metadata, SCORE_TOLERANCE)
+        for target in _targets(out):
+            file.with_suffix(target.suffix).replace(target)
     ap = _average_precisions(config, checkpoint, out, cfg_options) if int8 else {}
     return Exported(out, agreement, ap)
 
 
-def _refuse(out: Path, file_format: str, with_nms: bool, half: bool, int8: bool) -> None:
+def _refuse(
+    out: Path, checkpoint: str | Path, file_format: str, with_nms: bool, half: bool, int8: bool
+) -> None:
+    """Refuse options that exclude each other, and a file that must not be written.
+
+    Raises:
+        ConfigError: One of these.
+    """
     if file_format not in FORMATS:
         raise ConfigError(f'--format {file_format!r} must be one of {", ".join(FORMATS)}')
     if out.suffix != FORMATS[file_format]:
@@ -170,6 +148,11 @@ def _refuse(out: Path, file_format: str, with_nms: bool, half: bool, int8: bool)
         raise ConfigError(
             '--int8 and --no-nms exclude each other: its loss is measured on detections'
         )
+    for target in _targets(out):
+        if target.exists() and Path(checkpoint).exists() and target.samefile(checkpoint):
+            raise ConfigError(
+                f"-o '{out}' would overwrite the checkpoint '{checkpoint}'; choose another name"
+            )
 
 
 def _targets(out: Path) -> list[Path]:
@@ -185,36 +168,106 @@ def _images(cfg: Any, split: str, folder: str | Path | None, flag: str, most: in
             while inner := dataset.get('dataset') or dataset.get('datasets', [None])[0]:
                 dataset = inner
             folder = dataset_paths(dataset)['img_dir']
-        images = list_images(folder)
+        return spread(list_images(folder), most)
     except DataError as error:
         raise ConfigError(f'{error}; name a folder of real images by {flag} DIR') from None
-    return images[:: -(-len(images) // most)]
+
+
+def _of_size(inputs: Iterable[tuple[torch.Tensor, Any]], size: tuple | None) -> Inputs:
+    """Return the images of one size ``(H, W)``; all of them where it is None."""
+    return [row for row in inputs if size is None or tuple(row[0].shape[2:]) == size]
+
+
+def _calibration_inputs(
+    cfg: Any, detector: nn.Module, folder: str | Path | None, size: tuple | None
+) -> Inputs:
+    files = _images(cfg, 'train', folder, '--calibration', CALIBRATION_IMAGES)
+    reading = track(files, 'reading the images for the calibration')
+    inputs = _of_size(network_inputs(cfg, detector, reading), size)
+    if not inputs:
+        raise ConfigError(
+            f'no image for the calibration becomes {size[0]} pixels high and {size[1]} wide, as '
+            'the file made with --static takes; see --calibration DIR'
+        )
+    return inputs
+
+
+@contextmanager
+def _folder_beside(out: Path) -> Iterator[Path]:
+    """Make a folder from which files can be moved to their place at once.
+
+    Raises:
+        EvitError: There, or in the folder, nothing can be written.
+    """
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent) as name:
+            yield Path(name)
+    except OSError as error:
+        raise EvitError(f"'{out}' cannot be written: {error}") from None
+
+
+def _write(
+    detector: nn.Module,
+    folder: Path,
+    metadata: dict,
+    file_format: str,
+    size: tuple | None,
+    half: bool,
+) -> Path:
+    print_log('writing the graph', logger='current')
+    graph = folder / 'graph.onnx'
+    in_half = half and file_format == 'onnx'  # OpenVINO makes its halves itself
+    export_onnx(detector, graph, metadata, size, in_half)
+    if file_format == 'onnx':
+        return graph
+    to_openvino(graph, graph.with_suffix('.xml'), half)
+    return graph.with_suffix('.xml')
+
+
+def _quantize(file: Path, inputs: Inputs) -> Path:
+    quantize = quantize_onnx if file.suffix == FORMATS['onnx'] else quantize_openvino
+    target = file.with_stem('int8')
+    quantize(file, target, [(image.numpy(), _size(sample)) for image, sample in inputs])
+    return target
 
 
 def _size(sample: Any) -> np.ndarray:
     return np.array([sample.img_shape[:2]], dtype=np.float32)
 
 
-def _check(
-    detector: nn.Module, file: Path, inputs: list, metadata: dict, tolerance: float
-) -> Agreement | None:
-    """Hold the file against PyTorch.
+def _agreement(
+    detector: nn.Module, file: Path, inputs: Inputs, metadata: dict, tolerance: float
+) -> Agreement:
+    opened = ExportedModel(file)
+
+    def pairs() -> Iterator[tuple[InstanceData, InstanceData]]:
+        for image, sample in track(inputs, description='checking'):
+            with torch.inference_mode():
+                (expected,) = detector.predict(image, [copy.deepcopy(sample)], rescale=False)
+            yield expected.pred_instances, to_instances(opened(image.numpy(), _size(sample)))
+
+    most = detector.bbox_head.test_cfg.max_per_img
+    return compare_detections(pairs(), metadata['score_thr'], most, tolerance)
+
+
+def _refuse_disagreement(agreement: Agreement, tolerance: float, share: float) -> None:
+    if not agreement.detections:
+        raise EvitError(
+            f'PyTorch detected nothing on the {agreement.images} images, so that nothing could be '
+            'compared, and the file was not kept; lower model.test_cfg.score_thr by --cfg-options, '
+            'or name other images by --check DIR'
+        )
+    if not agreement.within(tolerance, share):
+        raise EvitError(f'the file disagrees with PyTorch and was not kept: {agreement}')
+
+
+def _compare_all_boxes(detector: nn.Module, file: Path, inputs: Inputs, tolerance: float) -> None:
+    """Hold a file without NMS against PyTorch, box by box.
 
     Raises:
         EvitError: They disagree.
     """
-    if 'labels' in metadata['outputs']:
-        agreement = _agreement(detector, file, inputs, metadata, tolerance)
-        share = SHARE if tolerance == SCORE_TOLERANCE else HALF_SHARE
-        if not agreement.detections:
-            raise EvitError(
-                f'PyTorch detected nothing on the {agreement.images} images, so that nothing could '
-                'be compared, and the file was not kept; lower model.test_cfg.score_thr by '
-                '--cfg-options, or name other images by --check DIR'
-            )
-        if not agreement.within(tolerance, share):
-            raise EvitError(f'the file disagrees with PyTorch and was not kept: {agreement}')
-        return agreement
     opened, plain = ExportedModel(file), DetectorGraph(detector, with_nms=False)
     for image, sample in track(inputs, description='checking'):
         size = _size(sample)
@@ -229,22 +282,6 @@ def _check(
                 f"the file disagrees with PyTorch on '{sample.img_path}' and was not kept: scores "
                 f'differ by {scores:.1e}, boxes by {boxes:.1e} pixels'
             )
-    return None
-
-
-def _agreement(
-    detector: nn.Module, file: Path, inputs: list, metadata: dict, tolerance: float
-) -> Agreement:
-    opened = ExportedModel(file)
-
-    def pairs() -> Iterator[tuple[InstanceData, InstanceData]]:
-        for image, sample in track(inputs, description='checking'):
-            with torch.inference_mode():
-                (expected,) = detector.predict(image, [copy.deepcopy(sample)], rescale=False)
-            yield expected.pred_instances, to_instances(opened(image.numpy(), _size(sample)))
-
-    most = detector.bbox_head.test_cfg.max_per_img
-    return compare_detections(pairs(), metadata['score_thr'], most, tolerance)
 
 
 def _average_precisions(

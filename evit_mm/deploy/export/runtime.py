@@ -16,10 +16,9 @@ from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from mmengine.structures import InstanceData
 
+from ...checkpoint.reading import METADATA_KEY
 from ...errors import EvitError
-from .files import EXPORTED_SUFFIXES, METADATA_KEY, need, openvino_core
-
-HEAD_BYTES = 512
+from .files import FORMATS, need, openvino_core
 
 
 class ExportedModel:
@@ -41,11 +40,11 @@ class ExportedModel:
         self.file = Path(file)
         if not self.file.is_file():
             raise EvitError(f"'{file}' does not exist")
-        openers = dict(zip(EXPORTED_SUFFIXES, (self._open_onnx, self._open_openvino), strict=True))
+        openers = {FORMATS['onnx']: self._open_onnx, FORMATS['openvino']: self._open_openvino}
         if self.file.suffix not in openers:
-            raise EvitError(f"'{file}' must end in {' or '.join(EXPORTED_SUFFIXES)}")
+            raise EvitError(f"'{file}' must end in {' or '.join(openers)}")
         text, self._run = openers[self.file.suffix](threads)
-        self.metadata: dict[str, Any] = _metadata(text) or {}
+        self.metadata = _metadata(text)
         if not self.metadata:
             raise EvitError(
                 f"'{file}' has no '{METADATA_KEY}' in its metadata; make it with tools/export.py"
@@ -81,7 +80,7 @@ class ExportedModel:
 
     def _open_openvino(self, threads: int | None) -> tuple[Any, Callable]:
         with self.file.open('rb') as file:  # of anything else it would try all formats it knows
-            if b'<net' not in file.read(HEAD_BYTES):
+            if b'<net' not in file.read(512):
                 raise self._damaged(ValueError("it is not OpenVINO's XML"))
         core = openvino_core()
         # where the processor has bfloat16, OpenVINO computes in it unless told otherwise
@@ -140,13 +139,13 @@ class ExportedDetector(BaseModel):
         return data_samples
 
 
-def _metadata(text: str | None) -> dict[str, Any] | None:
-    """Return what :func:`evit_mm.deploy.export.export` wrote, None for anything else."""
+def _metadata(text: str | None) -> dict[str, Any]:
+    """Return what :func:`evit_mm.deploy.export.export` wrote, nothing of anything else."""
     try:
         content = json.loads(text or '')
-        return content if {'classes', 'outputs', 'pad_size_divisor'} <= set(content) else None
+        return content if {'classes', 'outputs', 'pad_size_divisor'} <= set(content) else {}
     except (TypeError, ValueError):
-        return None
+        return {}
 
 
 def _last_line(error: Exception) -> str:

@@ -1,0 +1,131 @@
+"""Annotation files in COCO's format: read, and refused where they do not hold together."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import DataError
+from .images import some
+
+
+def is_number(value: Any) -> bool:
+    """Say whether a value of a JSON file is a finite number."""
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _is_box(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 4 and all(map(is_number, value))
+
+
+Kind = tuple[str, Callable[[Any], bool]]  # what a field must be: in words, and as a test
+ID: Kind = ('a number', lambda value: isinstance(value, (int, str)))
+NUMBER: Kind = ('a finite number', is_number)
+NAME: Kind = ('a name', lambda value: isinstance(value, str) and bool(value))
+PIXELS: Kind = ('a whole number of pixels', lambda value: isinstance(value, int) and value > 0)
+BOX: Kind = ('four finite numbers [x, y, width, height]', _is_box)
+FLAG: Kind = ('0 or 1', lambda value: isinstance(value, int) and value in (0, 1))
+FIELDS: dict[str, dict[str, Kind]] = {
+    'images': {'id': ID, 'file_name': NAME, 'width': PIXELS, 'height': PIXELS},
+    'annotations': {
+        'id': ID,
+        'image_id': ID,
+        'category_id': ID,
+        'bbox': BOX,
+        'area': NUMBER,
+        'iscrowd': FLAG,
+    },
+    'categories': {'id': ID, 'name': NAME},
+}
+EMPTY = {
+    'images': 'it lists no images; the data set is empty',
+    'categories': 'it has no categories',
+}
+DEFAULTS = {'area': ' (width times height of the box)', 'iscrowd': ' (0)'}
+
+
+def read_coco(ann_file: str | Path, parts: Sequence[str] = tuple(FIELDS)) -> dict[str, Any]:
+    """Read an annotation file.
+
+    Args:
+        ann_file: JSON with ``images``, ``annotations`` and ``categories``.
+        parts: Those of the three that are needed.
+
+    Returns:
+        The file's content. In the parts that are needed, every entry has the fields of
+        :data:`FIELDS`, ids are unique, and each annotation's image and category are there.
+
+    Raises:
+        DataError: The file is missing, or it is not as above; one fault a line.
+    """
+    ann_file = Path(ann_file)
+    if not ann_file.is_file():
+        raise DataError(_missing(ann_file))
+    try:
+        coco = json.loads(ann_file.read_text(encoding='utf-8'))
+    except OSError as error:
+        raise DataError(f"'{ann_file}' cannot be read: {error}") from None
+    except ValueError as error:
+        raise DataError(f"'{ann_file}' is not valid JSON ({error}); export it again") from None
+    content = coco if isinstance(coco, Mapping) else {}
+    faults = [fault for part in parts for fault in _field_faults(content.get(part), part)]
+    faults = faults or list(_id_faults({part: content[part] for part in parts}))
+    if faults:
+        raise DataError('\n'.join(f"'{ann_file}': {fault}" for fault in faults))
+    return coco
+
+
+def _missing(ann_file: Path) -> str:
+    root = ann_file.parent.parent
+    text = f"annotation file '{ann_file}' does not exist"
+    if root.name == 'coco':
+        return (
+            f'{text}; lay COCO 2017 out as {root}/annotations/'
+            'instances_{train,val}2017.json, train2017/ and val2017/, or try '
+            'configs/retinanet_evit_m4_shapes.py, which runs without it (make train)'
+        )
+    if 'shapes' in root.name:
+        return f'{text}; draw it: python tools/make_shapes.py {root}'
+    return f'{text}; check data_root and ann_file'
+
+
+def _field_faults(items: Any, part: str) -> Iterator[str]:
+    if not isinstance(items, list) or not all(isinstance(item, Mapping) for item in items):
+        yield f"it has no list '{part}', so it is not in COCO's format"
+    elif not items and part in EMPTY:
+        yield EMPTY[part]
+    else:
+        yield from _entry_faults(items, part)
+
+
+def _entry_faults(items: Sequence[Mapping[str, Any]], part: str) -> Iterator[str]:
+    for key, (kind, is_kind) in FIELDS[part].items():
+        lacking = sum(key not in item for item in items)
+        wrong = [item[key] for item in items if key in item and not is_kind(item[key])]
+        if lacking:
+            yield f"{lacking} {part} lack '{key}'; add it{DEFAULTS.get(key, '')}"
+        elif wrong:
+            yield (
+                f'{key} of {len(wrong)} {part} is not {kind}, the first is {wrong[0]!r}; '
+                'mend or remove them'
+            )
+
+
+def _id_faults(coco: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[str]:
+    for part, items in coco.items():
+        repeated = [key for key, count in Counter(i['id'] for i in items).items() if count > 1]
+        if repeated:
+            yield f'{part} share the ids {some(repeated)}; make them unique'
+    annotations = coco.get('annotations', ())
+    for key, part in (('image_id', 'images'), ('category_id', 'categories')):
+        known = {item['id'] for item in coco[part]}
+        wrong = [annotation['id'] for annotation in annotations if annotation[key] not in known]
+        if wrong:
+            yield (
+                f"annotations {some(wrong)} have a {key} that no entry of '{part}' has; mend or "
+                'remove them'
+            )

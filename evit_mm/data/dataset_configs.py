@@ -1,0 +1,56 @@
+"""The data sets that a config's dataloaders read, and where they lie."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+
+def find_datasets(cfg: Config, split: str, *types: str) -> Iterator[Mapping[str, Any]]:
+    """Yield the data sets of a split, out of wrappers such as RepeatDataset or ConcatDataset.
+
+    Args:
+        cfg: The config.
+        split: ``train``, ``val`` or ``test``.
+        *types: The types that are looked for, with or without a scope before them.
+    """
+    yield from _unwrap((cfg.get(f'{split}_dataloader') or {}).get('dataset'), types)
+
+
+def _unwrap(dataset: Any, types: tuple[str, ...]) -> Iterator[Mapping[str, Any]]:
+    if isinstance(dataset, (list, tuple)):
+        for item in dataset:
+            yield from _unwrap(item, types)
+    elif isinstance(dataset, Mapping):
+        if str(dataset.get('type')).split('.')[-1] in types:
+            yield dataset
+        for key in ('dataset', 'datasets'):
+            yield from _unwrap(dataset.get(key), types)
+
+
+def coco_datasets(cfg: Config, split: str) -> Iterator[Mapping[str, Any]]:
+    """Yield the ``CocoDataset`` configs of a split, see :func:`find_datasets`."""
+    return find_datasets(cfg, split, 'CocoDataset')
+
+
+def dataset_paths(dataset: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what :func:`~evit_mm.data.check_coco` asks for, out of a CocoDataset config."""
+    root = Path(dataset.get('data_root') or '')
+    classes = (dataset.get('metainfo') or {}).get('classes')
+    if classes is None:
+        from mmdet.datasets import CocoDataset
+
+        classes = CocoDataset.METAINFO['classes']
+    pipeline = dataset.get('pipeline') or []
+    steps = [step for step in pipeline if step.get('type') == 'Resize']
+    scale = steps[0].get('scale') if len(steps) == 1 and steps[0].get('keep_ratio') else None
+    return {
+        'ann_file': root / (dataset.get('ann_file') or ''),
+        'img_dir': root / (dataset.get('data_prefix') or {}).get('img', ''),
+        'classes': classes,
+        'scale': (scale, scale) if isinstance(scale, int) else scale and tuple(scale),
+        'with_mask': any(step.get('with_mask') for step in pipeline),
+    }
