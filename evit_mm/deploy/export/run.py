@@ -23,7 +23,7 @@ from ...errors import ConfigError, DataError, EvitError
 from ...runner.build import load_detector
 from ...runner.config import load_config
 from ...utils.provenance import need_torch
-from .check import SCORE_TOLERANCE, Agreement, network_inputs
+from .check import SCORE_TOLERANCE, Agreement, compare_detections, network_inputs
 from .evaluation import evaluate
 from .files import FORMATS, TORCH, describe, export_onnx, need, to_openvino
 from .graph import DetectorGraph
