@@ -73,7 +73,7 @@ def measure(name: str, noise: float) -> dict:
     """Build a config's model and return what :func:`train` and :func:`predict` do, or errors."""
     torch.set_num_threads(1)
     called: set[str] = set()
-    for key in evit_mm.ops.OPERATORS:
+    for key in evit_mm.ops.operators.OPERATORS:
         setattr(mmcv._ext, key, _counted(getattr(mmcv._ext, key), key, called))
     model, settings = build(name)
     result = {}

@@ -5,7 +5,8 @@ import sys
 import pytest
 import torch
 
-from evit_mm.ops import OPERATORS, PROVIDED
+from evit_mm.ops import PROVIDED
+from evit_mm.ops.operators import OPERATORS
 
 # with every stack, what a compiled mmcv returned
 from ..ops.test_compiled import test_operators_return_what_compiled_ones_do  # noqa: F401
