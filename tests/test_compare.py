@@ -194,7 +194,7 @@ def test_overrides_that_cannot_work_are_refused_before_any_training(shapes, tmp_
     for options, match in (
         ({'optim_wraper.optimizer.lr': 1.0}, "the config has no 'optim_wraper"),
         ({'train_cfg.max_epochs': 7}, 'set by --epochs'),
-        ({'model.backbone.window_sizes': [7, 7, 4]}, "unexpected keyword argument 'window_sizes'"),
+        ({'model.backbone.window_sizes': [7, 7, 4]}, "SPOSNet has no argument 'window_sizes'"),
     ):
         budget = Budget(str(shapes), EPOCHS, (64, 64), cfg_options=options)
         with pytest.raises(ConfigError, match=match):
