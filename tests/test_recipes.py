@@ -358,7 +358,7 @@ train_dataloader['dataset']['pipeline'][0]['img_scale'] = (64, 64)
 train_dataloader['dataset']['pipeline'][1]['border'] = (-32, -32)
 train_dataloader['dataset']['pipeline'][4]['scale'] = (64, 64)
 train_cfg.update(dynamic_intervals=None)
-custom_hooks[2]['num_last_epochs'] = 1  # by mmdet's counting, the last two of three
+custom_hooks[1]['num_last_epochs'] = 1  # by mmdet's counting, the last two of three
 """
 MULTI_SCALE = """
 model['backbone']['arch'] = 'm0'
@@ -367,7 +367,7 @@ model['bbox_head'].update(in_channels=16, feat_channels=16)
 train_pipeline = _base_.train_pipeline
 train_pipeline[2]['scale'] = [(64, 38), (64, 64)]
 train_dataloader = dict(**loader, dataset=dict(pipeline=train_pipeline, **images))
-custom_hooks[2]['momentum'] = 0.1
+custom_hooks[1]['momentum'] = 0.1
 """
 
 
