@@ -11,8 +11,10 @@ check_installed()  # before anything imports what may be missing
 from . import ops  # isort: skip - before anything imports mmcv.ops
 from . import models
 from .checkpoint import allow_mmengine_types
+from .utils.old_names import provide_old_names
 
 __version__ = '0.1.0'
 __all__ = ['__version__', 'models', 'ops']
 
 allow_mmengine_types()
+provide_old_names()

@@ -1,6 +1,7 @@
 """The wheel: what it holds, that it installs, and that it trains from outside the checkout."""
 
 import email
+import importlib
 import os
 import re
 import shlex
@@ -258,3 +259,33 @@ def test_issue_forms_ask_for_what_exists():
     assert 'tools/doctor.py' in named and 'tests/test_window.py' in named
     for name in named:
         assert (ROOT / name).exists() or name == 'evit_mm/.mim', name
+
+
+@pytest.mark.parametrize(
+    ('old', 'name'),
+    [
+        ('engine', 'load_config'),
+        ('engine', 'train'),
+        ('heads', 'SyncedRetinaHead'),
+        ('metrics', 'HotCocoMetric'),
+        ('training', 'ExactTrainLoop'),
+        ('datasets', 'make_shapes'),
+        ('export', 'export'),
+    ],
+)
+def test_a_module_that_moved_is_found_by_its_old_name(old, name, monkeypatch):
+    monkeypatch.delitem(sys.modules, f'evit_mm.{old}', raising=False)
+    with pytest.warns(FutureWarning, match=f'^evit_mm.{old} is now evit_mm'):
+        module = importlib.import_module(f'evit_mm.{old}')
+    assert getattr(module, name).__name__ == name
+    assert getattr(module, name).__module__ != f'evit_mm.{old}'
+
+
+def test_every_old_name_leads_somewhere():
+    from evit_mm.utils.old_names import MOVED, PACKAGE
+
+    for names in MOVED.values():
+        for place in names:
+            importlib.import_module(PACKAGE + place)
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module('evit_mm.nothing')

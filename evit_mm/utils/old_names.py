@@ -1,0 +1,59 @@
+"""Modules that have moved: configs and programs may import them by their old names for now."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.abc
+import importlib.machinery
+import sys
+import warnings
+from collections.abc import Sequence
+from types import ModuleType
+
+PACKAGE = 'evit_mm.'
+#: old name -> where its public names are now
+MOVED = {
+    'benchmark': ('compare.benchmark',),
+    'classifier': ('models.classifier',),
+    'complexity': ('compare.complexity',),
+    'datasets': ('data',),
+    'engine': ('runner.build', 'runner.config', 'runner.test', 'runner.train'),
+    'environment': ('utils.environment',),
+    'export': ('deploy.export',),
+    'heads': ('models.heads',),
+    'metrics': ('evaluation.coco_metric',),
+    'optim': ('runner.adaptive_clipping',),
+    'published': ('compare.published_results',),
+    'tracking': ('runner.tracking',),
+    'training': ('runner',),
+}
+
+
+class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Offers the old names to Python's import system."""
+
+    def find_spec(
+        self,
+        fullname: str,
+        path: Sequence[str] | None = None,  # noqa: ARG002
+        target: ModuleType | None = None,  # noqa: ARG002
+    ) -> importlib.machinery.ModuleSpec | None:
+        """Return a spec for an old name and for nothing else."""
+        if not fullname.startswith(PACKAGE) or fullname.removeprefix(PACKAGE) not in MOVED:
+            return None
+        return importlib.machinery.ModuleSpec(fullname, self)
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Fill the module with what stands under the new names."""
+        places = [PACKAGE + place for place in MOVED[module.__name__.removeprefix(PACKAGE)]]
+        for place in places:
+            content = vars(importlib.import_module(place))
+            vars(module).update((k, v) for k, v in content.items() if not k.startswith('_'))
+        text = f'{module.__name__} is now {" and ".join(places)}; the old name will go'
+        warnings.warn(text, FutureWarning, stacklevel=2)
+
+
+def provide_old_names() -> None:
+    """Let the old names be imported; calling it again changes nothing."""
+    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.append(_Finder())
