@@ -45,7 +45,7 @@ def add_trackers(cfg: Config, trackers: Sequence[str], main: bool = True) -> Non
     Args:
         cfg: Config, changed in place; ``work_dir`` and ``resume`` are settled. Options that it
             has for a backend already stay.
-        trackers: Names out of :data:`BACKENDS`.
+        trackers: Names out of :data:`~evit_mm.runner.tracking.BACKENDS`.
         main: Whether this is the process that writes.
 
     Raises:
@@ -92,7 +92,7 @@ class TrackingHook(Hook):
     """Draw the first images of each evaluation for the trackers, and join a resumed run's log.
 
     Args:
-        trackers: Names out of :data:`BACKENDS`.
+        trackers: Names out of :data:`~evit_mm.runner.tracking.BACKENDS`.
         state: What has to be known to go on in the same log; it is kept in the work dir.
         images: How many images are drawn; always the same ones.
     """
