@@ -124,7 +124,7 @@ def test_mmdets_tools_train_and_test_as_ours(ours, data, tmp_path, monkeypatch):
             monkeypatch=monkeypatch)  # fmt: skip
     tested = metrics(tmp_path / 'theirs')
     assert tested == metrics(tmp_path / 'ours') == metrics(ours / 'work')
-    assert tested['coco/bbox_mAP'] >= 0
+    assert max(tested.values()) > 0  # else equal figures would show little
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from ..errors import EvitError
+from ..utils.distributed import is_first_process
 from ..utils.environment import OPERATORS_SWITCH as SWITCH
 
 NAME = 'mmcv._ext'
@@ -109,7 +110,7 @@ def provide(load: Callable[[], Mapping[str, Callable[..., Any]]]) -> str:
         logger.info("operators: mmcv's compiled ones")
         return 'compiled'
     sys.meta_path.insert(0, _Finder(load))
-    if os.environ.get('RANK', '0') == '0' and multiprocessing.parent_process() is None:
+    if is_first_process() and multiprocessing.parent_process() is None:
         # a warning, which Python writes to stderr also where no logging is set up
         place = f" in the place of mmcv's compiled ones ({SWITCH})" if compiled else ''
         logger.warning("operators: torchvision's, by evit_mm.ops%s", place)

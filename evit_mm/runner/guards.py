@@ -97,12 +97,13 @@ class NonFiniteLossHook(Hook):
         """
         if kwargs.get('mode') != 'loss' or not isinstance(losses, Mapping):
             return None
-        total, terms = model.parse_losses(losses)
-        finite = torch.isfinite(total.detach()).all().float()
+        with torch.no_grad():  # train_step parses them once more, for the gradient
+            total, terms = model.parse_losses(losses)
+        finite = torch.isfinite(total).all().float()
         all_reduce(finite, 'min')
         if finite:
             return None
-        self._handle({name: float(torch.as_tensor(x).detach()) for name, x in terms.items()})
+        self._handle({name: float(torch.as_tensor(x)) for name, x in terms.items()})
         self.skips = True
         # reaches every weight, as gradients do that several processes share
         return {'loss': 0.0 * sum(p.sum() for p in model.parameters() if p.requires_grad)}

@@ -91,23 +91,11 @@ class SummaryHook(Hook):
         self.former: dict[str, Any] = {}
         self.facts: dict[str, Any] = {}
 
-    def before_run(self, runner: Any) -> None:
-        """Log seeds, commit, versions and threads; mmengine logs the config and the machine."""
-        seed = runner.seed
-        found = ', '.join(f'{name} {version}' for name, version in versions(PACKAGES).items())
-        lines = (
-            f'commit: {commit()}',
-            f"versions: {found}; mmcv's operators: {PROVIDED}",
-            f'seed of the weights: {seed}; of the data order: {seed} + epoch; of a sample: '
-            f'({seed}, epoch, place); of the model in training: ({seed}, iteration, rank), '
-            'whatever the workers',
-            f'deterministic: {torch.are_deterministic_algorithms_enabled()}, '
-            f'threads: {torch.get_num_threads()}, processes: {runner.world_size}',
-        )
-        runner.logger.info('This run\n    ' + '\n    '.join(lines))
-
     def before_train(self, runner: Any) -> None:
-        """Take over what the run that is resumed had recorded, and start the clock."""
+        """Take over what the run that is resumed had recorded, and start the clock.
+
+        What the run is made with is logged, too; mmengine logs the config and the machine.
+        """
         if not is_main_process():
             return
         file = resumed_from(runner)
@@ -122,17 +110,14 @@ class SummaryHook(Hook):
             'versions': versions(PACKAGES),
             'host': {'cores': os.cpu_count(), 'cpu': cpu(), 'gpu': _gpu(runner)},
         }
+        runner.logger.info(_provenance(runner, self.facts))
         self.write(runner)
 
     def after_train_epoch(self, runner: Any) -> None:
         """Count the epoch's time, should the run be killed in the next."""
         self.write(runner)
 
-    def after_val_epoch(
-        self,
-        runner: Any,
-        metrics: dict[str, Any] | None = None,
-    ) -> None:
+    def after_val_epoch(self, runner: Any, metrics: dict[str, Any] | None = None) -> None:
         """Write what the evaluation brought."""
         self.write(runner)
 
@@ -190,6 +175,23 @@ class SummaryHook(Hook):
                 text = f'nothing was left to train\n{text.partition(chr(10))[2]}'
             runner.logger.info(text)
             self.start = None
+
+
+def _provenance(runner: Any, facts: Mapping[str, Any]) -> str:
+    """Return the lines that say how a run can be repeated: commit, versions, seeds, threads."""
+    seed = facts['seed']
+    found = ', '.join(f'{name} {version}' for name, version in facts['versions'].items())
+    lines = (
+        'This run',
+        f'commit: {facts["commit"]}',
+        f"versions: {found}; mmcv's operators: {PROVIDED}",
+        f'seed of the weights: {seed}; of the data order: {seed} + epoch; of a sample: '
+        f'({seed}, epoch, place); of the model in training: ({seed}, iteration, rank), '
+        'whatever the workers',
+        f'deterministic: {torch.are_deterministic_algorithms_enabled()}, '
+        f'threads: {torch.get_num_threads()}, processes: {runner.world_size}',
+    )
+    return '\n    '.join(lines)
 
 
 def read_summary(work_dir: str | Path) -> dict[str, Any]:
