@@ -86,7 +86,12 @@ def _draw(part: Path, settings: dict[str, Any], quiet: bool) -> Path:
         count = settings[split]
         (part / split).mkdir(parents=True)
         (part / 'annotations').mkdir(exist_ok=True)
-        coco = _empty_coco(settings)
+        coco: dict[str, Any] = {
+            'info': {'description': 'drawn shapes of evit_mm', 'settings': settings},
+            'images': [],
+            'annotations': [],
+            'categories': [{'id': i + 1, 'name': name} for i, name in enumerate(SHAPE_CLASSES)],
+        }
         for index in track(range(count), description=f'drawing {split}', disable=quiet):
             rng = np.random.default_rng([seed, split == 'val', index])
             image, annotations = draw_image(rng, size)
@@ -103,15 +108,7 @@ def _draw(part: Path, settings: dict[str, Any], quiet: bool) -> Path:
 
 
 def draw_image(rng: Generator, size: tuple[int, int]) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """Draw one image.
-
-    Args:
-        rng: Source of randomness.
-        size: Width and height.
-
-    Returns:
-        The image and its annotations in COCO's form, without ``id`` and ``image_id``.
-    """
+    """Draw one image; its annotations are in COCO's form, without ``id`` and ``image_id``."""
     width, height = size
     grounds = [
         _color(rng.uniform(0, 360), rng.uniform(0, 0.3), rng.uniform(0.2, 0.9)) for _ in 'ab'
@@ -155,18 +152,7 @@ def draw_image(rng: Generator, size: tuple[int, int]) -> tuple[np.ndarray, list[
 def shape_mask(
     category: int, center: tuple[float, float], diameter: float, angle: float, size: tuple[int, int]
 ) -> np.ndarray:
-    """Return the pixels of one shape.
-
-    Args:
-        category: Index into :data:`SHAPE_CLASSES`.
-        center: x and y.
-        diameter: Of the circle around it.
-        angle: Rotation in radians.
-        size: Width and height of the image.
-
-    Returns:
-        ``(H, W)`` bool.
-    """
+    """Return the pixels of one shape: the diameter is that around it, the angle in radians."""
     canvas = np.zeros((size[1], size[0]), np.uint8)
     radius = diameter / 2
     name = SHAPE_CLASSES[category]
@@ -281,12 +267,6 @@ def _run_lengths(mask: np.ndarray) -> list[int]:
     flat = np.concatenate([[False], mask.ravel(order='F')])
     edges = np.flatnonzero(flat[1:] != flat[:-1])
     return np.diff(np.concatenate([[0], edges, [mask.size]])).tolist()
-
-
-def _empty_coco(settings: dict[str, Any]) -> dict[str, Any]:
-    categories = [{'id': i + 1, 'name': name} for i, name in enumerate(SHAPE_CLASSES)]
-    info = {'description': 'drawn shapes of evit_mm', 'settings': settings}
-    return {'info': info, 'images': [], 'annotations': [], 'categories': categories}
 
 
 def _settings_of(root: Path) -> dict[str, Any] | None:
