@@ -115,9 +115,7 @@ def draw_image(rng: Generator, size: tuple[int, int]) -> tuple[np.ndarray, list[
     ]
     image = _texture(rng, height, width, *grounds)
     owner = np.zeros((height, width), np.int32)  # which object's pixel it is, 0 background
-    full_areas: list[int] = []
-    categories: list[int] = []
-    crowds: set[int] = set()
+    objects: list[dict[str, int]] = []  # their areas are those before others cover them
     if rng.random() >= EMPTY_SHARE:
         # large ones first, so that small ones lie on top of them and not beneath
         names = ['large'] * rng.integers(0, 4) + ['medium'] * rng.integers(0, 3)
@@ -126,25 +124,22 @@ def draw_image(rng: Generator, size: tuple[int, int]) -> tuple[np.ndarray, list[
         for name in names:
             category = int(rng.integers(len(SHAPE_CLASSES)))
             diameter = np.sqrt(rng.uniform(*AREAS[name]) / FILLS[category])
-            mask = _place(rng, owner, full_areas, category, diameter)
+            mask = _place(rng, owner, [o['area'] for o in objects], category, diameter)
             if mask is not None:
                 _paint(rng, image, mask, category)
-                categories.append(category)
-                full_areas.append(int(mask.sum()))
-                owner[mask] = len(full_areas)
+                objects.append({'category': category, 'area': int(mask.sum()), 'iscrowd': 0})
+                owner[mask] = len(objects)
         if rng.random() < CROWD_SHARE:
             category = int(rng.integers(len(SHAPE_CLASSES)))
             mask = _crowd(rng, owner, image, category)
             if mask.any():
-                categories.append(category)
-                full_areas.append(int(mask.sum()))
-                owner[mask] = len(full_areas)
-                crowds.add(len(full_areas))
+                objects.append({'category': category, 'area': int(mask.sum()), 'iscrowd': 1})
+                owner[mask] = len(objects)
     noise = rng.normal(0, 6, image.shape)
     image = np.clip(image + noise, 0, 255).astype(np.uint8)
     annotations = [
-        _annotation(owner == number, category, iscrowd=number in crowds)
-        for number, category in enumerate(categories, start=1)
+        _annotation(owner == number, shape['category'], shape['iscrowd'])
+        for number, shape in enumerate(objects, start=1)
     ]
     return image, annotations
 
@@ -152,7 +147,10 @@ def draw_image(rng: Generator, size: tuple[int, int]) -> tuple[np.ndarray, list[
 def shape_mask(
     category: int, center: tuple[float, float], diameter: float, angle: float, size: tuple[int, int]
 ) -> np.ndarray:
-    """Return the pixels of one shape: the diameter is that around it, the angle in radians."""
+    """Return the pixels of one shape.
+
+    The diameter is that of the circle around it, the angle is in radians.
+    """
     canvas = np.zeros((size[1], size[0]), np.uint8)
     radius = diameter / 2
     name = SHAPE_CLASSES[category]
@@ -242,7 +240,7 @@ def _texture(
     return (low * (1 - mix) + high * mix).astype(np.float32)
 
 
-def _annotation(mask: np.ndarray, category: int, iscrowd: bool) -> dict[str, Any]:
+def _annotation(mask: np.ndarray, category: int, iscrowd: int) -> dict[str, Any]:
     ys, xs = np.nonzero(mask)
     x, y = int(xs.min()), int(ys.min())
     box = [x, y, int(xs.max()) - x + 1, int(ys.max()) - y + 1]
@@ -258,7 +256,7 @@ def _annotation(mask: np.ndarray, category: int, iscrowd: bool) -> dict[str, Any
         'bbox': box,
         'area': int(mask.sum()),
         'segmentation': segmentation,
-        'iscrowd': int(iscrowd),
+        'iscrowd': iscrowd,
     }
 
 
