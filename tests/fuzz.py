@@ -355,7 +355,7 @@ def annotations_are_read(data):
     with_mask = data.draw(st.booleans(), 'with_mask')
     classes = ('disc', 'box')
     faults, notes = check_coco(
-        path, folder() / 'val', classes, data.draw(st.booleans(), 'training'), (30, 30), with_mask
+        path, folder() / 'val', classes, data.draw(st.booleans(), 'training'), with_mask
     )
     assert all(isinstance(sentence, str) and str(path) in sentence for sentence in faults + notes)
     if not faults:

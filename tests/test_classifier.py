@@ -600,20 +600,9 @@ def test_spoilt_folders_are_named(spoil, message, tmp_path):
     ('options', 'message'),
     [
         ({'model.head.num_classes': 4}, r'num_classes is 4 but .* set model\.head\.num_classes=3'),
-        ({'train_dataloader.dataset.type': 'ImageNet'}, r'names 1000 .*type=CustomDataset'),
         ({'val_evaluator.topk': (1, 5)}, r'val_evaluator asks for top-5 accuracy of 3 classes'),
-        ({'val_dataloader.dataset.ann_file': 'no.txt'}, r"list '.*no\.txt' does not exist"),
-        ({'val_dataloader.dataset.ann_file': 'bad.txt'}, r"bad\.txt': its lines 2 are not"),
-        ({'val_dataloader.dataset.ann_file': 'high.txt'}, r'the label 7 .*num_classes=8'),
-        ({'val_dataloader.dataset.ann_file': 'lost.txt'}, r'lacks \(red/9\.png\)'),
     ],
 )
 def test_configs_that_do_not_fit_the_data_are_named(options, message, data, tmp_path):
-    for name, text in {
-        'bad.txt': 'red/0.png 2\nred/1.png\n',
-        'high.txt': 'red/0.png 7\n',
-        'lost.txt': 'red/9.png 2\n',
-    }.items():
-        (data / name).write_text(text)
     with pytest.raises(DataError, match=message):
         checked(tmp_path, data, options)

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import mmcv
 from mmengine.config import Config
 from mmengine.logging import print_log
 from rich.console import Console
@@ -24,7 +23,7 @@ from ..errors import DataError
 from .check_images import image_data_faults
 from .coco import read_coco
 from .dataset_configs import coco_datasets, dataset_paths
-from .images import NUM_DECODED, UNDECODABLE, read_image, some, split_tolerated, spread
+from .images import NUM_DECODED, UNDECODABLE, read_image, some, spread
 from .masks import is_loadable
 
 Entries = Sequence[Mapping[str, Any]]
@@ -42,7 +41,6 @@ def check_config_data(cfg: Config, splits: Sequence[str] = ('train', 'val')) -> 
         DataError: Something would fail or silently go wrong; all findings are in the message.
     """
     faults, notes = config_data_faults(cfg, splits)
-    faults += image_data_faults(cfg, splits)
     for note in notes:
         print_log(note, logger='current', level=logging.WARNING)
     if faults:
@@ -53,32 +51,34 @@ def check_config_data(cfg: Config, splits: Sequence[str] = ('train', 'val')) -> 
 def config_data_faults(
     cfg: Config, splits: Sequence[str], num_decoded: int | None = NUM_DECODED
 ) -> tuple[list[str], list[str]]:
-    """Return what :func:`check_coco` says of each data set, and where the config differs from it.
+    """Return the faults and notes on the data sets that a config's dataloaders read.
 
-    Args:
-        cfg: As in :func:`check_config_data`.
-        splits: As in :func:`check_config_data`.
-        num_decoded: As in :func:`check_coco`.
-
-    Returns:
-        Faults that must be mended, and notes on what will be left out; each begins with its split.
+    They are those of :func:`check_coco`, and where the config differs from its data; each begins
+    with its split.
     """
     faults: list[str] = []
     notes: list[str] = []
     seen: set[str] = set()
+    replaced = (cfg.get('train_cfg') or {}).get('corrupt_images') == 'replace'
     for split in splits:
+        training = split == 'train'
+        found, noted = image_data_faults(cfg, split), []
         for dataset in coco_datasets(cfg, split):
-            key = repr((dataset, split == 'train'))
+            key = repr((dataset, training))
             remote = any('://' in str(dataset.get(name)) for name in ('data_root', 'ann_file'))
             if key in seen or remote:
                 continue
             seen.add(key)
             paths = dataset_paths(dataset)
-            found, noted = check_coco(**paths, training=split == 'train', num_decoded=num_decoded)
-            found, tolerated = split_tolerated(cfg, split, found)
-            found += (*_num_classes_faults(cfg, paths['classes']), *_evaluator_faults(cfg, split))
-            faults += [f'{split}: {fault}' for fault in found]
-            notes += [f'{split}: {note}' for note in (*noted, *tolerated)]
+            wrong, left_out = check_coco(**paths, training=training, num_decoded=num_decoded)
+            found += [*wrong, *_num_classes_faults(cfg, paths['classes'])]
+            found += _evaluator_faults(cfg, split)
+            noted += left_out
+        if training and replaced:
+            noted += [fault for fault in found if UNDECODABLE in fault]
+            found = [fault for fault in found if UNDECODABLE not in fault]
+        faults += [f'{split}: {fault}' for fault in found]
+        notes += [f'{split}: {note}' for note in noted]
     return list(dict.fromkeys(faults)), notes
 
 
@@ -87,7 +87,6 @@ def check_coco(
     img_dir: str | Path,
     classes: Sequence[str] | None = None,
     training: bool = False,
-    scale: tuple[int, int] | None = None,
     with_mask: bool = False,
     num_decoded: int | None = NUM_DECODED,
 ) -> tuple[list[str], list[str]]:
@@ -98,7 +97,6 @@ def check_coco(
         img_dir: Folder that ``file_name`` is relative to.
         classes: Names that the config trains, in its order; None for COCO's own.
         training: The file is for training, where no box at all is an error.
-        scale: What images are resized to with their ratio kept, as in mmdet's Resize.
         with_mask: Masks are loaded too, so that every object needs a segmentation.
         num_decoded: Images to open at most, evenly chosen; None opens all of them, with a bar.
 
@@ -118,7 +116,6 @@ def check_coco(
     faults = [
         *_class_faults(coco['categories'], classes),
         *_image_faults(coco['images'], Path(img_dir), num_decoded),
-        *_thin_faults(coco['images'], scale),
         *(_mask_faults(loaded, sizes) if with_mask else ()),
     ]
     if all(a['iscrowd'] for a in loaded):
@@ -189,15 +186,11 @@ def _image_faults(images: Entries, img_dir: Path, num_decoded: int | None) -> It
     if not img_dir.is_dir():
         yield f"image folder '{img_dir}' does not exist; check data_root and data_prefix.img"
         return
-    present: dict[Path, set[str]] = {}
-    missing = []
-    for image in images:
-        path = img_dir / image['file_name']
-        if path.parent not in present:  # one listing per folder, not a stat per image
-            folder = path.parent
-            present[folder] = set(os.listdir(folder)) if folder.is_dir() else set()
-        if path.name not in present[path.parent]:
-            missing.append(image['file_name'])
+    # one listing per folder, not a stat per image
+    folders = {(img_dir / image['file_name']).parent for image in images}
+    present = {path for folder in folders if folder.is_dir() for path in folder.iterdir()}
+    names = [image['file_name'] for image in images]
+    missing = [name for name in names if img_dir / name not in present]
     if missing:
         yield (
             f"it names {len(missing)} of {len(images)} images that '{img_dir}' lacks "
@@ -235,19 +228,6 @@ def _decoding_faults(images: Entries, img_dir: Path, num_decoded: int | None) ->
         yield (
             f'{len(differing)} {opened} have another size ({some(differing)}; rotated by the EXIF '
             'tag?), so boxes would not fit; mend the entries or save the images again'
-        )
-
-
-def _thin_faults(images: Entries, scale: tuple[int, int] | None) -> Iterator[str]:
-    thin = [
-        f'{image["file_name"]} ({image["width"]}x{image["height"]})'
-        for image in images
-        if scale and min(mmcv.rescale_size((image['width'], image['height']), scale)) < 1
-    ]
-    if thin:
-        yield (
-            f'resized to {scale}, these images are thinner than a pixel: {some(thin)}; remove them '
-            'or raise the scale'
         )
 
 

@@ -49,18 +49,10 @@ DEFAULTS = {'area': ' (width times height of the box)', 'iscrowd': ' (0)'}
 
 
 def read_coco(ann_file: str | Path, parts: Sequence[str] = tuple(FIELDS)) -> dict[str, Any]:
-    """Read an annotation file.
+    """Read an annotation file, or raise a DataError that names its faults, one a line.
 
-    Args:
-        ann_file: JSON with ``images``, ``annotations`` and ``categories``.
-        parts: Those of the three that are needed.
-
-    Returns:
-        The file's content. In the parts that are needed, every entry has the fields of
-        :data:`FIELDS`, ids are unique, and each annotation's image and category are there.
-
-    Raises:
-        DataError: The file is missing, or it is not as above; one fault a line.
+    In the parts that are needed, every entry has the fields of :data:`FIELDS`, ids are unique, and
+    each annotation's image and category are there.
     """
     ann_file = Path(ann_file)
     if not ann_file.is_file():

@@ -10,13 +10,7 @@ from mmengine.config import Config
 
 
 def find_datasets(cfg: Config, split: str, *types: str) -> Iterator[Mapping[str, Any]]:
-    """Yield the data sets of a split, out of wrappers such as RepeatDataset or ConcatDataset.
-
-    Args:
-        cfg: The config.
-        split: ``train``, ``val`` or ``test``.
-        *types: The types that are looked for, with or without a scope before them.
-    """
+    """Yield the data sets of some types, out of wrappers such as RepeatDataset or ConcatDataset."""
     yield from _unwrap((cfg.get(f'{split}_dataloader') or {}).get('dataset'), types)
 
 
@@ -45,12 +39,9 @@ def dataset_paths(dataset: Mapping[str, Any]) -> dict[str, Any]:
 
         classes = CocoDataset.METAINFO['classes']
     pipeline = dataset.get('pipeline') or []
-    steps = [step for step in pipeline if step.get('type') == 'Resize']
-    scale = steps[0].get('scale') if len(steps) == 1 and steps[0].get('keep_ratio') else None
     return {
         'ann_file': root / (dataset.get('ann_file') or ''),
         'img_dir': root / (dataset.get('data_prefix') or {}).get('img', ''),
         'classes': classes,
-        'scale': (scale, scale) if isinstance(scale, int) else scale and tuple(scale),
         'with_mask': any(step.get('with_mask') for step in pipeline),
     }

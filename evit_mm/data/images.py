@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import cv2
 import mmcv
@@ -20,11 +20,7 @@ Item = TypeVar('Item')
 
 
 def list_images(source: str | Path) -> list[Path]:
-    """Return the image itself, or all images under a folder, sorted.
-
-    Raises:
-        DataError: There is none.
-    """
+    """Return the image itself, or all images under a folder, sorted; at least one."""
     source = Path(source)
     if source.is_file():
         return [source]
@@ -53,10 +49,3 @@ def some(items: Sequence[object]) -> str:
     """Return the first few items and how many there are, for a message."""
     shown = ', '.join(str(item) for item in items[:MAX_NAMED])
     return shown + (f', ... ({len(items)} in all)' if len(items) > MAX_NAMED else '')
-
-
-def split_tolerated(cfg: Any, split: str, faults: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the faults that stop a run, and those that it has been told to train past."""
-    replaced = (cfg.get('train_cfg') or {}).get('corrupt_images') == 'replace'
-    tolerated = [f for f in faults if UNDECODABLE in f] if split == 'train' and replaced else []
-    return [fault for fault in faults if fault not in tolerated], tolerated

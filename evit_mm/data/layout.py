@@ -13,25 +13,15 @@ from .coco import read_coco
 
 @dataclass(frozen=True)
 class CocoSplit:
-    """One annotation file and the folder of its images.
-
-    Attributes:
-        ann_file: JSON in COCO's format.
-        img_dir: Folder that its ``file_name`` entries are relative to.
-        classes: Category names in the file's order.
-        num_images: Images that it lists.
-        num_boxes: Boxes of each class, crowds left out.
-        first_image: The first image that it lists.
-        first_size: ``(width, height)`` of that image.
-    """
+    """One annotation file and the folder of its images."""
 
     ann_file: Path
     img_dir: Path
-    classes: tuple[str, ...]
+    classes: tuple[str, ...]  # in the file's order
     num_images: int
-    num_boxes: dict[str, int]
+    num_boxes: dict[str, int]  # of each class, crowds left out
     first_image: Path
-    first_size: tuple[int, int]
+    first_size: tuple[int, int]  # width, height
 
 
 def find_splits(root: str | Path) -> tuple[CocoSplit, CocoSplit]:
@@ -39,16 +29,6 @@ def find_splits(root: str | Path) -> tuple[CocoSplit, CocoSplit]:
 
     Annotations are ``annotations/instances_{train,val}.json``, perhaps with COCO's ``2017`` before
     the dot; images are in a folder named like the part, in ``images/`` or right in ``root``.
-
-    Args:
-        root: The data set's folder.
-
-    Returns:
-        The training and the validation part.
-
-    Raises:
-        DataError: A part is not there or cannot be read, lists no images, or their categories
-            differ.
     """
     root = Path(root)
     if not root.is_dir():

@@ -86,7 +86,12 @@ def _draw(part: Path, settings: dict[str, Any], quiet: bool) -> Path:
         count = settings[split]
         (part / split).mkdir(parents=True)
         (part / 'annotations').mkdir(exist_ok=True)
-        coco = _empty_coco(settings)
+        coco: dict[str, Any] = {
+            'info': {'description': 'drawn shapes of evit_mm', 'settings': settings},
+            'images': [],
+            'annotations': [],
+            'categories': [{'id': i + 1, 'name': name} for i, name in enumerate(SHAPE_CLASSES)],
+        }
         for index in track(range(count), description=f'drawing {split}', disable=quiet):
             rng = np.random.default_rng([seed, split == 'val', index])
             image, annotations = draw_image(rng, size)
@@ -103,24 +108,14 @@ def _draw(part: Path, settings: dict[str, Any], quiet: bool) -> Path:
 
 
 def draw_image(rng: Generator, size: tuple[int, int]) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """Draw one image.
-
-    Args:
-        rng: Source of randomness.
-        size: Width and height.
-
-    Returns:
-        The image and its annotations in COCO's form, without ``id`` and ``image_id``.
-    """
+    """Draw one image; its annotations are in COCO's form, without ``id`` and ``image_id``."""
     width, height = size
     grounds = [
         _color(rng.uniform(0, 360), rng.uniform(0, 0.3), rng.uniform(0.2, 0.9)) for _ in 'ab'
     ]
     image = _texture(rng, height, width, *grounds)
     owner = np.zeros((height, width), np.int32)  # which object's pixel it is, 0 background
-    full_areas: list[int] = []
-    categories: list[int] = []
-    crowds: set[int] = set()
+    objects: list[dict[str, int]] = []  # their areas are those before others cover them
     if rng.random() >= EMPTY_SHARE:
         # large ones first, so that small ones lie on top of them and not beneath
         names = ['large'] * rng.integers(0, 4) + ['medium'] * rng.integers(0, 3)
@@ -129,25 +124,22 @@ def draw_image(rng: Generator, size: tuple[int, int]) -> tuple[np.ndarray, list[
         for name in names:
             category = int(rng.integers(len(SHAPE_CLASSES)))
             diameter = np.sqrt(rng.uniform(*AREAS[name]) / FILLS[category])
-            mask = _place(rng, owner, full_areas, category, diameter)
+            mask = _place(rng, owner, [o['area'] for o in objects], category, diameter)
             if mask is not None:
                 _paint(rng, image, mask, category)
-                categories.append(category)
-                full_areas.append(int(mask.sum()))
-                owner[mask] = len(full_areas)
+                objects.append({'category': category, 'area': int(mask.sum()), 'iscrowd': 0})
+                owner[mask] = len(objects)
         if rng.random() < CROWD_SHARE:
             category = int(rng.integers(len(SHAPE_CLASSES)))
             mask = _crowd(rng, owner, image, category)
             if mask.any():
-                categories.append(category)
-                full_areas.append(int(mask.sum()))
-                owner[mask] = len(full_areas)
-                crowds.add(len(full_areas))
+                objects.append({'category': category, 'area': int(mask.sum()), 'iscrowd': 1})
+                owner[mask] = len(objects)
     noise = rng.normal(0, 6, image.shape)
     image = np.clip(image + noise, 0, 255).astype(np.uint8)
     annotations = [
-        _annotation(owner == number, category, iscrowd=number in crowds)
-        for number, category in enumerate(categories, start=1)
+        _annotation(owner == number, shape['category'], shape['iscrowd'])
+        for number, shape in enumerate(objects, start=1)
     ]
     return image, annotations
 
@@ -157,15 +149,7 @@ def shape_mask(
 ) -> np.ndarray:
     """Return the pixels of one shape.
 
-    Args:
-        category: Index into :data:`SHAPE_CLASSES`.
-        center: x and y.
-        diameter: Of the circle around it.
-        angle: Rotation in radians.
-        size: Width and height of the image.
-
-    Returns:
-        ``(H, W)`` bool.
+    The diameter is that of the circle around it, the angle is in radians.
     """
     canvas = np.zeros((size[1], size[0]), np.uint8)
     radius = diameter / 2
@@ -256,7 +240,7 @@ def _texture(
     return (low * (1 - mix) + high * mix).astype(np.float32)
 
 
-def _annotation(mask: np.ndarray, category: int, iscrowd: bool) -> dict[str, Any]:
+def _annotation(mask: np.ndarray, category: int, iscrowd: int) -> dict[str, Any]:
     ys, xs = np.nonzero(mask)
     x, y = int(xs.min()), int(ys.min())
     box = [x, y, int(xs.max()) - x + 1, int(ys.max()) - y + 1]
@@ -272,7 +256,7 @@ def _annotation(mask: np.ndarray, category: int, iscrowd: bool) -> dict[str, Any
         'bbox': box,
         'area': int(mask.sum()),
         'segmentation': segmentation,
-        'iscrowd': int(iscrowd),
+        'iscrowd': iscrowd,
     }
 
 
@@ -281,12 +265,6 @@ def _run_lengths(mask: np.ndarray) -> list[int]:
     flat = np.concatenate([[False], mask.ravel(order='F')])
     edges = np.flatnonzero(flat[1:] != flat[:-1])
     return np.diff(np.concatenate([[0], edges, [mask.size]])).tolist()
-
-
-def _empty_coco(settings: dict[str, Any]) -> dict[str, Any]:
-    categories = [{'id': i + 1, 'name': name} for i, name in enumerate(SHAPE_CLASSES)]
-    info = {'description': 'drawn shapes of evit_mm', 'settings': settings}
-    return {'info': info, 'images': [], 'annotations': [], 'categories': categories}
 
 
 def _settings_of(root: Path) -> dict[str, Any] | None:

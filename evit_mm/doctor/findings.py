@@ -1,10 +1,10 @@
-"""What the doctor found: a level, a sentence, and how to mend it."""
+"""What the doctor finds: a level, a sentence, and how to fix it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import redirect_stdout
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from io import StringIO
 from typing import Any
 
@@ -17,21 +17,25 @@ class Finding:
 
     Attributes:
         level: ``'green'`` fine, ``'yellow'`` works but look at it, ``'red'`` will fail.
-        topic: What was looked at, such as ``'versions'``.
+        topic: What was checked, such as ``'versions'``.
         text: What was found.
         mend: What to do about it; empty where nothing is to be done.
-        details: Figures behind the text, for ``--json``.
     """
 
     level: str
     topic: str
     text: str
     mend: str = ''
-    details: dict[str, Any] = field(default_factory=dict)
 
 
-def guarded(topic: str, check: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
-    """Yield what a check finds; a check that fails itself becomes a red line, not a traceback.
+def from_sentence(level: str, topic: str, sentence: str) -> Finding:
+    """Make a finding of one of the package's messages, which end in ``; `` and the fix."""
+    text, separator, mend = sentence.rpartition('; ')
+    return Finding(level, topic, text, mend) if separator else Finding(level, topic, sentence)
+
+
+def guarded(topic: str, check: Callable[[], Iterable[Finding]]) -> list[Finding]:
+    """Return what a check finds; an error of the check itself becomes a red finding.
 
     Libraries print while they load and build; stdout belongs to the report.
     """
@@ -39,19 +43,12 @@ def guarded(topic: str, check: Callable[[], Iterable[Finding]]) -> Iterator[Find
     try:
         with redirect_stdout(StringIO()):
             found.extend(check())
-    except Exception as error:  # noqa: BLE001 - a doctor has to outlive whatever is broken
-        reason = ' '.join(str(error).split())[:500] or 'no message'
-        # the package's own errors say what to mend; anything else was not foreseen
-        known = any(kind.__name__ == 'EvitError' for kind in type(error).__mro__)
-        text, mend = split_mend(str(error) if known else f'{type(error).__name__}: {reason}')
-        found.append(Finding('red', topic, text, mend or 'see the message'))
-    yield from found
-
-
-def split_mend(sentence: str) -> tuple[str, str]:
-    """Split one of the package's messages, which end in what to do: ``(text, mend)``."""
-    text, separator, mend = sentence.rpartition('; ')
-    return (text, mend) if separator else (sentence, '')
+    except Exception as error:  # noqa: BLE001 - whatever a broken environment raises
+        text = ' '.join(str(error).split())
+        if not any(kind.__name__ == 'EvitError' for kind in type(error).__mro__):
+            text = f'{type(error).__name__}: {text}'
+        found.append(from_sentence('red', topic, text))
+    return found
 
 
 def worst(findings: Sequence[Finding]) -> str:
@@ -65,7 +62,7 @@ def as_records(findings: Sequence[Finding]) -> dict[str, Any]:
 
 
 def show(findings: Sequence[Finding]) -> None:
-    """Print a line of each finding, and what to do about it."""
+    """Print one line for each finding."""
     for found in findings:
         mend = f' -> {found.mend}' if found.mend else ''
         print(f'{found.level:6} {found.topic}: {found.text}{mend}')  # noqa: T201

@@ -1,0 +1,58 @@
+"""Check a config: does it load, do its data fit it, does its model build, its checkpoint fit.
+
+Imports are absolute: ``tools/doctor.py`` loads this package by path, so that it also runs where
+evit_mm itself cannot be imported, and comes here only once it can.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+
+from evit_mm.data.check import config_data_faults
+from evit_mm.data.images import NUM_DECODED
+from evit_mm.runner.build import config_faults, load_detector
+from evit_mm.runner.config import load_config
+
+from .findings import Finding, from_sentence, guarded
+
+
+def check_config(config: str, checkpoint: str | None, all_images: bool) -> Iterator[Finding]:
+    """Check a config file, its data and its model, with a checkpoint if one is given."""
+    cfg = load_config(config)
+    yield Finding('green', 'config', f'{config} loads')
+    yield from guarded('data', lambda: check_data(cfg, all_images))
+    if checkpoint is None:
+        yield from guarded('model', lambda: check_model(cfg))
+    else:
+        yield from guarded('checkpoint', lambda: check_checkpoint(cfg, checkpoint))
+
+
+def check_data(cfg: Config, all_images: bool) -> Iterator[Finding]:
+    """Check the data sets of a config, with some images of each or all of them."""
+    number = None if all_images else NUM_DECODED
+    faults, notes = config_data_faults(cfg, ('train', 'val', 'test'), number)
+    for fault in faults:
+        yield from_sentence('red', 'data', fault)
+    for note in notes:
+        yield from_sentence('yellow', 'data', note)
+    if not faults:
+        kinds = 'CocoDataset, ImageNet and CustomDataset on local disks'
+        yield Finding('green', 'data', f'no fault in what is checked: {kinds}')
+
+
+def check_model(cfg: Config) -> Iterator[Finding]:
+    """Build a config's model without loading weights."""
+    init_default_scope(cfg.get('default_scope', 'mmdet'))
+    with config_faults(cfg):
+        model = MODELS.build(cfg.model)
+    number = sum(parameter.numel() for parameter in model.parameters())
+    yield Finding('green', 'model', f'{cfg.model.type} builds: {number / 1e6:.2f} M parameters')
+
+
+def check_checkpoint(cfg: Config, checkpoint: str) -> Iterator[Finding]:
+    """Build a config's model with the weights of a checkpoint."""
+    load_detector(cfg, checkpoint)
+    yield Finding('green', 'checkpoint', f'{checkpoint} fits the model and its classes')
