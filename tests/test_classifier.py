@@ -601,6 +601,7 @@ def test_spoilt_folders_are_named(spoil, message, tmp_path):
     [
         ({'model.head.num_classes': 4}, r'num_classes is 4 but .* set model\.head\.num_classes=3'),
         ({'val_evaluator.topk': (1, 5)}, r'val_evaluator asks for top-5 accuracy of 3 classes'),
+        ({'val_dataloader.dataset.ann_file': 'no.txt'}, r"list '.*no\.txt' does not exist"),
     ],
 )
 def test_configs_that_do_not_fit_the_data_are_named(options, message, data, tmp_path):

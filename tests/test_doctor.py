@@ -183,10 +183,12 @@ def test_a_good_config_is_green(shapes, tmp_path):
 
 def test_faults_and_notes_of_the_data(copy, tmp_path):
     edit(copy, lambda c: c['annotations'][0].update(bbox=[5, 5, 0, 9]), 'train')
+    edit(copy, lambda c: c['annotations'][1].update(bbox=[80, 5, 40, 9]), 'train')
     found = examine(tmp_path, copy)
     assert not only(found, 'red')
-    (note,) = only(found, 'yellow')
-    assert '1 boxes have no area' in note.text
+    empty, beyond = only(found, 'yellow')
+    assert '1 boxes have no area' in empty.text
+    assert '1 boxes reach over the edge' in beyond.text
     edit(copy, lambda c: c['annotations'][2].update(category_id=77), 'train')
     (fault,) = only(examine(tmp_path, copy), 'red')
     assert 'category_id that no entry' in fault.text and fault.mend == 'mend or remove them'

@@ -234,8 +234,8 @@ def _decoding_faults(images: Entries, img_dir: Path, num_decoded: int | None) ->
 def _boxes_left_out(
     annotations: Entries, sizes: Mapping[Any, tuple[int, int]]
 ) -> tuple[set[Any], list[str]]:
-    """Return the ids of the boxes that mmdet leaves out, and a note on each kind."""
-    empty, outside = [], []
+    """Return the ids of the boxes that mmdet leaves out, and a note on each kind of odd box."""
+    empty, outside, beyond = [], [], []
     for annotation in annotations:
         x, y, w, h = annotation['bbox']
         width, height = sizes[annotation['image_id']]
@@ -243,6 +243,8 @@ def _boxes_left_out(
             empty.append(annotation['id'])
         elif x >= width or y >= height or x + w <= 0 or y + h <= 0:
             outside.append(annotation['id'])
+        elif max(-x, -y, x + w - width, y + h - height) > 1:
+            beyond.append(annotation['id'])
     notes = []
     if empty:
         notes.append(
@@ -253,6 +255,11 @@ def _boxes_left_out(
         notes.append(
             f'{len(outside)} boxes lie outside their image; mmdet leaves them out (annotations '
             f'{some(outside)}); is bbox [x, y, width, height] in pixels?'
+        )
+    if beyond:
+        notes.append(
+            f'{len(beyond)} boxes reach over the edge of their image by more than a pixel; mmdet '
+            f'clips them (annotations {some(beyond)}); is bbox [x, y, width, height]?'
         )
     return {*empty, *outside}, notes
 

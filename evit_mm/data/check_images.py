@@ -54,6 +54,9 @@ def _folder_faults(dataset: Mapping[str, Any], num_classes: int | None, field: s
             'lay images out as DATA_ROOT/{train,val}/CLASS/IMAGE'
         ]
     if _has_list(dataset):
+        list_file = Path(dataset.get('data_root') or '', dataset.get('ann_file') or '').expanduser()
+        if not list_file.exists():
+            return [f"list '{list_file}' does not exist; check data_root and ann_file"]
         return []
     classes = _class_folders(folder)
     if not classes:
