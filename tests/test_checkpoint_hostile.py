@@ -133,4 +133,4 @@ def test_a_pipe_does_not_hang(tmp_path):
         timeout=120,
         cwd=ROOT,
     )
-    assert done.returncode == 1 and 'is a pipe or device, not a file' in done.stderr
+    assert done.returncode == 1 and 'is a folder, pipe or device; give' in done.stderr
