@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,22 +67,10 @@ class Conversion:
 
 
 def convert_file(source: str | Path, target: str | Path, to: str | None = None) -> Conversion:
-    """Read, convert and write a checkpoint.
-
-    Args:
-        source: As in :func:`~evit_mm.checkpoint.read_checkpoint`.
-        target: File to write, ``.pth``, ``.bin`` or ``.safetensors``.
-        to: As in :func:`convert`.
-
-    Returns:
-        What was written.
-
-    Raises:
-        CheckpointError: The source cannot be read or is unknown, or the target cannot be written.
-    """
+    """Read a checkpoint from anywhere, see :func:`convert`, and write it by its new suffix."""
     check_target(target)  # before anything is fetched
     path = local_path(source)
-    if path.resolve() == Path(target).resolve():
+    if os.path.realpath(path) == os.path.realpath(target):
         raise CheckpointError(f"'{target}' is the file to convert itself; give another name")
     converted = convert(read_file(path), to, str(source))
     # where the authors have their weights, so that their own code finds them

@@ -41,7 +41,7 @@ def fit_state_dict(
         CheckpointError: An entry is missing, unexpected, mis-shaped, not finite, or of a type that
             does not convert without loss; all are named.
     """
-    wanted = {k: v for k, v in model.state_dict().items() if not k.endswith(DERIVED)}
+    wanted = model.state_dict()
     parts = tuple(f'{part}.' for part in getattr(model, 'unused', ()))
     absent = tuple(part for part in parts if not any(key.startswith(part) for key in wanted))
     fitted = {key: value for key, value in state.items() if not key.startswith(absent)}
@@ -121,14 +121,16 @@ def check_entries(
     wanted = {key: tensor for key, tensor in wanted.items() if not key.endswith(DERIVED)}
     faults = [f'unexpected: {key}' for key in found if key not in wanted]
     for key, tensor in wanted.items():
-        if key not in found:
+        value = found.get(key)
+        dtypes = (tensor.dtype, *FLOATS) if tensor.is_floating_point() else (tensor.dtype,)
+        if value is None:
             faults.append(f'missing: {key}')
-        elif found[key].shape != tensor.shape:
-            shapes = f'{tuple(found[key].shape)} in the file, {tuple(tensor.shape)} in the model'
+        elif value.shape != tensor.shape:
+            shapes = f'{tuple(value.shape)} in the file, {tuple(tensor.shape)} in the model'
             faults.append(f'shape: {key} is {shapes}')
-        elif not _converts(found[key].dtype, tensor.dtype):
-            faults.append(f'type: {key} is {found[key].dtype} in the file, {tensor.dtype} here')
-        elif not torch.isfinite(found[key]).all():
+        elif value.dtype not in dtypes:
+            faults.append(f'type: {key} is {value.dtype} in the file, {tensor.dtype} here')
+        elif not torch.isfinite(value).all():
             faults.append(f'not finite: {key}')
     if faults:
         shown = '\n  '.join(faults[:20])
@@ -136,7 +138,3 @@ def check_entries(
         raise CheckpointError(
             f"'{name}' does not fit {network}; is it of the same config and arch?\n  {shown}{more}"
         )
-
-
-def _converts(found: torch.dtype, wanted: torch.dtype) -> bool:
-    return found == wanted or (found in FLOATS and wanted.is_floating_point)

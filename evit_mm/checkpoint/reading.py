@@ -37,19 +37,10 @@ BEGINNINGS = {
 
 
 def read_file(path: str | Path) -> Any:
-    """Read a file of ``torch.save`` or safetensors, told apart by its content.
+    """Read a file of ``torch.save`` or safetensors, told apart by its content, onto the CPU.
 
-    Args:
-        path: The file, whatever its suffix.
-
-    Returns:
-        What the file holds, tensors on the CPU. A safetensors file that was written here comes as
-        ``state_dict`` and ``meta``, another one as its tensors.
-
-    Raises:
-        CheckpointError: The file is missing, not a regular file, of another kind, truncated,
-            unfolds to more than its size, or holds types other than tensors, plain Python values
-            and those of :mod:`~evit_mm.checkpoint.allowed_types`.
+    A safetensors file that was written here comes as ``state_dict`` and ``meta``, another one as
+    its tensors. Whatever is wrong with a file is a CheckpointError.
     """
     path = Path(path)
     if not os.path.isfile(path):  # to open a pipe could wait for ever

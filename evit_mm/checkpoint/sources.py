@@ -34,10 +34,13 @@ def read_checkpoint(source: str | Path) -> Any:
             timm's, ``hf-hub:OWNER/NAME`` of anybody, each with ``@REVISION`` if wanted.
 
     Returns:
-        What the file holds, see :func:`~evit_mm.checkpoint.reading.read_file`.
+        What the file holds, tensors on the CPU. A ``.safetensors`` file that was written here comes
+        as ``state_dict`` and ``meta``, another one as its tensors.
 
     Raises:
-        CheckpointError: The file is missing, cannot be fetched, or is refused.
+        CheckpointError: The file is missing, not a regular file, cannot be fetched, is of another
+            kind, truncated, unfolds to more than its size, or holds types other than tensors, plain
+            Python values and those of :mod:`~evit_mm.checkpoint.allowed_types`.
     """
     return read_file(local_path(source))
 
