@@ -109,11 +109,13 @@ def convert(checkpoint: Any, to: str | None = None, name: str = 'checkpoint') ->
             f"'{name}' is {found.description}, which has no form by the names of {target}; convert "
             'it to backbone or detector'
         )
+
     source = found.description
     if plain_weights_of(checkpoint):
         source += ', averaged over training (EMA)'
     meta = {**metadata_of(checkpoint), METADATA_KEY: {'from': source, 'to': target}}
     result = Conversion({}, meta, source, target)
+
     for old, value in state.items():
         new = _new_name(old, found.own_names.get(old), FAMILIES[found.family].classifier, target)
         if new is None:
