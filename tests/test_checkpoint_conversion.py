@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
 
@@ -263,45 +262,33 @@ def test_own_classifiers_convert(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('change', 'lines'),
+    ('change', 'message'),
     [
-        (
-            lambda s: s.pop('blocks1.0.dw0.m.bn.bias'),
-            [
-                r'nearest is EfficientViT-M0 \(692 of 693 entries',
-                r'missing: blocks1\.0\.dw0\.m\.bn\.bias$',
-            ],
-        ),
-        (
-            lambda s: s.pop('patch_embed.0.c.weight'),
-            [r'nearest is EfficientViT-M0 by the authors', r'missing: patch_embed\.0\.c\.weight$'],
-        ),
-        (lambda s: s.update(extra=torch.ones(1)), [r'unexpected: extra$']),
+        (lambda s: s.pop('blocks1.0.dw0.m.bn.bias'), r'missing: blocks1\.0\.dw0\.m\.bn\.bias$'),
+        (lambda s: s.update(extra=torch.ones(1)), r'unexpected: extra$'),
         (
             lambda s: s.update({'head.l.bias': torch.ones(3)}),
-            [r'shape: head\.l\.bias \(3,\) instead of \(1000,\)$'],
-        ),
-        (
-            lambda s: s.update({'patch_embed.0.c.weight': torch.ones(3)}),
-            ['is of no kind that is known here'],
+            r'shape: head\.l\.bias is \(3,\) in the file, \(1000,\) in the model$',
         ),
     ],
 )
-def test_what_is_not_known_names_the_nearest_and_the_difference(change, lines):
+def test_what_differs_from_the_network_is_named(change, message):
     state = imagenet_file('m0')['model']
     change(state)
-    with pytest.raises(CheckpointError) as caught:
+    with pytest.raises(CheckpointError, match=message) as caught:
         convert(state, name='odd.pth')
-    text = str(caught.value)
-    assert text.startswith("'odd.pth' is of no kind that is known here; the nearest is ")
-    for line in lines:
-        assert re.search(line, text, re.MULTILINE), text
+    assert str(caught.value).startswith("'odd.pth' does not fit EfficientViT-M0; ")
 
 
 def test_another_network_is_not_known():
     state = timm.create_model('resnet18').state_dict()
-    with pytest.raises(CheckpointError, match=r'(?s)0 of \d+ names.*missing: .*unexpected: conv1'):
+    with pytest.raises(
+        CheckpointError, match=r"of no kind.*\(with 'patch_embed.*are conv1\.weight"
+    ):
         convert(state, name='resnet18.pth')
+    state = imagenet_file('m0')['model']
+    with pytest.raises(CheckpointError, match='its sizes are of no network'):
+        convert({**state, 'patch_embed.0.c.weight': torch.ones(3)})
     timms = {'patch_embed.conv1.conv.weight': torch.ones(1), 'stages.x.blocks.0': torch.ones(1)}
     with pytest.raises(CheckpointError, match="by timm's names, but one is unknown"):
         convert(timms)
@@ -321,8 +308,7 @@ def test_files_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
     assert source.read_bytes() == before
     for name, reason in (
         ('out.onnx', 'must end in'),
-        ('none/out.pth', 'is not a folder'),
-        ('folder.pth', 'exists and is not a file'),
+        ('folder.pth', 'cannot be written'),
     ):
         (tmp_path / 'folder.pth').mkdir(exist_ok=True)
         with pytest.raises(CheckpointError, match=reason):
@@ -365,7 +351,7 @@ def test_the_tool_prints_what_became_of_the_entries(tmp_path):
     lines = done.stdout.strip().splitlines()
     assert lines[0].startswith("EfficientViT-M0, EfficientViT by the authors' names -> detector")
     assert lines[1].startswith('renamed ') and 'patch_embed.0.c.weight -> backbone.' in lines[1]
-    assert lines[2] == 'dropped 13: head.* (7), *.attention_bias_idxs (6)'
+    assert lines[2].startswith('dropped 13: blocks1.0.mixer.m.attn.attention_bias_idxs, ')
     assert lines[3] == 'added 0'
     assert lines[4].startswith(
         'resized 3: backbone.blocks3.3.mixer.m.attn.attention_biases (4, 16)'

@@ -77,7 +77,11 @@ def run(folder, *command, **variables):
         ({'torch': ('1.13.1', TORCH)}, 'torch 1.13.1 is too old; pip install "torch>=2.0"'),
         (
             {'mmcv-lite': None},
-            "mmcv is not installed; pip install 'mmcv-lite>=2.0.0,<2.2.0'",
+            "mmcv is not installed; pip install torch==2.14.1+cpu 'mmcv-lite>=2.0.0,<2.2.0'",
+        ),
+        (
+            dict.fromkeys(['torch', 'torchvision']),
+            'torch, torchvision are not installed; pip install torch torchvision',
         ),
         (
             dict.fromkeys(['torch', 'torchvision', 'mmcv-lite']),
@@ -138,14 +142,8 @@ def test_an_opencv_that_does_not_load_is_named_where_it_is_needed(tmp_path):
     )
 
 
-@pytest.mark.parametrize(
-    ('name', 'fix'),
-    [
-        ('mmcv', 'pip uninstall -y mmcv, then pip install mmcv-lite==2.1.0'),
-        ('onedl-mmcv', 'pip install --force-reinstall --no-deps --no-cache-dir onedl-mmcv'),
-    ],
-)
-def test_operators_compiled_for_another_torch(tmp_path, name, fix):
+@pytest.mark.parametrize('name', ['mmcv', 'onedl-mmcv'])
+def test_operators_compiled_for_another_torch(tmp_path, name):
     make(
         tmp_path,
         {**{k: made for k, made in SOUND.items() if k != 'mmcv-lite'}, name: ('2.1.0', '')},
@@ -153,7 +151,7 @@ def test_operators_compiled_for_another_torch(tmp_path, name, fix):
     (tmp_path / 'mmcv' / '_ext.py').write_text(UNDEFINED)
     (line,) = run(tmp_path, PROGRAM).stdout.splitlines()
     assert line.startswith(f'the compiled operators of {name} 2.1.0 do not load with torch')
-    assert 'undefined symbol' in line and fix in line
+    assert 'undefined symbol' in line and '; set EVIT_MM_OPS=torchvision' in line
     # then nothing of mmcv's operators is loaded
     assert not run(tmp_path, PROGRAM, EVIT_MM_OPS='torchvision').stdout
 
@@ -174,13 +172,6 @@ def test_sound_environments_pass(tmp_path, changes):
     assert (done.returncode, done.stdout) == (0, ''), done.stdout + done.stderr
 
 
-def test_each_fault_is_named(tmp_path):
-    changes = {'opencv-python': ('5.0.0.93', NO_XCB), 'torch': ('2.11.0', TORCH), 'mmengine': None}
-    make(tmp_path, {name: made for name, made in {**SOUND, **changes}.items() if made})
-    lines = run(tmp_path, PROGRAM).stdout.splitlines()
-    assert [line.split(' ')[0] for line in lines] == ['mmengine', 'torchvision', 'OpenCV']
-
-
 def test_this_environment_is_sound():
     environment.check_environment()
 
@@ -195,5 +186,6 @@ def test_operators_need_nothing_but_torch_and_openmmlab():
 
 def test_the_switch_of_the_operators(monkeypatch):
     monkeypatch.setenv('EVIT_MM_OPS', 'fast')
-    fault = next(environment.environment_faults())
-    assert fault.startswith("EVIT_MM_OPS='fast' is not one of auto, torchvision, compiled; unset")
+    fault = "EVIT_MM_OPS='fast' is not one of auto, torchvision, compiled; unset"
+    with pytest.raises(environment.EnvironmentFault, match=fault):
+        environment.check_installed()

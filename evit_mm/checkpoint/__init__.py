@@ -7,8 +7,7 @@ the package gives the networks their loader, :class:`~evit_mm.checkpoint.Checked
 from ..models.attention import fit_windows, resize_attention_biases
 from .allowed_types import allow_mmengine_types
 from .contents import DERIVED, extract_state_dict, metadata_of, plain_weights_of, tensors_of
-from .fitting import check_state_dict, fit_state_dict, load_pretrained
-from .initializer import CheckedPretrained
+from .fitting import CheckedPretrained, check_state_dict, fit_state_dict, load_pretrained
 from .sources import read_checkpoint
 from .writing import write_checkpoint
 

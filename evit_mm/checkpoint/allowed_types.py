@@ -19,9 +19,6 @@ def _history_method(owner: Any, name: str) -> Any:
     """Stand in for ``getattr`` in mmengine's pickles, which name HistoryBuffer's statistics so.
 
     Allowing ``getattr`` itself would let a file reach attributes of anything.
-
-    Raises:
-        pickle.UnpicklingError: Anything else is asked for.
     """
     if owner is not HistoryBuffer or name not in ('min', 'max', 'current', 'mean'):
         raise pickle.UnpicklingError(f'Unsupported getattr of {name!r}')

@@ -6,7 +6,7 @@ Nothing that a file says about itself is believed before it is looked at here.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,10 +14,9 @@ from torch import Tensor
 from ..errors import CheckpointError
 from .names import BACKBONE, BIAS_INDICES, family_of, from_timm
 
+T = TypeVar('T')
 # Entries that follow from the architecture and are made anew when it is built.
 DERIVED = (BIAS_INDICES, 'num_batches_tracked')
-WRAPPERS = ('model', 'state_dict')
-PREFIXES = ('module.', '_orig_mod.')  # put before every name by DataParallel, by torch.compile
 
 
 def tensors_of(checkpoint: Any, name: str = 'checkpoint') -> dict[str, Tensor]:
@@ -37,25 +36,27 @@ def tensors_of(checkpoint: Any, name: str = 'checkpoint') -> dict[str, Tensor]:
         CheckpointError: There are no tensors, or a name or tensor is none of a state dict.
     """
     content = _entries(checkpoint)
-    for key in WRAPPERS:
+    for key in ('model', 'state_dict'):
         content = _entries(content.get(key)) or content
-    state = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    state: dict[str, Tensor] = {}
+    for key, value in content.items():
+        if not isinstance(value, Tensor):
+            continue
+        if not isinstance(key, str) or not key.isprintable():
+            raise CheckpointError(f"'{name}': {ascii(key)[:200]} is not a name of a weight")
+        tensor = Tensor.detach(value)  # without attributes that a file may have put over methods
+        if not _is_plain(tensor):
+            raise CheckpointError(
+                f"'{name}': '{key[:200]}' is not a plain tensor; save it as dense numbers, each "
+                'stored once'
+            )
+        # what DataParallel and torch.compile put before every name
+        state[key.removeprefix('module.').removeprefix('_orig_mod.')] = tensor
     if not state:
         raise CheckpointError(
             f"'{name}' holds no weights: expected tensors by name, alone or under 'model' or "
             "'state_dict'"
         )
-    for key, value in state.items():
-        if not isinstance(key, str) or not key.isprintable():
-            raise CheckpointError(f"'{name}': {ascii(key)[:200]} is not a name of a weight")
-        if not _is_plain(value):
-            raise CheckpointError(
-                f"'{name}': '{key[:200]}' is not a plain tensor; save it as dense numbers, each "
-                'stored once'
-            )
-        state[key] = Tensor.detach(value)
-    for prefix in PREFIXES:
-        state = {key.removeprefix(prefix): value for key, value in state.items()}
     return state
 
 
@@ -92,19 +93,8 @@ def extract_state_dict(
     return {key: v for key, v in found.items() if not key.endswith(DERIVED)}
 
 
-def own_names(state: Mapping[str, Tensor], name: str = 'checkpoint') -> dict[str, Tensor]:
-    """Give a backbone's tensors own names, if they have timm's.
-
-    Args:
-        state: Tensors by name.
-        name: The file's name, for messages.
-
-    Returns:
-        The tensors by own names; of another kind of names, unchanged.
-
-    Raises:
-        CheckpointError: A name is not timm's although others are.
-    """
+def own_names(state: Mapping[str, T], name: str = 'checkpoint') -> dict[str, T]:
+    """Give a backbone's entries own names, if they have timm's."""
     if family_of(state) != 'timm':
         return dict(state)
     try:
@@ -137,15 +127,13 @@ def metadata_of(checkpoint: Any) -> dict[str, Any]:
     """
     meta = _entries(_entries(checkpoint).get('meta'))
     dataset = _entries(meta.get('dataset_meta'))
+    classes = dataset.get('classes', meta.get('CLASSES'))
+    text = meta.get('cfg', meta.get('config'))
     found: dict[str, Any] = {}
-    for names in (dataset.get('classes'), dataset.get('CLASSES'), meta.get('CLASSES')):
-        if isinstance(names, list | tuple) and all(isinstance(n, str) for n in names):
-            found['dataset_meta'] = {'classes': tuple(names)}
-            break
-    for text in (meta.get('cfg'), meta.get('config')):
-        if isinstance(text, str):
-            found['cfg'] = text
-            break
+    if isinstance(classes, list | tuple) and all(isinstance(n, str) for n in classes):
+        found['dataset_meta'] = {'classes': tuple(classes)}
+    if isinstance(text, str):
+        found['cfg'] = text
     return found
 
 
@@ -159,9 +147,8 @@ def _entries(value: Any) -> dict[Any, Any]:
 
 def _is_plain(tensor: Tensor) -> bool:
     """Whether a tensor is what it seems: dense, on the CPU, with a number stored per element."""
-    if type(tensor) not in (Tensor, torch.nn.Parameter):
+    if type(tensor) is not Tensor or tensor.layout != torch.strided:
         return False
-    tensor = Tensor.detach(tensor)  # without attributes that a file may have put over methods
-    if tensor.layout != torch.strided or tensor.device.type != 'cpu' or tensor.is_quantized:
+    if tensor.device.type != 'cpu' or tensor.is_quantized or tensor.is_nested:
         return False
     return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from ..models.attention import relative_offsets, resize_attention_biases
 from .contents import metadata_of, plain_weights_of, tensors_of
 from .names import ATTENTION_BIASES, BACKBONE, BIAS_INDICES, FAMILIES, to_timm
 from .reading import METADATA_KEY, read_file
-from .recognition import Recognised, recognise
+from .recognition import recognise
 from .sources import local_path
 from .writing import check_target, write_checkpoint
 
@@ -51,41 +50,28 @@ class Conversion:
 
     def summary(self) -> str:
         """Return what happened, a line per kind of change."""
-        renamed = [f'{old} -> {new}' for old, new in self.renamed.items()]
-        resized = [f'{name} {old} -> {new}' for name, (old, new) in self.resized.items()]
-        if len(renamed) > NUM_SHOWN:
-            renamed[NUM_SHOWN:] = ['...']
         changes = {
-            f'renamed {len(self.renamed)}': renamed,
-            f'dropped {len(self.dropped)}': _grouped(self.dropped),
-            f'added {len(self.added)}': _grouped(self.added),
-            f'resized {len(resized)}': resized,
+            'renamed': [f'{old} -> {new}' for old, new in self.renamed.items()],
+            'dropped': self.dropped,
+            'added': self.added,
+            'resized': [f'{name} {old} -> {new}' for name, (old, new) in self.resized.items()],
         }
         lines = [f'{self.source} -> {self.target}, {len(self.state)} entries']
         for change, entries in changes.items():
-            lines.append(f'{change}: {", ".join(entries)}' if entries else change)
+            more = ['...'] if len(entries) > NUM_SHOWN else []
+            shown = ', '.join(entries[:NUM_SHOWN] + more)
+            lines.append(f'{change} {len(entries)}: {shown}' if entries else f'{change} 0')
         classes = self.meta.get('dataset_meta', {}).get('classes')
         lines.append(f'classes: {len(classes)}' if classes else 'classes: not in the file')
         return '\n'.join(lines)
 
 
 def convert_file(source: str | Path, target: str | Path, to: str | None = None) -> Conversion:
-    """Read, convert and write a checkpoint.
-
-    Args:
-        source: As in :func:`~evit_mm.checkpoint.read_checkpoint`.
-        target: File to write, ``.pth``, ``.bin`` or ``.safetensors``.
-        to: As in :func:`convert`.
-
-    Returns:
-        What was written.
-
-    Raises:
-        CheckpointError: The source cannot be read or is unknown, or the target cannot be written.
-    """
+    """Read a checkpoint from anywhere, see :func:`convert`, and write it by its new suffix."""
     check_target(target)  # before anything is fetched
     path = local_path(source)
-    check_target(target, path)
+    if os.path.realpath(path) == os.path.realpath(target):
+        raise CheckpointError(f"'{target}' is the file to convert itself; give another name")
     converted = convert(read_file(path), to, str(source))
     # where the authors have their weights, so that their own code finds them
     key = 'model' if converted.target == 'msra' else 'state_dict'
@@ -106,8 +92,8 @@ def convert(checkpoint: Any, to: str | None = None, name: str = 'checkpoint') ->
         name: The file's name, for messages.
 
     Returns:
-        The new tensors, and what was renamed, dropped, added and resized. Tensors of the first and
-        the last kind are those of the source, not copies.
+        The new tensors, and what was renamed, dropped, added and resized. Tensors that are not
+        resized are those of the source, not copies.
 
     Raises:
         CheckpointError: The file is of no known kind, or has no form of the wanted kind.
@@ -115,7 +101,7 @@ def convert(checkpoint: Any, to: str | None = None, name: str = 'checkpoint') ->
     """
     state = tensors_of(checkpoint, name)
     found = recognise(state, name)
-    target = to or ('detector' if found.others else 'backbone')
+    target = to or ('detector' if len(found.own_names) < len(state) else 'backbone')
     if target not in TARGETS:
         raise ValueError(f'to must be one of {", ".join(TARGETS)}, got {to!r}')
     if target in ('timm', 'msra') and found.family not in ('msra', 'timm'):
@@ -123,59 +109,48 @@ def convert(checkpoint: Any, to: str | None = None, name: str = 'checkpoint') ->
             f"'{name}' is {found.description}, which has no form by the names of {target}; convert "
             'it to backbone or detector'
         )
+
     source = found.description
     if plain_weights_of(checkpoint):
         source += ', averaged over training (EMA)'
-    what = {METADATA_KEY: {'from': source, 'to': target}}
-    result = Conversion({}, {**metadata_of(checkpoint), **what}, source, target)
-    _convert_body(found, result)
-    if target == 'detector':
-        result.state |= found.others
-    else:
-        result.dropped += found.others
+    meta = {**metadata_of(checkpoint), METADATA_KEY: {'from': source, 'to': target}}
+    result = Conversion({}, meta, source, target)
+
+    for old, value in state.items():
+        new = _new_name(old, found.own_names.get(old), FAMILIES[found.family].classifier, target)
+        if new is None:
+            result.dropped.append(old)
+            continue
+        if target == 'detector' and new.startswith(BACKBONE) and new.endswith(ATTENTION_BIASES):
+            resized = resize_attention_biases(value, DETECTOR_WINDOW)
+            if resized is not value:
+                result.resized[new] = (tuple(value.shape), tuple(resized.shape))
+            value = resized
+        if new != old:
+            result.renamed[old] = new
+        result.state[new] = value
     if target == 'msra':
-        _add_bias_indices(found, result)
-    else:
-        result.dropped += found.bias_indices
+        _add_bias_indices(result)
     return result
 
 
-def _convert_body(found: Recognised, result: Conversion) -> None:
-    rename: Callable[[str], str] = {
-        'timm': to_timm,
-        'detector': lambda key: BACKBONE + key,
-    }.get(result.target, str)
-    keeps_classifier = result.target in ('timm', 'msra')
-    for key, value in found.body.items():
-        old = found.old_names[key]
-        if not keeps_classifier and key.startswith(FAMILIES[found.family].classifier):
-            result.dropped.append(old)
-            continue
-        new = rename(key)
-        if result.target == 'detector' and key.endswith(ATTENTION_BIASES):
-            before = tuple(value.shape)
-            value = resize_attention_biases(value, DETECTOR_WINDOW)
-            if tuple(value.shape) != before:
-                result.resized[new] = (before, tuple(value.shape))
-        result.state[new] = value
-        if new != old:
-            result.renamed[old] = new
+def _new_name(old: str, own: str | None, classifier: tuple[str, ...], target: str) -> str | None:
+    """Return the new name of an entry, None if it is left out; ``own`` is None in neck and head."""
+    if own is None:
+        return old if target == 'detector' else None
+    if own.endswith(BIAS_INDICES):
+        return None  # they are made anew where they are wanted
+    if own.startswith(classifier) and target not in ('timm', 'msra'):
+        return None
+    if target == 'timm':
+        return to_timm(own)
+    return BACKBONE + own if target == 'detector' else own
 
 
-def _add_bias_indices(found: Recognised, result: Conversion) -> None:
+def _add_bias_indices(result: Conversion) -> None:
     """Make the index buffers that the authors' code loads strictly."""
-    for key, value in found.body.items():
-        if key.endswith(ATTENTION_BIASES):
-            name = key.removesuffix(ATTENTION_BIASES) + BIAS_INDICES
-            result.state[name] = relative_offsets(round(value.shape[1] ** 0.5))
-            if not found.bias_indices:
-                result.added.append(name)
-
-
-def _grouped(names: list[str]) -> list[str]:
-    """Return ``head.* (6)`` and the like."""
-    groups = Counter(
-        f'*.{BIAS_INDICES}' if name.endswith(BIAS_INDICES) else f'{name.split(".")[0]}.*'
-        for name in names
-    )
-    return [f'{group} ({count})' for group, count in groups.items()]
+    for name, biases in list(result.state.items()):
+        if name.endswith(ATTENTION_BIASES):
+            buffer = name.removesuffix(ATTENTION_BIASES) + BIAS_INDICES
+            result.added.append(buffer)
+            result.state[buffer] = relative_offsets(round(biases.shape[1] ** 0.5))

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import torch
 from mmengine.logging import print_log
+from mmengine.registry import WEIGHT_INITIALIZERS
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from ..models.attention import fit_windows
+from ..models.pretrained import INITIALIZER
 from .contents import DERIVED, extract_state_dict
 from .sources import read_checkpoint
 
@@ -39,12 +41,12 @@ def fit_state_dict(
         CheckpointError: An entry is missing, unexpected, mis-shaped, not finite, or of a type that
             does not convert without loss; all are named.
     """
-    wanted = {k: v for k, v in model.state_dict().items() if not k.endswith(DERIVED)}
+    wanted = model.state_dict()
     parts = tuple(f'{part}.' for part in getattr(model, 'unused', ()))
     absent = tuple(part for part in parts if not any(key.startswith(part) for key in wanted))
     fitted = {key: value for key, value in state.items() if not key.startswith(absent)}
     fitted = fit_windows(fitted, wanted)
-    _report(_differences(fitted, wanted), type(model).__name__, name)
+    check_entries(fitted, wanted, type(model).__name__, name)
     return fitted
 
 
@@ -62,8 +64,7 @@ def check_state_dict(
         CheckpointError: As :func:`fit_state_dict`, with nothing allowed to differ.
     """
     wanted = {k.removeprefix('module.'): v for k, v in model.state_dict().items()}
-    wanted = {k: v for k, v in wanted.items() if not k.endswith(DERIVED)}
-    _report(_differences(state, wanted), type(model).__name__, name)
+    check_entries(state, wanted, type(model).__name__, name)
 
 
 def load_pretrained(model: nn.Module, source: str | Path, prefix: str | None = None) -> None:
@@ -87,30 +88,53 @@ def load_pretrained(model: nn.Module, source: str | Path, prefix: str | None = N
     print_log(f'loaded {len(fitted)} entries of {source}{note}', logger='current')
 
 
-def _converts(found: torch.dtype, wanted: torch.dtype) -> bool:
-    return found == wanted or (found in FLOATS and wanted.is_floating_point)
+@WEIGHT_INITIALIZERS.register_module(name=INITIALIZER)
+class CheckedPretrained:
+    """mmengine's ``Pretrained`` for files that must fit, entry by entry.
+
+    mmengine's own loads what happens to match and only warns about the rest. The networks of
+    :mod:`evit_mm.models` use this one for ``init_cfg=dict(type='Pretrained', ...)``; any other
+    module takes it by its name.
+
+    Args:
+        checkpoint: As in :func:`~evit_mm.checkpoint.read_checkpoint`.
+        prefix: As in :func:`~evit_mm.checkpoint.extract_state_dict`.
+    """
+
+    def __init__(self, checkpoint: str, prefix: str | None = None) -> None:
+        self.checkpoint, self.prefix = checkpoint, prefix
+
+    def __call__(self, module: nn.Module) -> None:
+        """Load the weights into a module, in place.
+
+        Raises:
+            evit_mm.errors.CheckpointError: The file cannot be read or does not fit.
+        """
+        load_pretrained(module, self.checkpoint, self.prefix)
 
 
-def _differences(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
+def check_entries(
+    found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], network: str, name: str
+) -> None:
+    """Raise a CheckpointError that names every difference but those in :data:`DERIVED`."""
+    found = {key: tensor for key, tensor in found.items() if not key.endswith(DERIVED)}
+    wanted = {key: tensor for key, tensor in wanted.items() if not key.endswith(DERIVED)}
     faults = [f'unexpected: {key}' for key in found if key not in wanted]
     for key, tensor in wanted.items():
-        if key not in found:
+        value = found.get(key)
+        dtypes = (tensor.dtype, *FLOATS) if tensor.is_floating_point() else (tensor.dtype,)
+        if value is None:
             faults.append(f'missing: {key}')
-        elif found[key].shape != tensor.shape:
-            shapes = f'{tuple(found[key].shape)} in the file, {tuple(tensor.shape)} in the model'
+        elif value.shape != tensor.shape:
+            shapes = f'{tuple(value.shape)} in the file, {tuple(tensor.shape)} in the model'
             faults.append(f'shape: {key} is {shapes}')
-        elif not _converts(found[key].dtype, tensor.dtype):
-            faults.append(f'type: {key} is {found[key].dtype} in the file, {tensor.dtype} here')
-        elif not torch.isfinite(found[key]).all():
+        elif value.dtype not in dtypes:
+            faults.append(f'type: {key} is {value.dtype} in the file, {tensor.dtype} here')
+        elif not torch.isfinite(value).all():
             faults.append(f'not finite: {key}')
-    return faults
-
-
-def _report(faults: list[str], model_name: str, name: str) -> None:
     if faults:
         shown = '\n  '.join(faults[:20])
         more = f'\n  ... and {len(faults) - 20} more' if len(faults) > 20 else ''
         raise CheckpointError(
-            f"'{name}' does not fit {model_name}; is it of the same config and arch?\n"
-            f'  {shown}{more}'
+            f"'{name}' does not fit {network}; is it of the same config and arch?\n  {shown}{more}"
         )

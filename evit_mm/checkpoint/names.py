@@ -20,17 +20,11 @@ FROM_TIMM = {timm: own for own, timm in TO_TIMM.items()}
 
 @dataclass(frozen=True)
 class Family:
-    """One kind of names.
+    """One kind of names."""
 
-    Attributes:
-        description: What files with them are, for people.
-        signature: A name that no other family has.
-        classifier: What the names of a classifier's own entries begin with.
-    """
-
-    description: str
-    signature: str
-    classifier: tuple[str, ...]
+    description: str  # what files with them are, for people
+    signature: str  # a name that no other family has
+    classifier: tuple[str, ...]  # what the names of a classifier's own entries begin with
 
 
 FAMILIES = {

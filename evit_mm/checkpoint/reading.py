@@ -9,12 +9,10 @@ types that :mod:`~evit_mm.checkpoint.allowed_types` names.
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import re
-import stat
-import struct
 import tarfile
-import warnings
 import zipfile
 from pathlib import Path
 from typing import IO, Any
@@ -26,190 +24,114 @@ from . import unpickling
 from .allowed_types import AUTHORS_TYPES, TORCH_HAS_SAFE_TYPES, allow_mmengine_types
 
 METADATA_KEY = 'evit_mm'  # of the JSON that files of ours hold beside their tensors or graph
-# what torch's unpickler says of types and operations that it does not know, without its advice
-REFUSED = re.compile(
-    r"GLOBAL \S+|getattr of \S+|(?<=got )<class '[^']+'>|reduce for .*|Unsupported operand \d+"
-)
-LEGACY_MAGIC = b'l\xfc\x9cF\xf9 j\xa8P\x19'  # what torch.save began with before it wrote zips
 CHECKPOINT_KINDS = ('zip', 'legacy', 'safetensors')
-ZIP_MAGIC = b'PK\x03\x04'
-FETCH_AGAIN = 'fetch or save it again'
+# how files begin: the two formats of torch.save, and what people have in their place
+BEGINNINGS = {
+    b'PK\x03\x04': 'zip',
+    b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19': 'legacy',
+    b'\x80': 'a Python pickle that torch.save has not written',
+    b'<': 'a web page',
+    b'version https://git-lfs': 'a pointer of Git LFS in place of the file itself',
+    b'\x1f\x8b': 'a compressed file',
+}
 
 
 def read_file(path: str | Path) -> Any:
-    """Read a file of ``torch.save`` or safetensors, told apart by its content.
+    """Read a file of ``torch.save`` or safetensors, told apart by its content, onto the CPU.
 
-    Args:
-        path: The file, whatever its suffix.
-
-    Returns:
-        What the file holds, tensors on the CPU. A safetensors file that was written here comes as
-        ``state_dict`` and ``meta``, another one as its tensors.
-
-    Raises:
-        CheckpointError: The file is missing, not a regular file, of another kind, truncated,
-            unfolds to more than its size, or holds types other than tensors, plain Python values
-            and those of :mod:`~evit_mm.checkpoint.allowed_types`.
+    A safetensors file that was written here comes as ``state_dict`` and ``meta``, another one as
+    its tensors. Whatever is wrong with a file is a CheckpointError.
     """
     path = Path(path)
-    size = _regular_size(path)
+    if not os.path.isfile(path):  # to open a pipe could wait for ever
+        fault = 'is a folder, pipe or device' if os.path.exists(path) else 'does not exist'
+        raise CheckpointError(
+            f"checkpoint '{path}' {fault}; give a .pth or .safetensors file, an http(s) address, "
+            'timm://NAME or hf-hub:OWNER/NAME'
+        )
     try:
         with path.open('rb') as file:
-            kind = kind_of(file, size)
+            kind = kind_of(file)
+            if kind not in CHECKPOINT_KINDS:
+                raise CheckpointError(
+                    f"'{path}' is {kind}, not a checkpoint; fetch or save it again"
+                )
             if kind == 'safetensors':
                 return _read_safetensors(path)
-            if kind not in CHECKPOINT_KINDS:
-                raise CheckpointError(f"'{path}' is {kind}, not a checkpoint; {FETCH_AGAIN}")
             if kind == 'zip':
-                _check_archive(path, file, size)
+                _check_archive(path, file)
             file.seek(0)
-            return _unpickle(path, file)
-    except OSError as error:
-        raise _unreadable(path, error) from None
-
-
-def kind_of(file: IO[bytes], size: int) -> str:
-    """Say what a file is by its first bytes.
-
-    Args:
-        file: The file, at its beginning.
-        size: Bytes of the whole file.
-
-    Returns:
-        ``'zip'`` or ``'legacy'`` (the two formats of ``torch.save``), ``'safetensors'``, or a
-        phrase for people, such as ``'a web page'``.
-    """
-    head = file.read(512)
-    text = head.lstrip(b'\xef\xbb\xbf \t\r\n').lower()
-    if not head:
-        return 'an empty file'
-    if head.startswith(ZIP_MAGIC):
-        return 'zip'
-    if LEGACY_MAGIC in head[:32]:
-        return 'legacy'
-    if len(head) > 8 and head[8:9] == b'{':
-        return 'safetensors'
-    if text.startswith((b'<!doctype', b'<html', b'<?xml', b'<head')):
-        return 'a web page'
-    if head[257:262] == b'ustar':
-        return 'a tar archive'
-    if text.startswith(b'version https://git-lfs'):
-        return 'a pointer of Git LFS in place of the file itself'
-    if head.startswith(b'\x80'):
-        return 'a Python pickle that torch.save has not written'
-    if head.startswith((b'\x1f\x8b', b'BZh', b'\xfd7zXZ', b'\x28\xb5\x2f\xfd')):
-        return 'a compressed file'
-    if all(32 <= byte < 127 or byte in b'\t\r\n' for byte in head):
-        return 'a text file'
-    return f'a file of {size} bytes, truncated or of an unknown kind'
-
-
-def _regular_size(path: Path) -> int:
-    """Return the size of a regular file; to open anything else could wait for ever."""
-    try:
-        status = path.stat()
-    except (OSError, ValueError) as error:
-        if path.is_symlink():
-            raise CheckpointError(
-                f"checkpoint '{path}' is a link to something that does not exist"
-            ) from None
-        if isinstance(error, FileNotFoundError | NotADirectoryError):
-            raise CheckpointError(
-                f"checkpoint '{path}' does not exist; give the path of a .pth or .safetensors file"
-            ) from None
-        raise CheckpointError(f"checkpoint '{path}' cannot be read: {error}") from None
-    if stat.S_ISDIR(status.st_mode):
-        raise CheckpointError(f"checkpoint '{path}' is a folder; give a file in it")
-    if not stat.S_ISREG(status.st_mode):
-        raise CheckpointError(f"checkpoint '{path}' is a pipe or device, not a file")
-    return status.st_size
-
-
-def _check_archive(path: Path, file: IO[bytes], size: int) -> None:
-    """Refuse an archive that unfolds to more than it weighs; torch.save never compresses."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            members = archive.infolist()
-    except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error) as error:
-        raise _unreadable(path, error) from None
-    names = [member.filename for member in members]
-    declared = sum(member.file_size for member in members)
-    if len(set(names)) < len(names):
-        raise CheckpointError(
-            f"'{path}' was refused: it has members of the same name, as no file of torch.save; "
-            'save it again'
-        )
-    if declared > size:
-        raise CheckpointError(
-            f"'{path}' was refused: its {len(members)} members would unfold from {size} to "
-            f'{declared} bytes, as in no file of torch.save; save it again'
-        )
-    if any(name.endswith('/constants.pkl') for name in names):
-        raise CheckpointError(
-            f"'{path}' is a TorchScript program, not a checkpoint; save the state dict of its model"
-        )
-    if not any(name.endswith('/data.pkl') for name in names):
-        raise CheckpointError(
-            f"'{path}' is a zip archive that torch.save has not written; unpack it and give the "
-            'checkpoint in it'
-        )
-
-
-def _unpickle(path: Path, file: IO[bytes]) -> Any:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # of other pickle protocols
-            return _load(file)
+            return _unpickle(file)
+    except CheckpointError:
+        raise
     except pickle.UnpicklingError as error:
-        reason = str(error).replace('WeightsUnpickler error: ', '')
-        found = REFUSED.search(reason)
-        if not found:
-            raise _unreadable(path, error) from None
+        # torch names the type, but then advises to allow it
+        unknown = re.search(r'GLOBAL \S{1,200}', str(error))
+        what = f' ({unknown[0]})' if unknown else ''
         raise CheckpointError(
-            f"checkpoint '{path}' was refused, nothing in it was run: it holds more than weights, "
-            f"or is pickled unlike torch.save's own ({found[0][:200]}); save it again with its "
-            'state dict alone'
+            f"checkpoint '{path}' was refused, nothing in it was run: it is damaged or holds more "
+            f'than weights{what}; save it again with its state dict alone'
         ) from None
-    except Exception as error:  # whatever broken bytes lead the unpickler to
-        raise _unreadable(path, error) from None
+    except Exception as error:  # whatever broken bytes lead a library to
+        raise CheckpointError(
+            f"'{path}' ({path.stat().st_size} bytes) is not a readable checkpoint, truncated or of "
+            f'another kind; fetch or save it again ({first_line(error)})'
+        ) from None
 
 
-def _load(file: IO[bytes]) -> Any:
-    if not TORCH_HAS_SAFE_TYPES:
-        if tarfile.is_tarfile(file):  # torch's oldest format, of which torch 2.6 reads no more
-            raise pickle.UnpicklingError('a tar archive')
-        file.seek(0)
-        # torch's own unpickler is not asked, ours reads weights only
-        return torch.load(file, 'cpu', pickle_module=unpickling, weights_only=False)
-    allow_mmengine_types()
-    # leaving safe_globals forbids what it was given, even what somebody had allowed before
-    extra = [t for t in AUTHORS_TYPES if t not in torch.serialization.get_safe_globals()]
-    with torch.serialization.safe_globals(extra):
-        return torch.load(file, map_location='cpu', weights_only=True)
-
-
-def _read_safetensors(path: Path) -> dict[str, Any]:
-    import safetensors.torch  # late: evit_mm.ops works without it
-
-    try:
-        tensors = safetensors.torch.load_file(path)
-        with safetensors.safe_open(path, 'pt') as file:
-            text = (file.metadata() or {}).get(METADATA_KEY)
-        if text is None:
-            return tensors
-        return {'state_dict': tensors, 'meta': json.loads(text)}
-    except Exception as error:  # SafetensorError is one of several
-        raise _unreadable(path, error) from None
-
-
-def _unreadable(path: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(
-        f"'{path}' ({path.stat().st_size} bytes) is not a readable checkpoint, truncated or of "
-        f'another kind; {FETCH_AGAIN} ({first_line(error)})'
-    )
+def kind_of(file: IO[bytes]) -> str:
+    """Return one of :data:`CHECKPOINT_KINDS` by a file's first bytes, else a phrase for people."""
+    head = file.read(32)
+    if head[8:9] == b'{':  # after the length of the header
+        return 'safetensors'
+    for beginning, kind in BEGINNINGS.items():
+        if head.startswith(beginning):
+            return kind
+    return 'truncated or of an unknown kind' if head else 'an empty file'
 
 
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or its type where it has none."""
     text = str(error).strip()
-    return text.splitlines()[0][:200] if text else repr(error)[:200]
+    return text.splitlines()[0][:300] if text else repr(error)[:300]
+
+
+def _check_archive(path: Path, file: IO[bytes]) -> None:
+    """Refuse an archive that unfolds to more than it weighs; torch.save never compresses."""
+    with zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+    size, declared = path.stat().st_size, sum(member.file_size for member in members)
+    if declared > size:
+        raise CheckpointError(
+            f"'{path}' was refused: its {len(members)} members would unfold from {size} to "
+            f'{declared} bytes, as in no file of torch.save; save it again'
+        )
+    names = {member.filename.rpartition('/')[2] for member in members}
+    if 'data.pkl' not in names or 'constants.pkl' in names:  # the latter has programs
+        raise CheckpointError(
+            f"'{path}' is a TorchScript program or another archive, not a checkpoint; save the "
+            'state dict of its model, or unpack the checkpoint in it'
+        )
+
+
+def _unpickle(file: IO[bytes]) -> Any:
+    if TORCH_HAS_SAFE_TYPES:
+        allow_mmengine_types()
+        # leaving safe_globals forbids what it was given, even what somebody had allowed before
+        extra = [t for t in AUTHORS_TYPES if t not in torch.serialization.get_safe_globals()]
+        with torch.serialization.safe_globals(extra):
+            return torch.load(file, map_location='cpu', weights_only=True)
+    if tarfile.is_tarfile(file):  # torch's oldest format, of which torch 2.6 reads no more
+        raise pickle.UnpicklingError('a tar archive')
+    file.seek(0)
+    # torch's own unpickler is not asked, ours reads weights only
+    return torch.load(file, 'cpu', pickle_module=unpickling, weights_only=False)
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    import safetensors.torch  # late: evit_mm.ops works without it
+
+    tensors = safetensors.torch.load_file(path)
+    with safetensors.safe_open(path, 'pt') as file:
+        text = (file.metadata() or {}).get(METADATA_KEY)
+    return tensors if text is None else {'state_dict': tensors, 'meta': json.loads(text)}

@@ -3,95 +3,125 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlparse
+
+import torch
 
 from ..errors import CheckpointError
-from .download import POINT_AT_FILE, check_digest, fetch
-from .reading import first_line, read_file
+from .reading import CHECKPOINT_KINDS, first_line, kind_of, read_file
 
-HUB_PREFIX = 'hf-hub:'
-TIMM_PREFIX = 'timm://'
-TIMM_OWNER = 'timm/'
 HUB_FILES = ('model.safetensors', 'pytorch_model.bin')
-SHA256 = re.compile('[0-9a-f]{64}')
+RETRIES = 2  # after an attempt that failed, a second and two seconds later
+TIMEOUT_SECONDS = 30  # without a byte
+CHUNK_BYTES = 1 << 18
+# torch hub's convention: the SHA-256 of name-0123abcd.pth begins with 0123abcd
+DIGEST_IN_NAME = re.compile(r'-([0-9a-f]{8,64})\.')
+POINT_AT_FILE = (
+    ', or point the config at the file: --cfg-options model.backbone.init_cfg.checkpoint=FILE '
+    '(model.backbone.init_cfg=None trains from scratch)'
+)
 
 
 def read_checkpoint(source: str | Path) -> Any:
     """Read a ``.pth``, ``.bin`` or ``.safetensors`` file without ever running code in it.
 
     Args:
-        source: A path; an http(s) URL, downloaded once into torch hub's cache, see
-            :func:`~evit_mm.checkpoint.download.fetch`; or weights on the Hugging Face hub, fetched
-            into the hub's own cache: ``timm://NAME`` or ``timm/NAME`` of timm's,
-            ``hf-hub:OWNER/NAME`` of anybody, each with ``@REVISION`` if wanted.
+        source: A path; an http(s) URL, downloaded once into torch hub's cache; or weights on the
+            Hugging Face hub, fetched into the hub's own cache: ``timm://NAME`` or ``timm/NAME`` of
+            timm's, ``hf-hub:OWNER/NAME`` of anybody, each with ``@REVISION`` if wanted.
 
     Returns:
-        What the file holds, see :func:`~evit_mm.checkpoint.reading.read_file`.
+        What the file holds, tensors on the CPU. A ``.safetensors`` file that was written here comes
+        as ``state_dict`` and ``meta``, another one as its tensors.
 
     Raises:
-        CheckpointError: The file is missing, cannot be fetched, or is refused.
+        CheckpointError: The file is missing, not a regular file, cannot be fetched, is of another
+            kind, truncated, unfolds to more than its size, or holds types other than tensors, plain
+            Python values and those of :mod:`~evit_mm.checkpoint.allowed_types`.
     """
     return read_file(local_path(source))
 
 
 def local_path(source: str | Path) -> Path:
-    """Return where a source lies on this machine, fetching it if it must be.
-
-    Raises:
-        CheckpointError: It cannot be fetched, or is not what was fetched before.
-    """
+    """Return where a source lies on this machine, fetching it if it must be."""
     text = str(source)
     if text.startswith(('http://', 'https://')):
-        return fetch(text)
-    repository = hub_repository(text)
-    if repository is None and '://' in text:
-        raise CheckpointError(
-            f"'{text}' is not read here; give a path, http(s)://, timm:// or hf-hub:OWNER/NAME"
-        )
-    return _fetch_from_hub(repository) if repository else Path(text).expanduser()
+        return _fetch(text)
+    if text.startswith('timm://'):
+        return _fetch_from_hub('timm/' + text.removeprefix('timm://'))
+    if text.startswith('hf-hub:'):
+        return _fetch_from_hub(text.removeprefix('hf-hub:'))
+    if text.startswith('timm/') and text.count('/') == 1 and not Path(text).exists():
+        return _fetch_from_hub(text)
+    return Path(text).expanduser()
 
 
-def hub_repository(source: str) -> str | None:
-    """Return ``OWNER/NAME[@REVISION]`` if the source is on the Hugging Face hub, else None.
+def _fetch(url: str) -> Path:
+    """Download a checkpoint into torch hub's cache, unless it is there.
 
-    ``timm/NAME`` is a file of this machine where there is one.
+    Of several processes one downloads, and the others wait. The file appears under its name when
+    it is complete, begins as a checkpoint does, and has the SHA-256 that its name may tell.
     """
-    if source.startswith(TIMM_PREFIX):
-        return TIMM_OWNER + source.removeprefix(TIMM_PREFIX)
-    if source.startswith(HUB_PREFIX):
-        return source.removeprefix(HUB_PREFIX)
-    is_name = source.startswith(TIMM_OWNER) and source.count('/') == 1
-    return source if is_name and not Path(source).exists() else None
+    name = _file_name(url)
+    if not name:
+        raise CheckpointError(f"'{url}' names no file; give the address of a checkpoint")
+    path = Path(torch.hub.get_dir()) / 'checkpoints' / name
+    if path.is_file():
+        return path
+
+    import pooch  # late, both: reading a file does not need them
+    from filelock import FileLock
+
+    cache = pooch.create(
+        path.parent, '', registry={name: None}, urls={name: url}, retry_if_failed=RETRIES
+    )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f'{path}.lock'):
+            cache.fetch(name, downloader=_download)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f'cannot download {url} ({first_line(error)}). Fetch it on a machine with network and '
+            f"save it as '{path}'{POINT_AT_FILE}"
+        ) from None
+    return path
+
+
+def _file_name(url: str) -> str:
+    return Path(unquote(urlparse(url).path)).name
+
+
+def _download(url: str, partial: str, cache: Any) -> None:
+    """Fill a temporary file, which pooch moves to its place if nothing is raised here."""
+    import pooch
+
+    pooch.HTTPDownloader(
+        progressbar=sys.stderr.isatty(), chunk_size=CHUNK_BYTES, timeout=TIMEOUT_SECONDS
+    )(url, partial, cache)
+    file = Path(partial)
+    with file.open('rb') as opened:
+        kind = kind_of(opened)
+    if kind not in CHECKPOINT_KINDS:
+        raise ValueError(f'the server sent {kind} in place of a checkpoint')
+    named = DIGEST_IN_NAME.search(_file_name(url))
+    if named and not (found := pooch.file_hash(partial, alg='sha256')).startswith(named[1]):
+        raise ValueError(f'what came has the SHA-256 {found}, not that in its name')
+    file.chmod(0o644)  # temporary files are their owner's only, and the cache may be shared
 
 
 def _fetch_from_hub(repository: str) -> Path:
-    """Download weights into the hub's cache, which locks, goes on and is atomic by itself."""
+    """Download ``OWNER/NAME[@REVISION]`` into the hub's cache, which locks and is atomic itself."""
     import huggingface_hub  # late: a file on this machine does not need it
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-    )
 
     name, _, revision = repository.partition('@')
     for file in HUB_FILES:
         try:
-            path = Path(huggingface_hub.hf_hub_download(name, file, revision=revision or None))
-        except LocalEntryNotFoundError as error:  # not in the cache, and the network is away
-            fault: Exception = error
-            break
-        except EntryNotFoundError as error:
+            return Path(huggingface_hub.hf_hub_download(name, file, revision=revision or None))
+        except (OSError, ValueError) as error:
             fault = error
-            continue
-        except (OSError, HfHubHTTPError, HFValidationError) as error:
-            fault = error
-            break
-        blob = path.resolve().name  # the hub names a large file after its SHA-256
-        if SHA256.fullmatch(blob):
-            check_digest(path, blob)
-        return path
     url = f'https://huggingface.co/{name}/resolve/{revision or "main"}/{HUB_FILES[0]}'
     raise CheckpointError(
         f"cannot download '{repository}' from the Hugging Face hub ({first_line(fault)}). Fetch "

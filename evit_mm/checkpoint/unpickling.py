@@ -30,8 +30,8 @@ OPCODES = (
     *(pickle.SETITEM, pickle.SETITEMS, pickle.SHORT_BINSTRING, pickle.STOP, pickle.TUPLE),
     *(pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3),
 )
-MADE_EMPTY = (HistoryBuffer, Namespace)
 CALLED_TYPES = (OrderedDict, torch.Size)
+STORAGE = ('storage', b'storage')  # in the two formats of torch.save
 
 
 def _latin1(text: str, encoding: str) -> bytes:
@@ -64,21 +64,6 @@ def _table() -> dict[str, Any]:
     return table
 
 
-@cache
-def _called() -> frozenset[int]:
-    """Return the ids of what a file may call."""
-    values = _table().values()
-    functions = [v for v in values if callable(v) and not isinstance(v, type)]
-    return frozenset(map(id, [*functions, *CALLED_TYPES]))
-
-
-class _Opcodes(dict[int, Any]):
-    """Functions by instruction; it names the one that it does not have."""
-
-    def __missing__(self, code: int) -> Any:
-        raise pickle.UnpicklingError(f'Unsupported operand {code}')
-
-
 # private, but the C unpickler lets no one decide what is called and changed, only what is named
 _Unpickler: Any = pickle._Unpickler  # type: ignore[attr-defined]
 
@@ -98,9 +83,10 @@ class Unpickler(_Unpickler):
         return _table()[full_name]
 
     def load_reduce(self) -> None:
-        """Call a function of the table."""
+        """Call a function of the table, or one of two types."""
         function = self.stack[-2]
-        if id(function) not in _called():
+        in_table = any(function is known for known in _table().values())
+        if not in_table or (isinstance(function, type) and function not in CALLED_TYPES):
             raise pickle.UnpicklingError(f'reduce for {function!r} is not allowed')
         arguments = self.stack.pop()
         self.stack[-1] = function(*arguments)
@@ -108,7 +94,7 @@ class Unpickler(_Unpickler):
     def load_newobj(self) -> None:
         """Make an empty object of one of two types."""
         arguments, made = self.stack.pop(), self.stack.pop()
-        if not any(made is known for known in MADE_EMPTY) or arguments:
+        if not (made is HistoryBuffer or made is Namespace) or arguments:
             raise pickle.UnpicklingError(f'got {made!r}, which is not made here')
         self.append(made.__new__(made))
 
@@ -125,53 +111,42 @@ class Unpickler(_Unpickler):
 
     def load_append(self) -> None:
         """Append to a list and nothing else, whose method would be called."""
-        self._check_list(self.stack[-2])
+        _check_type(self.stack[-2], list)
         super().load_append()
 
     def load_appends(self) -> None:
         """Extend a list and nothing else."""
-        self._check_list(self.metastack[-1][-1])
+        _check_type(self.metastack[-1][-1], list)
         super().load_appends()
 
     def load_setitem(self) -> None:
         """Put an entry into a dict and nothing else."""
-        self._check_dict(self.stack[-3])
+        _check_type(self.stack[-3], dict, OrderedDict)
         super().load_setitem()
 
     def load_setitems(self) -> None:
         """Put entries into a dict and nothing else."""
-        self._check_dict(self.metastack[-1][-1])
+        _check_type(self.metastack[-1][-1], dict, OrderedDict)
         super().load_setitems()
 
     def load_binpersid(self) -> None:
         """Let torch load a storage and nothing else, such as a module's source."""
         asked = self.stack[-1]
-        kind = asked[0] if type(asked) is tuple and asked else None
-        if type(kind) not in (str, bytes) or kind not in ('storage', b'storage'):
-            raise pickle.UnpicklingError(f'got {type(asked)}, which is not the place of a storage')
+        _check_type(asked, tuple)
+        if not asked or type(asked[0]) not in (str, bytes) or asked[0] not in STORAGE:
+            raise pickle.UnpicklingError('got the place of something else than a storage')
         super().load_binpersid()
 
-    def _check_list(self, target: Any) -> None:
-        if type(target) is not list:
-            raise pickle.UnpicklingError(f'got {type(target)}, to which nothing is appended')
 
-    def _check_dict(self, target: Any) -> None:
-        if type(target) not in (dict, OrderedDict):
-            raise pickle.UnpicklingError(f'got {type(target)}, which takes no entries')
+def _check_type(value: Any, *allowed: type) -> None:
+    if type(value) not in allowed:
+        raise pickle.UnpicklingError(f'got {type(value)} in the place of {allowed[0].__name__}')
 
-    dispatch = _Opcodes({code[0]: _Unpickler.dispatch[code[0]] for code in OPCODES})
-    dispatch.update(
-        {
-            pickle.APPEND[0]: load_append,
-            pickle.APPENDS[0]: load_appends,
-            pickle.BINPERSID[0]: load_binpersid,
-            pickle.BUILD[0]: load_build,
-            pickle.NEWOBJ[0]: load_newobj,
-            pickle.REDUCE[0]: load_reduce,
-            pickle.SETITEM[0]: load_setitem,
-            pickle.SETITEMS[0]: load_setitems,
-        }
-    )
+
+# by name, so that the methods above take the place of those that they override
+Unpickler.dispatch = {
+    code[0]: getattr(Unpickler, _Unpickler.dispatch[code[0]].__name__) for code in OPCODES
+}
 
 
 def load(file: IO[bytes], **kwargs: Any) -> Any:

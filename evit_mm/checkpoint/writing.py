@@ -18,25 +18,10 @@ from .reading import METADATA_KEY
 SUFFIXES = ('.pth', '.pt', '.bin', '.safetensors')
 
 
-def check_target(path: str | Path, source: str | Path | None = None) -> None:
-    """Refuse early what :func:`write_checkpoint` could not or should not write.
-
-    Args:
-        path: File to write.
-        source: File that is read and must stay as it is.
-
-    Raises:
-        CheckpointError: The suffix is unknown, the folder does not exist, or it is ``source``.
-    """
-    path = Path(path)
-    if path.suffix not in SUFFIXES:
+def check_target(path: str | Path) -> None:
+    """Raise a CheckpointError for a file whose suffix names no form."""
+    if Path(path).suffix not in SUFFIXES:
         raise CheckpointError(f"'{path}' must end in one of {', '.join(SUFFIXES)}")
-    if not path.parent.is_dir():
-        raise CheckpointError(f"'{path.parent}' is not a folder; make it first")
-    if path.exists() and not path.is_file():
-        raise CheckpointError(f"'{path}' exists and is not a file; give another name")
-    if source is not None and path.exists() and Path(source).exists() and path.samefile(source):
-        raise CheckpointError(f"'{path}' is the file to convert itself; give another name")
 
 
 def write_checkpoint(
@@ -74,5 +59,5 @@ def write_checkpoint(
             torch.save({key: state, 'meta': meta}, buffer)
             content = buffer.getvalue()
         write_atomically(path, content)
-    except Exception as error:  # noqa: BLE001 - SafetensorError is a kind of its own
+    except Exception as error:  # SafetensorError is a kind of its own
         raise CheckpointError(f"'{path}' cannot be written: {error}") from None

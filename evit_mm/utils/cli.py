@@ -17,14 +17,8 @@ DEBUG = 'EVIT_MM_DEBUG'
 def run_tool(tool: Callable[[], Any], interrupted: str = 'interrupted') -> Any:
     """Call a tool's main function; end with one line where the user can fix what went wrong.
 
-    With ``EVIT_MM_DEBUG=1`` the traceback stands above that line.
-
-    Args:
-        tool: The function.
-        interrupted: What to say after Ctrl-C.
-
-    Returns:
-        What the function returns.
+    With ``EVIT_MM_DEBUG=1`` the traceback stands above that line. After Ctrl-C the line is
+    ``interrupted``.
     """
     try:
         return tool()

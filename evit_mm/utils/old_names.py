@@ -7,8 +7,8 @@ import importlib.abc
 import importlib.machinery
 import sys
 import warnings
-from collections.abc import Sequence
 from types import ModuleType
+from typing import Any
 
 PACKAGE = 'evit_mm.'
 #: old name -> where its public names are now
@@ -32,12 +32,7 @@ MOVED = {
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Offers the old names to Python's import system."""
 
-    def find_spec(
-        self,
-        fullname: str,
-        path: Sequence[str] | None = None,  # noqa: ARG002
-        target: ModuleType | None = None,  # noqa: ARG002
-    ) -> importlib.machinery.ModuleSpec | None:
+    def find_spec(self, fullname: str, *_: Any) -> importlib.machinery.ModuleSpec | None:
         """Return a spec for an old name and for nothing else."""
         if not fullname.startswith(PACKAGE) or fullname.removeprefix(PACKAGE) not in MOVED:
             return None
@@ -54,6 +49,5 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 def provide_old_names() -> None:
-    """Let the old names be imported; calling it again changes nothing."""
-    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        sys.meta_path.append(_Finder())
+    """Let the old names be imported."""
+    sys.meta_path.append(_Finder())

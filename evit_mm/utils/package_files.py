@@ -25,17 +25,12 @@ def project_path(name: str) -> Path:
 def find_config(config: str | Path) -> Path:
     """Return the config file that is meant: a path, or the name of one that comes along.
 
-    Args:
-        config: Path of a file, or a name such as ``retinanet_evit_m4_coco``, with or without
-            ``configs/`` and ``.py``.
-
-    Raises:
-        ConfigError: There is neither; the nearest names are given.
+    A name such as ``retinanet_evit_m4_coco`` may have ``configs/`` before it and ``.py`` after it.
     """
-    if Path(config).is_file():
-        return Path(config)
-    own = {file.stem: file for file in sorted(project_path('configs').glob('*.py'))}
     path = Path(config)
+    if path.is_file():
+        return path
+    own = {file.stem: file for file in sorted(project_path('configs').glob('*.py'))}
     name = path.name.removesuffix('.py')
     if name in own and str(path.parent) in ('.', 'configs'):
         return own[name]

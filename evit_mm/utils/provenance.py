@@ -37,15 +37,7 @@ def _version(package: str) -> str:
 
 
 def need_torch(version: str, what: str) -> None:
-    """Refuse what the installed PyTorch is too old for; the rest of the package goes on with 2.0.
-
-    Args:
-        version: The oldest that will do, ``'2.7'``.
-        what: What needs it, as the beginning of a sentence.
-
-    Raises:
-        EvitError: The installed one is older.
-    """
+    """Raise an EvitError where the installed PyTorch is too old for ``what``."""
     installed = importlib.metadata.version('torch')
     if version_numbers(installed) < version_numbers(version):
         raise EvitError(

@@ -7,13 +7,9 @@ from collections.abc import Iterable, Sequence
 
 
 def did_you_mean(word: object, known: Iterable[str], n: int = 1, cutoff: float = 0.6) -> str:
-    """Return ``", did you mean 'X'?"``, or nothing where no known word is close.
+    """Return ``", did you mean 'X'?"`` with up to ``n`` words, or nothing if none is close.
 
-    Args:
-        word: What was written.
-        known: The words that exist.
-        n: At most so many are offered.
-        cutoff: How alike two words must be, from 0 to 1.
+    ``cutoff`` is how alike two words must be, from 0 to 1.
     """
     close = difflib.get_close_matches(str(word), list(known), n=n, cutoff=cutoff)
     quoted = ' or '.join(f"'{name}'" for name in close)
