@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from ..data.images import read_image
+from ..data.images import IMAGE_SUFFIXES, read_image
 from ..errors import ConfigError, DataError
-from . import IMAGE_SUFFIXES, Detector, load_detector_config
+from . import Detector, load_detector_config
 
 HOST, PORT = '127.0.0.1', 7860
 COLUMNS = ('class', 'score', 'x', 'y', 'width', 'height')

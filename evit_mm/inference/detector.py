@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import mmcv
 import mmengine.device.utils
@@ -19,8 +18,6 @@ from ..errors import ConfigError
 from ..runner.build import load_detector, set_device
 from ..runner.config import is_classifier, load_config
 
-Item = TypeVar('Item')
-
 # what autocast computes in; a CPU has no fast float16
 HALF_TYPES = {'cuda': torch.float16, 'cpu': torch.bfloat16}
 
@@ -28,15 +25,7 @@ HALF_TYPES = {'cuda': torch.float16, 'cpu': torch.bfloat16}
 def load_detector_config(
     config: str | Path, cfg_options: Mapping[str, Any] | None = None
 ) -> Config:
-    """Read a detector's config.
-
-    Args:
-        config: Config file.
-        cfg_options: Overrides, dotted keys.
-
-    Raises:
-        ConfigError: It cannot be read, or is a classifier's.
-    """
+    """Read a detector's config; a classifier's is refused with a ConfigError."""
     cfg = load_config(config, cfg_options)
     if is_classifier(cfg):
         raise ConfigError(f'{config} is a classifier, which detects nothing; see tools/test.py')
@@ -88,7 +77,7 @@ class Detector:
 
             self.model = fuse_detector(self.model)
         if half:
-            compute_in_half(self.model, kind, HALF_TYPES[kind])
+            compute_in_half(self.model, kind)
         self.prepare = test_pipeline(self.cfg)
         # not from the registry, where detectors of other classes would share it by its name
         self._visualizer = DetLocalVisualizer()
@@ -117,41 +106,14 @@ class Detector:
         return mmcv.rgb2bgr(self._visualizer.get_image())
 
 
-def in_batches(
-    items: Iterable[Item], size: int, shape: Callable[[Item], Hashable]
-) -> Iterator[list[Item]]:
-    """Gather items of one shape, since images of other shapes would be padded and so see less.
-
-    Items of one shape stay in order. At most ``4 * size`` wait for others of their shape.
-
-    Args:
-        items: Anything, read one by one.
-        size: Most items of a batch.
-        shape: What the items of a batch have in common.
-
-    Yields:
-        Lists of 1 to ``size`` items of one shape.
-    """
-    waiting: dict[Hashable, list[Item]] = {}
-    for item in items:
-        group = waiting.setdefault(shape(item), [])
-        group.append(item)
-        if len(group) == size:
-            yield waiting.pop(shape(item))
-        elif sum(map(len, waiting.values())) >= 4 * size:
-            yield waiting.pop(max(waiting, key=lambda key: len(waiting[key])))
-    yield from waiting.values()
-
-
-def compute_in_half(model: nn.Module, kind: str, dtype: torch.dtype) -> None:
+def compute_in_half(model: nn.Module, kind: str) -> None:
     """Let backbone, neck and dense heads compute under autocast and hand out float32.
 
     Decoding a box in half precision would cost several pixels; so it is left outside.
 
     Args:
         model: A detector of mmdet's; changed in place.
-        kind: Type of its device, ``'cpu'`` or ``'cuda'``.
-        dtype: ``torch.float16`` or ``torch.bfloat16``.
+        kind: Type of its device, one of :data:`HALF_TYPES`.
     """
     from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 
@@ -159,14 +121,8 @@ def compute_in_half(model: nn.Module, kind: str, dtype: torch.dtype) -> None:
     parts += [module for module in model.modules() if isinstance(module, BaseDenseHead)]
     for part in parts:
         if part is not None:
-            part.forward = partial(_under_autocast, part.forward, kind, dtype)
-
-
-def _under_autocast(
-    forward: Callable, kind: str, dtype: torch.dtype, *args: Any, **kwargs: Any
-) -> Any:
-    with torch.autocast(kind, dtype):
-        return _to_float(forward(*args, **kwargs))
+            part.forward = torch.autocast(kind, HALF_TYPES[kind])(part.forward)
+            part.register_forward_hook(lambda _module, _inputs, maps: _to_float(maps))
 
 
 def _to_float(maps: Any) -> Any:
