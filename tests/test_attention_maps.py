@@ -12,16 +12,18 @@ from scipy.spatial.distance import jensenshannon
 from evit_mm.errors import CheckpointError, ConfigError, DataError
 from evit_mm.inference.attention_maps import (
     BlockAttention,
+    look,
+    pictures,
+    similarities,
+    visualize_attention,
+)
+from evit_mm.inference.attention_maps.maps import (
     attention_cosine,
     attention_divergence,
     attention_of_heads,
     given,
-    look,
     output_similarity,
-    pictures,
     received,
-    similarities,
-    visualize_attention,
 )
 from evit_mm.models import VARIANTS, EfficientViT
 from evit_mm.models.attention import CascadedGroupAttention
@@ -290,6 +292,6 @@ def test_what_cannot_be_looked_at_is_named(tmp_path):
     with pytest.raises(CheckpointError, match='no.pth'):
         visualize_attention(DETECTOR, tmp_path / 'no.pth', image, out, None, OPTIONS)
     (tmp_path / 'file').write_text('')
-    with pytest.raises(ConfigError, match="-o '.*file' cannot be written"):
+    with pytest.raises(ConfigError, match="-o: the folder '.*file' cannot be made"):
         visualize_attention(DETECTOR, 'random', image, tmp_path / 'file', None, OPTIONS)
     assert not out.exists()

@@ -11,8 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from itertools import groupby
+from itertools import chain, groupby
 from operator import itemgetter
 from statistics import fmean
 from typing import Any
@@ -89,36 +88,34 @@ def look(backbone: EfficientViT, image: Tensor) -> list[BlockAttention]:
     Returns:
         One entry per block, in the order in which they run.
     """
-    found: list[BlockAttention] = []
-    hooks = []
-    for number, stage in enumerate(backbone.stages, start=1):
-        mixers = [m for m in stage.modules() if isinstance(m, WindowAttention)]
-        for block, mixer in enumerate(mixers, start=1):
-            hooks.append(mixer.register_forward_pre_hook(partial(_keep, found, number, block)))
-    try:
-        with torch.no_grad():
-            backbone(image)
-    finally:
+    inputs: dict[nn.Module, Tensor] = {}
+
+    def keep(mixer: nn.Module, args: tuple[Tensor]) -> None:
+        (inputs[mixer],) = args
+
+    mixers = [
+        [module for module in stage.modules() if isinstance(module, WindowAttention)]
+        for stage in backbone.stages
+    ]
+    hooks = [mixer.register_forward_pre_hook(keep) for mixer in chain.from_iterable(mixers)]
+    with torch.no_grad():
+        backbone(image)
         for hook in hooks:
             hook.remove()
-    return found
+        return [
+            _attention(stage, block, mixer, inputs[mixer])
+            for stage, of_stage in enumerate(mixers, start=1)
+            for block, mixer in enumerate(of_stage, start=1)
+            if mixer in inputs  # ``out_indices`` may leave out the last stages
+        ]
 
 
-def _keep(
-    found: list[BlockAttention],
-    stage: int,
-    block: int,
-    mixer: WindowAttention,
-    inputs: tuple[Tensor],
-) -> None:
-    """Compute the attention on what a module is about to take."""
-    (x,) = inputs
+def _attention(stage: int, block: int, mixer: WindowAttention, x: Tensor) -> BlockAttention:
     height, width = x.shape[2:]
     side = mixer.attn.window_size
     weights, outputs = attention_of_heads(mixer.attn, window_partition(x, side))
     whole = torch.cat([window_unpartition(output, height, width) for output in outputs])
-    stride = 8 << stage
-    found.append(BlockAttention(stage, block, stride, (height, width), side, weights, whole))
+    return BlockAttention(stage, block, 8 << stage, (height, width), side, weights, whole)
 
 
 def received(block: BlockAttention) -> Tensor:
@@ -133,13 +130,7 @@ def received(block: BlockAttention) -> Tensor:
 
 
 def given(block: BlockAttention, row: int, column: int) -> Tensor:
-    """Return where the token at a place looks, as :func:`received`; outside its window 0.
-
-    Args:
-        block: The block.
-        row: Of the token, 0 to H - 1.
-        column: Of the token, 0 to W - 1.
-    """
+    """Return where the token at a place looks, as :func:`received`; outside its window 0."""
     side, columns = block.window_size, -(-block.size[1] // block.window_size)
     window = row // side * columns + column // side
     query = row % side * side + column % side
@@ -205,10 +196,9 @@ def similarities(blocks: Sequence[BlockAttention]) -> dict[str, Any]:
     """Measure how alike the heads are.
 
     Returns:
-        ``blocks``: of each the three matrices of
-        :data:`~evit_mm.inference.attention_maps.maps.MEASURES`, and their means over all pairs
-        of two heads; ``stages``: the mean of its blocks' means. None where it is not defined, as
-        with a single head.
+        ``blocks``: of each the matrix of each of :data:`MEASURES`, and its mean over all pairs of
+        two heads; ``stages``: the mean of its blocks' means. None where it is not defined, as with
+        a single head.
     """
     entries: list[dict[str, Any]] = []
     for block in blocks:
