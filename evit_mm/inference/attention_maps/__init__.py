@@ -5,7 +5,6 @@ attention maps share high similarities across heads"). Here that is looked at, a
 one's own model.
 """
 
-from .maps import BlockAttention, look, similarities
 from .pictures import visualize_attention
 
-__all__ = ['BlockAttention', 'look', 'similarities', 'visualize_attention']
+__all__ = ['visualize_attention']

@@ -26,25 +26,15 @@ from ...models.window import window_partition, window_unpartition
 
 @dataclass
 class BlockAttention:
-    """The attention of one block on one image.
+    """The attention of one block on one image."""
 
-    Attributes:
-        stage: Its stage, from 1 on, as in the checkpoints' names.
-        block: Its place among the stage's blocks, from 1 on.
-        stride: Pixels per token.
-        size: Height and width of the map.
-        window_size: w.
-        weights: ``(h, M, N, N)``, a query's weights over the keys of its window.
-        outputs: ``(h, D, H, W)``, what each head hands on.
-    """
-
-    stage: int
-    block: int
-    stride: int
-    size: tuple[int, int]
+    stage: int  # from 1 on, as in the checkpoints' names
+    block: int  # among the stage's, from 1 on
+    stride: int  # pixels per token
+    size: tuple[int, int]  # (H, W)
     window_size: int
-    weights: Tensor
-    outputs: Tensor
+    weights: Tensor  # (h, M, N, N), a query's weights over the keys of its window
+    outputs: Tensor  # (h, D, H, W), what each head hands on
 
     @property
     def valid(self) -> Tensor:
@@ -54,11 +44,7 @@ class BlockAttention:
 
 
 def attention_of_heads(attn: CascadedGroupAttention, windows: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute what :class:`CascadedGroupAttention` computes, and keep what it forgets.
-
-    Args:
-        attn: The module, in eval mode.
-        windows: Its input ``(M, C, w, w)``.
+    """Compute what the module computes of windows ``(M, C, w, w)``, and keep what it forgets.
 
     Returns:
         Weights ``(h, M, N, N)``, whose rows sum to 1, and the heads' outputs ``(h, M, D, w, w)``:
@@ -79,15 +65,7 @@ def attention_of_heads(attn: CascadedGroupAttention, windows: Tensor) -> tuple[T
 
 
 def look(backbone: EfficientViT, image: Tensor) -> list[BlockAttention]:
-    """Run a backbone on an image and return the attention of each of its blocks.
-
-    Args:
-        backbone: In eval mode.
-        image: Normalised, ``(1, C, H, W)``.
-
-    Returns:
-        One entry per block, in the order in which they run.
-    """
+    """Return the attention of each block on an image, ``(1, C, H, W)`` and normalised."""
     inputs: dict[nn.Module, Tensor] = {}
 
     def keep(mixer: nn.Module, args: tuple[Tensor]) -> None:

@@ -64,7 +64,7 @@ def visualize_attention(
         cfg_options: Overrides of the config, dotted keys.
 
     Returns:
-        What :func:`~evit_mm.inference.attention_maps.similarities` says.
+        What :func:`~evit_mm.inference.attention_maps.maps.similarities` says.
 
     Raises:
         EvitError: The config, the checkpoint or the image cannot be used.
@@ -75,11 +75,15 @@ def visualize_attention(
     init_default_scope(cfg.get('default_scope') or 'mmdet')
     backbone = load_backbone(cfg, checkpoint)
     seen, fed = network_input(cfg, image)
+    query = None  # in pixels
+    if point is not None:
+        height, width = seen.shape[:2]
+        query = min(point[0] * width, width - 1), min(point[1] * height, height - 1)
     blocks = look(backbone, fed)
     measured = similarities(blocks)
     make_folder('-o', folder)
     for stage, own in groupby(blocks, key=attrgetter('stage')):
-        draw_stage(seen, list(own), point).savefig(folder / f'stage{stage}.png', dpi=100)
+        draw_stage(seen, list(own), query).savefig(folder / f'stage{stage}.png', dpi=100)
     draw_matrices(measured).savefig(folder / 'heads.png', dpi=100)
     content = {'image': str(image), 'checkpoint': str(checkpoint), **measured}
     (folder / 'similarity.json').write_text(json.dumps(content))
@@ -121,34 +125,41 @@ def network_input(cfg: Config, image: str | Path) -> tuple[np.ndarray, Tensor]:
 
 
 def draw_stage(
-    seen: np.ndarray, blocks: Sequence[BlockAttention], point: Sequence[float] | None
+    seen: np.ndarray, blocks: Sequence[BlockAttention], query: Sequence[float] | None
 ) -> Figure:
-    """Draw a stage: a row per block with the image and each head's attention over it."""
+    """Draw a stage: a row per block with the image and each head's attention over it.
+
+    ``seen`` is ``(H, W, 3)`` BGR; ``query`` is a place in it, x and y, or None for the mean.
+    """
     heads, shape = len(blocks[0].weights), seen.shape[0] / seen.shape[1]
     height = len(blocks) * (PANEL * shape + 0.35) + 0.6
     figure = Figure(figsize=((heads + 1.25) * PANEL, height), layout='constrained')
     axes = figure.subplots(len(blocks), heads + 1, squeeze=False)
-    what = 'attention that each token receives' if point is None else 'where the cross looks'
+    what = 'attention that each token receives' if query is None else 'where the cross looks'
     figure.suptitle(
         f'stage {blocks[0].stage}, stride {blocks[0].stride}: {what}, 1 = everywhere alike',
         fontsize=10,
     )
     grey = cv2.cvtColor(seen, cv2.COLOR_BGR2GRAY)
-    for row, block in zip(axes, blocks, strict=True):
-        maps = _maps(block, seen, point)
-        row[0].imshow(seen[..., ::-1])
-        row[0].set_title(f'block {block.block}', fontsize=9)
+    for panels, block in zip(axes, blocks, strict=True):
+        if query is None:
+            maps = received(block).cpu().numpy()
+        else:
+            column, row = (int(place) // block.stride for place in query)
+            maps = given(block, row, column).cpu().numpy()
+        panels[0].imshow(seen[..., ::-1])
+        panels[0].set_title(f'block {block.block}', fontsize=9)
         most = max(float(maps.max()), 1e-6)
-        for head, (axis, heat) in enumerate(zip(row[1:], maps, strict=True), start=1):
+        for head, (axis, heat) in enumerate(zip(panels[1:], maps, strict=True), start=1):
             axis.imshow(grey, cmap='gray', vmin=0, vmax=255)
             # enlarged to the image's pixels; tokens reach into the padding
             large = heat.repeat(block.stride, 0).repeat(block.stride, 1)
             large = large[: seen.shape[0], : seen.shape[1]]
             shown = axis.imshow(large, cmap=HEAT, alpha=OPACITY, vmin=0, vmax=most)
             axis.set_title(f'head {head}', fontsize=9)
-        figure.colorbar(shown, ax=row[1:].tolist(), shrink=0.8, pad=0.01)
-        for axis in row:
-            _frame(axis, block, seen, point)
+        figure.colorbar(shown, ax=panels[1:].tolist(), shrink=0.8, pad=0.01)
+        for axis in panels:
+            _frame(axis, block, seen, query)
     return figure
 
 
@@ -179,32 +190,18 @@ def _matrix(axis: Axes, matrix: np.ndarray) -> None:
     axis.set_yticks(heads, [str(head + 1) for head in heads], fontsize=7)
 
 
-def _maps(block: BlockAttention, seen: np.ndarray, point: Sequence[float] | None) -> np.ndarray:
-    """Return each head's map ``(h, H, W)``."""
-    if point is None:
-        return received(block).cpu().numpy()
-    x, y = _pixel(seen, point)
-    return given(block, int(y) // block.stride, int(x) // block.stride).cpu().numpy()
-
-
-def _pixel(seen: np.ndarray, point: Sequence[float]) -> tuple[float, float]:
-    height, width = seen.shape[:2]
-    return min(point[0] * width, width - 1), min(point[1] * height, height - 1)
-
-
 def _frame(
-    axis: Axes, block: BlockAttention, seen: np.ndarray, point: Sequence[float] | None
+    axis: Axes, block: BlockAttention, seen: np.ndarray, query: Sequence[float] | None
 ) -> None:
-    """Draw the windows' borders and the query, and take the ticks away."""
+    """Draw the windows' borders, in the place of ticks, and the query."""
     side = block.stride * block.window_size
     height, width = seen.shape[:2]
-    axis.set(xticks=[], yticks=[])
-    for x in range(side, width, side):
-        axis.axvline(x - 0.5, color='white', linewidth=0.6, alpha=0.7)
-    for y in range(side, height, side):
-        axis.axhline(y - 0.5, color='white', linewidth=0.6, alpha=0.7)
-    if point is not None:
-        axis.plot(*_pixel(seen, point), '+', color='cyan', markersize=9, markeredgewidth=1.5)
+    borders = [np.arange(side, length, side) - 0.5 for length in (width, height)]
+    axis.set(xticks=borders[0], yticks=borders[1])
+    axis.tick_params(length=0, labelbottom=False, labelleft=False)
+    axis.grid(color='white', linewidth=0.6, alpha=0.7)
+    if query is not None:
+        axis.plot(*query, '+', color='cyan', markersize=9, markeredgewidth=1.5)
 
 
 def _figure(value: float | None) -> str:
