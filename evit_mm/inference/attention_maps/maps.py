@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain, groupby
+from itertools import groupby
 from operator import itemgetter
 from statistics import fmean
 from typing import Any
@@ -66,26 +66,21 @@ def attention_of_heads(attn: CascadedGroupAttention, windows: Tensor) -> tuple[T
 
 def look(backbone: EfficientViT, image: Tensor) -> list[BlockAttention]:
     """Return the attention of each block on an image, ``(1, C, H, W)`` and normalised."""
-    inputs: dict[nn.Module, Tensor] = {}
+    inputs: dict[WindowAttention, Tensor] = {}
 
-    def keep(mixer: nn.Module, args: tuple[Tensor]) -> None:
+    def keep(mixer: WindowAttention, args: tuple[Tensor]) -> None:
         (inputs[mixer],) = args
 
-    mixers = [
-        [module for module in stage.modules() if isinstance(module, WindowAttention)]
-        for stage in backbone.stages
-    ]
-    hooks = [mixer.register_forward_pre_hook(keep) for mixer in chain.from_iterable(mixers)]
+    places = {}
+    for stage, modules in enumerate(backbone.stages, start=1):
+        mixers = [module for module in modules.modules() if isinstance(module, WindowAttention)]
+        places.update({mixer: (stage, block) for block, mixer in enumerate(mixers, start=1)})
+    hooks = [mixer.register_forward_pre_hook(keep) for mixer in places]
     with torch.no_grad():
         backbone(image)
         for hook in hooks:
             hook.remove()
-        return [
-            _attention(stage, block, mixer, inputs[mixer])
-            for stage, of_stage in enumerate(mixers, start=1)
-            for block, mixer in enumerate(of_stage, start=1)
-            if mixer in inputs  # ``out_indices`` may leave out the last stages
-        ]
+        return [_attention(*places[mixer], mixer, x) for mixer, x in inputs.items()]
 
 
 def _attention(stage: int, block: int, mixer: WindowAttention, x: Tensor) -> BlockAttention:
