@@ -105,7 +105,7 @@ class PictureFolder:
 class VideoFile:
     """An MPEG-4 video of the size of its first picture.
 
-    With ``live``, each picture is repeated until the next one's time, so that the video keeps it.
+    With ``live``, each picture is repeated up to its own time, so that the video runs as long.
     """
 
     def __init__(self, path: Path, fps: float, live: bool) -> None:
