@@ -10,7 +10,8 @@ import torch
 from scipy.spatial.distance import jensenshannon
 
 from evit_mm.errors import CheckpointError, ConfigError, DataError
-from evit_mm.inference.attention_maps import (
+from evit_mm.inference.attention_maps import pictures, visualize_attention
+from evit_mm.inference.attention_maps.maps import (
     BlockAttention,
     attention_cosine,
     attention_divergence,
@@ -18,10 +19,8 @@ from evit_mm.inference.attention_maps import (
     given,
     look,
     output_similarity,
-    pictures,
     received,
     similarities,
-    visualize_attention,
 )
 from evit_mm.models import VARIANTS, EfficientViT
 from evit_mm.models.attention import CascadedGroupAttention
@@ -290,6 +289,6 @@ def test_what_cannot_be_looked_at_is_named(tmp_path):
     with pytest.raises(CheckpointError, match='no.pth'):
         visualize_attention(DETECTOR, tmp_path / 'no.pth', image, out, None, OPTIONS)
     (tmp_path / 'file').write_text('')
-    with pytest.raises(ConfigError, match="-o '.*file' cannot be written"):
+    with pytest.raises(ConfigError, match="-o: the folder '.*file' cannot be made"):
         visualize_attention(DETECTOR, 'random', image, tmp_path / 'file', None, OPTIONS)
     assert not out.exists()

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from evit_mm import inference
 from evit_mm.errors import CheckpointError, ConfigError, DataError
@@ -173,14 +174,10 @@ def test_another_host_is_listened_on_where_it_is_asked_for(detectors):
     page.close()
 
 
-def test_a_taken_port_and_an_address_of_another_machine_are_named(detectors, address):
+def test_a_taken_port_is_named(detectors, address):
     port = int(address.rstrip('/').rsplit(':', 1)[1])
-    with pytest.raises(ConfigError, match=f'cannot listen on 127.0.0.1 at port {port}; choose'):
+    with pytest.raises(OSError, match=str(port)):
         demo.serve(demo.build_page(detectors), port=port)
-    with pytest.raises(ConfigError, match=r'cannot listen on 203\.0\.113\.9'):
-        demo.serve(demo.build_page(detectors), '203.0.113.9', None)
-    with pytest.raises(ConfigError, match='cannot listen on 127.0.0.1 at port 99999'):
-        demo.serve(demo.build_page(detectors), port=99999)
 
 
 def test_gradio_missing_is_named(detectors, monkeypatch):
@@ -197,7 +194,7 @@ def test_rows_are_what_the_json_has(models, detectors, tmp_path):
     inference.predict(*models[:2], tmp_path / 'a.png', tmp_path / 'out', device='cpu')
     written = json.loads((tmp_path / 'out' / 'results.json').read_text())
     detector = next(iter(detectors.values()))
-    found = demo.detect(detector, 'a.png', demo.read_upload(str(tmp_path / 'a.png')))
+    found = demo.detect(detector, str(tmp_path / 'a.png'))
     picture, rows, said = demo.show(found, 0.0)
     assert picture.shape == (90, 120, 3) and len(rows) == len(written)
     assert said.startswith(f"{len(rows)} detections in 'a.png' (120 x 90 pixels, ")
@@ -210,14 +207,18 @@ def test_rows_are_what_the_json_has(models, detectors, tmp_path):
     assert demo.show(None, 0.5) == (None, [], '')
 
 
-def test_pictures_too_thin_and_pairs_that_are_none_are_named(models, detectors):
+def test_pictures_too_thin_and_pairs_that_are_none_are_named(models, detectors, tmp_path):
+    Image.new('RGB', (2, 3000)).save(tmp_path / 'a.png')
     with pytest.raises(DataError, match='2x3000 pixels are too thin'):
-        demo.detect(next(iter(detectors.values())), 'a.png', np.zeros((3000, 2, 3), np.uint8))
+        demo.detect(next(iter(detectors.values())), str(tmp_path / 'a.png'))
     with pytest.raises(ConfigError, match='give a CONFIG and a CHECKPOINT'):
         demo.load_detectors(models[:3])
     with pytest.raises(CheckpointError, match='no.pth'):
         demo.load_detectors([models[0], 'no.pth'])
-    twice = demo.load_detectors(models[:2] * 2, 'cpu', {'model.test_cfg.max_per_img': 3})
-    assert list(twice) == ['tiny · first', 'tiny · first (2)']
-    found = demo.detect(twice['tiny · first'], 'a.png', np.zeros((80, 96, 3), np.uint8))
+
+
+def test_options_reach_each_detector(models, tmp_path):
+    Image.new('RGB', (96, 80)).save(tmp_path / 'a.png')
+    (detector,) = demo.load_detectors(models[:2], 'cpu', {'model.test_cfg.max_per_img': 3}).values()
+    found = demo.detect(detector, str(tmp_path / 'a.png'))
     assert len(found.sample.pred_instances) == 3

@@ -1,7 +1,6 @@
 """Prediction: images of every kind, videos, cameras; batches, half precision, the fast form."""
 
 import json
-import resource
 import runpy
 import signal
 from pathlib import Path
@@ -143,14 +142,12 @@ def test_prediction_takes_odd_images_and_names_the_broken_one(model, tmp_path):
         'wide.bmp',
     }
     assert {r['file_name'] for r in results} == names
-    for name in names - {'wide.bmp'}:
+    for name in names:
         assert (tmp_path / 'out' / name).is_file()
-    assert (tmp_path / 'out' / 'wide.bmp.png').is_file()
     assert cv2.imread(str(tmp_path / 'out' / 'turned.jpg')).shape[:2] == (90, 60)
     assert json.loads((tmp_path / 'out' / 'results.json').read_text()) == results
     seen = {r['file_name']: r for r in results}
-    assert seen['17.jpg']['image_id'] == '17.jpg'  # two have the stem 17
-    assert seen['grey.png']['image_id'] == 'grey'
+    assert seen['deep/17.png']['image_id'] == 'deep/17.png'  # in no annotation file
     assert all(
         r['category_name'] in ('circle', 'square', 'triangle', 'star', 'cross') for r in results
     )
@@ -214,10 +211,10 @@ def test_sources_and_folders_that_cannot_be_are_named(model, tmp_path):
         predict(model, tmp_path, tmp_path / 'out')
     cv2.imwrite(str(tmp_path / 'a.png'), noise(0))
     (tmp_path / 'file').write_text('')
-    with pytest.raises(ConfigError, match="--out '.*file' cannot be written"):
+    with pytest.raises(ConfigError, match="--out: the folder '.*file' cannot be made"):
         predict(model, tmp_path / 'a.png', tmp_path / 'file')
     (tmp_path / 'out' / 'a.png').mkdir(parents=True)
-    with pytest.raises(ConfigError, match=r"out/a\.png' cannot be written"):
+    with pytest.raises(OSError, match=r'out/a\.png'):
         predict(model, tmp_path / 'a.png', tmp_path / 'out')
     with pytest.raises(ConfigError, match='--batch-size must be 1 or more'):
         predict(model, tmp_path / 'a.png', tmp_path / 'out', batch_size=0)
@@ -256,10 +253,10 @@ def test_detectors_beside_each_other_keep_their_names_and_colours(model, tmp_pat
 
 
 def test_a_batch_finds_what_each_image_finds_alone(model, tmp_path, monkeypatch):
-    """Of two sizes, mixed, so that a batch by order would be padded."""
+    """Of two sizes, so that a batch of both would be padded."""
     (tmp_path / 'in').mkdir()
     for index in range(7):
-        size = (80, 96) if index % 2 else (96, 64)
+        size = (96, 64) if index < 4 else (80, 96)
         cv2.imwrite(str(tmp_path / 'in' / f'{index}.png'), noise(index, *size))
     alone = predict(model, tmp_path / 'in', tmp_path / 'alone', score_thr=0.0)
     seen = []
@@ -270,29 +267,13 @@ def test_a_batch_finds_what_each_image_finds_alone(model, tmp_path, monkeypatch)
         lambda self, items: seen.append(len(items)) or detect(self, items),
     )
     together = predict(model, tmp_path / 'in', tmp_path / 'out', score_thr=0.0, batch_size=3)
-    assert sorted(seen) == [1, 3, 3]
+    assert seen == [3, 1, 3]
     assert_alike(together.detections, alone.detections)
     assert [e['file_name'] for e in together.detections] == [
         e['file_name'] for e in alone.detections
     ]
     pictures = [cv2.imread(str(tmp_path / 'out' / f'{i}.png')) for i in range(7)]
-    assert [p.shape[:2] for p in pictures[:2]] == [(96, 64), (80, 96)]
-
-
-def test_few_images_wait_for_others_of_their_shape():
-    taken = []
-
-    def shapes():
-        for index in range(100):
-            taken.append(index)
-            yield index
-
-    batches = []
-    for batch in inference.in_batches(shapes(), 2, lambda index: index % 50):
-        batches.append(batch)
-        assert len(taken) - sum(map(len, batches)) < 8
-    assert sorted(sum(batches, [])) == list(range(100))
-    assert [len(b) for b in inference.in_batches(range(7), 3, lambda _: 0)] == [3, 3, 1]
+    assert [p.shape[:2] for p in pictures[3:5]] == [(96, 64), (80, 96)]
 
 
 @pytest.mark.parametrize('fuse', [False, True])
@@ -325,13 +306,6 @@ def test_half_precision_is_asked_for(model, tmp_path):
     assert scores[0] == pytest.approx(scores[1], abs=0.05)
 
 
-def test_half_precision_is_refused_where_it_is_not_known(model, tmp_path, monkeypatch):
-    cv2.imwrite(str(tmp_path / 'a.png'), noise(3))
-    monkeypatch.setattr('mmengine.device.utils.DEVICE', 'npu')
-    with pytest.raises(ConfigError, match="--half: the device 'npu' is not known to have it"):
-        inference.predict(*model, tmp_path / 'a.png', tmp_path / 'out', half=True)
-
-
 def test_the_fast_form_finds_the_same(model, tmp_path, monkeypatch):
     cv2.imwrite(str(tmp_path / 'a.png'), noise(3))
     plain = predict(model, tmp_path / 'a.png', tmp_path / 'plain')
@@ -354,10 +328,10 @@ def test_the_speed_says_what_took_how_long(model, tmp_path):
         cv2.imwrite(str(tmp_path / 'in' / f'{index}.png'), noise(index))
     speed = predict(model, tmp_path / 'in', tmp_path / 'out').speed
     assert speed.frames == 2
-    assert 0 < sum(speed.seconds.values()) <= speed.wall and min(speed.seconds.values()) > 0
-    speed = Speed(4, 2.0, {'decode': 0.2, 'detect': 1.0, 'draw': 0.4})
+    assert min(speed.seconds.values()) > 0
+    speed = Speed(4, {'decode': 0.2, 'detect': 1.0, 'draw': 0.4})
     assert str(speed) == (
-        '4 images in 2.0 s, 2.0 per second (decode 50.0 ms, detect 250.0 ms, draw 100.0 ms each)'
+        '4 images in 1.6 s, 2.5 per second (decode 50.0 ms, detect 250.0 ms, draw 100.0 ms each)'
     )
 
 
@@ -413,30 +387,17 @@ def test_an_interrupted_video_keeps_what_was_written(model, tmp_path, monkeypatc
     film = write_video(tmp_path / 'film.mp4')
     interrupt_at(monkeypatch, 4)
     found = predict(model, film, tmp_path / 'out')
-    assert found.faults == [f"interrupted: '{film}' was looked at up to frame 4 of 10"]
-    assert len(read_video(tmp_path / 'out' / 'film.mp4')[0]) == 4
+    assert len(read_video(tmp_path / 'out' / 'film.mp4')[0]) == 3
     written = json.loads((tmp_path / 'out' / 'results.json').read_text())
-    assert written == found.detections and {e['frame'] for e in written} == {0, 1, 2, 3}
-    with pytest.raises(KeyboardInterrupt):  # as ever afterwards
-        signal.raise_signal(signal.SIGINT)
+    assert written == found.detections and {e['frame'] for e in written} == {0, 1, 2}
 
 
-def test_an_interrupted_folder_and_a_second_interrupt(model, tmp_path, monkeypatch):
-    (tmp_path / 'in').mkdir()
-    for index in range(5):
-        cv2.imwrite(str(tmp_path / 'in' / f'{index}.png'), noise(index))
-    interrupt_at(monkeypatch, 2)
-    found = predict(model, tmp_path / 'in', tmp_path / 'out')
-    assert found.faults == ['interrupted: 3 of 5 images were not looked at']
-    assert {e['file_name'] for e in found.detections} == {'0.png', '1.png'}
-
-    def twice(*_):
-        signal.raise_signal(signal.SIGINT)
-        signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr(inference.Detector, 'draw', twice)
+def test_an_interrupt_before_anything_was_found_is_one(model, tmp_path, monkeypatch):
+    cv2.imwrite(str(tmp_path / 'a.png'), noise(0))
+    interrupt_at(monkeypatch, 1)
     with pytest.raises(KeyboardInterrupt):
-        predict(model, tmp_path / 'in', tmp_path / 'again')
+        predict(model, tmp_path / 'a.png', tmp_path / 'out')
+    assert list((tmp_path / 'out').iterdir()) == []
 
 
 def test_an_error_on_the_way_keeps_what_was_written(model, tmp_path, monkeypatch):
@@ -462,20 +423,9 @@ def test_broken_videos_are_named(model, tmp_path):
     half = film.read_bytes()[: film.stat().st_size // 2]
     for name, content in (('cut.mp4', half), ('empty.mp4', b''), ('text.avi', b'no film' * 99)):
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(DataError, match=f"{name}' has no frame that can be decoded"):
+        with pytest.raises(DataError, match=f"{name}' cannot be opened: the video is damaged"):
             predict(model, tmp_path / name, tmp_path / 'out')
     assert not (tmp_path / 'out').exists()
-
-
-def test_a_truncated_video_is_used_as_far_as_it_goes_and_named(model, tmp_path):
-    """An AVI that is cut has its header, which announces all frames."""
-    film = write_video(tmp_path / 'film.avi', 16, 'MJPG')
-    (tmp_path / 'cut.avi').write_bytes(film.read_bytes()[: film.stat().st_size * 3 // 4])
-    found = predict(model, tmp_path / 'cut.avi', tmp_path / 'out')
-    assert len(found.faults) == 1
-    frames = len(read_video(tmp_path / 'out' / 'cut.mp4')[0])
-    assert 4 < frames < 15
-    assert f'ends after {frames} of the 16 frames that its header announces' in found.faults[0]
 
 
 def test_a_video_never_replaces_its_source_nor_a_folder(model, tmp_path):
@@ -483,32 +433,19 @@ def test_a_video_never_replaces_its_source_nor_a_folder(model, tmp_path):
     with pytest.raises(ConfigError, match='is where the images are'):
         predict(model, film, tmp_path)
     (tmp_path / 'out' / 'film.mp4').mkdir(parents=True)
-    with pytest.raises(ConfigError, match=r"film\.mp4' cannot be written: is its folder"):
+    with pytest.raises(ConfigError, match=r"film\.mp4' cannot be written"):
         predict(model, film, tmp_path / 'out')
     assert [p.name for p in (tmp_path / 'out').iterdir()] == ['film.mp4']
-
-
-def test_a_video_that_did_not_fit_on_the_disk_is_named(tmp_path):
-    """A limit on the size of files stands in for the full disk."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    target = sources.VideoFile(tmp_path / 'film.mp4', FPS, (320, 240))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
-    try:
-        for index in range(40):
-            frame = sources.Frame(index, 'film', None, tmp_path)
-            target.write(frame, noise(index, 240, 320))
-        fault = target.close()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert 'of 40 frames; is the disk full?' in fault
-    assert not list(tmp_path.glob('*.partial*'))
 
 
 class Camera:
     """A stand-in for cv2.VideoCapture: no camera can be had here."""
 
     def __init__(self, frames, last=None):
-        self.frames, self.last, self.released = frames, last, False
+        self.frames, self.last = frames, last
+
+    def isOpened(self):  # noqa: N802 - OpenCV's name
+        return True
 
     def read(self):
         if self.frames == self.last:
@@ -518,9 +455,6 @@ class Camera:
 
     def get(self, key):
         return {cv2.CAP_PROP_FPS: 10.0, cv2.CAP_PROP_FRAME_COUNT: -1.0}[key]
-
-    def release(self):
-        self.released = True
 
 
 def test_a_camera_runs_until_the_interrupt_and_its_video_keeps_the_time(
@@ -534,50 +468,18 @@ def test_a_camera_runs_until_the_interrupt_and_its_video_keeps_the_time(
     )
     monkeypatch.setattr(sources, 'monotonic', lambda: next(clock))
     found = predict(model, '0', tmp_path / 'out')
-    assert opened[0] == 0 and camera.released
-    assert found.faults == []  # it has no other end
+    assert opened[0] == 0
     times = sorted({(e['frame'], e['seconds']) for e in found.detections})
-    assert [index for index, _ in times] == [0, 1, 2, 3, 4]
-    assert [seconds for _, seconds in times] == pytest.approx([0.3, 0.6, 0.9, 1.2, 1.5])
+    assert [index for index, _ in times] == [0, 1, 2, 3]
+    assert [seconds for _, seconds in times] == pytest.approx([0.3, 0.6, 0.9, 1.2])
     frames, fps = read_video(tmp_path / 'out' / 'camera_0.mp4')
-    assert (len(frames), fps) == (16, 10.0)  # 1.5 s at its rate, though only 5 were looked at
+    assert (len(frames), fps) == (13, 10.0)  # 1.2 s at its rate, though only 4 were looked at
 
 
 def test_an_absent_camera_is_named(model, tmp_path):
-    with pytest.raises(ConfigError, match="camera '93' gives no picture"):
+    with pytest.raises(DataError, match="'93' cannot be opened: .* camera absent or in use"):
         predict(model, '93', tmp_path / 'out')
     assert not (tmp_path / 'out').exists()
-
-
-def test_a_file_whose_name_is_a_number_is_no_camera(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path('7').mkdir()
-    cv2.imwrite('7/a.png', noise(0))
-    assert isinstance(sources.open_source('7', tmp_path / 'out'), sources.Images)
-
-
-def test_a_stream_that_changes_its_size_keeps_the_first(tmp_path, monkeypatch):
-    sizes = iter([(80, 96), (40, 48), (80, 96)])
-
-    class Changing(Camera):
-        def read(self):
-            size = next(sizes, None)
-            return size is not None, None if size is None else noise(0, *size)
-
-        def get(self, key):
-            return 0.0
-
-    (tmp_path / 'x.mp4').write_bytes(b'x')
-    monkeypatch.setattr(cv2, 'VideoCapture', lambda source: Changing(0))
-    video = sources.Video(str(tmp_path / 'x.mp4'))
-    assert [frame.pixels.shape for frame in video] == [(80, 96, 3)] * 3
-    assert video.fps == sources.DEFAULT_FPS and video.total is None
-
-
-@pytest.mark.parametrize('score', [7.0, -0.1, float('nan')])
-def test_a_score_that_is_none_is_refused(score):
-    with pytest.raises(ConfigError, match='--score-thr must be from 0 to 1'):
-        inference.predict('a.py', 'b.pth', 'c.jpg', 'out', score_thr=score)
 
 
 @pytest.mark.parametrize(

@@ -45,14 +45,8 @@ def to_coco(
 ) -> list[dict[str, Any]]:
     """Return one image's detections as COCO's entries, with names added, masks as RLE.
 
-    Args:
-        instances: ``bboxes (N, 4)``, corners in pixels, ``scores (N,)``, ``labels (N,)`` and
-            perhaps ``masks (N, H, W)``, on the CPU.
-        image_id: Of the image.
-        file_name: Of the image.
-        classes: Name of each label.
-        category_ids: COCO's id of each label.
-        further: What each entry has besides.
+    ``instances`` have ``bboxes (N, 4)``, corners in pixels, ``scores (N,)``, ``labels (N,)`` and
+    perhaps ``masks (N, H, W)``, on the CPU; ``further`` is what each entry has besides.
     """
     from mmdet.structures.mask import encode_mask_results
 

@@ -5,30 +5,6 @@ attention maps share high similarities across heads"). Here that is looked at, a
 one's own model.
 """
 
-from .maps import (
-    BlockAttention,
-    attention_cosine,
-    attention_divergence,
-    attention_of_heads,
-    given,
-    look,
-    output_similarity,
-    received,
-    similarities,
-)
-from .run import load_backbone, network_input, visualize_attention
+from .pictures import visualize_attention
 
-__all__ = [
-    'BlockAttention',
-    'attention_cosine',
-    'attention_divergence',
-    'attention_of_heads',
-    'given',
-    'load_backbone',
-    'look',
-    'network_input',
-    'output_similarity',
-    'received',
-    'similarities',
-    'visualize_attention',
-]
+__all__ = ['visualize_attention']

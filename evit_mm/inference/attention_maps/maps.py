@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import groupby
 from operator import itemgetter
 from statistics import fmean
@@ -27,25 +26,15 @@ from ...models.window import window_partition, window_unpartition
 
 @dataclass
 class BlockAttention:
-    """The attention of one block on one image.
+    """The attention of one block on one image."""
 
-    Attributes:
-        stage: Its stage, from 1 on, as in the checkpoints' names.
-        block: Its place among the stage's blocks, from 1 on.
-        stride: Pixels per token.
-        size: Height and width of the map.
-        window_size: w.
-        weights: ``(h, M, N, N)``, a query's weights over the keys of its window.
-        outputs: ``(h, D, H, W)``, what each head hands on.
-    """
-
-    stage: int
-    block: int
-    stride: int
-    size: tuple[int, int]
+    stage: int  # from 1 on, as in the checkpoints' names
+    block: int  # among the stage's, from 1 on
+    stride: int  # pixels per token
+    size: tuple[int, int]  # (H, W)
     window_size: int
-    weights: Tensor
-    outputs: Tensor
+    weights: Tensor  # (h, M, N, N), a query's weights over the keys of its window
+    outputs: Tensor  # (h, D, H, W), what each head hands on
 
     @property
     def valid(self) -> Tensor:
@@ -55,11 +44,7 @@ class BlockAttention:
 
 
 def attention_of_heads(attn: CascadedGroupAttention, windows: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute what :class:`CascadedGroupAttention` computes, and keep what it forgets.
-
-    Args:
-        attn: The module, in eval mode.
-        windows: Its input ``(M, C, w, w)``.
+    """Compute what the module computes of windows ``(M, C, w, w)``, and keep what it forgets.
 
     Returns:
         Weights ``(h, M, N, N)``, whose rows sum to 1, and the heads' outputs ``(h, M, D, w, w)``:
@@ -80,45 +65,30 @@ def attention_of_heads(attn: CascadedGroupAttention, windows: Tensor) -> tuple[T
 
 
 def look(backbone: EfficientViT, image: Tensor) -> list[BlockAttention]:
-    """Run a backbone on an image and return the attention of each of its blocks.
+    """Return the attention of each block on an image, ``(1, C, H, W)`` and normalised."""
+    inputs: dict[WindowAttention, Tensor] = {}
 
-    Args:
-        backbone: In eval mode.
-        image: Normalised, ``(1, C, H, W)``.
+    def keep(mixer: WindowAttention, args: tuple[Tensor]) -> None:
+        (inputs[mixer],) = args
 
-    Returns:
-        One entry per block, in the order in which they run.
-    """
-    found: list[BlockAttention] = []
-    hooks = []
-    for number, stage in enumerate(backbone.stages, start=1):
-        mixers = [m for m in stage.modules() if isinstance(m, WindowAttention)]
-        for block, mixer in enumerate(mixers, start=1):
-            hooks.append(mixer.register_forward_pre_hook(partial(_keep, found, number, block)))
-    try:
-        with torch.no_grad():
-            backbone(image)
-    finally:
+    places = {}
+    for stage, modules in enumerate(backbone.stages, start=1):
+        mixers = [module for module in modules.modules() if isinstance(module, WindowAttention)]
+        places.update({mixer: (stage, block) for block, mixer in enumerate(mixers, start=1)})
+    hooks = [mixer.register_forward_pre_hook(keep) for mixer in places]
+    with torch.no_grad():
+        backbone(image)
         for hook in hooks:
             hook.remove()
-    return found
+        return [_attention(*places[mixer], mixer, x) for mixer, x in inputs.items()]
 
 
-def _keep(
-    found: list[BlockAttention],
-    stage: int,
-    block: int,
-    mixer: WindowAttention,
-    inputs: tuple[Tensor],
-) -> None:
-    """Compute the attention on what a module is about to take."""
-    (x,) = inputs
+def _attention(stage: int, block: int, mixer: WindowAttention, x: Tensor) -> BlockAttention:
     height, width = x.shape[2:]
     side = mixer.attn.window_size
     weights, outputs = attention_of_heads(mixer.attn, window_partition(x, side))
     whole = torch.cat([window_unpartition(output, height, width) for output in outputs])
-    stride = 8 << stage
-    found.append(BlockAttention(stage, block, stride, (height, width), side, weights, whole))
+    return BlockAttention(stage, block, 8 << stage, (height, width), side, weights, whole)
 
 
 def received(block: BlockAttention) -> Tensor:
@@ -133,13 +103,7 @@ def received(block: BlockAttention) -> Tensor:
 
 
 def given(block: BlockAttention, row: int, column: int) -> Tensor:
-    """Return where the token at a place looks, as :func:`received`; outside its window 0.
-
-    Args:
-        block: The block.
-        row: Of the token, 0 to H - 1.
-        column: Of the token, 0 to W - 1.
-    """
+    """Return where the token at a place looks, as :func:`received`; outside its window 0."""
     side, columns = block.window_size, -(-block.size[1] // block.window_size)
     window = row // side * columns + column // side
     query = row % side * side + column % side
@@ -205,10 +169,9 @@ def similarities(blocks: Sequence[BlockAttention]) -> dict[str, Any]:
     """Measure how alike the heads are.
 
     Returns:
-        ``blocks``: of each the three matrices of
-        :data:`~evit_mm.inference.attention_maps.maps.MEASURES`, and their means over all pairs
-        of two heads; ``stages``: the mean of its blocks' means. None where it is not defined, as
-        with a single head.
+        ``blocks``: of each the matrix of each of :data:`MEASURES`, and its mean over all pairs of
+        two heads; ``stages``: the mean of its blocks' means. None where it is not defined, as with
+        a single head.
     """
     entries: list[dict[str, Any]] = []
     for block in blocks:

@@ -1,10 +1,11 @@
-"""Pictures of attention: heat over the image, and the matrices of how alike heads are.
+"""From a config, a checkpoint and an image to pictures of attention, and of how alike heads are.
 
 Shapes: h heads, H x W a block's map.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from operator import attrgetter
@@ -13,70 +14,152 @@ from typing import Any
 
 import cv2
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from torch import Tensor
 
-from .maps import BlockAttention, given, received
+from ...checkpoint import load_pretrained
+from ...data.images import read_image
+from ...data.pipeline import test_pipeline
+from ...errors import ConfigError, DataError
+from ...models import EfficientViT
+from ...runner.build import config_faults, make_folder
+from ...runner.config import load_config
+from .maps import BlockAttention, given, look, received, similarities
 
 TITLES = {
     'attention_divergence': 'attention: Jensen-Shannon divergence (bits), 0 = alike',
     'attention_cosine': 'attention: cosine, 1 = alike',
     'output_cka': 'outputs: linear CKA, 1 = alike',
 }
+RANDOM = 'random'  # in a checkpoint's place: the weights that the model starts from
 HEAT, OPACITY = 'inferno', 0.65
 PANEL = 2.1  # inches
 
 
-def draw(
-    folder: Path,
-    seen: np.ndarray,
-    blocks: Sequence[BlockAttention],
-    measured: Mapping[str, Any],
-    point: Sequence[float] | None,
-) -> None:
-    """Write ``stage{k}.png`` and ``heads.png``.
+def visualize_attention(
+    config: str | Path,
+    checkpoint: str | Path,
+    image: str | Path,
+    out_dir: str | Path,
+    point: Sequence[float] | None = None,
+    cfg_options: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Draw the attention of a model on an image, and measure how alike its heads are.
+
+    Writes ``stage{k}.png`` of each stage (a row per block, a column per head), ``heads.png`` (the
+    matrices) and ``similarity.json``.
 
     Args:
-        folder: Where they go.
-        seen: What the network saw, ``(H, W, 3)`` uint8 BGR.
-        blocks: Its attention.
-        measured: What :func:`~evit_mm.inference.attention_maps.similarities` says of it.
-        point: The query, x and y from 0 to 1, or None for the mean over all.
+        config: Config file of a detector or a classifier whose backbone is an EfficientViT.
+        checkpoint: Any file that :func:`evit_mm.checkpoint.load_pretrained` takes, a detector's or
+            a bare backbone's; or ``'random'``.
+        image: Image file.
+        out_dir: Folder to write to.
+        point: Draw where this query looks, in place of the mean over all queries: x and y from 0
+            to 1, in the picture that the network sees.
+        cfg_options: Overrides of the config, dotted keys.
+
+    Returns:
+        What :func:`~evit_mm.inference.attention_maps.maps.similarities` says.
+
+    Raises:
+        EvitError: The config, the checkpoint or the image cannot be used.
     """
+    if point is not None and not all(0 <= p <= 1 for p in point):
+        raise ConfigError(f'--point takes x and y from 0 to 1, got {tuple(point)}')
+    cfg, folder = load_config(config, cfg_options), Path(out_dir)
+    init_default_scope(cfg.get('default_scope') or 'mmdet')
+    backbone = load_backbone(cfg, checkpoint)
+    seen, fed = network_input(cfg, image)
+    query = None  # in pixels
+    if point is not None:
+        height, width = seen.shape[:2]
+        query = min(point[0] * width, width - 1), min(point[1] * height, height - 1)
+    blocks = look(backbone, fed)
+    measured = similarities(blocks)
+    make_folder('-o', folder)
     for stage, own in groupby(blocks, key=attrgetter('stage')):
-        draw_stage(seen, list(own), point).savefig(folder / f'stage{stage}.png', dpi=100)
+        draw_stage(seen, list(own), query).savefig(folder / f'stage{stage}.png', dpi=100)
     draw_matrices(measured).savefig(folder / 'heads.png', dpi=100)
+    content = {'image': str(image), 'checkpoint': str(checkpoint), **measured}
+    (folder / 'similarity.json').write_text(json.dumps(content))
+    return measured
+
+
+def load_backbone(cfg: Config, checkpoint: str | Path) -> EfficientViT:
+    """Build a config's backbone with a checkpoint's weights, in eval mode."""
+    with config_faults(cfg), torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)  # 'random' is the same each time
+        backbone = MODELS.build({**cfg.model.backbone, 'init_cfg': None})
+    if not isinstance(backbone, EfficientViT):
+        kind = type(backbone).__name__
+        raise ConfigError(f'{cfg.filename}: model.backbone is {kind}, not EfficientViT')
+    if str(checkpoint) != RANDOM:
+        load_pretrained(backbone, checkpoint)
+    return backbone.eval()
+
+
+def network_input(cfg: Config, image: str | Path) -> tuple[np.ndarray, Tensor]:
+    """Prepare an image as a config's test pipeline and data preprocessor do.
+
+    Returns:
+        What the network sees, ``(H, W, 3)`` uint8 BGR without padding, and what it is fed,
+        ``(1, 3, H', W')``, normalised and padded.
+    """
+    pixels = read_image(image)
+    if pixels is None:
+        raise DataError(f"'{image}' cannot be decoded")
+    # mmpretrain's configs have it beside the model, and without its type
+    preprocessor = cfg.model.get('data_preprocessor') or cfg.data_preprocessor
+    with config_faults(cfg):
+        prepare = test_pipeline(cfg)
+        preprocess = MODELS.build({'type': 'ClsDataPreprocessor', **preprocessor})
+    packed = prepare(pixels)
+    batch = {key: [packed[key]] for key in ('inputs', 'data_samples')}
+    seen = np.ascontiguousarray(packed['inputs'].permute(1, 2, 0).numpy())
+    return seen, preprocess(batch)['inputs']
 
 
 def draw_stage(
-    seen: np.ndarray, blocks: Sequence[BlockAttention], point: Sequence[float] | None
+    seen: np.ndarray, blocks: Sequence[BlockAttention], query: Sequence[float] | None
 ) -> Figure:
-    """Draw a stage: a row per block with the image and each head's attention over it."""
+    """Draw a stage: a row per block with the image and each head's attention over it.
+
+    ``seen`` is ``(H, W, 3)`` BGR; ``query`` is a place in it, x and y, or None for the mean.
+    """
     heads, shape = len(blocks[0].weights), seen.shape[0] / seen.shape[1]
     height = len(blocks) * (PANEL * shape + 0.35) + 0.6
     figure = Figure(figsize=((heads + 1.25) * PANEL, height), layout='constrained')
     axes = figure.subplots(len(blocks), heads + 1, squeeze=False)
-    what = 'attention that each token receives' if point is None else 'where the cross looks'
+    what = 'attention that each token receives' if query is None else 'where the cross looks'
     figure.suptitle(
         f'stage {blocks[0].stage}, stride {blocks[0].stride}: {what}, 1 = everywhere alike',
         fontsize=10,
     )
     grey = cv2.cvtColor(seen, cv2.COLOR_BGR2GRAY)
-    for row, block in zip(axes, blocks, strict=True):
-        maps = _maps(block, seen, point)
-        row[0].imshow(seen[..., ::-1])
-        row[0].set_title(f'block {block.block}', fontsize=9)
+    for panels, block in zip(axes, blocks, strict=True):
+        if query is None:
+            maps = received(block).cpu().numpy()
+        else:
+            column, row = (int(place) // block.stride for place in query)
+            maps = given(block, row, column).cpu().numpy()
+        panels[0].imshow(seen[..., ::-1])
+        panels[0].set_title(f'block {block.block}', fontsize=9)
         most = max(float(maps.max()), 1e-6)
-        for head, (axis, heat) in enumerate(zip(row[1:], maps, strict=True), start=1):
+        for head, (axis, heat) in enumerate(zip(panels[1:], maps, strict=True), start=1):
             axis.imshow(grey, cmap='gray', vmin=0, vmax=255)
             # enlarged to the image's pixels; tokens reach into the padding
             large = heat.repeat(block.stride, 0).repeat(block.stride, 1)
             large = large[: seen.shape[0], : seen.shape[1]]
             shown = axis.imshow(large, cmap=HEAT, alpha=OPACITY, vmin=0, vmax=most)
             axis.set_title(f'head {head}', fontsize=9)
-        figure.colorbar(shown, ax=row[1:].tolist(), shrink=0.8, pad=0.01)
-        for axis in row:
-            _frame(axis, block, seen, point)
+        figure.colorbar(shown, ax=panels[1:].tolist(), shrink=0.8, pad=0.01)
+        for axis in panels:
+            _frame(axis, block, seen, query)
     return figure
 
 
@@ -107,32 +190,18 @@ def _matrix(axis: Axes, matrix: np.ndarray) -> None:
     axis.set_yticks(heads, [str(head + 1) for head in heads], fontsize=7)
 
 
-def _maps(block: BlockAttention, seen: np.ndarray, point: Sequence[float] | None) -> np.ndarray:
-    """Return each head's map ``(h, H, W)``."""
-    if point is None:
-        return received(block).cpu().numpy()
-    x, y = _pixel(seen, point)
-    return given(block, int(y) // block.stride, int(x) // block.stride).cpu().numpy()
-
-
-def _pixel(seen: np.ndarray, point: Sequence[float]) -> tuple[float, float]:
-    height, width = seen.shape[:2]
-    return min(point[0] * width, width - 1), min(point[1] * height, height - 1)
-
-
 def _frame(
-    axis: Axes, block: BlockAttention, seen: np.ndarray, point: Sequence[float] | None
+    axis: Axes, block: BlockAttention, seen: np.ndarray, query: Sequence[float] | None
 ) -> None:
-    """Draw the windows' borders and the query, and take the ticks away."""
+    """Draw the windows' borders, in the place of ticks, and the query."""
     side = block.stride * block.window_size
     height, width = seen.shape[:2]
-    axis.set(xticks=[], yticks=[])
-    for x in range(side, width, side):
-        axis.axvline(x - 0.5, color='white', linewidth=0.6, alpha=0.7)
-    for y in range(side, height, side):
-        axis.axhline(y - 0.5, color='white', linewidth=0.6, alpha=0.7)
-    if point is not None:
-        axis.plot(*_pixel(seen, point), '+', color='cyan', markersize=9, markeredgewidth=1.5)
+    borders = [np.arange(side, length, side) - 0.5 for length in (width, height)]
+    axis.set(xticks=borders[0], yticks=borders[1])
+    axis.tick_params(length=0, labelbottom=False, labelleft=False)
+    axis.grid(color='white', linewidth=0.6, alpha=0.7)
+    if query is not None:
+        axis.plot(*query, '+', color='cyan', markersize=9, markeredgewidth=1.5)
 
 
 def _figure(value: float | None) -> str:
