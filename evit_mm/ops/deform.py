@@ -53,25 +53,22 @@ class _LastWeightGradient(threading.local):
     offset. Two layers may share the first alone: those whose results are added.
     """
 
-    def __init__(self) -> None:
-        self.asked_with: list[weakref.ref] = []
-        self.sizes: Sizes = ()
-        self.value: Tensor | None = None
+    kept: tuple[list[weakref.ref], Sizes, Tensor] | None = None
 
     def keep(self, tensors: tuple[Tensor, ...], sizes: Sizes, value: Tensor) -> None:
-        self.asked_with = [weakref.ref(tensor, self._forget) for tensor in tensors]
-        self.sizes, self.value = sizes, value
+        self.kept = [weakref.ref(tensor, self._forget) for tensor in tensors], sizes, value
 
     def take(self, tensors: tuple[Tensor, ...], sizes: Sizes) -> Tensor | None:
         """Return the gradient that belongs to these tensors, if it is there, and forget it."""
-        kept = [reference() for reference in self.asked_with]
-        fits = self.sizes == sizes and all(map(operator.is_, kept, tensors))
-        value = self.value if fits else None
-        self._forget()
-        return value
+        kept, self.kept = self.kept, None
+        if kept is None:
+            return None
+        references, kept_sizes, value = kept
+        same = all(ref() is tensor for ref, tensor in zip(references, tensors, strict=True))
+        return value if same and kept_sizes == sizes else None
 
-    def _forget(self, reference: object = None) -> None:  # noqa: ARG002
-        self.asked_with, self.sizes, self.value = [], (), None
+    def _forget(self, _: weakref.ref) -> None:
+        self.kept = None
 
 
 _last_weight_gradient = _LastWeightGradient()
