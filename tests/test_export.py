@@ -396,7 +396,6 @@ def test_a_file_that_disagrees_is_not_kept(derive, trained, tmp_path, monkeypatc
         (dict(out='a.onnx', cfg_options={'model.test_cfg.nms.type': 'soft_nms'}), 'plain nms'),
         (dict(out='a.onnx', cfg_options={'model.test_cfg.min_bbox_size': 9}), 'file has 0'),
         (dict(out='a.onnx', cfg_options={'model.test_cfg.nms.class_agnostic': True}), 'plain nms'),
-        (dict(out='a.onnx', cfg_options={'model.test_cfg.min_bbox_size': 9}), 'file has 0'),
         (dict(out='a.onnx', cfg_options={'model.test_cfg.nms_pre': -1}), 'nms_pre=-1'),
         (dict(out='a.onnx', cfg_options={'model.test_cfg.max_per_img': -1}), 'max_per_img=-1'),
         (dict(out='a.onnx', cfg_options={'modle': 1}), 'unknown key'),

@@ -123,13 +123,7 @@ def export(
             file = Path(folder, 'float').with_suffix(out.suffix)
             print_log('writing the graph', logger='current')
             form.write(detector, file, metadata, size, half)
-            tolerance, share = (HALF_TOLERANCE, HALF_SHARE) if half else (SCORE_TOLERANCE, SHARE)
-            agreement = None
-            if with_nms:
-                agreement = _agreement(detector, file, inputs, metadata, tolerance)
-                _refuse_disagreement(agreement, tolerance, share)
-            else:
-                _compare_all_boxes(detector, file, inputs, tolerance)
+            agreement = _check(detector, file, inputs, metadata, half)
             if int8:
                 source, file = file, file.with_stem('int8')
                 form.quantize(source, file, metadata, [_named(*row) for row in calibrated_on])
@@ -205,7 +199,15 @@ def _agreement(
     return compare_detections(pairs(), metadata['score_thr'], most, tolerance)
 
 
-def _refuse_disagreement(agreement: Agreement, tolerance: float, share: float) -> None:
+def _check(
+    detector: nn.Module, file: Path, inputs: Samples, metadata: dict, half: bool
+) -> Agreement | None:
+    """Hold a file against PyTorch, and refuse one that disagrees."""
+    tolerance, share = (HALF_TOLERANCE, HALF_SHARE) if half else (SCORE_TOLERANCE, SHARE)
+    if 'labels' not in metadata['outputs']:
+        _compare_all_boxes(detector, file, inputs, tolerance)
+        return None
+    agreement = _agreement(detector, file, inputs, metadata, tolerance)
     if not agreement.detections:
         raise EvitError(
             f'PyTorch detected nothing on the {agreement.images} images, so that nothing could be '
@@ -214,6 +216,7 @@ def _refuse_disagreement(agreement: Agreement, tolerance: float, share: float) -
         )
     if not agreement.within(tolerance, share):
         raise EvitError(f'the file disagrees with PyTorch and was not kept: {agreement}')
+    return agreement
 
 
 def _compare_all_boxes(detector: nn.Module, file: Path, inputs: Samples, tolerance: float) -> None:
