@@ -16,6 +16,7 @@ from itertools import zip_longest
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own abbreviation
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..errors import EvitError
 from ..models import EfficientViT, EfficientViTHead
@@ -37,15 +38,8 @@ def fold_conv_bn(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> nn.Conv2d:
 
     Folded in float64, so that the only rounding is that of the result.
     """
-    scale = bn.weight.double() / (bn.running_var.double() + bn.eps).sqrt()
-    bias = torch.zeros_like(scale) if conv.bias is None else conv.bias.double()
-    folded = copy.deepcopy(conv)
-    folded.weight = nn.Parameter(
-        (conv.weight.double() * scale[:, None, None, None]).to(conv.weight)
-    )
-    shifted = (bias - bn.running_mean.double()) * scale + bn.bias.double()
-    folded.bias = nn.Parameter(shifted.to(conv.weight))
-    return folded
+    exact = (copy.deepcopy(part).double().eval() for part in (conv, bn))
+    return fuse_conv_bn_eval(*exact).to(conv.weight.dtype)
 
 
 def fold_residual_depthwise(conv: nn.Conv2d) -> nn.Conv2d:
