@@ -155,6 +155,8 @@ class EfficientViT(Backbone):
         num_stages = out_indices[-1] + 1
         if not 0 <= drop_path_rate < 1:
             raise ValueError(f'drop_path_rate must be in [0, 1), got {drop_path_rate}')
+        if in_channels < 1:
+            raise ValueError(f'in_channels must be positive, got {in_channels}')
 
         dims = variant.embed_dims
         self.variant = variant
