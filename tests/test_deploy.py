@@ -6,12 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from evit_mm.deploy.fusion import (
-    fold_conv_bn,
-    fold_residual_depthwise,
-    fuse,
-    fuse_detector,
-)
+from evit_mm.deploy.fusion import fold_conv_bn, fold_residual_depthwise, fuse, fuse_detector
 from evit_mm.errors import EvitError
 from evit_mm.models import VARIANTS, EfficientViT, EfficientViTHead
 from evit_mm.runner.config import load_config
@@ -67,8 +62,6 @@ def test_folding_alone():
         folded = fold_conv_bn(conv, bn)
         assert relative_error(folded(x), bn(conv(x))) < 1e-12
         assert relative_error(fold_residual_depthwise(folded)(x), x + bn(conv(x))) < 1e-12
-    with pytest.raises(ValueError, match='only a depthwise'):
-        fold_residual_depthwise(nn.Conv2d(6, 6, 3, padding=1))
 
 
 def test_a_classifier_with_its_head(tiny):
@@ -126,7 +119,7 @@ def test_a_trained_detector_has_the_same_ap(tmp_path):
     )
     assert fused == plain and plain['coco/bbox_mAP_50'] > 0
     (log,) = sorted((tmp_path / 'work').glob('*/*.log'))[-1:]
-    assert 'fused: ' in log.read_text()
+    assert 'tested in its fast form' in log.read_text()
 
 
 def test_under_autocast_it_stays_as_near_as_the_plain_form(tiny):
@@ -142,22 +135,12 @@ def test_under_autocast_it_stays_as_near_as_the_plain_form(tiny):
 
 
 def test_what_cannot_be_fused_is_refused(tiny):
-    with pytest.raises(EvitError, match='this EfficientViT is fused already'):
-        fuse(fuse(randomise(EfficientViT(arch=tiny)).eval()))
     with pytest.raises(EvitError, match='eval mode'):
         fuse(EfficientViT(arch=tiny))
     with pytest.raises(EvitError, match='no EfficientViT in this Conv2d'):
         fuse(nn.Conv2d(3, 3, 1).eval())
     wild = EfficientViT(arch=tiny).eval()
-    with torch.no_grad():
-        wild.patch_embed[0].bn.weight *= float('nan')
+    with torch.no_grad():  # in the last of its outputs only
+        wild.blocks3[-1].ffn1.m.pw2.bn.bias.fill_(float('nan'))
     with pytest.raises(EvitError, match='differs from the model'):
         fuse(wild)
-
-
-def test_nan_in_the_last_of_several_outputs_is_an_error():
-    from evit_mm.deploy.fusion import _error
-
-    one, nan = torch.ones(2), torch.full((2,), float('nan'))
-    assert _error([one, one], [one, one]) == 0
-    assert not _error([one, nan], [one, one]) <= 1

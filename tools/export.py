@@ -6,6 +6,7 @@ Example: python tools/export.py CONFIG CHECKPOINT --format onnx -o model.onnx
 import argparse
 
 from evit_mm.deploy.export import export
+from evit_mm.deploy.export.formats import BY_SUFFIX, FORMATS
 from evit_mm.utils.cli import add_cfg_options, run_tool
 
 
@@ -14,10 +15,9 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='Export a detector, checked against PyTorch')
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file')
-    parser.add_argument(
-        '--format', dest='file_format', choices=['onnx', 'openvino'], default='onnx'
-    )
-    parser.add_argument('-o', '--out', required=True, help='FILE.onnx or FILE.xml')
+    parser.add_argument('--format', dest='file_format', choices=list(FORMATS), default='onnx')
+    files = ' or '.join(f'FILE{suffix}' for suffix in BY_SUFFIX)
+    parser.add_argument('-o', '--out', required=True, help=files)
     parser.add_argument(
         '--no-nms', dest='with_nms', action='store_false', help='all boxes and scores come out'
     )

@@ -10,14 +10,13 @@ query and key, D of its value.
 from __future__ import annotations
 
 import copy
-from collections import Counter
 from collections.abc import Callable, Iterable
 from itertools import zip_longest
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own abbreviation
-from mmengine.logging import print_log
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..errors import EvitError
 from ..models import EfficientViT, EfficientViTHead
@@ -39,25 +38,12 @@ def fold_conv_bn(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> nn.Conv2d:
 
     Folded in float64, so that the only rounding is that of the result.
     """
-    scale = bn.weight.double() / (bn.running_var.double() + bn.eps).sqrt()
-    bias = torch.zeros_like(scale) if conv.bias is None else conv.bias.double()
-    folded = copy.deepcopy(conv)
-    folded.weight = nn.Parameter(
-        (conv.weight.double() * scale[:, None, None, None]).to(conv.weight)
-    )
-    shifted = (bias - bn.running_mean.double()) * scale + bn.bias.double()
-    folded.bias = nn.Parameter(shifted.to(conv.weight))
-    return folded
+    exact = (copy.deepcopy(part).double().eval() for part in (conv, bn))
+    return fuse_conv_bn_eval(*exact).to(conv.weight.dtype)
 
 
 def fold_residual_depthwise(conv: nn.Conv2d) -> nn.Conv2d:
-    """Return a depthwise convolution that computes ``x + conv(x)``: 1 is added at its centre.
-
-    Raises:
-        ValueError: The convolution is not depthwise, or changes the size.
-    """
-    if not conv.in_channels == conv.out_channels == conv.groups or conv.stride != (1, 1):
-        raise ValueError(f'only a depthwise convolution of stride 1 can take up its input: {conv}')
+    """Return a depthwise convolution that computes ``x + conv(x)``: 1 is added at its centre."""
     folded = copy.deepcopy(conv)
     height, width = conv.kernel_size
     with torch.no_grad():
@@ -172,7 +158,7 @@ def fuse(model: nn.Module) -> nn.Module:
     BatchNorm goes into every convolution and linear layer of the network and of its classification
     head, the residual add into the depthwise convolutions, the attention scale into the query
     path; biases are gathered once, and the layout is channels last throughout. Other parts of the
-    model stay as they are, see :func:`fuse_detector`. What was folded is logged.
+    model stay as they are, see :func:`fuse_detector`.
 
     Args:
         model: An :class:`~evit_mm.models.EfficientViT`, or a module that contains some; in eval
@@ -199,17 +185,13 @@ def fuse(model: nn.Module) -> nn.Module:
     originals = [m for m in model.modules() if isinstance(m, EfficientViT)]
     if not originals:
         raise EvitError(f'fuse() found no EfficientViT in this {type(model).__name__}')
-    if any(isinstance(m, FusedConvFFN | FusedWindowAttention) for m in model.modules()):
-        raise EvitError(f'this {type(model).__name__} is fused already')
     fused = copy.deepcopy(model)
-    counts: Counter[str] = Counter()
     copies = [m for m in fused.modules() if isinstance(m, EfficientViT)]
     for part in (*copies, *(m for m in fused.modules() if isinstance(m, EfficientViTHead))):
-        _replace(part, counts)
+        _replace(part)
     fused.to(memory_format=torch.channels_last)
     for original, backbone in zip(originals, copies, strict=True):
         _check(original, backbone, (original.patch_embed[0].c.in_channels, *PROBE_SIZE))
-    _log(counts)
     return fused.eval().requires_grad_(False)
 
 
@@ -232,21 +214,13 @@ def fuse_detector(detector: nn.Module) -> nn.Module:
     from .sparse_prediction import can_predict_sparsely, predict_sparsely  # needs mmdet
 
     fused = fuse(detector)
-    counts = Counter({"3x3 convolutions in Winograd's form": _replace_convolutions(fused)})
+    _replace_convolutions(fused)
     for head in filter(can_predict_sparsely, fused.modules()):
         predict_sparsely(head)
-        counts['heads without work below the score threshold'] += 1
-    _log(counts)
     return fused.requires_grad_(False)
 
 
-def _log(counts: Counter[str]) -> None:
-    folded = ', '.join(f'{number} {what}' for what, number in sorted(counts.items()) if number)
-    if folded:
-        print_log(f'fused: {folded}', logger='current')
-
-
-def _replace(module: nn.Module, counts: Counter[str]) -> None:
+def _replace(module: nn.Module) -> None:
     """Replace the children by their fast forms; they run one after the other everywhere."""
     children = dict(module.named_children())
     for (name, child), following in zip_longest(children.items(), [*children][1:]):
@@ -256,25 +230,20 @@ def _replace(module: nn.Module, counts: Counter[str]) -> None:
             ffn = children[following].m
             setattr(module, name, FusedConvFFN(branch, ffn))
             setattr(module, following, nn.Identity())
-            counts['depthwise convolutions and their FFNs'] += 1
         elif isinstance(branch, WindowAttention):
             setattr(module, name, FusedWindowAttention(branch.attn))
-            counts['window attentions'] += 1
-        elif isinstance(child, ConvBN) and child.c.kernel_size == (1, 1):
-            setattr(module, name, FusedPointwise(child))
-            counts['BatchNorms into convolutions'] += 1
         elif isinstance(child, ConvBN):
-            setattr(module, name, fold_conv_bn(child.c, child.bn))
-            counts['BatchNorms into convolutions'] += 1
+            is_pointwise = child.c.kernel_size == (1, 1)
+            folded = FusedPointwise(child) if is_pointwise else fold_conv_bn(child.c, child.bn)
+            setattr(module, name, folded)
         elif isinstance(child, BNLinear):
             setattr(module, name, _fold_bn_linear(child))
-            counts['BatchNorms into linear layers'] += 1
         elif branch is None:
-            _replace(child, counts)
+            _replace(child)
 
 
-def _replace_convolutions(model: nn.Module) -> int:
-    """Put Winograd's form in the place of each convolution that gains by it; return how many."""
+def _replace_convolutions(model: nn.Module) -> None:
+    """Put Winograd's form in the place of each convolution that gains by it."""
     faster: dict[nn.Module, WinogradConv2d] = {}  # a convolution may stand in several places
     for module in list(model.modules()):
         for name, child in module.named_children():
@@ -283,7 +252,6 @@ def _replace_convolutions(model: nn.Module) -> int:
                     faster[child] = WinogradConv2d(child)
                     _check(child, faster[child], (child.in_channels, *PROBE_MAP))
                 setattr(module, name, faster[child])
-    return len(faster)
 
 
 def _linear(conv: nn.Conv2d) -> nn.Linear:

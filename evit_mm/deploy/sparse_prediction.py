@@ -53,20 +53,8 @@ def predict_by_feat(
 ) -> list[InstanceData]:
     """Do what the method of this name does in mmdet, with its arguments and its results.
 
-    Of maps in half precision the anchors, and so the boxes, are float32 here, half in mmdet.
-
-    Args:
-        head: An anchor head that :func:`can_predict_sparsely`.
-        cls_scores: Logits ``(B, anchors * classes, H, W)`` of each level.
-        bbox_preds: Box deltas ``(B, anchors * 4, H, W)`` of each level.
-        score_factors: None.
-        batch_img_metas: ``img_shape`` and, with ``rescale``, ``scale_factor`` of each image.
-        cfg: ``test_cfg`` in place of the head's.
-        rescale: Return boxes in the original images' pixels.
-        with_nms: Suppress overlapping boxes.
-
-    Returns:
-        ``bboxes (N, 4)``, ``scores (N,)`` and ``labels (N,)`` of each image.
+    The head is one that :func:`can_predict_sparsely`. Of maps in half precision the anchors, and so
+    the boxes, are float32 here, half in mmdet.
     """
     cfg = head.test_cfg if cfg is None else cfg
     levels = [

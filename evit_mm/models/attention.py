@@ -18,14 +18,7 @@ from .window import window_partition, window_unpartition
 
 
 def relative_offsets(window_size: int) -> Tensor:
-    """Return which bias each pair of tokens shares: the offset ``(|dy|, |dx|)``, row-major.
-
-    Args:
-        window_size: Window side w.
-
-    Returns:
-        ``(N, N)`` int64, entry ``|dy| * w + |dx|`` for the tokens of a pair.
-    """
+    """Return which bias each pair of tokens shares: ``|dy| * w + |dx|``, ``(N, N)`` int64."""
     steps = torch.arange(window_size)
     ys, xs = (grid.flatten() for grid in torch.meshgrid(steps, steps, indexing='ij'))
     dy = (ys[:, None] - ys[None, :]).abs()
@@ -34,16 +27,9 @@ def relative_offsets(window_size: int) -> Tensor:
 
 
 def resize_attention_biases(biases: Tensor, window_size: int) -> Tensor:
-    """Resize relative position biases to another window, bicubic on the grid of offsets.
+    """Resize relative position biases to another window: ``(h, w0 * w0) -> (h, w * w)``.
 
-    Source: the authors' detection code (bicubic, no corner alignment).
-
-    Args:
-        biases: ``(h, w0 * w0)`` over offsets ``(|dy|, |dx|)``, row-major.
-        window_size: The new window side w.
-
-    Returns:
-        ``(h, w * w)``.
+    Bicubic on the grid of offsets, without corner alignment, as in the authors' detection code.
 
     Raises:
         ValueError: The biases are not over a square grid.
@@ -60,14 +46,9 @@ def resize_attention_biases(biases: Tensor, window_size: int) -> Tensor:
 
 
 def fit_windows(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Resize attention biases to a model's windows.
+    """Return a file's tensors with attention biases resized to the windows of a model's own.
 
-    Args:
-        state: Tensors by name.
-        wanted: The model's own state dict.
-
-    Returns:
-        ``state``, with the biases of other windows resized; what cannot be is left to be reported.
+    What cannot be resized is left to be reported.
     """
     fitted = dict(state)
     for key, value in state.items():

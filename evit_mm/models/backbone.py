@@ -54,11 +54,7 @@ class Backbone(BaseModule):
         raise NotImplementedError
 
     def freeze(self, frozen_stages: int, norm_eval: bool) -> None:
-        """Settle what will not be trained.
-
-        Raises:
-            ValueError: ``frozen_stages`` is out of range.
-        """
+        """Settle what will not be trained."""
         last = len(self.parts()) - 1
         if not isinstance(frozen_stages, int) or not -1 <= frozen_stages <= last:
             raise ValueError(
@@ -81,12 +77,7 @@ class Backbone(BaseModule):
         return self
 
     def init_weights(self) -> None:
-        """Initialise as ``init_cfg`` says; ``Pretrained`` files are checked name by name.
-
-        Raises:
-            evit_mm.errors.ConfigError: ``init_cfg`` lacks its type or file.
-            evit_mm.errors.CheckpointError: A ``Pretrained`` file does not fit.
-        """
+        """Initialise as ``init_cfg`` says; ``Pretrained`` files are checked name by name."""
         if self.is_init or not self.init_cfg:
             super().init_weights()
             return
@@ -105,11 +96,7 @@ class Backbone(BaseModule):
 
 
 def check_out_indices(out_indices: Sequence[int], known: Sequence[int]) -> tuple[int, ...]:
-    """Return the indices as a tuple.
-
-    Raises:
-        ValueError: They are none, not increasing, or not among ``known``.
-    """
+    """Return the indices as a tuple; they must be increasing and among those known."""
     indices = tuple(out_indices) if isinstance(out_indices, Sequence) else ()
     if not indices or not set(indices) <= set(known) or sorted(set(indices)) != list(indices):
         raise ValueError(

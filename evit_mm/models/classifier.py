@@ -87,11 +87,7 @@ class EfficientViTClassifier(ImageClassifier):
         self.data_preprocessor.num_classes = self.head.num_classes
 
     def init_weights(self) -> None:
-        """Initialise as ``init_cfg`` says; a ``Pretrained`` file must fit as a whole.
-
-        Raises:
-            evit_mm.errors.CheckpointError: The file cannot be read or does not fit.
-        """
+        """Initialise as ``init_cfg`` says; a ``Pretrained`` file must fit as a whole."""
         pretrained, _ = split_init_cfg(self.init_cfg or [])
         if self.is_init or not pretrained:
             super().init_weights()
@@ -104,12 +100,8 @@ class EfficientViTClassifier(ImageClassifier):
     def translate_state_dict(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Give a file's tensors this classifier's names and window sizes.
 
-        Args:
-            state: Tensors by the authors' names (``patch_embed.*``, ``blocks*``, ``head.*``) or by
-                this class's own, in which all but the head begin with ``backbone.``.
-
-        Returns:
-            The same tensors by this class's names; nothing is added, left out or checked.
+        The file has the authors' names (``patch_embed.*``, ``blocks*``, ``head.*``) or this
+        class's own, in which all but the head begin with ``backbone.``.
         """
         if not any(key.startswith('backbone.') for key in state):
             state = {k if k.startswith('head.') else f'backbone.{k}': v for k, v in state.items()}

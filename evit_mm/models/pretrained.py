@@ -20,11 +20,7 @@ INITIALIZER = 'CheckedPretrained'
 def split_init_cfg(
     init_cfg: Mapping[str, Any] | Sequence[Mapping[str, Any]],
 ) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
-    """Return the entries of type ``Pretrained``, then the others.
-
-    Raises:
-        ConfigError: An entry is no dict, has no type, or names no checkpoint.
-    """
+    """Return the entries of type ``Pretrained``, then the others."""
     cfgs = [init_cfg] if isinstance(init_cfg, Mapping | str) else list(init_cfg)
     for cfg in cfgs:
         if not isinstance(cfg, Mapping) or 'type' not in cfg:
@@ -36,15 +32,6 @@ def split_init_cfg(
 
 
 def load_checked(module: nn.Module, checkpoint: str, prefix: str | None = None) -> None:
-    """Load weights into a network, see :func:`evit_mm.checkpoint.load_pretrained`.
-
-    Args:
-        module: The network.
-        checkpoint: A path, a URL, or a name on the Hugging Face hub.
-        prefix: What the names of its weights begin with in the file.
-
-    Raises:
-        evit_mm.errors.CheckpointError: The file cannot be read or does not fit.
-    """
+    """Load weights into a network, see :func:`evit_mm.checkpoint.load_pretrained`."""
     cfg = {'type': INITIALIZER, 'checkpoint': checkpoint, 'prefix': prefix}
     WEIGHT_INITIALIZERS.build(cfg)(module)

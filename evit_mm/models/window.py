@@ -12,15 +12,9 @@ from torch import Tensor
 def window_partition(x: Tensor, window_size: int) -> Tensor:
     """Cut a map into windows, zero-padded at the bottom and right to whole windows.
 
-    The padding is part of the trained function: padded tokens take part in the attention.
-
-    Args:
-        x: ``(B, C, H, W)``.
-        window_size: Window side w in tokens.
-
-    Returns:
-        ``(B * nH * nW, C, w, w)``, windows of an image in row-major order, channels last in
-        memory.
+    ``(B, C, H, W) -> (B * nH * nW, C, w, w)``, windows of an image in row-major order, channels
+    last in memory. The padding is part of the trained function: padded tokens take part in the
+    attention.
     """
     _, channels, height, width = x.shape
     w = window_size
@@ -32,15 +26,9 @@ def window_partition(x: Tensor, window_size: int) -> Tensor:
 
 
 def window_unpartition(windows: Tensor, height: int, width: int) -> Tensor:
-    """Put windows together again and cut the padding off.
+    """Put the windows of :func:`window_partition` together again and cut the padding off.
 
-    Args:
-        windows: ``(B * nH * nW, C, w, w)`` as :func:`window_partition` returns.
-        height: H of the map.
-        width: W of the map.
-
-    Returns:
-        ``(B, C, H, W)``, channels last in memory.
+    ``(B * nH * nW, C, w, w) -> (B, C, H, W)``, channels last in memory.
     """
     _, channels, w, _ = windows.shape
     rows, cols = (height + w - 1) // w, (width + w - 1) // w

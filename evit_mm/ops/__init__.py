@@ -7,19 +7,9 @@ extension, and mmcv's own classes and functions call them. They are in
 :data:`~evit_mm.ops.operators.OPERATORS`, and are imported with ``mmcv.ops``.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any
-
 from .extension import MissingOperatorError, provide
 
-
-def _operators() -> Mapping[str, Callable[..., Any]]:
-    from .operators import OPERATORS  # late: it loads torchvision
-
-    return OPERATORS
-
-
 #: which operators mmcv uses: 'torchvision' (these) or 'compiled'
-PROVIDED = provide(_operators)
+PROVIDED = provide()
 
 __all__ = ['PROVIDED', 'MissingOperatorError', 'provide']

@@ -1,7 +1,7 @@
 """Deformable convolution and multi-scale deformable attention.
 
 Shapes: B images, C channels in, O channels out, H x W map in, h x w map out, k x k kernel,
-G groups of offsets.
+G groups of offsets. mmcv gives the geometry of a convolution by name.
 """
 
 from __future__ import annotations
@@ -13,55 +13,37 @@ import weakref
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own abbreviation
 from torch import Tensor
+from torchvision.ops import deform_conv2d
 
 from .precision import full_precision, gradients
 
 Sizes = tuple[int, ...]
+# what torchvision wants of the geometry, in its order, by mmcv's names for either convolution
+_sizes = operator.itemgetter(
+    'dH', 'dW', 'padH', 'padW', 'dilationH', 'dilationW', 'group', 'deformable_group'
+)
+_modulated_sizes = operator.itemgetter(
+    *('stride_h', 'stride_w', 'pad_h', 'pad_w', 'dilation_h', 'dilation_w'),
+    *('group', 'deformable_group'),
+)
 
 
 def deform_conv_forward(
-    input: Tensor,  # noqa: A002 - mmcv's names
+    input: Tensor,
     weight: Tensor,
     offset: Tensor,
     output: Tensor,
-    columns: Tensor,  # noqa: ARG001 - mmcv's scratch memory
-    ones: Tensor,  # noqa: ARG001
-    kW: int,  # noqa: N803, ARG001
-    kH: int,  # noqa: N803, ARG001
-    dW: int,  # noqa: N803
-    dH: int,  # noqa: N803
-    padW: int,  # noqa: N803
-    padH: int,  # noqa: N803
-    dilationW: int,  # noqa: N803
-    dilationH: int,  # noqa: N803
-    group: int,
-    deformable_group: int,
-    im2col_step: int,  # noqa: ARG001 - torchvision chooses its own
+    columns: Tensor,
+    ones: Tensor,
+    **geometry: int,
 ) -> None:
-    """Write the deformable convolution (arXiv 1703.06211) into ``output``.
+    """Write the deformable convolution (arXiv 1703.06211) into ``output``: ``(B, O, h, w)``.
 
-    Args:
-        input: ``(B, C, H, W)``.
-        weight: ``(O, C / group, k, k)``.
-        offset: ``(B, 2 * G * k * k, h, w)``.
-        output: ``(B, O, h, w)``.
-        columns: Unused.
-        ones: Unused.
-        kW: Unused.
-        kH: Unused.
-        dW: Stride across.
-        dH: Stride down.
-        padW: Padding across.
-        padH: Padding down.
-        dilationW: Dilation across.
-        dilationH: Dilation down.
-        group: Groups of the convolution.
-        deformable_group: G.
-        im2col_step: Unused.
+    ``input`` is ``(B, C, H, W)``, ``weight`` ``(O, C / groups, k, k)``, ``offset``
+    ``(B, 2 * G * k * k, h, w)``.
     """
-    sizes = (dH, dW, padH, padW, dilationH, dilationW, group, deformable_group)
     with full_precision(input, weight, offset) as (x, kernel, shifts):
-        output.copy_(_convolve(x, kernel, shifts, None, None, sizes))
+        output.copy_(_convolve(x, kernel, shifts, None, None, _sizes(geometry)))
 
 
 class _LastWeightGradient(threading.local):
@@ -71,52 +53,39 @@ class _LastWeightGradient(threading.local):
     offset. Two layers may share the first alone: those whose results are added.
     """
 
-    def __init__(self) -> None:
-        self.asked_with: list[weakref.ref] = []
-        self.sizes: Sizes = ()
-        self.value: Tensor | None = None
+    kept: tuple[list[weakref.ref], Sizes, Tensor] | None = None
 
     def keep(self, tensors: tuple[Tensor, ...], sizes: Sizes, value: Tensor) -> None:
-        self.asked_with = [weakref.ref(tensor, self._forget) for tensor in tensors]
-        self.sizes, self.value = sizes, value
+        self.kept = [weakref.ref(tensor, self._forget) for tensor in tensors], sizes, value
 
     def take(self, tensors: tuple[Tensor, ...], sizes: Sizes) -> Tensor | None:
         """Return the gradient that belongs to these tensors, if it is there, and forget it."""
-        kept = [reference() for reference in self.asked_with]
-        fits = self.sizes == sizes and all(map(operator.is_, kept, tensors))
-        value = self.value if fits else None
-        self._forget()
-        return value
+        kept, self.kept = self.kept, None
+        if kept is None:
+            return None
+        references, kept_sizes, value = kept
+        same = all(ref() is tensor for ref, tensor in zip(references, tensors, strict=True))
+        return value if same and kept_sizes == sizes else None
 
-    def _forget(self, reference: object = None) -> None:  # noqa: ARG002
-        self.asked_with, self.sizes, self.value = [], (), None
+    def _forget(self, _: weakref.ref) -> None:
+        self.kept = None
 
 
 _last_weight_gradient = _LastWeightGradient()
 
 
 def deform_conv_backward_input(
-    input: Tensor,  # noqa: A002 - mmcv's names
+    input: Tensor,
     offset: Tensor,
     grad_output: Tensor,
     grad_input: Tensor,
     grad_offset: Tensor,
     weight: Tensor,
-    columns: Tensor,  # noqa: ARG001
-    kW: int,  # noqa: N803, ARG001
-    kH: int,  # noqa: N803, ARG001
-    dW: int,  # noqa: N803
-    dH: int,  # noqa: N803
-    padW: int,  # noqa: N803
-    padH: int,  # noqa: N803
-    dilationW: int,  # noqa: N803
-    dilationH: int,  # noqa: N803
-    group: int,
-    deformable_group: int,
-    im2col_step: int,  # noqa: ARG001
+    columns: Tensor,
+    **geometry: int,
 ) -> None:
     """Write the gradients of :func:`deform_conv_forward` by input and offset."""
-    sizes = (dH, dW, padH, padW, dilationH, dilationW, group, deformable_group)
+    sizes = _sizes(geometry)
     tensors = (grad_output, input, weight, offset)
     with full_precision(*tensors) as (gradient, x, kernel, shifts):
         by_input, by_weight, by_offset, *_ = _backward(gradient, x, kernel, shifts, None, sizes)
@@ -127,27 +96,17 @@ def deform_conv_backward_input(
 
 
 def deform_conv_backward_parameters(
-    input: Tensor,  # noqa: A002 - mmcv's names
+    input: Tensor,
     offset: Tensor,
     grad_output: Tensor,
     grad_weight: Tensor,
-    columns: Tensor,  # noqa: ARG001
-    ones: Tensor,  # noqa: ARG001
-    kW: int,  # noqa: N803, ARG001
-    kH: int,  # noqa: N803, ARG001
-    dW: int,  # noqa: N803
-    dH: int,  # noqa: N803
-    padW: int,  # noqa: N803
-    padH: int,  # noqa: N803
-    dilationW: int,  # noqa: N803
-    dilationH: int,  # noqa: N803
-    group: int,
-    deformable_group: int,
+    columns: Tensor,
+    ones: Tensor,
     scale: float,
-    im2col_step: int,  # noqa: ARG001
+    **geometry: int,
 ) -> None:
     """Add ``scale`` times the gradient of :func:`deform_conv_forward` by weight."""
-    sizes = (dH, dW, padH, padW, dilationH, dilationW, group, deformable_group)
+    sizes = _sizes(geometry)
     shape = (*sizes, *grad_weight.shape)
     by_weight = _last_weight_gradient.take((grad_output, input, offset), shape)
     if by_weight is None:
@@ -158,25 +117,16 @@ def deform_conv_backward_parameters(
 
 
 def modulated_deform_conv_forward(
-    input: Tensor,  # noqa: A002 - mmcv's names
+    input: Tensor,
     weight: Tensor,
     bias: Tensor,
-    ones: Tensor,  # noqa: ARG001
+    ones: Tensor,
     offset: Tensor,
     mask: Tensor,
     output: Tensor,
-    columns: Tensor,  # noqa: ARG001
-    kernel_h: int,  # noqa: ARG001
-    kernel_w: int,  # noqa: ARG001
-    stride_h: int,
-    stride_w: int,
-    pad_h: int,
-    pad_w: int,
-    dilation_h: int,
-    dilation_w: int,
-    group: int,
-    deformable_group: int,
+    columns: Tensor,
     with_bias: bool,
+    **geometry: int,
 ) -> None:
     """Write the deformable convolution with a weight for each sample into ``output``.
 
@@ -185,45 +135,35 @@ def modulated_deform_conv_forward(
     ``_first_places``.
     """
     offset, mask = (_first_places(x, output.shape[2:]) for x in (offset, mask))
-    sizes = (stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, group, deformable_group)
     tensors = (input, weight, offset, mask, bias)
     with full_precision(*tensors) as (x, kernel, shifts, factors, constant):
         constant = constant if with_bias else None
-        output.copy_(_convolve(x, kernel, shifts, factors, constant, sizes).view_as(output))
+        found = _convolve(x, kernel, shifts, factors, constant, _modulated_sizes(geometry))
+        output.copy_(found.view_as(output))
 
 
 def modulated_deform_conv_backward(
-    input: Tensor,  # noqa: A002 - mmcv's names
+    input: Tensor,
     weight: Tensor,
-    bias: Tensor,  # noqa: ARG001 - its gradient does not depend on it
-    ones: Tensor,  # noqa: ARG001
+    bias: Tensor,
+    ones: Tensor,
     offset: Tensor,
     mask: Tensor,
-    columns: Tensor,  # noqa: ARG001
+    columns: Tensor,
     grad_input: Tensor,
     grad_weight: Tensor,
     grad_bias: Tensor,
     grad_offset: Tensor,
     grad_mask: Tensor,
     grad_output: Tensor,
-    kernel_h: int,  # noqa: ARG001
-    kernel_w: int,  # noqa: ARG001
-    stride_h: int,
-    stride_w: int,
-    pad_h: int,
-    pad_w: int,
-    dilation_h: int,
-    dilation_w: int,
-    group: int,
-    deformable_group: int,
     with_bias: bool,
+    **geometry: int,
 ) -> None:
     """Write the gradients of :func:`modulated_deform_conv_forward`."""
     offset, mask = (_first_places(x, grad_output.shape[2:]) for x in (offset, mask))
-    sizes = (stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, group, deformable_group)
     tensors = (grad_output, input, weight, offset, mask)
     with full_precision(*tensors) as (gradient, x, kernel, shifts, factors):
-        found = _backward(gradient, x, kernel, shifts, factors, sizes)
+        found = _backward(gradient, x, kernel, shifts, factors, _modulated_sizes(geometry))
     targets = (grad_input, grad_weight, grad_offset, grad_mask)
     for target, value in zip(targets, found, strict=False):
         if target.shape != value.shape:  # as _first_places reads them
@@ -257,10 +197,8 @@ def _convolve(
 ) -> Tensor:
     if not len(x):
         return x.new_zeros((0, len(weight), *offset.shape[2:]))
-    bias = x.new_zeros(len(weight)) if bias is None else bias
-    factors = x.new_zeros((len(x), 1)) if mask is None else mask
-    convolve = torch.ops.torchvision.deform_conv2d
-    return convolve(x, weight, offset, factors, bias, *sizes, mask is not None)
+    stride, padding, dilation = sizes[:2], sizes[2:4], sizes[4:6]
+    return deform_conv2d(x, offset, weight, bias, stride, padding, dilation, mask)
 
 
 def _backward(
@@ -281,23 +219,17 @@ def _backward(
 def ms_deform_attn_forward(
     value: Tensor,
     spatial_shapes: Tensor,
-    level_start_index: Tensor,  # noqa: ARG001 - follows from the shapes
+    level_start_index: Tensor,  # follows from the shapes
     sampling_locations: Tensor,
     attention_weights: Tensor,
-    im2col_step: int,  # noqa: ARG001
+    im2col_step: int,
 ) -> Tensor:
     """Return multi-scale deformable attention (arXiv 2010.04159) by mmcv's function in PyTorch.
 
-    Args:
-        value: ``(B, keys, heads, D)``, the levels one after the other.
-        spatial_shapes: ``(levels, 2)`` int64, height and width.
-        level_start_index: Unused.
-        sampling_locations: ``(B, queries, heads, levels, points, 2)`` in 0 to 1, as (x, y).
-        attention_weights: ``(B, queries, heads, levels, points)``.
-        im2col_step: Unused.
-
-    Returns:
-        ``(B, queries, heads * D)``.
+    ``value`` is ``(B, keys, heads, D)``, the levels one after the other; ``spatial_shapes``
+    ``(levels, 2)``, height and width; ``sampling_locations`` ``(B, queries, heads, levels, points,
+    2)`` in 0 to 1, as (x, y); ``attention_weights`` ``(B, queries, heads, levels, points)``; the
+    result ``(B, queries, heads * D)``.
     """
     shapes = spatial_shapes.tolist()
     with full_precision(value, sampling_locations, attention_weights) as inputs:
@@ -307,14 +239,14 @@ def ms_deform_attn_forward(
 def ms_deform_attn_backward(
     value: Tensor,
     spatial_shapes: Tensor,
-    level_start_index: Tensor,  # noqa: ARG001
+    level_start_index: Tensor,
     sampling_locations: Tensor,
     attention_weights: Tensor,
     grad_output: Tensor,
     grad_value: Tensor,
     grad_sampling_loc: Tensor,
     grad_attn_weight: Tensor,
-    im2col_step: int,  # noqa: ARG001
+    im2col_step: int,
 ) -> None:
     """Write the gradients of :func:`ms_deform_attn_forward`."""
     shapes = spatial_shapes.tolist()

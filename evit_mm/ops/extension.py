@@ -5,17 +5,13 @@ from __future__ import annotations
 import importlib.abc
 import importlib.machinery
 import importlib.util
-import inspect
 import logging
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
-
-import torch
-from torch import nn
 
 from ..errors import EvitError
 from ..utils.distributed import is_first_process
@@ -40,10 +36,10 @@ class _Extension(ModuleType):
         if name.startswith('_'):
             raise AttributeError(f"module '{self.__name__}' has no attribute '{name}'")
 
-        def missing(*args: Any, **kwargs: Any) -> Any:  # noqa: ARG001
+        def missing(*args: Any, **kwargs: Any) -> Any:
             raise MissingOperatorError(
-                f"mmcv's operator '{name}'{_asked_by()} has no counterpart in torchvision; install "
-                f'an mmcv with compiled operators: {COMPILE}'
+                f"mmcv's operator '{name}' has no counterpart in torchvision; install an mmcv with "
+                f'compiled operators: {COMPILE}'
             )
 
         return missing
@@ -51,9 +47,6 @@ class _Extension(ModuleType):
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Offers the module to Python's import system."""
-
-    def __init__(self, load: Callable[[], Mapping[str, Callable[..., Any]]]) -> None:
-        self.load = load
 
     def find_spec(
         self,
@@ -72,18 +65,17 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         """Fill the module."""
-        vars(module).update(self.load())
+        from .operators import OPERATORS  # late: it loads torchvision
+
+        vars(module).update(OPERATORS)
 
 
-def provide(load: Callable[[], Mapping[str, Callable[..., Any]]]) -> str:
-    """Let mmcv find operators, unless it has compiled ones.
+def provide() -> str:
+    """Let mmcv find the operators of this package, unless it has compiled ones.
 
     The environment variable ``EVIT_MM_OPS`` decides otherwise: ``torchvision`` puts these operators
     in the place of compiled ones, ``compiled`` never provides any. Calling it again changes
     nothing.
-
-    Args:
-        load: Returns the operators by the names that mmcv's extension has; called when mmcv asks.
 
     Returns:
         Which operators mmcv uses: ``'torchvision'`` or ``'compiled'``.
@@ -109,7 +101,7 @@ def provide(load: Callable[[], Mapping[str, Callable[..., Any]]]) -> str:
     if compiled and choice != 'torchvision':
         logger.info("operators: mmcv's compiled ones")
         return 'compiled'
-    sys.meta_path.insert(0, _Finder(load))
+    sys.meta_path.insert(0, _Finder())
     if is_first_process() and multiprocessing.parent_process() is None:
         # a warning, which Python writes to stderr also where no logging is set up
         place = f" in the place of mmcv's compiled ones ({SWITCH})" if compiled else ''
@@ -124,27 +116,3 @@ def _is_compiled() -> bool:
         return False
     places = list(mmcv.submodule_search_locations)
     return importlib.machinery.PathFinder.find_spec(NAME, places) is not None
-
-
-def _asked_by() -> str:
-    """Name the modules of the network in whose forward pass an operator is missing."""
-    names: list[str] = []
-    frame = inspect.currentframe()
-    while frame is not None:
-        owner = frame.f_locals.get('self')
-        if isinstance(owner, nn.Module):
-            name = type(owner).__name__
-            if not names or names[-1] != name:
-                names.append(name)
-        frame = frame.f_back
-    return f' (of {" in ".join(names)})' if names else ''
-
-
-def get_compiler_version() -> str:
-    """Return what mmcv reports as the compiler of its operators."""
-    return 'none, operators of evit_mm.ops'
-
-
-def get_compiling_cuda_version() -> str:
-    """Return what mmcv reports as the CUDA of its operators: PyTorch's."""
-    return torch.version.cuda or 'not available'

@@ -12,22 +12,17 @@ LOWEST_LOG = -87.33654475  # log of the smallest normal float32: mmcv's logarith
 
 
 def sigmoid_focal_loss_forward(
-    input: Tensor,  # noqa: A002 - mmcv's names
+    input: Tensor,
     target: Tensor,
     weight: Tensor,
     output: Tensor,
     gamma: float,
     alpha: float,
 ) -> None:
-    """Write the focal loss of each class's sigmoid into ``output``.
+    """Write the focal loss of the sigmoids of logits ``(N, C)`` into ``output``: ``(N, C)``.
 
-    Args:
-        input: ``(N, C)`` logits.
-        target: ``(N,)`` int64; a class out of range, such as C, means background.
-        weight: ``(C,)``, a factor for the samples of each class; may be empty.
-        output: ``(N, C)``.
-        gamma: Exponent of the probability of the wrong answer.
-        alpha: Weight of the positive class; the negative one has ``1 - alpha``.
+    A ``target`` out of range, such as C, means background. ``weight`` has a factor for the samples
+    of each class, or is empty.
     """
     with full_precision(input) as (logits,):
         wrong, log_right, sign = _answers(logits, target)
@@ -36,7 +31,7 @@ def sigmoid_focal_loss_forward(
 
 
 def sigmoid_focal_loss_backward(
-    input: Tensor,  # noqa: A002 - mmcv's names
+    input: Tensor,
     target: Tensor,
     weight: Tensor,
     grad_input: Tensor,
@@ -73,22 +68,16 @@ def _class_weights(weight: Tensor, target: Tensor) -> Tensor | float:
 
 
 def softmax_focal_loss_forward(
-    input: Tensor,  # noqa: A002 - mmcv's names
+    input: Tensor,
     target: Tensor,
     weight: Tensor,
     output: Tensor,
     gamma: float,
     alpha: float,
 ) -> None:
-    """Write the focal loss of each sample's softmax into ``output``.
+    """Write the focal loss of probabilities ``(N, C)`` into ``output``: ``(N,)``.
 
-    Args:
-        input: ``(N, C)`` probabilities.
-        target: ``(N,)`` int64; negative ones are ignored.
-        weight: ``(C,)``, may be empty.
-        output: ``(N,)``.
-        gamma: Exponent of the probability of the wrong answers.
-        alpha: Factor of the loss.
+    A negative ``target`` is ignored. ``weight`` has a factor for each class, or is empty.
     """
     with full_precision(input) as (probabilities,):
         right, log_right, valid = _right_class(probabilities, target)
@@ -97,7 +86,7 @@ def softmax_focal_loss_forward(
 
 
 def softmax_focal_loss_backward(
-    input: Tensor,  # noqa: A002 - mmcv's names
+    input: Tensor,
     target: Tensor,
     weight: Tensor,
     buff: Tensor,
@@ -107,14 +96,7 @@ def softmax_focal_loss_backward(
 ) -> None:
     """Write the gradient of :func:`softmax_focal_loss_forward` by each logit.
 
-    Args:
-        input: ``(N, C)`` probabilities.
-        target: As in the forward pass.
-        weight: As in the forward pass.
-        buff: ``(N,)``, takes the factor that is common to a sample's classes.
-        grad_input: ``(N, C)``.
-        gamma: As in the forward pass.
-        alpha: As in the forward pass.
+    ``buff (N,)`` takes the factor that is common to a sample's classes.
     """
     with full_precision(input) as (probabilities,):
         right, log_right, valid = _right_class(probabilities, target)

@@ -23,16 +23,9 @@ SHARED_EDGE = 1e-9  # relative distance up to which two edges of polygons count 
 
 
 def nms(bboxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
-    """Return the indices of the boxes to keep, the highest score first.
+    """Return the indices of the boxes ``(N, 4)`` to keep, the highest score first.
 
-    Args:
-        bboxes: ``(N, 4)``.
-        scores: ``(N,)``.
-        iou_threshold: A box is dropped if its overlap with a kept one is larger.
-        offset: 0 or 1.
-
-    Returns:
-        ``(K,)`` int64.
+    A box is dropped if its overlap with a kept one is larger than ``iou_threshold``.
     """
     with full_precision(bboxes, scores.reshape(-1)) as (boxes, values):
         if offset:
@@ -54,20 +47,11 @@ def softnms(
     method: int,
     offset: int,
 ) -> Tensor:
-    """Lower the scores of boxes that overlap better ones (arXiv 1704.04503).
+    """Lower the scores of boxes that overlap better ones (arXiv 1704.04503), on the CPU.
 
-    Args:
-        boxes: ``(N, 4)`` on the CPU.
-        scores: ``(N,)``.
-        dets: ``(N, 5)``, takes the boxes and their new scores in the order of the result.
-        iou_threshold: Overlap from which the naive and the linear method act.
-        sigma: Width of the Gaussian method.
-        min_score: Boxes that fall below are dropped.
-        method: ``NAIVE``, ``LINEAR`` or ``GAUSSIAN``.
-        offset: 0 or 1.
-
-    Returns:
-        ``(K,)`` int64, the indices of the boxes that are left.
+    Boxes whose score falls below ``min_score`` are dropped. Returns the indices of the others, and
+    writes their boxes and new scores into ``dets``: ``(N, 5)``. ``iou_threshold`` is the overlap
+    from which the naive and the linear method act, ``sigma`` the width of the Gaussian one.
     """
     with full_precision(boxes, scores.reshape(-1)) as (exact, values):
         factors = _Factors(exact.numpy(), iou_threshold, sigma, method, offset)
@@ -233,9 +217,7 @@ def _pick_in_order_of_mmcv(
 def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
     """Return for each box that is kept its index, then those of the boxes that it suppresses.
 
-    Args:
-        dets: ``(N, 5)`` on the CPU, boxes and scores.
-        iou_threshold: A box is suppressed if its overlap with a kept one is this or larger.
+    ``dets`` is ``(N, 5)``, boxes and scores, on the CPU. A box is suppressed from the threshold on.
     """
     with full_precision(dets) as (exact,):
         order = exact[:, 4].argsort(descending=True)
@@ -252,9 +234,8 @@ def _greedy(
 ) -> list[list[int]]:
     """Group items, best first, with the later ones that are close to them.
 
-    Args:
-        names: ``(N,)`` int64, what the result calls the items.
-        are_close: From the numbers of some and of other items to ``(some, others)`` bool.
+    The result calls an item by its name. ``are_close`` takes the places of some and of other items
+    and returns ``(some, others)`` bool.
     """
     groups = []
     free = np.arange(len(names))
@@ -280,15 +261,9 @@ def _greedy(
 def bbox_overlaps(
     bboxes1: Tensor, bboxes2: Tensor, ious: Tensor, mode: int, aligned: bool, offset: int
 ) -> None:
-    """Write the overlaps of boxes into ``ious``.
+    """Write the overlaps of boxes into ``ious``: ``(N, M)``, or ``(N,)`` of pairs if ``aligned``.
 
-    Args:
-        bboxes1: ``(N, 4)``.
-        bboxes2: ``(M, 4)``, or ``(N, 4)`` if ``aligned``.
-        ious: ``(N, M)``, or ``(N,)`` if ``aligned``.
-        mode: 0 divides the intersection by the union, 1 by the area of ``bboxes1``.
-        aligned: Take box i of one with box i of the other.
-        offset: 0 or 1.
+    Mode 0 divides the intersection by the union, 1 by the area of ``bboxes1``.
     """
     with full_precision(bboxes1, bboxes2) as (first, second):
         if not aligned:
@@ -320,36 +295,30 @@ def box_iou_quadri(
 
 
 def nms_rotated(
-    dets: Tensor,  # noqa: ARG001 - the sorted boxes say it
-    scores: Tensor,  # noqa: ARG001
+    dets: Tensor,
+    scores: Tensor,
     order: Tensor,
     dets_sorted: Tensor,
-    labels: Tensor,  # noqa: ARG001
+    labels: Tensor,
     iou_threshold: float,
-    multi_label: bool,  # noqa: ARG001
+    multi_label: bool,
 ) -> Tensor:
     """Return the indices of the rotated boxes to keep, the highest score first.
 
-    Args:
-        dets: Unused.
-        scores: Unused.
-        order: ``(N,)`` int64, the boxes by falling score.
-        dets_sorted: ``(N, 5)`` in that order, perhaps with the class in a sixth column.
-        labels: Unused.
-        iou_threshold: A box is dropped if its overlap with a kept one is this or larger.
-        multi_label: Unused: mmcv's kernels, too, let boxes of different classes suppress each
-            other.
+    ``dets_sorted`` is ``(N, 5)`` by falling score, as ``order`` says, perhaps with the class in a
+    sixth column. A box is dropped from the threshold on. In mmcv's kernels, too, boxes of different
+    classes suppress each other.
     """
     return _suppress(_corners_of_rotated(dets_sorted[:, :5]), order, iou_threshold)
 
 
 def nms_quadri(
-    dets: Tensor,  # noqa: ARG001 - the sorted boxes say it
-    scores: Tensor,  # noqa: ARG001
+    dets: Tensor,
+    scores: Tensor,
     order: Tensor,
     dets_sorted: Tensor,
     iou_threshold: float,
-    multi_label: bool,  # noqa: ARG001
+    multi_label: bool,
 ) -> Tensor:
     """As :func:`nms_rotated` for convex quadrilaterals: ``(N, 8)``, perhaps with the class."""
     return _suppress(_corners_of_quadri(dets_sorted[:, :8]), order, iou_threshold)
@@ -380,17 +349,7 @@ def _corners_of_rotated(boxes: Tensor) -> Tensor:
 
 
 def _polygon_overlaps(first: Tensor, second: Tensor, aligned: bool, mode: int) -> Tensor:
-    """Return overlaps of convex quadrilaterals.
-
-    Args:
-        first: ``(N, 4, 2)`` float64 corners.
-        second: ``(M, 4, 2)``, or ``(N, 4, 2)`` if ``aligned``.
-        aligned: As in :func:`bbox_overlaps`.
-        mode: As in :func:`bbox_overlaps`.
-
-    Returns:
-        ``(N, M)`` float64, or ``(N,)`` if ``aligned``.
-    """
+    """Return overlaps of convex quadrilaterals, corners ``(N, 4, 2)`` and ``(M, 4, 2)`` float64."""
     first, area1 = _counter_clockwise(first)
     second, area2 = _counter_clockwise(second)
     shape = (len(first),) if aligned else (len(first), len(second))
@@ -421,14 +380,7 @@ def _intersection(first: Tensor, second: Tensor) -> Tensor:
     """Return the areas common to pairs of convex quadrilaterals, by Green's theorem.
 
     The boundary of the common part consists of what each polygon's edges have inside the other
-    one. An edge that both share is taken from the first.
-
-    Args:
-        first: ``(P, 4, 2)`` float64 corners, counter-clockwise.
-        second: The same.
-
-    Returns:
-        ``(P,)``.
+    one. An edge that both share is taken from the first. Corners ``(P, 4, 2)`` counter-clockwise.
     """
     middle = (first.mean(1, keepdim=True) + second.mean(1, keepdim=True)) / 2
     first, second = first - middle, second - middle  # small numbers, little rounding
@@ -438,12 +390,9 @@ def _intersection(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _integral_inside(edges: Tensor, polygon: Tensor, depth: Tensor) -> Tensor:
-    """Integrate x dy - y dx along the part of edges that lies inside a polygon.
+    """Integrate x dy - y dx along the part of polygons' edges that lies inside other polygons.
 
-    Args:
-        edges: ``(P, 4, 2)`` corners of the polygon whose edges they are.
-        polygon: ``(P, 4, 2)`` corners.
-        depth: ``(P,)`` how deep inside a point must lie to count.
+    A point counts that lies at least ``depth (P,)`` inside.
     """
     start, step = edges, edges.roll(-1, 1) - edges
     sides = polygon.roll(-1, 1) - polygon

@@ -1,6 +1,19 @@
 """The table of the operators; importing it loads torchvision."""
 
-from . import deform, extension, focal_loss, nms, pooling, resampling, sync_bn
+import torch
+
+from . import deform, focal_loss, nms, pooling, resampling, sync_bn
+
+
+def get_compiler_version() -> str:
+    """Return what mmcv reports as the compiler of its operators."""
+    return 'none, operators of evit_mm.ops'
+
+
+def get_compiling_cuda_version() -> str:
+    """Return what mmcv reports as the CUDA of its operators: PyTorch's."""
+    return torch.version.cuda or 'not available'
+
 
 #: mmcv's name of each operator, and the function that takes its place
 OPERATORS = {
@@ -42,7 +55,7 @@ OPERATORS = {
         sync_bn.sync_bn_forward_output,
         sync_bn.sync_bn_backward_param,
         sync_bn.sync_bn_backward_data,
-        extension.get_compiler_version,
-        extension.get_compiling_cuda_version,
+        get_compiler_version,
+        get_compiling_cuda_version,
     )
 }

@@ -1,9 +1,13 @@
 """Pooling of regions: RoIAlign, RoIPool, deformable RoI pooling.
 
 Shapes: B images, C channels, H x W map, K regions ``(image, x1, y1, x2, y2)``, h x w bins each.
+``spatial_scale`` is the map's size over the image's; a ``sampling_ratio`` of 0 takes about one
+sample for each pixel.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own abbreviation
@@ -19,7 +23,7 @@ SAMPLES = 2**22  # that the maximum looks at together
 
 
 def roi_align_forward(
-    input: Tensor,  # noqa: A002 - mmcv's names
+    input: Tensor,
     rois: Tensor,
     output: Tensor,
     argmax_y: Tensor,
@@ -31,20 +35,10 @@ def roi_align_forward(
     pool_mode: int,
     aligned: bool,
 ) -> None:
-    """Write RoIAlign's average or maximum over bilinear samples into ``output``.
+    """Write RoIAlign's average or maximum over bilinear samples into ``output``: ``(K, C, h, w)``.
 
-    Args:
-        input: ``(B, C, H, W)``.
-        rois: ``(K, 5)``.
-        output: ``(K, C, h, w)``.
-        argmax_y: ``(K, C, h, w)``, takes the row of the largest sample in its bin, -1 for none.
-        argmax_x: The same for the column.
-        aligned_height: h.
-        aligned_width: w.
-        spatial_scale: Size of the map over that of the image.
-        sampling_ratio: Samples of a bin in each direction; 0 takes about one for each pixel.
-        pool_mode: ``MAX`` or the average.
-        aligned: Shift by half a pixel.
+    For the maximum, ``argmax_y`` and ``argmax_x`` take row and column of the largest sample in its
+    bin, -1 for none.
     """
     size = (aligned_height, aligned_width)
     _check_regions(rois, input)
@@ -58,13 +52,10 @@ def roi_align_forward(
         argmax_y.fill_(-1)
         if not output.numel():
             return
-        for grid in grids.unique(dim=0).tolist():
-            if 0 in grid:
-                continue
+        for grid, alike in _by_grid(grids):
             # the samples are the averages of smaller bins with one sample each
             fine = [count * samples for count, samples in zip(size, grid, strict=True)]
             together = max(SAMPLES // (features.shape[1] * fine[0] * fine[1]), 1)
-            alike = (grids == grids.new_tensor(grid)).all(1).nonzero()[:, 0]
             for chosen in alike.split(together):
                 samples = align(features, regions[chosen], spatial_scale, *fine, 1, aligned)
                 largest, place = F.max_pool2d(samples, grid, return_indices=True)
@@ -140,15 +131,17 @@ def _bins(
     return start, bins, grids if ratio <= 0 else torch.full_like(grids, ratio)
 
 
-def _scatter(gradient: Tensor, images: Tensor, y: Tensor, x: Tensor, target: Tensor) -> None:
-    """Add the gradient of bilinear samples to a map.
+def _by_grid(grids: Tensor) -> Iterator[tuple[list[int], Tensor]]:
+    """Yield each number of samples in a bin (rows, columns), and the regions that have it."""
+    for grid in grids.unique(dim=0).tolist():
+        if 0 not in grid:
+            yield grid, (grids == grids.new_tensor(grid)).all(1).nonzero()[:, 0]
 
-    Args:
-        gradient: ``(K, C, h, w)`` of samples.
-        images: ``(K,)`` int64, the image of each region.
-        y: ``(K, C, h, w)``, the samples' rows.
-        x: ``(K, C, h, w)``, their columns.
-        target: ``(B, C, H, W)``.
+
+def _scatter(gradient: Tensor, images: Tensor, y: Tensor, x: Tensor, target: Tensor) -> None:
+    """Add the gradient of bilinear samples at ``y`` and ``x``, each ``(K, C, h, w)``, to maps.
+
+    ``images (K,)`` has the image of each region.
     """
     grid, inside = _as_grid(x, y, target.shape[2:])
     gradient = gradient * inside
@@ -164,7 +157,7 @@ def _scatter(gradient: Tensor, images: Tensor, y: Tensor, x: Tensor, target: Ten
 
 
 def roi_pool_forward(
-    input: Tensor,  # noqa: A002 - mmcv's names
+    input: Tensor,
     rois: Tensor,
     output: Tensor,
     argmax: Tensor,
@@ -175,16 +168,8 @@ def roi_pool_forward(
     """Write the maximum over each bin's pixels into ``output``.
 
     torchvision rounds a region to whole pixels before it cuts it into bins, mmcv rounds each bin.
-    So each bin is given to torchvision as a region of its own.
-
-    Args:
-        input: ``(B, C, H, W)``.
-        rois: ``(K, 5)``.
-        output: ``(K, C, h, w)``.
-        argmax: ``(K, C, h, w)`` int32, takes the pixel of the maximum, -1 if there is none.
-        pooled_height: h.
-        pooled_width: w.
-        spatial_scale: Size of the map over that of the image.
+    So each bin is given to torchvision as a region of its own. ``argmax`` takes the pixel of each
+    maximum, -1 if there is none; both are ``(K, C, h, w)``.
     """
     size = (pooled_height, pooled_width)
     _check_regions(rois, input)
@@ -205,19 +190,17 @@ def roi_pool_backward(
     rois: Tensor,
     argmax: Tensor,
     grad_input: Tensor,
-    pooled_height: int,  # noqa: ARG001 - the shapes say it
-    pooled_width: int,  # noqa: ARG001
-    spatial_scale: float,  # noqa: ARG001
+    pooled_height: int,
+    pooled_width: int,
+    spatial_scale: float,
 ) -> None:
     """Add the gradient of :func:`roi_pool_forward` to ``grad_input``: ``(B, C, H, W)``."""
     place = argmax.flatten(2).long()
     gradient = grad_output.flatten(2).masked_fill(place < 0, 0).to(grad_input)
-    flat = grad_input.flatten(2)
+    flat = grad_input.view(*grad_input.shape[:2], -1)
     channels = torch.arange(flat.shape[1], device=flat.device)[None, :, None]
     images = rois[:, 0].long()[:, None, None]
     flat.index_put_((images, channels, place.clamp(min=0)), gradient, accumulate=True)
-    if flat.data_ptr() != grad_input.data_ptr():
-        grad_input.copy_(flat.view_as(grad_input))
 
 
 def _pixel_bins(rois: Tensor, size: tuple[int, int], scale: float, limits: torch.Size) -> Tensor:
@@ -240,28 +223,19 @@ def _pixel_bins(rois: Tensor, size: tuple[int, int], scale: float, limits: torch
 
 
 def deform_roi_pool_forward(
-    input: Tensor,  # noqa: A002 - mmcv's names
+    input: Tensor,
     rois: Tensor,
     offset: Tensor,
     output: Tensor,
-    pooled_height: int,  # noqa: ARG001 - the shape of the output says it
-    pooled_width: int,  # noqa: ARG001
+    pooled_height: int,
+    pooled_width: int,
     spatial_scale: float,
     sampling_ratio: int,
     gamma: float,
 ) -> None:
     """Write the average over bins that are shifted by learned offsets into ``output``.
 
-    Args:
-        input: ``(B, C, H, W)``.
-        rois: ``(K, 5)``.
-        offset: ``(K, 2, h, w)`` as (x, y), in units of ``gamma`` times the region; may be empty.
-        output: ``(K, C, h, w)``.
-        pooled_height: h.
-        pooled_width: w.
-        spatial_scale: Size of the map over that of the image.
-        sampling_ratio: Samples of a bin in each direction; 0 takes about one for each pixel.
-        gamma: Unit of the offsets.
+    ``offset`` is ``(K, 2, h, w)`` as (x, y), in units of ``gamma`` times the region, or empty.
     """
     options = (spatial_scale, sampling_ratio, gamma)
     _check_regions(rois, input)
@@ -272,7 +246,7 @@ def deform_roi_pool_forward(
 
 def deform_roi_pool_backward(
     grad_output: Tensor,
-    input: Tensor,  # noqa: A002 - mmcv's names
+    input: Tensor,
     rois: Tensor,
     offset: Tensor,
     grad_input: Tensor,
@@ -311,10 +285,7 @@ def _deform_roi_pool(
     start = start.flip(1)  # (K, 2) as (x, y), like the offsets
     extent = (bins * bins.new_tensor(list(size))).flip(1)
     result = features.new_zeros((len(rois), features.shape[1], *size))
-    for grid in grids.unique(dim=0).tolist():
-        if 0 in grid:
-            continue
-        chosen = (grids == grids.new_tensor(grid)).all(1).nonzero()[:, 0]
+    for grid, chosen in _by_grid(grids):
         axes = []
         for axis, (count, samples) in enumerate(zip(size[::-1], grid[::-1], strict=True)):
             steps = torch.arange(count * samples, device=rois.device, dtype=rois.dtype) + 0.5

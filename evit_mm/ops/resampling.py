@@ -16,8 +16,8 @@ def carafe_forward(
     features: Tensor,
     masks: Tensor,
     rfeatures: Tensor,
-    routput: Tensor,  # noqa: ARG001 - mmcv's scratch memory
-    rmasks: Tensor,  # noqa: ARG001
+    routput: Tensor,
+    rmasks: Tensor,
     output: Tensor,
     kernel_size: int,
     group_size: int,
@@ -25,18 +25,8 @@ def carafe_forward(
 ) -> None:
     """Write features, upsampled with a kernel for each place, into ``output``.
 
-    CARAFE, arXiv 1905.02188.
-
-    Args:
-        features: ``(B, C, H, W)``.
-        masks: ``(B, G * k * k, s * H, s * W)``, the kernels.
-        rfeatures: ``(B, C, H, W)``, takes the features: mmcv hands it to the backward pass.
-        routput: Unused.
-        rmasks: Unused.
-        output: ``(B, C, s * H, s * W)``.
-        kernel_size: k.
-        group_size: G.
-        scale_factor: s.
+    CARAFE, arXiv 1905.02188: ``(B, C, H, W)`` and kernels ``(B, G * k * k, s * H, s * W)`` become
+    ``(B, C, s * H, s * W)``. mmcv hands ``rfeatures``, a copy, to the backward pass.
     """
     rfeatures.copy_(features)
     carafe_naive_forward(features, masks, output, kernel_size, group_size, scale_factor)
@@ -46,10 +36,10 @@ def carafe_backward(
     grad_output: Tensor,
     rfeatures: Tensor,
     masks: Tensor,
-    rgrad_output: Tensor,  # noqa: ARG001 - mmcv's scratch memory
-    rgrad_input_hs: Tensor,  # noqa: ARG001
-    rgrad_input: Tensor,  # noqa: ARG001
-    rgrad_masks: Tensor,  # noqa: ARG001
+    rgrad_output: Tensor,
+    rgrad_input_hs: Tensor,
+    rgrad_input: Tensor,
+    rgrad_masks: Tensor,
     grad_input: Tensor,
     grad_masks: Tensor,
     kernel_size: int,
@@ -121,17 +111,10 @@ def masked_im2col_forward(
     pad_h: int,
     pad_w: int,
 ) -> None:
-    """Write the neighbourhoods of chosen places into ``col``.
+    """Write the neighbourhoods of P places of ``im (1, C, H, W)`` into ``col``.
 
-    Args:
-        im: ``(1, C, H, W)``.
-        mask_h_idx: ``(P,)`` int64 rows.
-        mask_w_idx: ``(P,)`` int64 columns.
-        col: ``(C * kernel_h * kernel_w, P)``.
-        kernel_h: Height of a neighbourhood.
-        kernel_w: Its width.
-        pad_h: Rows that it lies above its place.
-        pad_w: Columns that it lies left of its place.
+    ``col`` is ``(C * kernel_h * kernel_w, P)``. A neighbourhood begins ``pad_h`` rows above its
+    place and ``pad_w`` columns left of it.
     """
     # places may lie at the lower and right edge: enough zeros for any neighbourhood there
     padded = F.pad(im[0], (pad_w, kernel_w, pad_h, kernel_h))
@@ -146,9 +129,9 @@ def masked_col2im_forward(
     mask_h_idx: Tensor,
     mask_w_idx: Tensor,
     im: Tensor,
-    height: int,  # noqa: ARG001 - the shape says it
-    width: int,  # noqa: ARG001
-    channels: int,  # noqa: ARG001
+    height: int,
+    width: int,
+    channels: int,
 ) -> None:
     """Write ``(C, P)`` values to their places in ``im``: ``(1, C, H, W)``."""
     im[0, :, mask_h_idx, mask_w_idx] = col.to(im)

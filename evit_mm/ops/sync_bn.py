@@ -9,18 +9,18 @@ from __future__ import annotations
 from torch import Tensor
 
 
-def sync_bn_forward_mean(input: Tensor, mean: Tensor) -> None:  # noqa: A002 - mmcv's name
+def sync_bn_forward_mean(input: Tensor, mean: Tensor) -> None:
     """Write the mean of each channel of ``(B, C, S)`` into ``mean``: ``(C,)``."""
     mean.copy_(input.float().mean((0, 2)))
 
 
-def sync_bn_forward_var(input: Tensor, mean: Tensor, var: Tensor) -> None:  # noqa: A002
+def sync_bn_forward_var(input: Tensor, mean: Tensor, var: Tensor) -> None:
     """Write the mean square distance of ``(B, C, S)`` from ``mean`` into ``var``: ``(C,)``."""
     var.copy_((input.float() - mean[:, None]).square_().mean((0, 2)))
 
 
 def sync_bn_forward_output(
-    input: Tensor,  # noqa: A002
+    input: Tensor,
     mean: Tensor,
     var: Tensor,
     weight: Tensor,
@@ -34,22 +34,10 @@ def sync_bn_forward_output(
     momentum: Tensor | float,
     group_size: int,
 ) -> None:
-    """Normalise ``input`` and update the running statistics.
+    """Normalise ``input (B, C, S)`` and update the running statistics, each ``(C,)``.
 
-    Args:
-        input: ``(B, C, S)``.
-        mean: ``(C,)``, as are the next five and ``std``.
-        var: The mean over all processes.
-        weight: Factor.
-        bias: Summand.
-        running_mean: Changed in place.
-        running_var: Changed in place, with the unbiased variance.
-        norm: ``(B, C, S)``, takes the values before weight and bias.
-        std: Takes the standard deviation.
-        output: ``(B, C, S)``, takes the result.
-        eps: Added to the variance.
-        momentum: Share of this batch in the running statistics.
-        group_size: Number of processes.
+    ``mean`` and ``var`` are those of all ``group_size`` processes. ``norm (B, C, S)`` takes the
+    values before weight and bias, ``std (C,)`` the standard deviation.
     """
     std.copy_((var + eps).sqrt())
     norm.copy_((input.float() - mean[:, None]) / std[:, None])

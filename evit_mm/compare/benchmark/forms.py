@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ...deploy.export.files import TORCH, need, openvino_core
+from ...deploy.export.files import TORCH, need
+from ...deploy.export.openvino_format import openvino_core
 from ...deploy.fusion import fold_conv_bn
 from ...errors import ConfigError
 from ...utils.provenance import need_torch

@@ -118,13 +118,14 @@ def _convolutions(random: Callable[..., Tensor]) -> Iterator[tuple[str, Use]]:
     forward = _use('deform_conv_forward', x, weight, offset, output, scratch, more_scratch, **sizes)
     yield 'deformable convolution, 64 channels, 50 x 50', forward
     yield 'deformable convolution, backward', backward
-    numbers = (3, 3, 1, 1, 1, 1, 1, 1, 1, 1, True)
+    modulated = {'kernel_h': 3, 'kernel_w': 3, 'stride_h': 1, 'stride_w': 1, 'pad_h': 1, 'pad_w': 1}
+    modulated.update(dilation_h=1, dilation_w=1, group=1, deformable_group=1, with_bias=True)
     label, inputs = 'modulated deformable convolution', (x, weight, bias, scratch, offset, mask)
     results = (output, more_scratch)
-    yield label, _use('modulated_deform_conv_forward', *inputs, *results, *numbers)
+    yield label, _use('modulated_deform_conv_forward', *inputs, *results, **modulated)
     grads = [torch.zeros_like(t) for t in (x, weight, bias, offset, mask)]
-    arguments = (*inputs, more_scratch, *grads, gradient, *numbers)
-    yield f'{label}, backward', _use('modulated_deform_conv_backward', *arguments)
+    arguments = (*inputs, more_scratch, *grads, gradient)
+    yield f'{label}, backward', _use('modulated_deform_conv_backward', *arguments, **modulated)
 
 
 def _prediction(random: Callable[..., Tensor]) -> Iterator[tuple[str, Use]]:  # noqa: ARG001

@@ -56,13 +56,10 @@ def compare_detections(
     most: int,
     tolerance: float = SCORE_TOLERANCE,
 ) -> Agreement:
-    """Match the detections of each image, of the same class and the best overlap from 0.99.
+    """Match the detections of each image by two systems: the same class, an overlap from 0.99.
 
-    Args:
-        pairs: Detections of each image by two systems.
-        score_thr: The score from which both report.
-        most: Detections of an image from which both leave out those with the lowest scores.
-        tolerance: Of a score: what is above the lowest reported by less may be missing.
+    Both report detections from ``score_thr`` on, and at most so many of an image. What is above the
+    lowest score reported by less than the tolerance may be missing.
     """
     images = detections = unmatched = 0
     score_error, iou = 0.0, 1.0
@@ -91,15 +88,7 @@ def compare_detections(
 def network_inputs(
     cfg: Any, detector: nn.Module, files: Iterable[Path]
 ) -> Iterator[tuple[torch.Tensor, Any]]:
-    """Yield images as the config's test pipeline and the preprocessor hand them to the network.
-
-    Args:
-        cfg: The detector's config.
-        detector: The detector, for its preprocessor.
-        files: Image files.
-
-    Yields:
-        ``(1, 3, H, W)`` and mmdet's data sample of each image.
+    """Yield images ``(1, 3, H, W)`` as an evaluation hands them to the network, and their samples.
 
     Raises:
         DataError: A file is not an image, or too thin for the pipeline's size.

@@ -8,6 +8,7 @@ from typing import Any
 
 from mmengine.config import ConfigDict
 from mmengine.hooks import Hook
+from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 
@@ -16,7 +17,8 @@ from ...runner.config import is_classifier, load_config
 from ...runner.test import test
 from ...runner.weights import check_classes
 from .. import fusion
-from .files import FORMATS, describe
+from .files import describe
+from .formats import BY_SUFFIX
 
 
 @HOOKS.register_module()
@@ -31,6 +33,7 @@ class FuseHook(Hook):
 
     def before_test_epoch(self, runner: Any) -> None:
         """Exchange the model."""
+        print_log('the model is tested in its fast form', logger='current')
         fuse = fusion.fuse if is_classifier(runner.cfg) else fusion.fuse_detector
         if is_model_wrapper(runner.model):
             runner.model.module = fuse(runner.model.module.eval())
@@ -39,27 +42,17 @@ class FuseHook(Hook):
 
 
 class ExportedFileHook(Hook):
-    """Refuse a config that differs from the one that a file was exported with.
-
-    Args:
-        file: The exported file, for the message.
-        described: What the config says of a detector's use, see
-            :func:`~evit_mm.deploy.export.files.describe`.
-    """
+    """Refuse a config that differs, as ``described``, from the one a file was exported with."""
 
     def __init__(self, file: str, described: Mapping[str, Any]) -> None:
         self.file, self.described = file, described
 
     def before_test(self, runner: Any) -> None:
-        """Compare classes, preparation of images and choice of detections.
-
-        Raises:
-            ConfigError: They differ.
-        """
+        """Compare classes, preparation of images and choice of detections."""
         metadata = runner.model.exported.metadata
         check_classes(metadata, runner.test_dataloader.dataset.metainfo, self.file)
         for key in ('mean', 'std', 'channels', 'pad_value', 'score_thr'):
-            if key in metadata and metadata[key] != self.described[key]:
+            if metadata[key] != self.described[key]:
                 raise ConfigError(
                     f"'{self.file}' was exported with {key}={metadata[key]}, the config has "
                     f'{self.described[key]}; set it back, or export again'
@@ -82,10 +75,10 @@ def evaluate(
         checkpoint: As in :func:`evit_mm.runner.test.test`, or what
             :func:`evit_mm.deploy.export.export` wrote.
         fuse: Test the fast form, see :class:`FuseHook`.
-        work_dir: As in :func:`evit_mm.runner.test.test`.
-        launcher: As in :func:`evit_mm.runner.test.test`.
-        cfg_options: As in :func:`evit_mm.runner.test.test`.
-        **options: Further ones of :func:`evit_mm.runner.test.test`.
+        work_dir: As there.
+        launcher: As there; an exported file runs in one process.
+        cfg_options: As there.
+        **options: Further ones of that function.
 
     Returns:
         The metrics by name.
@@ -94,7 +87,7 @@ def evaluate(
         EvitError: The config, the data set or the file cannot be used.
     """
     cfg = load_config(config, cfg_options, work_dir)
-    if Path(checkpoint).suffix not in FORMATS.values():
+    if Path(checkpoint).suffix not in BY_SUFFIX:
         hooks = [FuseHook()] if fuse else []
         return test(cfg, checkpoint, launcher=launcher, hooks=hooks, **options)
     file = str(checkpoint)
@@ -102,9 +95,7 @@ def evaluate(
         raise ConfigError(f"--fuse: '{file}' has its form already")
     if launcher != 'none':
         raise ConfigError(f"--launcher {launcher}: '{file}' runs in one process alone")
-    preprocessor = cfg.model.get('data_preprocessor')
-    if is_classifier(cfg) or preprocessor is None:
-        raise ConfigError(f"'{file}': only a detector's exported file can be evaluated")
     hook = ExportedFileHook(file, describe(cfg, ()))
+    preprocessor = cfg.model.data_preprocessor
     cfg.model = ConfigDict(type='ExportedDetector', file=file, data_preprocessor=preprocessor)
     return test(cfg, None, hooks=[hook], **options)

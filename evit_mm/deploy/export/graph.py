@@ -13,8 +13,6 @@ from torch import Tensor, nn
 
 from ...errors import ConfigError
 
-OPSET = 18
-
 
 class DetectorGraph(nn.Module):
     """The whole detector as a function of tensors, as it is exported.
@@ -133,13 +131,9 @@ class DetectorGraph(nn.Module):
 
 
 def _nms_mask(boxes: Tensor, scores: Tensor, iou_threshold: float, most: int) -> Tensor:
-    """Return 1 for boxes that NMS keeps and 0 for the others: ``(B, K)``.
+    """Return 1 for boxes ``(B, K, 4)`` that NMS keeps and 0 for the others: ``(B, K)``.
 
-    Args:
-        boxes: ``(B, K, 4)``.
-        scores: ``(B, K)``; boxes with score 0 are not there.
-        iou_threshold: Overlap from which the lower score goes.
-        most: Boxes to keep in an image.
+    Boxes with score 0 are not there; at most so many of an image are kept.
     """
     from torchvision.ops import nms
 
@@ -159,34 +153,8 @@ if hasattr(torch.library, 'custom_op'):  # torch 2.4; before, nothing is exporte
         return torch.empty_like(scores)
 
 
-def onnx_nms_mask(onnxscript: Any) -> Any:
-    """Return ``nms_mask`` in ONNX's operators, for the exporter's table."""
-    op = onnxscript.values.Opset('', OPSET)
-
-    def translated(boxes: Any, scores: Any, iou_threshold: float, most: int) -> Any:
-        constants = (
-            op.Constant(value_ints=[most]),
-            op.Constant(value_floats=[iou_threshold]),
-            op.Constant(value_floats=[0.0]),
-        )
-        one = op.Constant(value_ints=[1])
-        chosen = op.NonMaxSuppression(boxes, op.Unsqueeze(scores, one), *constants)
-        # rows of (image, class, box), the class always 0
-        places = op.Gather(chosen, op.Constant(value_ints=[0, 2]), axis=1)
-        count = op.Slice(op.Shape(places), op.Constant(value_ints=[0]), one)
-        ones = op.Expand(op.Constant(value_floats=[1.0]), count)
-        zeros = op.Expand(op.Constant(value_floats=[0.0]), op.Shape(scores))
-        return op.ScatterND(zeros, places, ones)
-
-    return translated
-
-
 def _check_test_cfg(cfg: Any) -> None:
-    """Refuse what the graph would leave out.
-
-    Raises:
-        ConfigError: See :class:`DetectorGraph`.
-    """
+    """Refuse what the graph would leave out."""
     nms = dict(cfg.get('nms') or {})
     if {*nms, 'type'} != {'type', 'iou_threshold'} or nms.get('type', 'nms') != 'nms':
         raise ConfigError(

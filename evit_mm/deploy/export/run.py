@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,20 +24,16 @@ from ...runner.config import load_config
 from ...utils.provenance import need_torch
 from .check import SCORE_TOLERANCE, Agreement, compare_detections, network_inputs
 from .evaluation import evaluate
-from .files import FORMATS, TORCH, describe, export_onnx, need, to_openvino
+from .files import TORCH, Format, describe, need
+from .formats import FORMATS
 from .graph import DetectorGraph
-from .quantize import quantize_onnx, quantize_openvino
 from .runtime import ExportedModel, to_instances
 
-PACKAGES = {
-    'onnx': ('onnx', 'onnxscript', 'onnxruntime'),
-    'openvino': ('onnx', 'onnxscript', 'openvino'),
-}
 CHECKED_IMAGES = 20
 CALIBRATION_IMAGES = 100
 HALF_TOLERANCE = 0.02
 SHARE, HALF_SHARE = 1 / 200, 1 / 50  # boxes that overlap by just NMS's threshold, at most
-Inputs = list[tuple[torch.Tensor, Any]]  # images as the network takes them, and mmdet's samples
+Samples = list[tuple[torch.Tensor, Any]]  # images as the network takes them, and mmdet's samples
 
 
 @dataclass(frozen=True)
@@ -95,10 +90,12 @@ def export(
     Raises:
         EvitError: Something cannot be read, exported or written, or the file disagrees.
     """
-    out = Path(out)
-    _refuse(out, checkpoint, file_format, with_nms, half, int8)
+    out, form = Path(out), FORMATS.get(file_format)
+    if form is None:
+        raise ConfigError(f'--format {file_format!r} must be one of {", ".join(FORMATS)}')
+    _refuse(form, out, checkpoint, with_nms, half, int8)
     need_torch(TORCH, 'An export')
-    for package in (*PACKAGES[file_format], *(['nncf'] if int8 and out.suffix == '.xml' else [])):
+    for package in (*form.packages, *(form.int8_packages if int8 else ())):
         need(package)
     cfg = load_config(config, cfg_options)
     detector = load_detector(cfg, checkpoint).cpu()
@@ -106,61 +103,61 @@ def export(
     # the file takes sizes that the config's own padding may not give
     detector.data_preprocessor.pad_size_divisor = metadata['pad_size_divisor']
     DetectorGraph(detector, with_nms)  # refuses what cannot be exported before the images are read
-    files = _images(cfg, 'test', check, '--check', CHECKED_IMAGES)
-    inputs = list(network_inputs(cfg, detector, files))
+    inputs = _read(cfg, detector, 'test', check, '--check', CHECKED_IMAGES)
     size = None if dynamic else tuple(inputs[0][0].shape[2:])
     inputs = _of_size(inputs, size)
-    calibrated_on = _calibration_inputs(cfg, detector, calibration, size) if int8 else []
+    calibrated_on = []
+    if int8:
+        images = _read(cfg, detector, 'train', calibration, '--calibration', CALIBRATION_IMAGES)
+        calibrated_on = _of_size(images, size)
+        if not calibrated_on:
+            raise ConfigError(
+                f'no image for the calibration becomes {size[0]} pixels high and {size[1]} wide, '
+                'as the file made with --static takes; see --calibration DIR'
+            )
 
-    with _folder_beside(out) as folder:
-        file = _write(detector, folder, metadata, file_format, size, half)
-        tolerance, share = (HALF_TOLERANCE, HALF_SHARE) if half else (SCORE_TOLERANCE, SHARE)
-        if with_nms:
-            agreement = _agreement(detector, file, inputs, metadata, tolerance)
-            _refuse_disagreement(agreement, tolerance, share)
-        else:
-            agreement = None
-            _compare_all_boxes(detector, file, inputs, tolerance)
-        if int8:
-            file = _quantize(file, calibrated_on)
-            agreement = _agreement(detector, file, inputs, metadata, SCORE_TOLERANCE)
-        for target in _targets(out):
-            file.with_suffix(target.suffix).replace(target)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        # beside the file, so that what is good can be moved to its place at once
+        with tempfile.TemporaryDirectory(dir=out.parent) as folder:
+            file = Path(folder, 'float').with_suffix(out.suffix)
+            print_log('writing the graph', logger='current')
+            form.write(detector, file, metadata, size, half)
+            agreement = _check(detector, file, inputs, metadata, half)
+            if int8:
+                source, file = file, file.with_stem('int8')
+                form.quantize(source, file, metadata, [_named(*row) for row in calibrated_on])
+                agreement = _agreement(detector, file, inputs, metadata, SCORE_TOLERANCE)
+            for suffix in form.suffixes:
+                file.with_suffix(suffix).replace(out.with_suffix(suffix))
+    except OSError as error:
+        raise EvitError(f"'{out}' cannot be written: {error}") from None
     ap = _average_precisions(config, checkpoint, out, cfg_options) if int8 else {}
     return Exported(out, agreement, ap)
 
 
 def _refuse(
-    out: Path, checkpoint: str | Path, file_format: str, with_nms: bool, half: bool, int8: bool
+    form: Format, out: Path, checkpoint: str | Path, with_nms: bool, half: bool, int8: bool
 ) -> None:
-    """Refuse options that exclude each other, and a file that must not be written.
-
-    Raises:
-        ConfigError: One of these.
-    """
-    if file_format not in FORMATS:
-        raise ConfigError(f'--format {file_format!r} must be one of {", ".join(FORMATS)}')
-    if out.suffix != FORMATS[file_format]:
-        raise ConfigError(f"-o '{out}' must end in {FORMATS[file_format]} for {file_format}")
+    """Refuse options that exclude each other, and a file that must not be written."""
+    if out.suffix != form.suffixes[-1]:
+        raise ConfigError(f"-o '{out}' must end in {form.suffixes[-1]} for this --format")
     if half and int8:
         raise ConfigError('--half and --int8 exclude each other')
     if int8 and not with_nms:
         raise ConfigError(
             '--int8 and --no-nms exclude each other: its loss is measured on detections'
         )
-    for target in _targets(out):
+    for target in map(out.with_suffix, form.suffixes):
         if target.exists() and Path(checkpoint).exists() and target.samefile(checkpoint):
             raise ConfigError(
                 f"-o '{out}' would overwrite the checkpoint '{checkpoint}'; choose another name"
             )
 
 
-def _targets(out: Path) -> list[Path]:
-    """Return the files of an export, in the order in which they are put in place."""
-    return [out.with_suffix('.bin'), out] if out.suffix == FORMATS['openvino'] else [out]
-
-
-def _images(cfg: Any, split: str, folder: str | Path | None, flag: str, most: int) -> list[Path]:
+def _read(
+    cfg: Any, detector: nn.Module, split: str, folder: str | Path | None, flag: str, most: int
+) -> Samples:
     """Return at most so many images under a folder, or of a split, evenly spread."""
     try:
         if folder is None:
@@ -168,76 +165,27 @@ def _images(cfg: Any, split: str, folder: str | Path | None, flag: str, most: in
             while inner := dataset.get('dataset') or dataset.get('datasets', [None])[0]:
                 dataset = inner
             folder = dataset_paths(dataset)['img_dir']
-        return spread(list_images(folder), most)
+        files = spread(list_images(folder), most)
     except DataError as error:
         raise ConfigError(f'{error}; name a folder of real images by {flag} DIR') from None
+    return list(network_inputs(cfg, detector, track(files, f'reading images ({split})')))
 
 
-def _of_size(inputs: Iterable[tuple[torch.Tensor, Any]], size: tuple | None) -> Inputs:
+def _of_size(inputs: Samples, size: tuple | None) -> Samples:
     """Return the images of one size ``(H, W)``; all of them where it is None."""
     return [row for row in inputs if size is None or tuple(row[0].shape[2:]) == size]
 
 
-def _calibration_inputs(
-    cfg: Any, detector: nn.Module, folder: str | Path | None, size: tuple | None
-) -> Inputs:
-    files = _images(cfg, 'train', folder, '--calibration', CALIBRATION_IMAGES)
-    reading = track(files, 'reading the images for the calibration')
-    inputs = _of_size(network_inputs(cfg, detector, reading), size)
-    if not inputs:
-        raise ConfigError(
-            f'no image for the calibration becomes {size[0]} pixels high and {size[1]} wide, as '
-            'the file made with --static takes; see --calibration DIR'
-        )
-    return inputs
-
-
-@contextmanager
-def _folder_beside(out: Path) -> Iterator[Path]:
-    """Make a folder from which files can be moved to their place at once.
-
-    Raises:
-        EvitError: There, or in the folder, nothing can be written.
-    """
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.parent) as name:
-            yield Path(name)
-    except OSError as error:
-        raise EvitError(f"'{out}' cannot be written: {error}") from None
-
-
-def _write(
-    detector: nn.Module,
-    folder: Path,
-    metadata: dict,
-    file_format: str,
-    size: tuple | None,
-    half: bool,
-) -> Path:
-    print_log('writing the graph', logger='current')
-    graph = folder / 'graph.onnx'
-    in_half = half and file_format == 'onnx'  # OpenVINO makes its halves itself
-    export_onnx(detector, graph, metadata, size, in_half)
-    if file_format == 'onnx':
-        return graph
-    to_openvino(graph, graph.with_suffix('.xml'), half)
-    return graph.with_suffix('.xml')
-
-
-def _quantize(file: Path, inputs: Inputs) -> Path:
-    quantize = quantize_onnx if file.suffix == FORMATS['onnx'] else quantize_openvino
-    target = file.with_stem('int8')
-    quantize(file, target, [(image.numpy(), _size(sample)) for image, sample in inputs])
-    return target
-
-
-def _size(sample: Any) -> np.ndarray:
-    return np.array([sample.img_shape[:2]], dtype=np.float32)
+def _named(image: torch.Tensor, sample: Any) -> dict[str, np.ndarray]:
+    """Return what a file takes of an image."""
+    return {
+        'image': image.numpy(),
+        'size': np.array([sample.img_shape[:2]], dtype=np.float32),
+    }
 
 
 def _agreement(
-    detector: nn.Module, file: Path, inputs: Inputs, metadata: dict, tolerance: float
+    detector: nn.Module, file: Path, inputs: Samples, metadata: dict, tolerance: float
 ) -> Agreement:
     opened = ExportedModel(file)
 
@@ -245,13 +193,21 @@ def _agreement(
         for image, sample in track(inputs, description='checking'):
             with torch.inference_mode():
                 (expected,) = detector.predict(image, [copy.deepcopy(sample)], rescale=False)
-            yield expected.pred_instances, to_instances(opened(image.numpy(), _size(sample)))
+            yield expected.pred_instances, to_instances(opened(**_named(image, sample)))
 
     most = detector.bbox_head.test_cfg.max_per_img
     return compare_detections(pairs(), metadata['score_thr'], most, tolerance)
 
 
-def _refuse_disagreement(agreement: Agreement, tolerance: float, share: float) -> None:
+def _check(
+    detector: nn.Module, file: Path, inputs: Samples, metadata: dict, half: bool
+) -> Agreement | None:
+    """Hold a file against PyTorch, and refuse one that disagrees."""
+    tolerance, share = (HALF_TOLERANCE, HALF_SHARE) if half else (SCORE_TOLERANCE, SHARE)
+    if 'labels' not in metadata['outputs']:
+        _compare_all_boxes(detector, file, inputs, tolerance)
+        return None
+    agreement = _agreement(detector, file, inputs, metadata, tolerance)
     if not agreement.detections:
         raise EvitError(
             f'PyTorch detected nothing on the {agreement.images} images, so that nothing could be '
@@ -260,22 +216,19 @@ def _refuse_disagreement(agreement: Agreement, tolerance: float, share: float) -
         )
     if not agreement.within(tolerance, share):
         raise EvitError(f'the file disagrees with PyTorch and was not kept: {agreement}')
+    return agreement
 
 
-def _compare_all_boxes(detector: nn.Module, file: Path, inputs: Inputs, tolerance: float) -> None:
-    """Hold a file without NMS against PyTorch, box by box.
-
-    Raises:
-        EvitError: They disagree.
-    """
+def _compare_all_boxes(detector: nn.Module, file: Path, inputs: Samples, tolerance: float) -> None:
+    """Hold a file without NMS against PyTorch, box by box."""
     opened, plain = ExportedModel(file), DetectorGraph(detector, with_nms=False)
     for image, sample in track(inputs, description='checking'):
-        size = _size(sample)
+        named = _named(image, sample)
         with torch.inference_mode():
-            expected = plain(image, torch.from_numpy(size))
+            expected = plain(image, torch.from_numpy(named['size']))
         boxes, scores = (
             float(np.abs(a - b.numpy()).max())
-            for a, b in zip(opened(image.numpy(), size), expected, strict=True)
+            for a, b in zip(opened(**named), expected, strict=True)
         )
         if not (scores <= tolerance and boxes <= tolerance * max(image.shape[2:])):
             raise EvitError(
