@@ -45,6 +45,12 @@ class Analysis:
     f1: np.ndarray
 
     @property
+    def of_classes(self) -> dict[str, tuple[int, float, float]]:
+        """Number of objects, AP and AP50 by name."""
+        figures = zip(self.truth.objects, self.figures.ap, self.figures.ap50, strict=True)
+        return dict(zip(self.truth.classes, figures, strict=True))
+
+    @property
     def costs(self) -> list[float]:
         """Points of AP50 that each kind of error costs, in the order of ``tide.KINDS``."""
         return [100 * self.tide['delta_ap'][name] for name in NAMES]

@@ -48,8 +48,8 @@ def cost_changes(before: Analysis, after: Analysis) -> list[Change]:
 
 def class_changes(before: Analysis, after: Analysis) -> list[Change]:
     """Return the AP of the classes that both have, those that lost most first."""
-    old, new = (dict(zip(a.truth.classes, a.figures.ap, strict=True)) for a in (before, after))
-    changes = [Change(name, old[name], new[name]) for name in old if name in new]
+    old, new = before.of_classes, after.of_classes
+    changes = [Change(name, old[name][1], new[name][1]) for name in old if name in new]
     return sorted(changes, key=lambda change: np.nan_to_num(change.difference))
 
 

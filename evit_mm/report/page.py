@@ -14,7 +14,7 @@ import numpy as np
 
 from .. import __version__
 from ..evaluation.coco_eval import FIGURES
-from ..evaluation.tide import KINDS, NAMES
+from ..evaluation.tide import KINDS
 from ..utils.provenance import commit
 from . import changes, charts
 from .analysis import Analysis
@@ -27,16 +27,18 @@ MARGIN = 60_000  # what thumbnails and notes take beside their bytes
 MAX_RUNS = 8
 MAX_IMAGES = 90
 MAX_BARS = 80  # classes; the table has all
-MEANINGS = {
-    'classification': 'found, but given the wrong class',
-    'localisation': 'right class, but the box fits too badly (IoU 0.1 to 0.5)',
-    'both': 'wrong class and a badly fitting box',
-    'duplicate': 'an object that a surer detection has found already',
-    'background': 'there is no object',
-    'missed': 'an object that nothing found, not even badly',
-    'all false detections': 'as if every false detection went',
-    'all unfound objects': 'as if no unfound object were counted',
-}
+ABSENT = (0, float('nan'), float('nan'))
+# name, hotcoco's name, meaning
+ERRORS = (
+    ('classification', 'Cls', 'found, but given the wrong class'),
+    ('localisation', 'Loc', 'right class, but the box fits too badly (IoU 0.1 to 0.5)'),
+    ('both', 'Both', 'wrong class and a badly fitting box'),
+    ('duplicate', 'Dupe', 'an object that a surer detection has found already'),
+    ('background', 'Bkg', 'there is no object'),
+    ('missed', 'Miss', 'an object that nothing found, not even badly'),
+    ('all false detections', 'FP', 'as if every false detection went'),
+    ('all unfound objects', 'FN', 'as if no unfound object were counted'),
+)
 HOW = {
     'loss': 'Training loss, mean of the last iterations: it should fall and level off.',
     'lr': 'Learning rate: warm-up and steps as the config asks for.',
@@ -69,21 +71,6 @@ class Shown:
         """The run's name."""
         return self.run.name
 
-    @property
-    def headlines(self) -> list[tuple[str, float]]:
-        """The figures that come first."""
-        if self.analysis is None:
-            return [('AP as logged', self.run.best[1] if self.run.best else float('nan'))]
-        names = [name for name, _ in FIGURES]
-        return list(zip(names, self.analysis.figures.twelve, strict=True))[:3]
-
-    @property
-    def filters(self) -> dict[str, list[int]]:
-        """Places of the kinds and classes that the worst images can be filtered by."""
-        mistakes = [mistake for card in self.cards for mistake in card.mistakes]
-        kinds, labels = (sorted({mistake[i] for mistake in mistakes}) for i in (0, 1))
-        return {'kind': kinds, 'label': labels}
-
 
 def render(runs: Sequence[Shown], compare: bool = False) -> str:
     """Make the page, with as many pictures as its size allows.
@@ -99,7 +86,6 @@ def render(runs: Sequence[Shown], compare: bool = False) -> str:
     for run in runs:
         if run.analysis is not None:
             run.cards = worst_cards(run.analysis, MAX_IMAGES // len(runs))
-    facts = [run.run.facts() for run in runs]
     content = {
         'runs': runs,
         'analysed': analysed,
@@ -107,7 +93,7 @@ def render(runs: Sequence[Shown], compare: bool = False) -> str:
         'how': HOW,
         'figure_names': FIGURES,
         'kinds': KINDS,
-        'facts': [(name, [fact[name] for fact in facts]) for name in facts[0]],
+        'facts': [run.run.facts() for run in runs],
         'compare': _changes(*runs) if compare else None,
         **(_findings(analysed) if analysed else {}),
     }
@@ -141,9 +127,14 @@ def _findings(runs: Sequence[Shown]) -> dict[str, Any]:
     """Return what the template takes of runs with detections."""
     found = {run.name: run.analysis for run in runs if run.analysis is not None}
     colours = [run.colour for run in runs]
-    classes = _class_rows(list(found.values()))
-    drawn = classes[-MAX_BARS:]
-    ap = {run: [row['values'][i][0] for row in drawn] for i, run in enumerate(found)}
+    of_classes = [analysis.of_classes for analysis in found.values()]
+    first = {name: np.nan_to_num(ap, nan=-1.0) for name, (_, ap, _) in of_classes[0].items()}
+    names = sorted(dict.fromkeys(chain(*of_classes)), key=lambda name: -first.get(name, -1.0))
+    drawn = names[-MAX_BARS:]
+    ap = {
+        run: [own.get(name, ABSENT)[1] for name in drawn]
+        for run, own in zip(found, of_classes, strict=True)
+    }
     costs = {run: analysis.costs for run, analysis in found.items()}
     bins = {run: analysis.calibration['bins'] for run, analysis in found.items()}
     scores = {
@@ -152,10 +143,12 @@ def _findings(runs: Sequence[Shown]) -> dict[str, Any]:
     }
     return {
         'best': np.fmax.reduce([analysis.figures.twelve for analysis in found.values()]),
-        'class_rows': classes,
+        'class_names': names,
+        'of_classes': of_classes,
+        'absent': ABSENT,
         'num_drawn': len(drawn),
-        'error_rows': _error_rows(list(found.values())),
-        'classes_chart': charts.bars([row['name'] for row in drawn], ap, 'AP', 3, colours),
+        'errors': ERRORS,
+        'classes_chart': charts.bars(drawn, ap, 'AP', 3, colours),
         'costs_chart': charts.bars(KINDS, costs, 'AP50 points lost', 2, colours),
         'scores_chart': charts.lines(
             scores, 'mean score', 'share that is right', colours, marker='o', diagonal=True
@@ -176,38 +169,6 @@ def _recall_chart(analysis: Analysis) -> str:
         for iou, values in analysis.figures.curves.items()
     }
     return charts.lines(curves, 'recall', 'precision')
-
-
-def _class_rows(found: Sequence[Analysis]) -> list[dict[str, Any]]:
-    """Return AP and AP50 of each class in each run, by falling AP of the first."""
-    absent = (float('nan'), float('nan'))
-    values = [
-        dict(zip(a.truth.classes, zip(a.figures.ap, a.figures.ap50, strict=True), strict=True))
-        for a in found
-    ]
-    objects = dict(zip(found[0].truth.classes, found[0].truth.objects, strict=True))
-    rows = [
-        {
-            'name': name,
-            'objects': objects.get(name, 0),
-            'values': [of_run.get(name, absent) for of_run in values],
-        }
-        for name in dict.fromkeys(chain(*values))
-    ]
-    return sorted(rows, key=lambda row: -np.nan_to_num(row['values'][0][0], nan=-1.0))
-
-
-def _error_rows(found: Sequence[Analysis]) -> list[dict[str, Any]]:
-    """Return points lost and number of each kind of error in each run."""
-    columns = []
-    for tide in (analysis.tide for analysis in found):
-        lost = [100 * tide['delta_ap'][name] for name in (*NAMES, 'FP', 'FN')]
-        counts = [tide['counts'][name] for name in NAMES]
-        columns.append(list(zip(lost, [*counts, sum(counts[:-1]), ''], strict=True)))
-    return [
-        {'name': name, 'meaning': meaning, 'values': values}
-        for (name, meaning), *values in zip(MEANINGS.items(), *columns, strict=True)
-    ]
 
 
 def _changes(before: Shown, after: Shown) -> dict[str, Any]:

@@ -28,16 +28,14 @@ class Box:
     """A rectangle on a picture.
 
     Attributes:
-        corner: Its upper left corner in the image's pixels.
-        size: Width and height.
+        bbox: ``[x, y, width, height]`` in the image's pixels.
         label: Written beside it.
         state: What it is, which chooses its colour.
         title: What is read on pointing at it.
         score: Of the detection, or of that which found the object; None where nothing did.
     """
 
-    corner: tuple[float, float]
-    size: tuple[float, float]
+    bbox: list[float]
     label: str
     state: str
     title: str
@@ -186,8 +184,7 @@ def _true_box(analysis: Analysis, thing: int) -> Box:
     else:
         state = 'missed'
         text = 'not found'
-    x, y, width, height = truth.box[thing].tolist()
-    return Box((x, y), (width, height), name, state, f'{name}: {text}', score)
+    return Box(truth.box[thing].tolist(), name, state, f'{name}: {text}', score)
 
 
 def _found_box(analysis: Analysis, detection: int) -> Box:
@@ -203,5 +200,4 @@ def _found_box(analysis: Analysis, detection: int) -> Box:
         state, text = KINDS[kind], f'{KINDS[kind]} error'
         if about >= 0 and truth.label[about] != found.label[detection]:
             text += f', it is {truth.classes[truth.label[about]]}'
-    x, y, width, height = found.box[detection].tolist()
-    return Box((x, y), (width, height), label, state, f'{label}: {text}', score)
+    return Box(found.box[detection].tolist(), label, state, f'{label}: {text}', score)
