@@ -381,6 +381,8 @@ def test_what_is_no_training_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r'tiny\.py.*cannot be read'):
         write_report([broken], tmp_path / 'out')
     run = write_run(tmp_path / 'run')
+    with pytest.raises(DataError, match='given twice'):
+        write_report([run, run], tmp_path / 'out')
     with pytest.raises(ConfigError, match='--compare takes two'):
         write_report([run], tmp_path / 'out', compare=True)
     with pytest.raises(ConfigError, match='1 to 8'):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -60,7 +61,7 @@ def lines(
     axis = figure.subplots()
     if diagonal:
         axis.plot([0, 1], [0, 1], '--', color=MUTED)
-    for (name, points), colour in zip(series.items(), colours, strict=False):
+    for (name, points), colour in zip(series.items(), cycle(colours), strict=False):
         if points:
             x_y = zip(*points, strict=True)
             axis.plot(*x_y, marker=marker, color=colour, label=short(name, 40))

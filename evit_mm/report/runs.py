@@ -90,9 +90,12 @@ def read_runs(work_dirs: Sequence[str | Path]) -> list[Run]:
 
     Raises:
         ConfigError: A config cannot be read.
-        DataError: A folder is not such a work dir.
+        DataError: A folder is not such a work dir, or is given twice.
     """
     folders = [Path(work_dir) for work_dir in work_dirs]
+    for folder in folders:
+        if folders.count(folder) > 1:
+            raise DataError(f"'{folder}' is given twice; give each training once")
     names = [folder.resolve().name for folder in folders]
     if len(set(names)) < len(names):
         names = [str(folder) for folder in folders]
