@@ -74,17 +74,10 @@ def read_truth(
     classes: Sequence[str],
     indices: int | Sequence[int] | None = None,
 ) -> Truth:
-    """Read an annotation file's content.
+    """Read an annotation file's content, or raise a DataError that names the file.
 
-    Args:
-        content: In COCO's format.
-        name: The file, for messages.
-        folder: Folder that ``file_name`` is relative to.
-        classes: Names in the detector's order; those that the file lacks have no objects.
-        indices: The images that are evaluated, as mmengine's data sets take them; None for all.
-
-    Raises:
-        DataError: It is not in COCO's format.
+    Classes are in the detector's order; those that the file lacks have no objects. ``indices``
+    chooses images as mmengine's data sets do.
     """
     try:
         coco = json.loads(content)
@@ -138,15 +131,9 @@ def coco_evaluator(
     objects: np.ndarray | slice = slice(None),
     detections: np.ndarray | slice = slice(None),
 ) -> hotcoco.COCOeval:
-    """Evaluate boxes by hotcoco.
+    """Evaluate boxes, or some of them, by hotcoco.
 
     Images and classes have their places as ids, objects and detections count from 1.
-
-    Args:
-        truth: What there is.
-        found: What was found.
-        objects: Those that are handed over.
-        detections: Those that are handed over.
     """
     gt = hotcoco.COCO.from_arrays(
         [{'id': place} for place in range(len(truth.images))],

@@ -44,11 +44,10 @@ class Figures:
 
 
 def precision(evaluator: hotcoco.COCOeval) -> np.ndarray:
-    """Return the precision after ``accumulate()``.
+    """Return the precision after ``accumulate()``, ``(T, R, K, A, M)``.
 
-    Returns:
-        ``(T, R, K, A, M)``: IoU thresholds, recalls, classes, ranges of the area and numbers of
-        detections; -1 where there is no object.
+    These are IoU thresholds, recalls, classes, ranges of the area and numbers of detections; -1
+    stands where there is no object.
     """
     if evaluator.eval is None:
         raise ValueError('accumulate() comes first')
@@ -56,16 +55,10 @@ def precision(evaluator: hotcoco.COCOeval) -> np.ndarray:
 
 
 def summarize(evaluator: hotcoco.COCOeval) -> np.ndarray:
-    """Print COCO's table and return its twelve figures.
+    """Print COCO's table and return its twelve figures, after ``accumulate()``.
 
     hotcoco's own summary takes AP at the last of ``max_dets``; pycocotools takes the one that is
     100, and -1 where there is none. This is pycocotools' summary of hotcoco's arrays.
-
-    Args:
-        evaluator: After ``evaluate()`` and ``accumulate()``.
-
-    Returns:
-        ``(12,)`` in the order of ``COCOeval.stats``.
     """
     from pycocotools.cocoeval import COCOeval
 

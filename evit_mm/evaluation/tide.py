@@ -51,13 +51,7 @@ class Errors:
 
 
 def find_errors(evaluator: hotcoco.COCOeval, truth: Truth, found: Found) -> Errors:
-    """Sort the detections by kind.
-
-    Args:
-        evaluator: Has evaluated all of ``truth`` and ``found``.
-        truth: What there is.
-        found: What was found.
-    """
+    """Sort the detections by kind; the evaluator has evaluated all of ``truth`` and ``found``."""
     told = evaluator.image_diagnostics(iou_thr=FOREGROUND)
     found_of = np.full(len(truth.image), -1)
     for thing, detection in told['gt_match'].items():

@@ -47,15 +47,9 @@ def lines(
     marker: str = '',
     diagonal: bool = False,
 ) -> Markup:
-    """Draw lines.
+    """Draw a line through the ``(x, y)`` of each name, ``diagonal`` also that of equal x and y.
 
-    Args:
-        series: ``(x, y)`` by name; one without points is left out, its colour too.
-        x: Title of the axis.
-        y: Title of the axis.
-        colours: Of the lines.
-        marker: matplotlib's, of each point.
-        diagonal: Draw the line on which x equals y.
+    A series without points is left out, and its colour too.
     """
     figure = Figure(figsize=(5.8, 3), layout='constrained')
     axis = figure.subplots()
@@ -82,15 +76,7 @@ def bars(
     digits: int,
     colours: Sequence[str] = COLOURS,
 ) -> Markup:
-    """Draw horizontal bars, a group for each name.
-
-    Args:
-        names: Beside the groups, from the top.
-        series: Lengths of the bars by what they are of; NaN where there is no bar.
-        x: Title of the axis.
-        digits: Decimals of the figure at a bar's end.
-        colours: Of the series.
-    """
+    """Draw horizontal bars, a group for each name; NaN is no bar."""
     figure = Figure(figsize=(10, 0.8 + len(names) * (0.12 + 0.16 * len(series))))
     figure.set_layout_engine('constrained')
     axis = figure.subplots()

@@ -44,11 +44,6 @@ def detect(
     whole or not at all; it is used again for as long as checkpoint, annotations and the parts of
     the config that matter are the same.
 
-    Args:
-        run: The training, which may be running.
-        device: As in :func:`evit_mm.deploy.export.evaluation.evaluate`.
-        cfg_options: Overrides of its config, such as where the data lie now.
-
     Raises:
         EvitError: There is no checkpoint, the data have moved, or the model cannot be evaluated.
     """

@@ -50,15 +50,7 @@ HOW = {
 
 @dataclass
 class Shown:
-    """A run and what the page shows of it.
-
-    Attributes:
-        run: What its work dir says.
-        colour: Its colour in the charts.
-        detections: What it finds, None where that is not known.
-        analysis: What there is to say of these.
-        cards: Its worst images.
-    """
+    """A run and what the page shows of it; without detections there is no analysis."""
 
     run: Run
     colour: str
@@ -73,15 +65,7 @@ class Shown:
 
 
 def render(runs: Sequence[Shown], compare: bool = False) -> str:
-    """Make the page, with as many pictures as its size allows.
-
-    Args:
-        runs: What is shown, in order.
-        compare: Say what changed from the first run to the second.
-
-    Returns:
-        HTML of less than 5 MB.
-    """
+    """Return the page's HTML, with as many pictures as its size allows."""
     analysed = [run for run in runs if run.analysis is not None]
     for run in runs:
         if run.analysis is not None:

@@ -77,10 +77,9 @@ def worst_cards(analysis: Analysis, limit: int) -> list[Card]:
 
 
 def find_mistakes(analysis: Analysis) -> np.ndarray:
-    """List the false detections from the working score on, and the objects missed by these.
+    """List the false detections from the working score on, and the objects that these miss.
 
-    Returns:
-        ``(M, 3)`` places of the image, of the kind, and of the class detected or missed.
+    A row of the ``(M, 3)`` has the places of image, kind, and class detected or missed.
     """
     truth, found, errors = analysis.truth, analysis.found, analysis.errors
     sure = found.score >= analysis.working_score
@@ -95,15 +94,9 @@ def find_mistakes(analysis: Analysis) -> np.ndarray:
 
 
 def choose(f1: np.ndarray, mistakes: np.ndarray, limit: int) -> list[int]:
-    """Choose images to show: the worst of all, and of each kind and class some.
+    """Choose at most so many images: the worst of all, and of each kind and class some.
 
-    Args:
-        f1: ``(I,)`` of the images.
-        mistakes: ``(M, 3)`` see :func:`find_mistakes`.
-        limit: At most so many.
-
-    Returns:
-        Places of images by rising F1; of equal ones those with most mistakes come first.
+    They come by rising F1, and those of equal F1 by falling number of mistakes.
     """
     number = np.bincount(mistakes[:, 0], minlength=len(f1))
     order = [image for image in np.lexsort((-number, f1)).tolist() if f1[image] < 1]
@@ -140,8 +133,7 @@ def make_card(image: int, analysis: Analysis, mistakes: np.ndarray) -> Card:
 def add_thumbnails(cards: Iterable[Card], room: int) -> tuple[list[str], list[Path]]:
     """Give cards their thumbnails, until a number of bytes is spent.
 
-    Returns:
-        The thumbnails as ``data:`` addresses, and the images that cannot be read.
+    Returns these as ``data:`` addresses, and the images that cannot be read.
     """
     places: dict[Path, int | None] = {}
     addresses: list[str] = []
