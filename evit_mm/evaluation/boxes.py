@@ -91,9 +91,7 @@ def read_truth(
         category_ids = tuple(map(category_of.get, classes))
         label = {identity: index for index, identity in enumerate(category_ids)}
         kept = [
-            a
-            for a in coco['annotations']
-            if a['image_id'] in place and a['category_id'] in label and not a.get('ignore')
+            a for a in coco['annotations'] if a['image_id'] in place and a['category_id'] in label
         ]
         return Truth(
             classes=tuple(classes),
