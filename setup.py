@@ -50,7 +50,7 @@ extras = {
         'openvino>=2025.0',
         'nncf>=2.19',
     ],
-    'report': ['altair>=5.5', 'vl-convert-python>=1.7', 'jinja2'],
+    'report': ['jinja2'],
     'demo': ['gradio>=6'],
     'track': ['tensorboard'],  # MLflow and Weights & Biases are asked for by name
     'docs': ['Sphinx>=8', 'myst-parser>=4', 'furo', 'sphinx-autoapi>=3.6'],

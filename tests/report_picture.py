@@ -16,7 +16,7 @@ from evit_mm.report import write_report
 
 WIDTH = 1240
 # what is scrolled to, and how many pixels from there on
-PARTS = (('#summary', 566), ('#errors h2', 362), ('#images h2', 560))
+PARTS = (('#summary', 566), ('#errors h2', 380), ('#images h2', 560))
 
 
 def draw(page_file: Path, out: Path) -> None:
@@ -26,7 +26,6 @@ def draw(page_file: Path, out: Path) -> None:
         browser = playwright.chromium.launch(executable_path=chromium, args=['--no-sandbox'])
         page = browser.new_page(viewport={'width': WIDTH, 'height': 900})
         page.goto(page_file.resolve().as_uri())
-        page.wait_for_selector('html[data-ready]', state='attached')
         page.add_style_tag(content='html { scroll-behavior: auto !important; }')
         pictures = []
         for selector, height in PARTS:

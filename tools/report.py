@@ -14,7 +14,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--compare', action='store_true', help='say what changed from the first to the second'
     )
-    parser.add_argument('--table', help="a comparison's table.json (default: one beside the runs)")
     add_device(parser)
     add_cfg_options(parser)
     return parser.parse_args()

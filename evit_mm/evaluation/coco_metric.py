@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import hotcoco
 import numpy as np
 from mmdet.datasets.api_wrappers import COCO
 from mmdet.evaluation.metrics import CocoMetric
@@ -15,7 +16,7 @@ from mmengine.logging import MMLogger
 from terminaltables import AsciiTable
 
 from ..errors import DataError
-from .coco_eval import precision, require_hotcoco, summarize
+from .coco_eval import precision, summarize
 
 # mmdet's names, in the order of COCOeval.stats
 PRECISIONS = ('mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l')
@@ -34,19 +35,11 @@ class HotCocoMetric(CocoMetric):
     Two cases differ, where pycocotools and mmdet are known to be wrong: an object whose id is 0 can
     be found, and with ``classwise=True`` each class has its own figure also where the categories of
     the file are not in the order of their ids.
-
-    Raises:
-        ConfigError: hotcoco is not installed.
     """
 
     _coco_api: Any
     cat_ids: Any
     img_ids: Any
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        # now, or the first epoch would be over before its absence is noticed
-        require_hotcoco("HotCocoMetric (or set the evaluator's type to CocoMetric)")
-        super().__init__(*args, **kwargs)
 
     def compute_metrics(self, results: list) -> dict[str, float]:
         """Return mmdet's figures.
@@ -94,16 +87,10 @@ class HotCocoMetric(CocoMetric):
 
     def _evaluate(self, metric: str, predictions: Sequence, logger: MMLogger) -> dict[str, float]:
         """Return the figures of ``'bbox'``, ``'segm'`` or ``'proposal'``."""
-        import hotcoco
-
         of_classes = metric != 'proposal'
         items = self.metric_items
         if items is None:
             items = PRECISIONS if of_classes else RECALLS
-        unknown = [item for item in items if item not in PRECISIONS + RECALLS]
-        if unknown:
-            raise KeyError(f'metric item "{unknown[0]}" is not supported')
-
         with_masks = metric == 'segm'
         # hotcoco takes whole numbers for images, mmdet anything that can be sorted
         places = {image: place for place, image in enumerate(np.unique(self.img_ids).tolist())}
@@ -130,8 +117,6 @@ class HotCocoMetric(CocoMetric):
 
     def _truth(self, places: Mapping[Any, int], with_masks: bool) -> Any:
         """Return the annotations for hotcoco, images by their places."""
-        import hotcoco
-
         dataset = self._coco_api.dataset
         kept = [a for a in dataset.get('annotations', ()) if a['image_id'] in places]
         return hotcoco.COCO.from_arrays(
@@ -149,8 +134,6 @@ class HotCocoMetric(CocoMetric):
         self, truth: Any, predictions: Sequence, places: Mapping[Any, int], with_masks: bool
     ) -> Any:
         """Return the detections for hotcoco."""
-        import hotcoco
-
         categories = np.array(self.cat_ids)
         rows = []
         for prediction in predictions:

@@ -1,118 +1,94 @@
-"""Everything the page says of one run's detections, and what differs between two runs."""
+"""Everything the page says of one run's detections."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import count
 from typing import Any
 
 import numpy as np
 
-from ..evaluation.boxes import Found, Matches, Truth, find_matches
-from ..evaluation.statistics import (
-    FIGURES,
-    Figures,
-    coco_figures,
-    confusion,
-    evaluate,
-    working_score,
-)
-from ..evaluation.tide import KINDS, Errors, analyse, cost_of_images
+from ..evaluation.boxes import Found, Truth, coco_evaluator
+from ..evaluation.coco_eval import Figures, coco_figures
+from ..evaluation.tide import IGNORED, NAMES, RIGHT, Errors, find_errors, tide_errors
 
 
 @dataclass
 class Analysis:
-    """What there is to say of a run's detections; see the functions that make each part.
+    """What there is to say of a run's detections.
 
     Attributes:
+        truth: What there is.
+        found: What was found.
+        figures: COCO's figures.
+        errors: The kind of each error.
+        tide: hotcoco's counts and costs of the kinds.
+        calibration: hotcoco's, of ten equally wide bins of the score, at IoU 0.5.
         working_score: Score from which detections count where they are shown or counted one by
-            one; the AP, the curves and the costs take all of them.
-        calibration: What hotcoco tells of ten equally wide bins of the score, at IoU 0.5.
-        image_cost: ``(I,)`` AP at IoU 0.5 that the mistakes in each image cost.
+            one; the figures, the curves and the costs take all of them.
+        confusion: ``(K + 1, K + 1)`` from the working score on: rows are what there is, columns
+            what was found; the last row are detections of nothing, the last column objects not
+            found.
+        f1: ``(I,)`` of each image from the working score on; 1 where there is nothing to find and
+            nothing found.
     """
 
     truth: Truth
     found: Found
-    matches: Matches
-    errors: Errors
     figures: Figures
+    errors: Errors
+    tide: Mapping[str, Any]
     calibration: Mapping[str, Any]
     working_score: float
     confusion: np.ndarray
-    image_cost: np.ndarray
-
-
-@dataclass
-class Change:
-    """One thing in two runs: its name, what it was and what it became."""
-
-    name: Any
-    before: Any
-    after: Any
+    f1: np.ndarray
 
     @property
-    def difference(self) -> float:
-        """What was gained, NaN where one is not known."""
-        return float(self.after) - float(self.before)
+    def of_classes(self) -> dict[str, tuple[int, float, float]]:
+        """Number of objects, AP and AP50 by name."""
+        figures = zip(self.truth.objects, self.figures.ap, self.figures.ap50, strict=True)
+        return dict(zip(self.truth.classes, figures, strict=True))
+
+    @property
+    def costs(self) -> list[float]:
+        """Points of AP50 that each kind of error costs, in the order of ``tide.KINDS``."""
+        return [100 * self.tide['delta_ap'][name] for name in NAMES]
 
 
 def analyse_detections(truth: Truth, found: Found) -> Analysis:
     """Evaluate and analyse what a detector found."""
-    evaluator = evaluate(truth, found)
-    matches = find_matches(evaluator, truth, found)
-    errors = analyse(truth, found, matches)
-    # in whole hundredths, as the page's slider has them
-    score = math.floor(100 * working_score(found, matches, truth)) / 100
+    evaluator = coco_evaluator(truth, found)
+    evaluator.accumulate()
+    errors = find_errors(evaluator, truth, found)
+    score = working_score(truth, found, errors)
+    # what lies in a crowd is neither right nor wrong
+    counted = (found.score >= score) & (errors.kind != IGNORED)
+    sure = coco_evaluator(truth, found, detections=counted)
+    of_images = sure.image_diagnostics(iou_thr=0.5)['img_summary']
     return Analysis(
         truth=truth,
         found=found,
-        matches=matches,
+        figures=coco_figures(evaluator),
         errors=errors,
-        figures=coco_figures(evaluator, truth, found),
+        tide=tide_errors(truth, found, errors),
         calibration=evaluator.calibration(n_bins=10, iou_threshold=0.5),
         working_score=score,
-        confusion=confusion(truth, found, matches, score),
-        image_cost=cost_of_images(truth, found, errors, matches),
+        confusion=sure.confusion_matrix(iou_thr=0.5)['matrix'].astype(int),
+        f1=np.array([of_images.get(i, {'f1': 1.0})['f1'] for i in range(len(truth.images))]),
     )
 
 
-def config_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]:
-    """Return the entries of two flattened configs that differ; None for one that is absent."""
-    names = dict.fromkeys([*before, *after])
-    changes = [Change(name, before.get(name), after.get(name)) for name in names]
-    return [c for c in changes if c.name != 'work_dir' and c.before != c.after]
+def working_score(truth: Truth, found: Found, errors: Errors) -> float:
+    """Return the score from which detections, taken together, have the largest F1; 0 for none.
 
-
-def figure_changes(before: Analysis, after: Analysis) -> list[Change]:
-    """Return COCO's figures in two runs."""
-    names = [name for name, _ in FIGURES]
-    return list(map(Change, names, before.figures.twelve, after.figures.twelve))
-
-
-def cost_changes(before: Analysis, after: Analysis) -> list[Change]:
-    """Return what each kind of error costs in two runs, in points of AP50."""
-    costs = (100 * np.array(run.errors.cost) for run in (before, after))
-    return list(map(Change, KINDS, *costs))
-
-
-def class_changes(before: Analysis, after: Analysis) -> list[Change]:
-    """Return the AP of the classes that both have."""
-    old, new = (dict(zip(a.truth.classes, a.figures.ap, strict=True)) for a in (before, after))
-    return [Change(name, old[name], new[name]) for name in old if name in new]
-
-
-def image_changes(before: Analysis, after: Analysis) -> list[Change]:
-    """Return what the mistakes in each image cost, by its place, in runs on the same images."""
-    return list(map(Change, count(), before.image_cost, after.image_cost))
-
-
-def both_ends(changes: Sequence[Change], most: int) -> tuple[list[Change], list[Change]]:
-    """Return the changes that lost something and those that gained, the largest first."""
-    lost = [change for change in changes if change.difference < 0]
-    gained = [change for change in changes if change.difference > 0]
-    return (
-        sorted(lost, key=lambda change: change.difference)[:most],
-        sorted(gained, key=lambda change: -change.difference)[:most],
-    )
+    It is cut to whole hundredths, as the page's slider has them.
+    """
+    counted = errors.kind != IGNORED
+    score, hit = found.score[counted], errors.kind[counted] == RIGHT
+    if not hit.any():
+        return 0.0
+    f1 = 2 * np.cumsum(hit) / (np.arange(1, len(hit) + 1) + truth.objects.sum())
+    last = np.append(score[1:] != score[:-1], True)  # equal scores are taken together
+    best = score[np.argmax(np.where(last, f1, -1))]
+    return math.floor(100 * best) / 100

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import count
+from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 
 from ..errors import ConfigError, DataError
-from ..runner.summary import FILE as SUMMARY
 from ..runner.summary import read_summary
 from ..runner.work_dir import read_scalars
 
@@ -28,12 +27,12 @@ class Run:
     """One training.
 
     Attributes:
-        name: What it is called on the page: its folder's name, made unique.
+        name: What it is called on the page: its folder's name, or path where that is not unique.
         folder: Its work dir.
         config: The config that it was started with.
         steps: ``(iteration, value)`` of each figure logged while training, such as ``loss``.
         evaluations: ``(epoch or iteration, value)`` of each figure of an evaluation.
-        summary: What ``summary.json`` says, as far as it can be read.
+        summary: What ``summary.json`` says, empty where it cannot be read.
         notes: Sentences on what is missing.
     """
 
@@ -49,16 +48,22 @@ class Run:
     def ap(self) -> list[tuple[int, float]]:
         """``(epoch or iteration, AP)`` of each evaluation that gave an AP."""
         series = next((v for k, v in self.evaluations.items() if k.endswith(METRIC)), [])
-        return [(step, value) for step, value in series if math.isfinite(value) and value >= 0]
+        return [(step, value) for step, value in series if value >= 0]
 
     @property
     def best(self) -> tuple[int, float] | None:
         """Epoch or iteration, and AP, of the best evaluation."""
         return max(self.ap, key=lambda entry: entry[1], default=None)
 
+    @cached_property
+    def config_text(self) -> str:
+        """The config as Python."""
+        return self.config.pretty_text
+
     def facts(self) -> dict[str, str]:
         """Return how the run was made, by what is asked; what is unknown says so."""
-        told = self.summary
+        told, best = self.summary, self.best
+        seconds = told.get('seconds')
         states = {None: '', True: 'finished', False: 'not finished'}
         seed = told.get('seed', (self.config.get('randomness') or {}).get('seed'))
         memory = told.get('peak_memory_mib', {})
@@ -68,10 +73,11 @@ class Run:
         facts = {
             'config': Path(self.config.filename).name,
             'state': states[told.get('finished')],
-            'command': ' '.join(told.get('command', ())),
-            'seed': '' if seed is None else str(seed),
-            'training time': _duration(told['seconds']) if 'seconds' in told else '',
+            'best evaluation': best and f'AP {best[1]:.3f} after epoch {best[0]}',
+            'training time': seconds and str(timedelta(seconds=round(seconds))),
             'peak memory': ', '.join(sizes),
+            'seed': '' if seed is None else str(seed),
+            'command': ' '.join(told.get('command', ())),
             'commit': told.get('commit', ''),
             'versions': ', '.join(versions),
             'machine': ', '.join(machine),
@@ -87,33 +93,16 @@ def read_runs(work_dirs: Sequence[str | Path]) -> list[Run]:
         DataError: A folder is not such a work dir, or is given twice.
     """
     folders = [Path(work_dir) for work_dir in work_dirs]
-    resolved = [folder.resolve() for folder in folders]
-    for folder, place in zip(folders, resolved, strict=True):
-        if resolved.count(place) > 1:
+    for folder in folders:
+        if folders.count(folder) > 1:
             raise DataError(f"'{folder}' is given twice; give each training once")
-    return [_read(folder, name) for folder, name in zip(folders, _names(resolved), strict=True)]
-
-
-def flattened(value: Any, name: str = '') -> dict[str, Any]:
-    """Return a config's values by their dotted names; a list's by their places."""
-    if isinstance(value, Mapping) and value:
-        parts: Iterable[tuple[Any, Any]] = value.items()
-    elif isinstance(value, (list, tuple)) and any(
-        isinstance(part, (Mapping, list, tuple)) for part in value
-    ):
-        parts = enumerate(value)
-    else:
-        return {name: value}
-    leaves: dict[str, Any] = {}
-    for key, part in parts:
-        leaves.update(flattened(part, f'{name}.{key}' if name else str(key)))
-    return leaves
+    names = [folder.resolve().name for folder in folders]
+    if len(set(names)) < len(names):
+        names = [str(folder) for folder in folders]
+    return [_read(folder, name) for folder, name in zip(folders, names, strict=True)]
 
 
 def _read(folder: Path, name: str) -> Run:
-    if not folder.is_dir():
-        what = 'is no folder' if folder.exists() else 'does not exist'
-        raise DataError(f"'{folder}' {what}; give the work dir of a training")
     configs = sorted(folder.glob('*.py'), key=lambda file: file.stat().st_mtime)
     configs = configs or sorted(folder.glob('*/vis_data/config.py'))
     if not configs:
@@ -122,25 +111,22 @@ def _read(folder: Path, name: str) -> Run:
         )
     try:
         config = Config.fromfile(str(configs[-1]))
-    except (Exception, SystemExit) as error:  # a config is a program and can fail in any way
+    except Exception as error:  # a config is a program and can fail in any way
         reason = f'{type(error).__name__}: {error}'
         raise ConfigError(f"config '{configs[-1]}' cannot be read ({reason})") from error
     logged, broken = read_scalars(folder)
-    summary = read_summary(folder)
     run = Run(
         name=name,
         folder=folder,
         config=config,
         steps=_series(entry for entry in logged if 'iter' in entry),
         evaluations=_series(entry for entry in logged if 'iter' not in entry),
-        summary=summary,
+        summary=read_summary(folder),
     )
     if broken:
         run.notes.append(f'Lines of its scalars.json that are not whole are left out: {broken}.')
     if not logged:
         run.notes.append('Nothing has been logged yet.')
-    if not summary and (folder / SUMMARY).is_file():
-        run.notes.append(f'Its {SUMMARY} cannot be read.')
     return run
 
 
@@ -152,17 +138,3 @@ def _series(entries: Iterable[Mapping[str, Any]]) -> Series:
             if key not in ('iter', 'epoch', 'step') and isinstance(value, (int, float)):
                 found[key][entry['step']] = float(value)
     return {key: sorted(values.items()) for key, values in found.items()}
-
-
-def _names(folders: Sequence[Path]) -> list[str]:
-    """Return the shortest ends of the paths that tell them apart."""
-    ends = (['/'.join(folder.parts[-depth:]) for folder in folders] for depth in count(1))
-    return next(names for names in ends if len(set(names)) == len(names))
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f'{seconds:.0f} s'
-    if seconds < 2 * 3600:
-        return f'{seconds / 60:.1f} min'
-    return f'{seconds / 3600:.1f} h'

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ...evaluation.coco_eval import require_hotcoco, summarize
+from ...evaluation.coco_eval import summarize
 from ...evaluation.synthetic_detections import synthetic_detections
 
 
@@ -27,11 +27,7 @@ def time_evaluators(num_images: int, seed: int = 0) -> dict[str, Any]:
         ``pycocotools`` and ``hotcoco``, each with ``load`` and ``evaluate`` in seconds and COCO's
         twelve ``figures``; ``detections``, their number; ``ratio`` of the two's seconds in all;
         ``difference``, the largest between their figures.
-
-    Raises:
-        ConfigError: hotcoco is not installed.
     """
-    require_hotcoco('the comparison of evaluators')
     import hotcoco
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval

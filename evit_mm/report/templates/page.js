@@ -1,10 +1,4 @@
 'use strict';
-// charts: each place is filled with the specification of its name
-const charts = JSON.parse(document.getElementById('charts').textContent);
-const drawn = [...document.querySelectorAll('.chart')].map((place) =>
-  vegaEmbed(place, charts[place.dataset.chart], { actions: false, renderer: 'svg' }));
-Promise.all(drawn).then(() => { document.documentElement.dataset.ready = 'true'; });
-
 // worst images: a card stays where one mistake has both the class and the kind that are asked for
 for (const gallery of document.querySelectorAll('.gallery')) {
   const [label, kind, score] = ['label', 'kind', 'score'].map((name) =>
