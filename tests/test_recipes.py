@@ -212,7 +212,7 @@ def test_rows_differ_from_the_base_in_their_switch_alone(shapes, name):
     if name == 'schedule_3x':  # evaluated once, after the last epoch
         expected = {*expected, 'train_cfg.val_begin', 'max_epochs'}
     assert found == expected
-    assert rows[1].train_cfg.max_epochs == budget(shapes, 6).epochs_of(f'evit_m0+{name}')
+    assert rows[1].train_cfg.max_epochs == (18 if name == 'schedule_3x' else 6)
 
 
 def test_wrong_recipes_are_refused(shapes, tmp_path):
@@ -254,7 +254,7 @@ def test_table_sets_each_row_against_the_base_and_says_who_had_more_epochs():
         row('paper', failures=['seed 0: became NaN']),
         row('plus', 10, 11, 12, epochs=18),
     ]
-    text = markdown(rows, {}, [], published=False)
+    text = markdown(rows, {}, published=False)
     found = {
         name: cells(text, LABELS[name])['AP against the base']
         for name in ('train_bn', 'ema', 'stem_stride8', 'paper')
@@ -272,7 +272,7 @@ def test_table_sets_each_row_against_the_base_and_says_who_had_more_epochs():
     assert 'over EfficientViT-M0, BatchNorm trained: +10.0 AP' in text
     assert 'stride 8 from the stem over EfficientViT-M0, EMA' not in text
     assert "- EfficientViT-M0, the paper's recipe, seed 0: became NaN" in text
-    alike = markdown(rows[:2], {}, [], published=False)
+    alike = markdown(rows[:2], {}, published=False)
     assert 'epochs' not in alike.splitlines()[0]
 
 

@@ -69,7 +69,7 @@ def collect(
         'FLOPs at': 'x'.join(map(str, scale)),
     }
     with claimed(Path(out)):
-        return write_tables(list(rows.values()), Path(out), about, published=published)
+        return write_tables(list(rows.values()), Path(out), about, published)
 
 
 def _read(work_dir: Path) -> tuple[Config, list[dict[str, Any]]]:

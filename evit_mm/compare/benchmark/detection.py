@@ -18,8 +18,7 @@ from torch import Tensor
 from ...deploy import fuse_detector
 from ...deploy.export.check import Agreement, compare_detections
 from . import forms, networks
-from .rows import Row, Setting, ready, time_rows
-from .timing import Call
+from .timing import Call, Row, Setting, time_rows
 
 # config, size as (height, width) that the network sees, batch
 CASES = (
@@ -44,7 +43,7 @@ def measure(setting: Setting) -> tuple[list[Row], list[str]]:
         rounds = max(2, setting.rounds // 3) if slow else setting.rounds
         with photo() as file:
             calls, agreement = prediction(config, size, batch, file, setting.device)
-            rows += time_rows([(row, ready(call)) for row, call in calls], rounds)
+            rows += time_rows(calls, rounds)
         notes.append(f'{rows[-1].group}: {agreement}.')
     notes.append(
         'Random weights, the scores scaled so that about a thousand pass the threshold; "fused" '
@@ -58,15 +57,9 @@ def prediction(
 ) -> tuple[list[tuple[Row, Call]], Agreement]:
     """Return what is timed of a detector: the whole and its stages, named ``'STAGE, PATH'``.
 
-    Args:
-        config: Its config.
-        size: Height and width that the network sees.
-        batch: Images; the stages are timed of a single one only.
-        file: The image.
-        device: Where the detector is; on a GPU also in other layouts and under AMP.
-
-    Returns:
-        The rows with their calls, and whether both paths detect the same.
+    The stages are timed of a single image only; on a GPU also other layouts and AMP. Whether both
+    paths detect the same is returned beside the rows with their calls. ``size`` is the height and
+    width that the network sees.
     """
     plain, pipeline = _build(config, size, device)
     load = partial(_load, pipeline, file)

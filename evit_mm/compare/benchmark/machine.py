@@ -23,12 +23,7 @@ COPIED_BYTES = 2 * 4 * COPIED_FLOATS
 
 
 def describe(threads: int, device: str = 'cpu') -> dict[str, Any]:
-    """Return machine, versions, threads and date of a run.
-
-    Args:
-        threads: CPU threads.
-        device: Where the networks are, ``'cpu'``, ``'cuda'``, ...
-    """
+    """Return machine, versions, CPU threads and date of a run."""
     return {
         **_describe_device(torch.device(device)),
         'cpu': cpu(),
@@ -74,9 +69,7 @@ def _describe_device(device: torch.device) -> dict[str, Any]:
 def peak_memory(run: Callable[[], object], device: str) -> int | None:
     """Return the bytes that a call takes of a GPU's memory beyond what was held before it.
 
-    Args:
-        run: What to call; once before the measurement, so that its scratch memory is there.
-        device: Where it runs; None is returned for a CPU.
+    It is called once before the measurement, so that its scratch memory is there. None for a CPU.
     """
     if torch.device(device).type != 'cuda':
         return None

@@ -17,7 +17,7 @@ from torch import Tensor
 from ...errors import ConfigError
 from ...ops.operators import OPERATORS
 from .detection import photo, prediction
-from .rows import Row, Setting, ready, time_rows
+from .timing import Row, Setting, time_rows
 
 # what is timed, given the compiled operators or ours
 Use = Callable[[Any], object]
@@ -41,8 +41,8 @@ def measure(setting: Setting) -> tuple[list[Row], list[str]]:
     for part in (_suppression, _pooling, _convolutions, _prediction):
         for label, use in part(random):
             timed = [
-                (Row(label, THEIRS), ready(partial(use, compiled))),
-                (Row(label, OURS, against=THEIRS), ready(partial(use, ours))),
+                (Row(label, THEIRS), partial(use, compiled)),
+                (Row(label, OURS, against=THEIRS), partial(use, ours)),
             ]
             rows += time_rows(timed, setting.rounds)
     note = (
