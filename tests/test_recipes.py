@@ -287,8 +287,8 @@ def test_an_ablation_runs_every_switch_at_once_and_goes_on(shapes, tmp_path, mon
     rows = compare(budget(shapes), ['evit_m0'], 1, tmp_path, device='cpu', recipes=recipes)
     assert {r.name for r in rows} == {'evit_m0+train_bn', 'evit_m0+plus'}
     assert not any(r.failures for r in rows)
-    progress = {r: tmp_path / 'runs' / f'evit_m0+{r}_seed0' / 'progress.json' for r in recipes}
-    assert [len(json.loads(progress[r].read_text())) for r in recipes] == [1, 3]
+    last = [tmp_path / 'runs' / f'evit_m0+{r}_seed0' / 'last_checkpoint' for r in recipes]
+    assert [file.read_text().strip()[-11:] for file in last] == ['epoch_1.pth', 'epoch_3.pth']
     assert (tmp_path / 'table.png').read_bytes().startswith(b'\x89PNG')
     # what is evaluated, kept and timed with EMA is the average
     run = tmp_path / 'runs' / 'evit_m0+plus_seed0'
@@ -299,11 +299,13 @@ def test_an_ablation_runs_every_switch_at_once_and_goes_on(shapes, tmp_path, mon
     assert metrics['coco/bbox_mAP'] == plus.metrics[0]['mAP'] and not math.isnan(plus.ap)
 
     asked = []
-    monkeypatch.setattr(
-        runs,
-        '_train_one',
-        lambda run, *_: asked.append(run.model) or run.write('failure.json', {'reason': 'x'}) or [],
-    )
+
+    def fail(run, *_):
+        asked.append(run.model)
+        runs.write_json(run.folder / 'result.json', {'failure': 'x'})
+        return []
+
+    monkeypatch.setattr(runs, '_train_one', fail)
     rows = compare(
         budget(shapes), ['evit_m0'], 1, tmp_path, device='cpu', recipes=[*recipes, 'drop_path']
     )

@@ -11,7 +11,7 @@ from mmengine.config import Config
 from ..errors import DataError
 from ..runner.work_dir import read_scalars
 from .budget import name_of
-from .runs import PREFIX, claimed
+from .runs import PREFIX, claimed, training_seconds
 from .table import METRICS, Row, count_detector, write_tables
 
 
@@ -56,9 +56,7 @@ def collect(
             row.failures.append(f"'{work_dir}': evaluated up to epoch {last} of {epochs}")
             continue
         row.metrics.append({key: evaluated[-1][PREFIX + key] for key in METRICS})
-        steps = [entry for entry in scalars if 'iter' in entry and 'time' in entry]
-        mean_step = sum(entry['time'] for entry in steps) / max(len(steps), 1)
-        row.minutes.append(mean_step * max((entry['step'] for entry in steps), default=0) / 60)
+        row.minutes.append(training_seconds(scalars) / 60)
     scale, _ = alike['the test scale']
     for row in rows.values():
         count_detector(row, scale)

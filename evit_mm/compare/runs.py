@@ -1,8 +1,8 @@
 """Training the runs of a comparison, one process each, so that none can take the others down.
 
 A comparison's folder holds ``compare.json`` (the budget), ``runs/MODEL_seedK/`` (a work dir each)
-and in the end the table. A run is finished when its ``result.json`` is there; that file is written
-last, and all at once.
+and in the end the table. A run is finished when its ``result.json`` has figures; that file is
+written last, and all at once.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import multiprocessing
 import os
 import signal
 import sys
-import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,7 +32,8 @@ from ..data import check_config_data
 from ..errors import ConfigError, DataError, EvitError
 from ..runner.build import set_device
 from ..runner.resuming import find_last_good
-from ..utils.files import write_atomically
+from ..runner.work_dir import number_of, pointed_at, read_scalars
+from ..utils.files import read_json_dict, write_atomically
 from .benchmark import machine
 from .benchmark.timing import sentence
 from .budget import Budget
@@ -41,6 +41,7 @@ from .recipes import base_of, row_label, with_recipes
 from .table import METRICS, Row, add_latency, count_detector, write_tables
 
 POLL_SECONDS = 0.5
+RESULT = 'result.json'
 PREFIX = 'coco/bbox_'
 
 
@@ -63,18 +64,14 @@ class Run:
         """Name for people."""
         return f'{row_label(self.model)}, seed {self.seed}'
 
-    def read(self, name: str) -> Any:
-        """Return what a JSON file of the run's folder holds, None where there is none."""
-        path = self.folder / name
-        return json.loads(path.read_text()) if path.is_file() else None
-
-    def write(self, name: str, content: Any) -> None:
-        """Write a JSON file of the run's folder, whole or not at all."""
-        write_json(self.folder / name, content)
+    def outcome(self) -> dict[str, Any]:
+        """Return a finished run's ``metrics`` and ``seconds``, or ``failure``, or nothing."""
+        return read_json_dict(self.folder / RESULT)
 
     def epochs_done(self) -> int:
         """Return the epochs that have been trained."""
-        return len(self.read('progress.json') or [])
+        checkpoint = pointed_at(self.folder)
+        return number_of(checkpoint) if checkpoint else 0
 
 
 def compare(
@@ -200,17 +197,22 @@ def _train_all(runs: Sequence[Run], configs: Mapping[str, Config], device: str |
         for place, run in enumerate(runs):
             done = sum(epochs[:place])
             progress.update(task, completed=done, description=run.label)
-            if run.read('result.json') is None:
+            if 'metrics' not in run.outcome():
                 for epoch in _train_one(run, configs[run.model], device):
                     progress.update(task, completed=done + epoch)
-            progress.console.print(f'{run.label}: {_outcome(run)}', highlight=False)
+            outcome = run.outcome()
+            text = f'failed: {outcome.get("failure")}'
+            if 'metrics' in outcome:
+                minutes = outcome['seconds'] / 60
+                text = f'AP {outcome["metrics"]["mAP"]:.3f} in {minutes:.1f} min'
+            progress.console.print(f'{run.label}: {text}', highlight=False)
         progress.update(task, completed=sum(epochs))
 
 
 def _train_one(run: Run, cfg: Config, device: str | None) -> Iterator[int]:
     """Run one training in a process of its own; yield the epochs it has done, now and then."""
     run.folder.mkdir(parents=True, exist_ok=True)
-    (run.folder / 'failure.json').unlink(missing_ok=True)
+    (run.folder / RESULT).unlink(missing_ok=True)
     cfg.dump(run.folder / 'config.py')
     process = multiprocessing.get_context('spawn').Process(target=_work, args=(run, device))
     process.start()
@@ -222,8 +224,8 @@ def _train_one(run: Run, cfg: Config, device: str | None) -> Iterator[int]:
         if process.is_alive():
             process.terminate()
             process.join()
-    if process.exitcode and run.read('failure.json') is None:
-        run.write('failure.json', {'reason': _how_it_died(process.exitcode)})
+    if process.exitcode and not run.outcome():
+        write_json(run.folder / RESULT, {'failure': _how_it_died(process.exitcode)})
 
 
 def _how_it_died(exitcode: int) -> str:
@@ -231,13 +233,6 @@ def _how_it_died(exitcode: int) -> str:
         return f'its process ended with status {exitcode}, see console.log'
     name = signal.Signals(-exitcode).name
     return f'its process was killed by {name}{" (out of memory?)" if name == "SIGKILL" else ""}'
-
-
-def _outcome(run: Run) -> str:
-    result = run.read('result.json')
-    if result is None:
-        return f'failed: {run.read("failure.json")["reason"]}'
-    return f'AP {result["metrics"]["mAP"]:.3f} in {result["seconds"] / 60:.1f} min'
 
 
 def _work(run: Run, device: str | None) -> None:
@@ -252,7 +247,7 @@ def _work(run: Run, device: str | None) -> None:
             traceback.print_exc()
             ours = isinstance(error, EvitError)
             reason = ' '.join(str(error).split()) if ours else sentence(error)
-            run.write('failure.json', {'reason': reason})
+            write_json(run.folder / RESULT, {'failure': reason})
             sys.exit(1)
 
 
@@ -261,7 +256,8 @@ def _train_and_evaluate(run: Run, device: str | None) -> None:
     from ..runner.train import train
 
     config, work_dir = str(run.folder / 'config.py'), str(run.folder)
-    train(config, work_dir, resume='auto', seed=run.seed, device=device, hooks=[RunHook(run)])
+    train(config, work_dir, resume='auto', seed=run.seed, device=device, hooks=[OrphanHook()])
+    scalars, _ = read_scalars(work_dir)
     found = find_last_good(work_dir)
     assert found is not None  # just written
     last, content = found
@@ -270,40 +266,34 @@ def _train_and_evaluate(run: Run, device: str | None) -> None:
     figures = {name: metrics.get(PREFIX + name, 0.0) for name in METRICS}
     meta = {'dataset_meta': content['meta']['dataset_meta']}
     write_checkpoint(content['state_dict'], run.folder / 'weights.pth', meta)
-    run.write('result.json', {'metrics': figures, 'seconds': sum(run.read('progress.json'))})
+    result = {'metrics': figures, 'seconds': training_seconds(scalars)}
+    write_json(run.folder / RESULT, result)
     for checkpoint in run.folder.glob('epoch_*.pth'):  # optimizer states are of no more use
         checkpoint.unlink()
 
 
-class RunHook(Hook):
-    """Keep a run's times, and end it when its comparison is gone."""
+def training_seconds(scalars: Sequence[Mapping[str, Any]]) -> float:
+    """Return how long the iterations of a training took, by what mmengine logged."""
+    steps = [entry for entry in scalars if 'iter' in entry and 'time' in entry]
+    mean_step = sum(entry['time'] for entry in steps) / max(len(steps), 1)
+    return mean_step * max((entry['step'] for entry in steps), default=0)
 
-    priority = 'VERY_LOW'  # after the checkpoint is written
 
-    def __init__(self, run: Run) -> None:
-        self.run, self.comparison = run, multiprocessing.parent_process()
-        self.start = 0.0
-
-    def before_train_epoch(self, *_: Any) -> None:
-        """Start the clock."""
-        self.start = time.perf_counter()
+class OrphanHook(Hook):
+    """End a run when the process that started it is gone."""
 
     def after_train_iter(self, *_: Any, **__: Any) -> None:
-        """Look for the process that started this one."""
-        if self.comparison is not None and not self.comparison.is_alive():
+        """Look for that process."""
+        comparison = multiprocessing.parent_process()
+        if comparison is not None and not comparison.is_alive():
             os._exit(1)
-
-    def after_train_epoch(self, runner: Any) -> None:
-        """Add the epoch's seconds to the run's; an epoch done again after a crash replaces it."""
-        seconds = (self.run.read('progress.json') or [])[: runner.epoch]
-        self.run.write('progress.json', [*seconds, time.perf_counter() - self.start])
 
 
 def _fill(row: Row, runs: Sequence[Run]) -> None:
     for run in runs:
-        result = run.read('result.json')
-        if result is None:
-            row.failures.append(f'seed {run.seed}: {run.read("failure.json")["reason"]}')
+        result = run.outcome()
+        if 'metrics' not in result:
+            row.failures.append(f'seed {run.seed}: {result.get("failure")}')
             continue
         row.metrics.append(result['metrics'])
         row.minutes.append(result['seconds'] / 60)

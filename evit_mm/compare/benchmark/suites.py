@@ -30,7 +30,6 @@ from .timing import (
     Call,
     Row,
     Setting,
-    median_and_quartiles,
     ratio_of,
     sentence,
     time_in_processes,
@@ -239,7 +238,7 @@ def build_form(
 def _time_forms(
     groups: Mapping[str, tuple[str, tuple[int, ...]]], names: Iterable[str], setting: Setting
 ) -> list[Row]:
-    """Time forms of each group's variant and shape, and the machine's limits."""
+    """Time forms of each group's variant and shape, and the machine's limit."""
     timed: list[tuple[Row, Build]] = []
     for group, (arch, shape) in groups.items():
         one = torch.empty(1, *shape[1:], device='meta')
@@ -250,14 +249,8 @@ def _time_forms(
             timed.append((row, build))
     note = f'3x3, {machine.CONV_CHANNELS} channels, {machine.CONV_SIDE}x{machine.CONV_SIDE}'
     convolution = Row('machine', 'convolution', work=machine.CONV_FLOP, note=note)
-    memory = Row('machine', 'memory')
     timed.append((convolution, partial(machine.build_convolution, setting.device)))
-    timed.append((memory, partial(machine.build_copy, setting.device)))
-    rows = time_in_processes(timed, setting.rounds, 2, setting.threads)
-    if memory.seconds:
-        rate = machine.COPIED_BYTES / median_and_quartiles(memory.seconds)[0]
-        memory.note = f'copied at {rate / 1e9:.1f} GB/s'
-    return rows
+    return time_in_processes(timed, setting.rounds, 2, setting.threads)
 
 
 def _claims(rows: Sequence[Row]) -> str:
