@@ -142,11 +142,7 @@ def switches_of(recipe: str, pretrained: bool) -> tuple[str, ...]:
 
 
 def with_recipes(models: Iterable[str], recipes: Iterable[str]) -> list[str]:
-    """Return the names of a comparison's rows: the models, or ``MODEL+RECIPE`` of all pairs.
-
-    Raises:
-        ConfigError: A recipe does not exist, or is for another backbone.
-    """
+    """Return the names of a comparison's rows: the models, or ``MODEL+RECIPE`` of all pairs."""
     models, recipes = list(dict.fromkeys(models)), list(dict.fromkeys(recipes))
     for recipe in recipes:
         if recipe not in RECIPES:

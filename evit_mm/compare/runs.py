@@ -47,17 +47,11 @@ PREFIX = 'coco/bbox_'
 
 @dataclass(frozen=True)
 class Run:
-    """One row of the table with one seed.
+    """One row of the table with one seed."""
 
-    Attributes:
-        model: The row's name: a backbone, or a backbone and a recipe.
-        seed: Seed of everything random.
-        folder: Work dir.
-    """
-
-    model: str
+    model: str  # the row's name: a backbone, or a backbone and a recipe
     seed: int
-    folder: Path
+    folder: Path  # work dir
 
     @property
     def label(self) -> str:
@@ -158,11 +152,7 @@ def write_json(path: Path, content: Any) -> None:
 
 @contextmanager
 def claimed(out: Path) -> Iterator[None]:
-    """Hold a folder for one comparison.
-
-    Raises:
-        ConfigError: It cannot be written, or is held by another.
-    """
+    """Hold a folder for one comparison."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         lock = FileLock(out / '.lock')

@@ -90,11 +90,7 @@ class Row:
 
 
 def count_detector(row: Row, size: tuple[int, int]) -> None:
-    """Fill in a row's parameters and multiply-adds for one image of ``(width, height)``.
-
-    Raises:
-        ConfigError: The config's model cannot be built.
-    """
+    """Fill in a row's parameters and multiply-adds for one image of ``(width, height)``."""
     from mmdet.registry import MODELS
     from mmengine.registry import init_default_scope
 
@@ -128,18 +124,13 @@ def add_latency(rows: Sequence[Row], image: Path) -> None:
 
 
 def ranking(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Say of every two rows whether their difference exceeds the spread over seeds.
-
-    Returns:
-        Per pair ``better``, ``worse``, ``difference`` (mean AP, percent) and ``exceeds_spread``,
-        see :func:`exceeds_spread`.
-    """
+    """Say of every two rows what their difference is, and whether it exceeds the spread."""
     ranked = sorted((row for row in rows if row.metrics), key=lambda row: -row.ap)
     return [
         {
             'better': better.name,
             'worse': worse.name,
-            'difference': better.ap - worse.ap,
+            'difference': better.ap - worse.ap,  # percent
             'exceeds_spread': exceeds_spread(better, worse),
         }
         for better, worse in combinations(ranked, 2)

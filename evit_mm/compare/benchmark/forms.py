@@ -31,14 +31,8 @@ def fold_batchnorms(model: nn.Module, image: Tensor) -> nn.Module:
 
     A BatchNorm that its module defines right after a convolution is taken to follow it; one with an
     activation of its own, as timm has them, leaves that behind. It is how the networks that
-    EfficientViT is compared with get their best form.
-
-    Args:
-        model: The network, in eval mode; left as it is.
-        image: An input.
-
-    Raises:
-        RuntimeError: The copy does not compute the same.
+    EfficientViT is compared with, in eval mode, get their best form; a copy that computes otherwise
+    is refused.
     """
     folded = copy.deepcopy(model)
     for module in list(folded.modules()):

@@ -25,11 +25,7 @@ REGIONS, MAP = 500, (256, 100, 168)  # of RoIAlign: channels, height, width of a
 
 
 def measure(setting: Setting) -> tuple[list[Row], list[str]]:
-    """Time mmcv's operators, compiled and by evit_mm.ops.
-
-    Raises:
-        ConfigError: This mmcv has no compiled operators.
-    """
+    """Time mmcv's operators, compiled and by evit_mm.ops."""
     compiled = importlib.import_module('mmcv._ext')
     if getattr(compiled, '__file__', None) is None:
         raise ConfigError('the suite operators needs an mmcv with compiled ones: docs/install.md')

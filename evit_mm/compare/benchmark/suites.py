@@ -80,19 +80,12 @@ EAGER_FORMS = ('timm, eager', 'timm, channels last', 'plain', 'plain, contiguous
 
 @dataclass(frozen=True)
 class Suite:
-    """A table.
-
-    Attributes:
-        title: Its heading.
-        measure: Returns the rows and sentences for below the table.
-        threads: CPU threads unless others are asked for.
-        unit: What the work of its rows is, see :data:`~evit_mm.compare.benchmark.report.UNITS`.
-    """
+    """A table."""
 
     title: str
-    measure: Callable[[Setting], tuple[list[Row], list[str]]]
-    threads: int
-    unit: str = ''
+    measure: Callable[[Setting], tuple[list[Row], list[str]]]  # rows, and notes for below the table
+    threads: int  # unless others are asked for
+    unit: str = ''  # what the work of its rows is, of report.UNITS
 
 
 def run_suite(

@@ -25,17 +25,11 @@ CALLS_OF_A_PROCESS = 10
 
 @dataclass(frozen=True)
 class Setting:
-    """How a suite is measured.
+    """How a suite is measured."""
 
-    Attributes:
-        threads: CPU threads.
-        rounds: Timed calls of each row.
-        device: Where the networks are, ``'cpu'``, ``'cuda'``, ...
-    """
-
-    threads: int
-    rounds: int
-    device: str = 'cpu'
+    threads: int  # of the CPU
+    rounds: int  # timed calls of each row
+    device: str = 'cpu'  # where the networks are
 
 
 @dataclass
