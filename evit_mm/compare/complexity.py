@@ -72,10 +72,10 @@ class Complexity:
 
     def deviation(self, kind: str) -> float | None:
         """Return counted over published less one, of ``'params'`` or ``'macs'``."""
-        figure = getattr(self.published, kind, None)
-        if figure is None or self.classifier is None:
+        if self.published is None or self.classifier is None:
             return None
-        return self.classifier[('params', 'macs').index(kind)] / figure - 1
+        counted = dict(zip(('params', 'macs'), self.classifier, strict=True))
+        return counted[kind] / getattr(self.published, kind) - 1
 
 
 def measure(config: str | Path, size: tuple[int, int] = (1333, 800)) -> Complexity:
