@@ -309,13 +309,13 @@ def _draw(rows: Sequence[Row], path: Path, about: Mapping[str, Any]) -> None:
         for axis, place in zip(axes, (latency, row.macs / 1e9), strict=True):
             axis.errorbar(place, row.ap, yerr=bar, fmt=marker, capsize=3, color=f'C{index % 10}')
             if not math.isnan(place):
-                offset = {'xytext': (7, 4), 'textcoords': 'offset points'}
-                axis.annotate(row.label, (place, row.ap), **offset)
+                axis.annotate(row.label, (place, row.ap), xytext=(7, 4), textcoords='offset points')
     axes[0].set_xlabel('latency of the detector, ms')
     axes[1].set_xlabel('FLOPs of the detector (multiply-adds), G')
     axes[0].set_ylabel(f'AP on {about.get("data", "val")}, %')
     for axis in axes:
         axis.grid(alpha=0.3)
+        axis.margins(x=0.15)
     figure.savefig(path, dpi=110)
 
 
