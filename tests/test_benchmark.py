@@ -13,8 +13,7 @@ import torch
 from torch import nn
 
 from evit_mm.compare.benchmark import forms, networks, report, run_suite, suites, timing
-from evit_mm.compare.benchmark.rows import Row, Setting, ratio_of
-from evit_mm.compare.benchmark.timing import time_in_processes
+from evit_mm.compare.benchmark.timing import Row, Setting, ratio_of, time_in_processes
 from evit_mm.errors import ConfigError
 from evit_mm.models import EfficientViT
 from evit_mm.utils.provenance import versions
@@ -30,14 +29,15 @@ def test_the_ratio_is_taken_round_by_round():
         Row('b', 'slow', [1.0]),
         Row('b', 'alone', [1.0], None, 'missing'),
         Row('b', 'absent', [], None, 'slow', 'no such compiler'),
+        Row('machine', 'convolution', [1.0], 16.0),
     ]
     assert ratio_of(rows[1], rows) == (4.0, 3.0, 4.0)
     assert ratio_of(rows[0], rows) is ratio_of(rows[3], rows) is None
-    text = report.markdown('Title', rows, {'threads': 2}, ['A note.'], 16.0, 'flop')
+    text = report.markdown('Title', rows, {'threads': 2}, ['A note.'], 'flop')
     assert '| a | fast | 3 | 2000.0 (1500.0 to 2500.0) | 4.00 (3.00 to 4.00) | 0 | 25% |' in text
     assert '| b | absent | 0 | not run: no such compiler |' in text
     assert 'A note.' in text and 'Measured with threads: 2.' in text
-    assert '| images/s |' in report.markdown('', rows, {}, [], None, 'images')
+    assert '| images/s |' in report.markdown('', rows, {}, [], 'images')
 
 
 @pytest.mark.parametrize('name', ['mobilenetv2_035', 'spos', 'efficientvit_m0'])
@@ -108,9 +108,10 @@ def _mortal():
 def test_what_cannot_be_built_says_why_and_the_rest_is_timed(monkeypatch):
     builders = {'good': _nothing, 'bad': _broken, 'dead': _death, 'mortal': _mortal}
     monkeypatch.setattr(timing, 'CALLS_OF_A_PROCESS', 1)  # the second call is in a new one
-    seconds, faults = time_in_processes(builders, rounds=2, warmup=1)
-    assert len(seconds.pop('good')) == 2 and not seconds
-    assert faults == {
+    timed = [(Row('group', name), build) for name, build in builders.items()]
+    rows = time_in_processes(timed, rounds=2, warmup=1, threads=1)
+    assert [(row.name, len(row.seconds)) for row in rows if row.seconds] == [('good', 2)]
+    assert {row.name: row.note for row in rows if row.note} == {
         'bad': 'RuntimeError: no compiler',
         'dead': 'its process died',
         'mortal': 'its process died while it was timed',
@@ -126,12 +127,10 @@ def test_a_suite_writes_its_figures_with_their_circumstances(monkeypatch, tmp_pa
     threads = torch.get_num_threads()
     rows, text = run_suite('variants', tmp_path, threads=1, rounds=2)
     assert torch.get_num_threads() == threads
-    names = ['timm, eager', 'timm, channels last', 'plain', 'plain, contiguous', 'fused']
-    names += ['convolution', 'memory']
-    assert [row.name for row in rows] == names
+    assert [row.name for row in rows] == [*suites.EAGER_FORMS, 'convolution']
     assert (tmp_path / 'variants.md').read_text() == text
     content = json.loads((tmp_path / 'variants.json').read_text())
-    assert [len(row['seconds']) for row in content['rows']] == [2] * 7
+    assert [len(row['seconds']) for row in content['rows']] == [2] * 6
     about = content['about']
     assert about['threads'] == 1 and about['torch'] == torch.__version__.split('+')[0]
     assert about['command'] == 'python tools/benchmark.py variants --threads 1 --rounds 2'
@@ -145,10 +144,15 @@ def test_the_paper_s_protocol(monkeypatch, tmp_path):
     monkeypatch.setattr(suites, 'PEERS', ('mobilenetv2',))
     monkeypatch.setattr(networks, 'SIDE', 64)
     monkeypatch.setattr(networks, 'BATCH', 1)
-    for name in ('compiled', 'onnxruntime'):
-        monkeypatch.setattr(forms, name, lambda *args: lambda: None)  # noqa: ARG005
+
+    def broken(*args):
+        raise RuntimeError('no compiler\nand more')
+
+    built = {'eager': forms.eager, 'compiled': broken, 'ONNX Runtime': lambda *_: lambda: None}
+    monkeypatch.setattr(suites, 'CLASSIFIER_FORMS', built)
     rows, text = run_suite('backbones', tmp_path, rounds=1)
     assert len(rows) == 6 and {row.against for row in rows} == {'MobileNetV2'}
+    assert '| compiled | MobileNetV2 | 0 | not run: RuntimeError: no compiler |' in text
     assert 'EfficientViT-M3 over MobileNetV2, eager: here ' in text
     assert 'published 3.0 on an Intel CPU' in text and 'EfficientNet-B0' not in text
 
@@ -166,12 +170,13 @@ def test_operators_beside_compiled_ones(monkeypatch, tmp_path):
     pytest.importorskip('mmdet')
     from evit_mm.ops.operators import OPERATORS
 
-    module = importlib.import_module('mmcv.ops.nms')
-
+    importlib.import_module('mmcv.ops')
     compiled = ModuleType('mmcv._ext')
     vars(compiled).update(OPERATORS, __file__='mmcv/_ext.so')
     monkeypatch.setitem(sys.modules, 'mmcv._ext', compiled)
-    monkeypatch.setattr(module, 'ext_module', compiled)  # as it was afterwards
+    for name, module in sys.modules.items():
+        if name.startswith('mmcv.ops.') and hasattr(module, 'ext_module'):
+            monkeypatch.setattr(module, 'ext_module', compiled)
     monkeypatch.setattr('evit_mm.compare.benchmark.operators.REGIONS', 10)
     rows, text = run_suite('operators', tmp_path, rounds=1)
     assert {row.name for row in rows} == {'compiled', 'evit_mm.ops'}

@@ -2,7 +2,7 @@
 
 import json
 import math
-import os
+import re
 import shutil
 import signal
 import subprocess
@@ -11,7 +11,6 @@ import time
 
 import psutil
 import pytest
-import torch
 from filelock import FileLock
 from mmengine.config import Config
 
@@ -63,6 +62,12 @@ def edit(root, change, split='val'):
 
 def table(out):
     return json.loads((out / 'table.json').read_text())
+
+
+def fail(run, *_):
+    """Stand in for a training that fails."""
+    runs.write_json(run.folder / 'result.json', {'failure': 'not tried'})
+    return []
 
 
 def row(name='evit_m4', *aps, failures=()):
@@ -168,14 +173,10 @@ def test_a_class_without_boxes_in_val_is_mentioned(copy, tmp_path, monkeypatch):
         coco['annotations'] = [a for a in coco['annotations'] if a['category_id'] != 4]
 
     edit(copy, drop_stars)
-    monkeypatch.setattr(
-        runs, '_train_one', lambda run, *_: run.write('failure.json', {'reason': 'x'}) or []
-    )
+    monkeypatch.setattr(runs, '_train_one', fail)
     compare(small(copy), ['evit_m0'], 1, tmp_path / 'out', device='cpu')
-    coco = json.loads((copy / 'annotations' / 'instances_val.json').read_text())
-    left = len({a['category_id'] for a in coco['annotations'] if not a['iscrowd']})
     text = (tmp_path / 'out' / 'table.md').read_text()
-    assert f'star: every AP here is the mean over the other {left} of 5 classes' in text
+    assert re.search('classes without a box to evaluate: [^;]*star', text)
 
 
 def test_splits_with_other_categories_are_refused(copy, tmp_path):
@@ -234,10 +235,9 @@ def test_a_comparison_leaves_table_picture_and_usable_weights(finished, shapes):
 def test_finished_runs_are_not_repeated_and_more_can_be_added(finished, shapes, monkeypatch):
     asked = []
 
-    def record(run, budget, device):
+    def record(run, cfg, device):
         asked.append((run.model, run.seed))
-        run.write('failure.json', {'reason': 'not tried'})
-        return []
+        return fail(run)
 
     monkeypatch.setattr(runs, '_train_one', record)
     rows = compare(small(shapes), [*MODELS, 'evit_m1'], 2, finished, device='cpu', published=True)
@@ -247,7 +247,7 @@ def test_finished_runs_are_not_repeated_and_more_can_be_added(finished, shapes, 
     assert '- EfficientViT-M1, seed 0: not tried' in text and '| 28.3 |' in text
     assert 'not measured here' in text
     for folder in (finished / 'runs').iterdir():  # as it was
-        if not (folder / 'result.json').exists():
+        if 'failure' in (folder / 'result.json').read_text():
             shutil.rmtree(folder)
 
 
@@ -266,8 +266,8 @@ def test_another_budget_or_a_second_process_is_refused(finished, shapes, copy):
 def process_of_the_run(parent):
     """Return the process that trains, once there is one."""
     for child in parent.children():
-        if 'forkserver' in ' '.join(child.cmdline()):
-            return next(iter(child.children()), None)
+        if 'spawn_main' in ' '.join(child.cmdline()):
+            return child
     return None
 
 
@@ -301,14 +301,17 @@ def test_killed_three_times_it_ends_with_the_same_table(finished, shapes, tmp_pa
             time.sleep(0.02)
 
     process = start()  # once the whole command, when the first run has an epoch
-    wait(process, lambda: (first / 'progress.json').exists())
+    wait(process, lambda: (first / 'last_checkpoint').exists())
     kill_all(process, signal.SIGTERM)
     assert 'the same command goes on' in process.communicate()[0]
-    process = start()  # once the training alone, which the command itself goes on with
-    wait(process, lambda: (second / 'progress.json').exists() and process_of_the_run(process))
+    process = start()  # once the training alone
+    wait(process, lambda: (second / 'last_checkpoint').exists() and process_of_the_run(process))
     process_of_the_run(process).send_signal(signal.SIGKILL)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 1 and 'killed by SIGKILL (out of memory?)' in output
+    process = start()  # and once more the command
     wait(process, lambda: (second / 'last_checkpoint').read_text().endswith('epoch_2.pth'))
-    kill_all(process, signal.SIGKILL)  # and once more the command
+    kill_all(process, signal.SIGKILL)
     process = start()
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
@@ -316,7 +319,7 @@ def test_killed_three_times_it_ends_with_the_same_table(finished, shapes, tmp_pa
     before, after = ({r['name']: r for r in table(o)['rows']} for o in (finished, out))
     for model in MODELS:
         assert after[model]['runs'] == before[model]['runs']
-        assert len(json.loads((out / f'runs/{model}_seed0/progress.json').read_text())) == EPOCHS
+        assert after[model]['minutes'][0] > 0
     assert any(r['runs'][0]['mAP_50'] > 0 for r in before.values())  # or equality says little
 
 
@@ -340,52 +343,6 @@ def test_a_run_that_diverges_becomes_a_row_and_the_rest_goes_on(shapes, tmp_path
     assert '| EfficientViT-M0 | failed |' in text and 'became NaN or infinite' in text
 
 
-def die(run, device):
-    """Stand in for a training that the kernel kills."""
-    with open(run.folder / 'deaths', 'a') as file:
-        file.write('x')
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def run_out_of_memory(run, device):
-    run.write('failure.json', {'reason': runs._reason(MemoryError('1 TiB'))})
-    sys.exit(1)
-
-
-@pytest.mark.slow
-def test_a_process_that_keeps_dying_is_given_up(shapes, tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, '_work', die)
-    (row,) = compare(small(shapes), ['evit_m0'], 1, tmp_path, device='cpu')
-    assert row.failures == [
-        'seed 0: killed by SIGKILL (out of memory?) 3 times without finishing an epoch'
-    ]
-    assert (tmp_path / 'runs' / 'evit_m0_seed0' / 'deaths').read_text() == 'xxx'
-    monkeypatch.setattr(runs, '_work', run_out_of_memory)  # a failed run is tried again
-    (row,) = compare(small(shapes), ['evit_m0'], 1, tmp_path, device='cpu')
-    assert row.failures == ['seed 0: out of memory (1 TiB)']
-
-
-def test_a_damaged_file_is_named(shapes, tmp_path):
-    run = runs.Run('evit_m0', 0, tmp_path / 'runs' / 'evit_m0_seed0')
-    run.write('result.json', {'metrics': {}})
-    with pytest.raises(ConfigError, match=r"result.json' is not what a run writes; delete"):
-        run.result()
-    (run.folder / 'result.json').write_text('{"metr')
-    with pytest.raises(ConfigError, match=r"result.json' cannot be read .* delete the folder"):
-        run.result()
-
-
-def test_a_torn_checkpoint_is_passed_over(tmp_path):
-    run = runs.Run('evit_m0', 0, tmp_path)
-    assert runs._last_checkpoint(run) is None
-    for epoch in (9, 10):
-        torch.save({'state_dict': {'a': torch.rand(9)}}, tmp_path / f'epoch_{epoch}.pth')
-    assert runs._last_checkpoint(run).endswith('epoch_10.pth')
-    whole = (tmp_path / 'epoch_10.pth').read_bytes()
-    (tmp_path / 'epoch_10.pth').write_bytes(whole[: len(whole) // 2])
-    assert runs._last_checkpoint(run).endswith('epoch_9.pth')
-
-
 def test_overrides_are_compared_as_they_are_stored(shapes, tmp_path):
     options = {'optim_wrapper.optimizer.betas': (0.8, 0.99)}
     for _ in range(2):
@@ -398,7 +355,7 @@ def test_weights_that_are_gone_cost_only_the_latency(finished, shapes, tmp_path)
     (out / 'runs' / 'evit_m0_seed0' / 'weights.pth').unlink()
     rows = {r.name: r for r in compare(small(shapes), MODELS, 1, out, device='cpu')}
     assert len(rows['evit_m0'].metrics) == 1 and rows['evit_m0'].latency is None
-    assert 'not timed' in rows['evit_m0'].failures[0] and rows['mobilenetv2'].latency
+    assert rows['mobilenetv2'].latency
 
 
 # --- the table
@@ -414,15 +371,15 @@ def test_ranking_says_what_exceeds_the_spread():
     }
     single = ranking([row('evit_m4', 30), row('spos', 20, 21)])
     assert [p['exceeds_spread'] for p in single] == [None]
-    text = markdown(rows, {}, [], published=False)
+    text = markdown(rows, {}, published=False)
     decided, undecided = text.split('Differences within the spread')
     assert '- EfficientViT-M4 over MobileNetV2: +10.0 AP' in decided
     assert '- EfficientViT-M4 over SPOS: +1.5 AP' in undecided
 
 
-def test_table_has_means_spread_failures_notes_and_published_columns():
+def test_table_has_means_spread_failures_and_published_columns():
     rows = [row('evit_m4', 30, 32), row('spos', failures=['seed 0: out of memory'])]
-    text = markdown(rows, {'data': 'cells'}, ['no box of x'], published=True)
+    text = markdown(rows, {'data': 'cells'}, published=True)
     cells = [line.split(' | ') for line in text.splitlines() if line.startswith('| ')]
     header, m4, spos = cells
     assert m4[0] == '| EfficientViT-M4' and m4[1] == '31.0 ± 1.4 (2)'
@@ -430,7 +387,7 @@ def test_table_has_means_spread_failures_notes_and_published_columns():
     assert m4[header.index('AP (COCO, published)')] == '32.7'
     assert spos[1] == 'failed' and spos[header.index('AP (COCO, published)')] == '-'
     assert len(m4) == len(spos) == len(header)
-    assert '- SPOS, seed 0: out of memory' in text and 'Note: no box of x.' in text
+    assert '- SPOS, seed 0: out of memory' in text and 'data: cells.' in text
     assert 'What the EfficientViT paper calls "SPOS" is Single-Path NAS' in text
 
 
@@ -438,7 +395,7 @@ def test_minus_one_of_coco_is_no_figure():
     lacking = row('evit_m4', 30)
     lacking.metrics[0]['mAP_s'] = -1.0
     assert math.isnan(lacking.values('mAP_s')[0])
-    text = markdown([lacking], {}, [], published=False)
+    text = markdown([lacking], {}, published=False)
     header, cells = [line.split(' | ') for line in text.splitlines() if line.startswith('| ')]
     assert cells[header.index('S')] == '-'
 

@@ -372,8 +372,7 @@ def test_the_comparison_of_evaluators_finds_equal_figures():
     assert fast['figures'] == slow['figures']
     assert len(set(slow['figures'])) > 9
     assert result['difference'] == 0 and result['detections'] == len(synthetic_detections(60)[1])
-    seconds = [part['load'] + part['evaluate'] for part in (slow, fast)]
-    assert result['ratio'] == pytest.approx(seconds[0] / seconds[1])
+    assert min(part['seconds'] for part in (slow, fast)) > 0
 
 
 def test_made_detections_are_as_they_say():

@@ -17,7 +17,7 @@ from ..data.layout import CocoSplit, dataset_config, find_splits
 from ..errors import ConfigError
 from ..utils.package_files import project_path
 from ..utils.text import did_you_mean
-from .recipes import LONGER, apply_switches, fit_ema, split_name, switches_of
+from .recipes import apply_switches, fit_ema, split_name, switches_of
 
 CONFIGS = project_path('configs')
 # the sizes of EfficientViT that span the range, and what the paper sets beside it
@@ -99,14 +99,8 @@ class Budget:
 
     @property
     def iterations(self) -> int:
-        """Optimizer steps of one run; three times as many with the 3x schedule."""
+        """Optimizer steps of one run with the 1x schedule."""
         return -(-self.splits[0].num_images // BATCH_SIZE) * self.epochs
-
-    def epochs_of(self, name: str) -> int:
-        """Return the epochs of one row's runs, which only a recipe can change."""
-        _, recipe = split_name(name)
-        longer = recipe is not None and 'schedule_3x' in switches_of(recipe, self.pretrained)
-        return self.epochs * (LONGER if longer else 1)
 
     def config(self, name: str) -> Config:
         """Return the config of one row's runs.
@@ -119,8 +113,11 @@ class Budget:
             ConfigError: There is no such backbone, or an override is wrong.
         """
         model, recipe = split_name(name)
-        file = find_model(model)
-        coco = Config.fromfile(file)
+        models = available_models()
+        if model not in models:
+            hint = did_you_mean(model.lower(), models, cutoff=0.3)
+            raise ConfigError(f"no backbone '{model}'{hint}; there are {', '.join(models)}")
+        coco = Config.fromfile(models[model])
         parts = [
             HEADS[self.head],
             '_base_/datasets/coco_detection.py',
@@ -130,7 +127,7 @@ class Budget:
         merged: dict[str, Any] = {}
         for part in parts:
             merged.update(Config.fromfile(CONFIGS / part).to_dict())
-        cfg = Config(merged, filename=str(file))
+        cfg = Config(merged, filename=coco.filename)
         # the backbone, its neck and the pixels that it wants; everything else is common
         channels = cfg.model.neck.out_channels
         for key in ('backbone', 'neck', 'data_preprocessor'):
@@ -207,16 +204,3 @@ class Budget:
         cfg.optim_wrapper.paramwise_cfg = authors.optim_wrapper.paramwise_cfg
         cfg.optim_wrapper.pop('clip_grad')
         cfg.model.backbone.norm_eval = True
-
-
-def find_model(name: str) -> Path:
-    """Return the config of a backbone.
-
-    Raises:
-        ConfigError: There is none; the nearest names are given.
-    """
-    models = available_models()
-    if name in models:
-        return models[name]
-    hint = did_you_mean(name.lower(), models, cutoff=0.3)
-    raise ConfigError(f"no backbone '{name}'{hint}; there are {', '.join(models)}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from mmengine.config import Config
 from ..errors import DataError
 from ..runner.work_dir import read_scalars
 from .budget import name_of
-from .runs import PREFIX, claimed
+from .runs import PREFIX, claimed, training_seconds
 from .table import METRICS, Row, count_detector, write_tables
 
 
@@ -57,9 +56,7 @@ def collect(
             row.failures.append(f"'{work_dir}': evaluated up to epoch {last} of {epochs}")
             continue
         row.metrics.append({key: evaluated[-1][PREFIX + key] for key in METRICS})
-        steps = [entry for entry in scalars if 'iter' in entry and 'time' in entry]
-        mean_step = sum(entry['time'] for entry in steps) / max(len(steps), 1)
-        row.minutes.append(mean_step * max((entry['step'] for entry in steps), default=0) / 60)
+        row.minutes.append(training_seconds(scalars) / 60)
     scale, _ = alike['the test scale']
     for row in rows.values():
         count_detector(row, scale)
@@ -69,7 +66,7 @@ def collect(
         'FLOPs at': 'x'.join(map(str, scale)),
     }
     with claimed(Path(out)):
-        return write_tables(list(rows.values()), Path(out), about, published=published)
+        return write_tables(list(rows.values()), Path(out), about, published)
 
 
 def _read(work_dir: Path) -> tuple[Config, list[dict[str, Any]]]:
@@ -85,24 +82,19 @@ def _read(work_dir: Path) -> tuple[Config, list[dict[str, Any]]]:
 
 def _common(cfg: Config, work_dir: Path) -> dict[str, Any]:
     """Return what trainings in one table must share."""
-    epochs = cfg.train_cfg.get('max_epochs')
-    annotations = cfg.test_dataloader.dataset.get('ann_file')
-    if epochs is None or annotations is None:
-        raise DataError(
-            f"'{work_dir}': its config has no train_cfg.max_epochs or no "
-            'test_dataloader.dataset.ann_file, so its figures cannot be placed'
-        )
     dataset = cfg.test_dataloader.dataset
+    try:
+        (scale,) = (tuple(step.scale) for step in dataset.pipeline if step.type == 'Resize')
+        annotations = Path(dataset.get('data_root') or '', dataset.ann_file)
+        epochs = cfg.train_cfg.max_epochs
+    except (AttributeError, ValueError):
+        raise DataError(
+            f"'{work_dir}': its config needs train_cfg.max_epochs, "
+            'test_dataloader.dataset.ann_file and one Resize with a scale in the test pipeline'
+        ) from None
     return {
-        'the test scale': _scale(cfg, work_dir),
-        'the evaluated annotations': str(Path(dataset.get('data_root') or '', annotations)),
+        'the test scale': scale,
+        'the evaluated annotations': str(annotations),
         'the number of epochs': epochs,
         'the number of classes': cfg.model.bbox_head.num_classes,
     }
-
-
-def _scale(cfg: Config, work_dir: Path) -> tuple[int, int]:
-    steps = [s for s in cfg.test_dataloader.dataset.pipeline if s.type == 'Resize']
-    if len(steps) != 1 or math.prod(steps[0].scale) <= 0:
-        raise DataError(f"'{work_dir}': the test pipeline has no single Resize with a scale")
-    return tuple(steps[0].scale)

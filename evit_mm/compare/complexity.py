@@ -72,10 +72,10 @@ class Complexity:
 
     def deviation(self, kind: str) -> float | None:
         """Return counted over published less one, of ``'params'`` or ``'macs'``."""
-        figure = getattr(self.published, kind, None)
-        if figure is None or self.classifier is None:
+        if self.published is None or self.classifier is None:
             return None
-        return self.classifier[('params', 'macs').index(kind)] / figure - 1
+        counted = dict(zip(('params', 'macs'), self.classifier, strict=True))
+        return counted[kind] / getattr(self.published, kind) - 1
 
 
 def measure(config: str | Path, size: tuple[int, int] = (1333, 800)) -> Complexity:
@@ -153,18 +153,8 @@ def build_classifier(backbone: nn.Module) -> nn.Module | None:
 def detector_macs(model: nn.Module, height: int, width: int) -> dict[str, int]:
     """Return the multiply-adds of a detector's parts for one image.
 
-    Computed on torch's meta device: shapes alone, so that large images cost nothing. A two-stage
-    head counts its box head for 1000 proposals and its mask head for 100 detections, mmdet's usual
-    limits.
-
-    Args:
-        model: mmdet detector with ``backbone``, ``neck`` and ``bbox_head``, or ``rpn_head`` and
-            ``roi_head``; left as it is.
-        height: Height of the image as the network sees it.
-        width: Its width.
-
-    Returns:
-        Figures for ``backbone``, ``neck`` and ``head``.
+    Computed on torch's meta device, so that large images cost nothing. A two-stage head counts its
+    box head for 1000 proposals and its mask head for 100 detections, mmdet's usual limits.
     """
     parts: Any = copy.deepcopy(model).to('meta').eval()
     image = torch.empty(1, 3, height, width, device='meta')

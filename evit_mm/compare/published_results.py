@@ -25,9 +25,9 @@ class Published:
     """
 
     label: str
-    macs: float | None = None
-    params: float | None = None
-    coco: tuple[float, ...] = ()
+    macs: float
+    params: float
+    coco: tuple[float, ...]
 
 
 def read_results() -> dict[str, Any]:
@@ -35,20 +35,17 @@ def read_results() -> dict[str, Any]:
     return yaml.safe_load(Path(__file__).with_name('results.yml').read_text(encoding='utf-8'))
 
 
-def _published(results: dict[str, Any]) -> dict[str, Published]:
-    figures = {}
-    for name, backbone in results['backbones'].items():
-        detector = results['configs'][f'retinanet_{name}_coco'].get('published', {})
-        coco = tuple(detector.get('box', ()))
-        figures[name] = Published(
-            backbone['label'], float(backbone['macs']), float(backbone['params']), coco
-        )
-    return figures
-
-
 _results = read_results()
 # By the NAME in configs/retinanet_NAME_coco.py.
-PUBLISHED = _published(_results)
+PUBLISHED = {
+    name: Published(
+        row['label'],
+        float(row['macs']),
+        float(row['params']),
+        tuple(_results['configs'][f'retinanet_{name}_coco'].get('published', {}).get('box', ())),
+    )
+    for name, row in _results['backbones'].items()
+}
 # the same NAME, by timm's name of the network
 TIMM_NAMES = {row['timm']: name for name, row in _results['backbones'].items() if 'timm' in row}
 

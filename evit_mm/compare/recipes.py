@@ -7,7 +7,6 @@ applied, which a test asserts; the ablation applies them one at a time.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 from mmengine.config import Config
 
@@ -83,64 +82,41 @@ def schedule_3x(cfg: Config) -> None:
     steps.milestones = [LONGER * epoch for epoch in steps.milestones]
 
 
-@dataclass(frozen=True)
-class Switch:
-    """One thing that the paper's recipe leaves unused.
-
-    Attributes:
-        label: Name for people.
-        change: Applies it to a config in place.
-    """
-
-    label: str
-    change: Callable[[Config], None]
-
-
-# In the order of docs/recipes.md.
-SWITCHES = {
-    'train_bn': Switch('BatchNorm trained', train_bn),
-    'stem_stride8': Switch('stride 8 from the stem', stem_stride8),
-    'no_decay': Switch('no decay on norms and biases', no_decay),
-    'drop_path': Switch('drop path', drop_path),
-    'multi_scale': Switch('multi-scale training', multi_scale),
-    'ema': Switch('EMA', ema),
-    'schedule_3x': Switch('3x schedule', schedule_3x),
+# In the order of docs/recipes.md: the name for people, and what changes a config in place.
+SWITCHES: dict[str, tuple[str, Callable[[Config], None]]] = {
+    'train_bn': ('BatchNorm trained', train_bn),
+    'stem_stride8': ('stride 8 from the stem', stem_stride8),
+    'no_decay': ('no decay on norms and biases', no_decay),
+    'drop_path': ('drop path', drop_path),
+    'multi_scale': ('multi-scale training', multi_scale),
+    'ema': ('EMA', ema),
+    'schedule_3x': ('3x schedule', schedule_3x),
 }
-ALL_1X = tuple(name for name in SWITCHES if name != 'schedule_3x')
 # What a comparison can run: names of switches, applied in this order.
 RECIPES: dict[str, tuple[str, ...]] = {
     'paper': (),
     **{name: (name,) for name in SWITCHES},
-    'plus_1x': ALL_1X,
+    'plus_1x': tuple(name for name in SWITCHES if name != 'schedule_3x'),
     'plus': tuple(SWITCHES),
 }
 LABELS = {
     'paper': "the paper's recipe",
-    **{name: switch.label for name, switch in SWITCHES.items()},
+    **{name: label for name, (label, _) in SWITCHES.items()},
     'plus_1x': 'all but the 3x schedule',
     'plus': 'all',
 }
 
 
 def apply_switches(cfg: Config, names: Iterable[str]) -> Config:
-    """Apply switches to a config in place, and return it.
-
-    Args:
-        cfg: A detector's config with the authors' schedule.
-        names: Keys of :data:`SWITCHES`.
-    """
+    """Apply switches to a config with the authors' schedule in place, and return it."""
     for name in names:
-        SWITCHES[name].change(cfg)
+        _, change = SWITCHES[name]
+        change(cfg)
     return cfg
 
 
 def fit_ema(cfg: Config, iterations: int) -> None:
-    """Let EMA average over as large a part of a short 1x schedule as of COCO's.
-
-    Args:
-        cfg: A detector's config, perhaps with the switch ``ema``.
-        iterations: Of the 1x schedule.
-    """
+    """Let EMA average over as large a part of a 1x schedule of so many iterations as of COCO's."""
     times = COCO_ITERATIONS / iterations
     for hook in cfg.custom_hooks:
         if hook['type'] == 'EMAHook':
@@ -151,24 +127,22 @@ def fit_ema(cfg: Config, iterations: int) -> None:
 def base_recipe(pretrained: bool) -> str:
     """Return the recipe that each switch is added to, and set against.
 
-    Frozen statistics are those of ImageNet; from scratch they are none, so there the base is the
-    paper's recipe with BatchNorm trained.
+    Frozen statistics are those of ImageNet; from scratch there are none, so the base is the paper's
+    recipe with BatchNorm trained.
     """
     return 'paper' if pretrained else 'train_bn'
 
 
 def switches_of(recipe: str, pretrained: bool) -> tuple[str, ...]:
     """Return a recipe's switches, with those of the base, which only ``paper`` goes without."""
-    chosen = {*RECIPES[recipe], *(RECIPES[base_recipe(pretrained)] if recipe != 'paper' else ())}
+    chosen = RECIPES[recipe]
+    if recipe != 'paper':
+        chosen += RECIPES[base_recipe(pretrained)]
     return tuple(name for name in SWITCHES if name in chosen)
 
 
 def with_recipes(models: Iterable[str], recipes: Iterable[str]) -> list[str]:
-    """Return the names of a comparison's rows: the models, or ``MODEL+RECIPE`` of all pairs.
-
-    Raises:
-        ConfigError: A recipe does not exist, or is for another backbone.
-    """
+    """Return the names of a comparison's rows: the models, or ``MODEL+RECIPE`` of all pairs."""
     models, recipes = list(dict.fromkeys(models)), list(dict.fromkeys(recipes))
     for recipe in recipes:
         if recipe not in RECIPES:
@@ -186,7 +160,13 @@ def split_name(name: str) -> tuple[str, str | None]:
     return model, recipe or None
 
 
+def base_of(name: str, pretrained: bool) -> str | None:
+    """Return the row that a row is set against, None for one without a recipe."""
+    model, recipe = split_name(name)
+    return f'{model}{SEPARATOR}{base_recipe(pretrained)}' if recipe else None
+
+
 def row_label(name: str) -> str:
     """Return a row's name for people."""
     model, recipe = split_name(name)
-    return label_of(model) if recipe is None else f'{label_of(model)}, {LABELS[recipe]}'
+    return f'{label_of(model)}, {LABELS[recipe]}' if recipe else label_of(model)

@@ -1,8 +1,8 @@
 """Training the runs of a comparison, one process each, so that none can take the others down.
 
 A comparison's folder holds ``compare.json`` (the budget), ``runs/MODEL_seedK/`` (a work dir each)
-and in the end the table. A run is finished when its ``result.json`` is there; that file is written
-last, and all at once.
+and in the end the table. A run is finished when its ``result.json`` has figures; that file is
+written last, and all at once.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ import multiprocessing
 import os
 import signal
 import sys
-import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,73 +22,50 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 from mmengine.config import Config
+from mmengine.device import get_device
 from mmengine.hooks import Hook
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 from ..checkpoint import read_checkpoint, write_checkpoint
 from ..data import check_config_data
-from ..errors import CheckpointError, ConfigError, DataError, EvitError
+from ..errors import ConfigError, DataError, EvitError
 from ..runner.build import set_device
 from ..runner.resuming import find_last_good
-from ..utils.files import write_atomically
+from ..runner.work_dir import number_of, pointed_at, read_scalars
+from ..utils.files import read_json_dict, write_atomically
+from .benchmark import machine
+from .benchmark.timing import sentence
 from .budget import Budget
-from .recipes import base_recipe, row_label, split_name, with_recipes
+from .recipes import base_of, row_label, with_recipes
 from .table import METRICS, Row, add_latency, count_detector, write_tables
 
-MAX_DEATHS = 3  # without an epoch finished in between
 POLL_SECONDS = 0.5
+RESULT = 'result.json'
 PREFIX = 'coco/bbox_'
 
 
 @dataclass(frozen=True)
 class Run:
-    """One row of the table with one seed.
+    """One row of the table with one seed."""
 
-    Attributes:
-        model: The row's name: a backbone, or a backbone and a recipe.
-        seed: Seed of everything random.
-        folder: Work dir.
-    """
-
-    model: str
+    model: str  # the row's name: a backbone, or a backbone and a recipe
     seed: int
-    folder: Path
+    folder: Path  # work dir
 
     @property
     def label(self) -> str:
         """Name for people."""
         return f'{row_label(self.model)}, seed {self.seed}'
 
-    def read(self, name: str) -> Any:
-        """Return what a JSON file of the run's folder holds, None where there is none.
+    def outcome(self) -> dict[str, Any]:
+        """Return a finished run's ``metrics`` and ``seconds``, or ``failure``, or nothing."""
+        return read_json_dict(self.folder / RESULT)
 
-        Raises:
-            ConfigError: Something else has changed the file.
-        """
-        return read_json(self.folder / name)
-
-    def result(self) -> dict[str, Any] | None:
-        """Return the figures of a finished run, None where it is not finished.
-
-        Raises:
-            ConfigError: Something else has changed the file.
-        """
-        result = self.read('result.json')
-        try:
-            complete = result is None or (result['seconds'] >= 0 and 'mAP' in result['metrics'])
-        except (TypeError, KeyError):
-            complete = False
-        if not complete:
-            raise ConfigError(
-                f"'{self.folder / 'result.json'}' is not what a run writes; delete the folder "
-                f"'{self.folder}' to do it again"
-            )
-        return result
-
-    def write(self, name: str, content: Any) -> None:
-        """Write a JSON file of the run's folder, whole or not at all."""
-        write_json(self.folder / name, content)
+    def epochs_done(self) -> int:
+        """Return the epochs that have been trained."""
+        checkpoint = pointed_at(self.folder)
+        return number_of(checkpoint) if checkpoint else 0
 
 
 def compare(
@@ -134,8 +110,9 @@ def compare(
     out = Path(out)
     set_device(device)
     # whatever can be found wrong is found before the hours of training
-    rows = [_row(model, budget) for model in models]
-    notes = _check_data(budget, rows[0].config)
+    rows = [Row(m, budget.config(m), base=base_of(m, budget.pretrained)) for m in models]
+    check_config_data(rows[0].config, ('train', 'val'))
+    about = _describe(budget, seeds)
     for row in rows:
         if budget.pretrained:
             read_checkpoint(row.config.model.backbone.init_cfg.checkpoint)
@@ -143,33 +120,29 @@ def compare(
     with claimed(out):
         _check_same_budget(out, budget)
         runs = [Run(m, s, out / 'runs' / f'{m}_seed{s}') for s in range(seeds) for m in models]
-        _train_all(runs, budget, device)
+        _train_all(runs, {row.name: row.config for row in rows}, device)
         for row in rows:
             _fill(row, [run for run in runs if run.model == row.name])
         add_latency(rows, budget.splits[1].first_image)
-        return write_tables(rows, out, _describe(budget, seeds), notes, published)
+        return write_tables(rows, out, about, published)
 
 
-def _row(name: str, budget: Budget) -> Row:
-    model, recipe = split_name(name)
-    base = recipe and '+'.join((model, base_recipe(budget.pretrained)))
-    return Row(name, budget.config(name), base=base)
-
-
-def read_json(path: Path) -> Any:
-    """Return what a JSON file holds, None where there is none.
-
-    Raises:
-        ConfigError: It cannot be read.
-    """
-    if not path.is_file():
-        return None
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"'{path}' cannot be read ({error}); delete the folder '{path.parent}' to do it again"
-        ) from None
+def _describe(budget: Budget, seeds: int) -> dict[str, Any]:
+    """Return what the table says about itself."""
+    train, val = budget.splits
+    absent = [name for name, count in val.num_boxes.items() if count == 0]
+    if len(absent) == len(val.classes):
+        raise DataError(f"'{val.ann_file}' has no box at all, so there is nothing to evaluate")
+    return {
+        **asdict(budget),
+        'data': Path(budget.data).name,
+        'seeds': seeds,
+        'classes': list(train.classes),
+        **({'classes without a box to evaluate': absent} if absent else {}),
+        'images': [train.num_images, val.num_images],
+        'FLOPs and latency at': 'x'.join(map(str, budget.input_size())),
+        **machine.describe(torch.get_num_threads(), get_device()),
+    }
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -177,28 +150,9 @@ def write_json(path: Path, content: Any) -> None:
     write_atomically(path, json.dumps(content, indent=1).encode())
 
 
-def _check_data(budget: Budget, cfg: Config) -> list[str]:
-    """Look at the data set as training does, and return what the table must mention."""
-    check_config_data(cfg, ('train', 'val'))
-    _, val = budget.splits
-    if not any(val.num_boxes.values()):
-        raise DataError(f"'{val.ann_file}' has no box at all, so there is nothing to evaluate")
-    absent = [name for name, count in val.num_boxes.items() if count == 0]
-    if not absent:
-        return []
-    return [
-        f"'{val.ann_file.name}' has no box of {', '.join(absent)}: every AP here is the mean over "
-        f'the other {len(val.classes) - len(absent)} of {len(val.classes)} classes'
-    ]
-
-
 @contextmanager
 def claimed(out: Path) -> Iterator[None]:
-    """Hold a folder for one comparison.
-
-    Raises:
-        ConfigError: It cannot be written, or is held by another.
-    """
+    """Hold a folder for one comparison."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         lock = FileLock(out / '.lock')
@@ -215,96 +169,60 @@ def claimed(out: Path) -> Iterator[None]:
 
 def _check_same_budget(out: Path, budget: Budget) -> None:
     path, record = out / 'compare.json', json.loads(json.dumps(budget.record()))
-    before = read_json(path)
-    if before is not None:
-        keys = [key for key in {**before, **record} if before.get(key) != record.get(key)]
-        if keys:
-            changes = '; '.join(f'{k}: {before.get(k)} then, {record.get(k)} now' for k in keys)
-            raise ConfigError(
-                f"'{out}' holds a comparison under another budget ({changes}); choose another "
-                '--out, or the same budget to go on with it'
-            )
-    elif (out / 'runs').exists():
-        raise ConfigError(f"'{out}' has runs but no compare.json; choose another --out")
+    before = json.loads(path.read_text()) if path.is_file() else record
+    keys = [key for key in {**before, **record} if before.get(key) != record.get(key)]
+    if keys:
+        changes = '; '.join(f'{k}: {before.get(k)} then, {record.get(k)} now' for k in keys)
+        raise ConfigError(
+            f"'{out}' holds a comparison under another budget ({changes}); choose another "
+            '--out, or the same budget to go on with it'
+        )
     write_json(path, record)
 
 
-def _train_all(runs: Sequence[Run], budget: Budget, device: str | None) -> None:
-    console = Console(stderr=True)
-    columns = (
-        TextColumn('{task.description}'),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn('epochs'),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as progress:
-        epochs = [budget.epochs_of(run.model) for run in runs]
+def _train_all(runs: Sequence[Run], configs: Mapping[str, Config], device: str | None) -> None:
+    with Progress(console=Console(stderr=True)) as progress:
+        epochs = [configs[run.model].train_cfg.max_epochs for run in runs]
         task = progress.add_task('comparing', total=sum(epochs))
         for place, run in enumerate(runs):
             done = sum(epochs[:place])
             progress.update(task, completed=done, description=run.label)
-            if run.result() is None:
-                for epoch in _train_one(run, budget, device):
+            if 'metrics' not in run.outcome():
+                for epoch in _train_one(run, configs[run.model], device):
                     progress.update(task, completed=done + epoch)
-            progress.console.print(f'{run.label}: {_outcome(run)}', highlight=False)
+            outcome = run.outcome()
+            text = f'failed: {outcome.get("failure")}'
+            if 'metrics' in outcome:
+                minutes = outcome['seconds'] / 60
+                text = f'AP {outcome["metrics"]["mAP"]:.3f} in {minutes:.1f} min'
+            progress.console.print(f'{run.label}: {text}', highlight=False)
         progress.update(task, completed=sum(epochs))
 
 
-def _train_one(run: Run, budget: Budget, device: str | None) -> Iterator[int]:
+def _train_one(run: Run, cfg: Config, device: str | None) -> Iterator[int]:
     """Run one training in a process of its own; yield the epochs it has done, now and then."""
     run.folder.mkdir(parents=True, exist_ok=True)
-    (run.folder / 'failure.json').unlink(missing_ok=True)
-    budget.config(run.model).dump(run.folder / 'config.py')
-    deaths, reached = 0, _epochs_done(run)
-    while True:
-        process = _context().Process(target=_work, args=(run, device))
-        process.start()
-        try:
-            while process.is_alive():
-                process.join(POLL_SECONDS)
-                yield _epochs_done(run)
-        finally:
-            if process.is_alive():
-                process.terminate()
-                process.join()
-        if process.exitcode == 0 or run.read('failure.json'):
-            return
-        deaths = 1 if _epochs_done(run) > reached else deaths + 1
-        reached = _epochs_done(run)
-        if deaths >= MAX_DEATHS:
-            run.write('failure.json', {'reason': _how_it_died(process.exitcode)})
-            return
+    (run.folder / RESULT).unlink(missing_ok=True)
+    cfg.dump(run.folder / 'config.py')
+    process = multiprocessing.get_context('spawn').Process(target=_work, args=(run, device))
+    process.start()
+    try:
+        while process.is_alive():
+            process.join(POLL_SECONDS)
+            yield run.epochs_done()
+    finally:
+        if process.is_alive():
+            process.terminate()
+            process.join()
+    if process.exitcode and not run.outcome():
+        write_json(run.folder / RESULT, {'failure': _how_it_died(process.exitcode)})
 
 
-def _context() -> Any:
-    """Return how to start a clean process: forked off a server that has done the slow imports."""
-    if 'forkserver' not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context('spawn')
-    context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(
-        ['evit_mm.runner.train', 'evit_mm.models.heads', 'mmdet.datasets', 'timm']
-    )
-    return context
-
-
-def _how_it_died(exitcode: int | None) -> str:
-    if exitcode is not None and exitcode < 0:
-        name = signal.Signals(-exitcode).name
-        hint = ' (out of memory?)' if name == 'SIGKILL' else ''
-        return f'killed by {name}{hint} {MAX_DEATHS} times without finishing an epoch'
-    return f'ended with status {exitcode} {MAX_DEATHS} times without finishing an epoch'
-
-
-def _outcome(run: Run) -> str:
-    result = run.result()
-    if result is None:
-        return f'failed: {run.read("failure.json")["reason"]}'
-    return f'AP {result["metrics"]["mAP"]:.3f} in {result["seconds"] / 60:.1f} min'
-
-
-def _epochs_done(run: Run) -> int:
-    return len(run.read('progress.json') or [])
+def _how_it_died(exitcode: int) -> str:
+    if exitcode > 0:
+        return f'its process ended with status {exitcode}, see console.log'
+    name = signal.Signals(-exitcode).name
+    return f'its process was killed by {name}{" (out of memory?)" if name == "SIGKILL" else ""}'
 
 
 def _work(run: Run, device: str | None) -> None:
@@ -317,17 +235,10 @@ def _work(run: Run, device: str | None) -> None:
             _train_and_evaluate(run, device)
         except Exception as error:  # whatever it is becomes a row of the table
             traceback.print_exc()
-            run.write('failure.json', {'reason': _reason(error), 'type': type(error).__name__})
+            ours = isinstance(error, EvitError)
+            reason = ' '.join(str(error).split()) if ours else sentence(error)
+            write_json(run.folder / RESULT, {'failure': reason})
             sys.exit(1)
-
-
-def _reason(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or 'out of memory' in str(error):
-        return f'out of memory ({lines[0][:120] if lines else "no details"})'
-    if isinstance(error, EvitError):
-        return ' '.join(line.strip() for line in lines)
-    return f'{type(error).__name__}: {lines[0][:200] if lines else "no message"}'
 
 
 def _train_and_evaluate(run: Run, device: str | None) -> None:
@@ -335,72 +246,46 @@ def _train_and_evaluate(run: Run, device: str | None) -> None:
     from ..runner.train import train
 
     config, work_dir = str(run.folder / 'config.py'), str(run.folder)
-    hook = RunHook(run)
-    train(config, work_dir, _last_checkpoint(run), seed=run.seed, device=device, hooks=[hook])
-    last = str(_last_checkpoint(run))
-    metrics = test(config, last, work_dir=work_dir, device=device)
+    train(config, work_dir, resume='auto', seed=run.seed, device=device, hooks=[OrphanHook()])
+    scalars, _ = read_scalars(work_dir)
+    found = find_last_good(work_dir)
+    assert found is not None  # just written
+    last, content = found
+    metrics = test(config, str(last), work_dir=work_dir, device=device)
     # mmdet gives no figures at all where not one box was found
     figures = {name: metrics.get(PREFIX + name, 0.0) for name in METRICS}
-    content = read_checkpoint(last)
     meta = {'dataset_meta': content['meta']['dataset_meta']}
     write_checkpoint(content['state_dict'], run.folder / 'weights.pth', meta)
-    run.write('result.json', {'metrics': figures, 'seconds': sum(run.read('progress.json'))})
+    result = {'metrics': figures, 'seconds': training_seconds(scalars)}
+    write_json(run.folder / RESULT, result)
     for checkpoint in run.folder.glob('epoch_*.pth'):  # optimizer states are of no more use
         checkpoint.unlink()
 
 
-def _last_checkpoint(run: Run) -> str | None:
-    try:
-        found = find_last_good(run.folder)
-    except CheckpointError:  # not one is whole; such a run starts anew
-        return None
-    return None if found is None else str(found[0])
+def training_seconds(scalars: Sequence[Mapping[str, Any]]) -> float:
+    """Return how long the iterations of a training took, by what mmengine logged."""
+    steps = [entry for entry in scalars if 'iter' in entry and 'time' in entry]
+    mean_step = sum(entry['time'] for entry in steps) / max(len(steps), 1)
+    return mean_step * max((entry['step'] for entry in steps), default=0)
 
 
-class RunHook(Hook):
-    """Keep a run's times, and end it when its comparison is gone."""
-
-    priority = 'VERY_LOW'  # after the checkpoint is written
-
-    def __init__(self, run: Run) -> None:
-        self.run, self.comparison = run, multiprocessing.parent_process()
-        self.start = 0.0
-
-    def before_train_epoch(self, *_: Any) -> None:
-        """Start the clock."""
-        self.start = time.perf_counter()
+class OrphanHook(Hook):
+    """End a run when the process that started it is gone."""
 
     def after_train_iter(self, *_: Any, **__: Any) -> None:
-        """Look for the process that started this one."""
-        if self.comparison is not None and not self.comparison.is_alive():
+        """Look for that process."""
+        comparison = multiprocessing.parent_process()
+        if comparison is not None and not comparison.is_alive():
             os._exit(1)
-
-    def after_train_epoch(self, runner: Any) -> None:
-        """Add the epoch's seconds to the run's; an epoch done again after a crash replaces it."""
-        seconds = (self.run.read('progress.json') or [])[: runner.epoch]
-        self.run.write('progress.json', [*seconds, time.perf_counter() - self.start])
 
 
 def _fill(row: Row, runs: Sequence[Run]) -> None:
     for run in runs:
-        result = run.result()
-        if result is None:
-            row.failures.append(f'seed {run.seed}: {run.read("failure.json")["reason"]}')
+        result = run.outcome()
+        if 'metrics' not in result:
+            row.failures.append(f'seed {run.seed}: {result.get("failure")}')
             continue
         row.metrics.append(result['metrics'])
         row.minutes.append(result['seconds'] / 60)
-        row.weights = row.weights or run.folder / 'weights.pth'
-
-
-def _describe(budget: Budget, seeds: int) -> dict[str, Any]:
-    """Return what the table says about itself."""
-    train, val = budget.splits
-    described = {k: v for k, v in asdict(budget).items() if k != 'data'}
-    return {
-        'data': Path(budget.data).name,
-        **described,
-        'seeds': seeds,
-        'classes': list(train.classes),
-        'images': [train.num_images, val.num_images],
-        'FLOPs and latency at': 'x'.join(map(str, budget.input_size())),
-    }
+        if (run.folder / 'weights.pth').is_file():
+            row.weights = run.folder / 'weights.pth'

@@ -5,22 +5,19 @@ from __future__ import annotations
 import copy
 import json
 import math
-import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-import torch
 from mmengine.config import Config
-from mmengine.device import get_device
 
-from ..errors import EvitError
 from ..runner.build import config_faults, load_detector
 from ..utils.text import markdown_table
 from .benchmark import median_and_quartiles, time_interleaved
+from .benchmark.forms import eager
 from .complexity import count_parameters, detector_macs
 from .published_results import PUBLISHED
 from .recipes import row_label
@@ -35,6 +32,7 @@ METRICS = {
     'mAP_l': 'L',
 }
 TIMED_ROUNDS = 20
+SPREAD = {True: 'exceeds the spread', False: 'within the spread', None: 'one seed'}
 
 
 @dataclass
@@ -42,11 +40,11 @@ class Row:
     """One backbone of the table.
 
     Attributes:
-        name: NAME of ``configs/retinanet_NAME_coco.py``.
+        name: NAME of ``configs/retinanet_NAME_coco.py``, and the recipe if there is one.
         config: The detector's config.
         metrics: COCO's figures of each finished run, as fractions.
         minutes: Training time of each finished run.
-        failures: One sentence per run that failed or could not be timed.
+        failures: One sentence per run that failed.
         weights: Checkpoint to time it with, if there is one.
         params: Parameters of the whole detector.
         macs: Multiply-adds of the whole detector for one image at the table's scale.
@@ -64,28 +62,35 @@ class Row:
     macs: int = 0
     latency: tuple[float, float, float] | None = None
     base: str | None = None
-    label: str = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.label = row_label(self.name)
+    @property
+    def label(self) -> str:
+        """Name for people."""
+        return row_label(self.name)
 
-    def values(self, metric: str) -> list[float]:
-        """Return one figure of each run, in percent; COCO's -1 (no such object) becomes NaN."""
-        found = [100 * m[metric] for m in self.metrics if metric in m]
-        return [value if value >= 0 else math.nan for value in found]
+    @property
+    def epochs(self) -> int | None:
+        """Epochs of its trainings."""
+        return self.config.get('train_cfg', {}).get('max_epochs')
+
+    @property
+    def published(self) -> tuple[float, ...]:
+        """COCO's figures as published, in percent; empty where there are none."""
+        return PUBLISHED[self.name].coco if self.name in PUBLISHED else ()
 
     @property
     def ap(self) -> float:
         """Mean AP over the finished runs, NaN where there is none."""
         return mean(self.values('mAP')) if self.metrics else math.nan
 
+    def values(self, metric: str) -> list[float]:
+        """Return one figure of each run, in percent; COCO's -1 (no such object) becomes NaN."""
+        found = [100 * m[metric] for m in self.metrics if metric in m]
+        return [value if value >= 0 else math.nan for value in found]
+
 
 def count_detector(row: Row, size: tuple[int, int]) -> None:
-    """Fill in a row's parameters and multiply-adds for one image of ``(width, height)``.
-
-    Raises:
-        ConfigError: The config's model cannot be built.
-    """
+    """Fill in a row's parameters and multiply-adds for one image of ``(width, height)``."""
     from mmdet.registry import MODELS
     from mmengine.registry import init_default_scope
 
@@ -106,72 +111,50 @@ def add_latency(rows: Sequence[Row], image: Path) -> None:
     for row in rows:
         if row.weights is None:
             continue
-        try:
-            model = load_detector(row.config, row.weights)
-        except EvitError as error:  # the figures are there all the same
-            row.failures.append(f'not timed: {error}')
-            continue
+        model: Any = load_detector(row.config, row.weights)
         pipeline = row.config.test_dataloader.dataset.pipeline
         steps = [step for step in pipeline if step.type != 'LoadAnnotations']
         sample = Compose(steps)({'img_path': str(image), 'img_id': 0})
         batch = {'inputs': [sample['inputs']], 'data_samples': [sample['data_samples']]}
-        functions[row.name] = _prediction(model, batch)
+        functions[row.name] = eager(model.test_step, batch)
     seconds = time_interleaved(functions, TIMED_ROUNDS) if functions else {}
     for row in rows:
         if row.name in seconds:
             row.latency = median_and_quartiles(seconds[row.name])
 
 
-def _prediction(model: Any, batch: Mapping[str, Any]) -> Callable[[], Any]:
-    def predict() -> Any:
-        with torch.inference_mode():
-            return model.test_step(batch)
-
-    return predict
-
-
 def ranking(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Say of every two rows whether their difference exceeds the spread over seeds.
-
-    It does where the ranges do not overlap: the worst run of one is better than the best of the
-    other. With one seed nothing can be said.
-
-    Returns:
-        Per pair ``better``, ``worse``, ``difference`` (mean AP, percent) and ``exceeds_spread``
-        (None where a row has fewer than two runs).
-    """
-    pairs = []
+    """Say of every two rows what their difference is, and whether it exceeds the spread."""
     ranked = sorted((row for row in rows if row.metrics), key=lambda row: -row.ap)
-    for better, worse in combinations(ranked, 2):
-        exceeds = None
-        if min(len(better.metrics), len(worse.metrics)) > 1:
-            exceeds = min(better.values('mAP')) > max(worse.values('mAP'))
-        pairs.append(
-            {
-                'better': better.name,
-                'worse': worse.name,
-                'difference': better.ap - worse.ap,
-                'exceeds_spread': exceeds,
-            }
-        )
-    return pairs
+    return [
+        {
+            'better': better.name,
+            'worse': worse.name,
+            'difference': better.ap - worse.ap,  # percent
+            'exceeds_spread': exceeds_spread(better, worse),
+        }
+        for better, worse in combinations(ranked, 2)
+    ]
+
+
+def exceeds_spread(better: Row, worse: Row) -> bool | None:
+    """Say whether the worst run of one is better than the best of the other.
+
+    With one seed nothing can be said, and None is returned.
+    """
+    if min(len(better.metrics), len(worse.metrics)) < 2:
+        return None
+    return min(better.values('mAP')) > max(worse.values('mAP'))
 
 
 def write_tables(
-    rows: list[Row],
-    out: Path,
-    about: Mapping[str, Any],
-    notes: Sequence[str] = (),
-    published: bool = False,
+    rows: list[Row], out: Path, about: Mapping[str, Any], published: bool = False
 ) -> list[Row]:
     """Write ``table.md``, ``table.json`` and ``table.png``; return the rows, best first."""
     rows = sorted(rows, key=lambda row: -row.ap if row.metrics else math.inf)
-    about = {**about, **_machine()}
-    text = markdown(rows, about, notes, published)
-    (out / 'table.md').write_text(text, encoding='utf-8')
+    (out / 'table.md').write_text(markdown(rows, about, published), encoding='utf-8')
     content = {
-        'about': about,
-        'notes': list(notes),
+        'about': dict(about),
         'rows': [_as_json(row) for row in rows],
         'ranking': ranking(rows),
     }
@@ -183,30 +166,12 @@ def write_tables(
     return rows
 
 
-def markdown(
-    rows: Sequence[Row], about: Mapping[str, Any], notes: Sequence[str], published: bool
-) -> str:
+def markdown(rows: Sequence[Row], about: Mapping[str, Any], published: bool) -> str:
     """Return the table with what it says about itself, as Markdown."""
-    columns = ['backbone', *METRICS.values(), 'params M', 'FLOPs G', 'latency ms', 'training min']
-    extra = {**_epochs_column(rows), **_base_column(rows)}
-    columns += extra
-    if published:
-        columns += [f'{name} (COCO, published)' for name in METRICS.values()]
-    body = []
-    for row in rows:
-        cells = [row.label, _spread(row.values('mAP'))]
-        cells += [_mean(row.values(m)) for m in list(METRICS)[1:]]
-        cells += [f'{row.params / 1e6:.2f}', f'{row.macs / 1e9:.2f}', _latency(row)]
-        cells.append(_mean(row.minutes))
-        cells += [column[row.name] for column in extra.values()]
-        if published:
-            figures = PUBLISHED[row.name].coco if row.name in PUBLISHED else ()
-            cells += [f'{figure:.1f}' for figure in figures]
-            cells += ['-'] * (len(columns) - len(cells))
-        body.append(cells)
+    cells = [_cells(row, rows, published) for row in rows]
     facts = '; '.join(f'{key}: {_plain(value)}' for key, value in about.items())
     lines = [
-        *markdown_table(columns, body),
+        *markdown_table(list(cells[0]), [list(row.values()) for row in cells]),
         '',
         'AP in percent: mean over seeds ± standard deviation (number of runs); other figures: mean '
         'over seeds. FLOPs: multiply-adds of the whole detector for an image. Latency: from pixels '
@@ -217,7 +182,7 @@ def markdown(
     failures = [f'- {row.label}, {failure}' for row in rows for failure in row.failures]
     if failures:
         lines += ['', 'Runs that failed:', '', *failures]
-    lines += [*(f'\nNote: {note}.' for note in notes), '', *_ranking_lines(rows)]
+    lines += ['', *_ranking_lines(rows)]
     if published:
         lines += [
             '',
@@ -229,50 +194,53 @@ def markdown(
     return '\n'.join(lines).rstrip() + '\n'
 
 
-def _epochs_column(rows: Sequence[Row]) -> dict[str, dict[str, str]]:
-    """Return the rows' epochs where they differ: those rows had not the same budget."""
-    epochs = {row.name: str(row.config.get('train_cfg', {}).get('max_epochs')) for row in rows}
-    return {'epochs': epochs} if len({*epochs.values()}) > 1 else {}
+def _cells(row: Row, rows: Sequence[Row], published: bool) -> dict[str, str]:
+    """Return a row's cells by the headings of their columns."""
+    cells = {
+        'backbone': row.label,
+        'AP': _spread(row.values('mAP')),
+        **{METRICS[metric]: _mean(row.values(metric)) for metric in list(METRICS)[1:]},
+        'params M': f'{row.params / 1e6:.2f}',
+        'FLOPs G': f'{row.macs / 1e9:.2f}',
+        'latency ms': _latency(row),
+        'training min': _mean(row.minutes),
+    }
+    if len({other.epochs for other in rows}) > 1:  # those rows had not the same budget
+        cells['epochs'] = str(row.epochs)
+    if row.base:
+        cells['AP against the base'] = _against_base(row, rows)
+    if published:
+        figures = [f'{figure:.1f}' for figure in row.published]
+        figures += ['-'] * (len(METRICS) - len(figures))
+        for name, figure in zip(METRICS.values(), figures, strict=True):
+            cells[f'{name} (COCO, published)'] = figure
+    return cells
 
 
-def _base_column(rows: Sequence[Row]) -> dict[str, dict[str, str]]:
-    """Return what each row adds to its base, and whether that exceeds the spread."""
-    if not any(row.base for row in rows):
-        return {}
-    words = {True: 'exceeds the spread', False: 'within the spread', None: 'one seed'}
-    found = {row.name: 'the base' if row.name == row.base else '-' for row in rows}
-    for pair in _shown_pairs(rows):
-        ahead = pair['worse'] in {row.base for row in rows if row.name == pair['better']}
-        name, sign = (pair['better'], 1) if ahead else (pair['worse'], -1)
-        found[name] = f'{sign * pair["difference"]:+.1f}, {words[pair["exceeds_spread"]]}'
-    return {'AP against the base': found}
-
-
-def _shown_pairs(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Return the ranking; of rows that have a base, only the pairs with it."""
-    bases = {row.name: row.base for row in rows}
-    return [
-        pair
-        for pair in ranking(rows)
-        if not any(bases.values())
-        or bases[pair['worse']] == pair['better']
-        or bases[pair['better']] == pair['worse']
-    ]
+def _against_base(row: Row, rows: Sequence[Row]) -> str:
+    """Say what a row adds to its base, and whether that exceeds the spread."""
+    if row.name == row.base:
+        return 'the base'
+    base = next((other for other in rows if other.name == row.base), None)
+    if base is None or not base.metrics or not row.metrics:
+        return '-'
+    better, worse = (row, base) if row.ap > base.ap else (base, row)
+    return f'{row.ap - base.ap:+.1f}, {SPREAD[exceeds_spread(better, worse)]}'
 
 
 def _ranking_lines(rows: Sequence[Row]) -> list[str]:
-    pairs = _shown_pairs(rows)
-    known = [pair for pair in pairs if pair['exceeds_spread'] is not None]
-    if not known:
-        unknown = 'One seed: no spread is known, so no difference here is certain.'
-        return [unknown] if pairs else []
+    """Return what the ranking says; of rows that have a base, only the pairs with it."""
+    bases = {row.name: row.base for row in rows}
     labels = {row.name: row.label for row in rows}
-    listed: dict[bool, list[str]] = {True: [], False: []}
-    for pair in known:
-        better, worse = labels[pair['better']], labels[pair['worse']]
-        listed[pair['exceeds_spread']].append(
-            f'- {better} over {worse}: {pair["difference"]:+.1f} AP'
-        )
+    listed: dict[bool | None, list[str]] = {True: [], False: [], None: []}
+    for pair in ranking(rows):
+        better, worse = pair['better'], pair['worse']
+        if not any(bases.values()) or bases[better] == worse or bases[worse] == better:
+            line = f'- {labels[better]} over {labels[worse]}: {pair["difference"]:+.1f} AP'
+            listed[pair['exceeds_spread']].append(line)
+    if not listed[True] and not listed[False]:
+        unknown = 'One seed: no spread is known, so no difference here is certain.'
+        return [unknown] if listed[None] else []
     return [
         'Differences that exceed the spread over seeds (no run of the one reaches the other):',
         '',
@@ -311,20 +279,6 @@ def _plain(value: Any) -> str:
     return str(value)
 
 
-def _machine() -> dict[str, Any]:
-    import mmcv
-    import mmdet
-
-    on_gpu = get_device() == 'cuda'
-    return {
-        'device': torch.cuda.get_device_name() if on_gpu else f'CPU, {platform.machine()}',
-        'threads': torch.get_num_threads(),
-        'torch': torch.__version__,
-        'mmcv': mmcv.__version__,
-        'mmdet': mmdet.__version__,
-    }
-
-
 def _as_json(row: Row) -> dict[str, Any]:
     return {
         'name': row.name,
@@ -337,7 +291,7 @@ def _as_json(row: Row) -> dict[str, Any]:
         'macs': row.macs,
         'latency_seconds': row.latency
         and dict(zip(('median', 'q25', 'q75'), row.latency, strict=True)),
-        'published_coco': PUBLISHED[row.name].coco if row.name in PUBLISHED else (),
+        'published_coco': row.published,
     }
 
 
@@ -345,34 +299,23 @@ def _draw(rows: Sequence[Row], path: Path, about: Mapping[str, Any]) -> None:
     """Draw AP against latency and against FLOPs, with the range over seeds as a bar."""
     from matplotlib.figure import Figure
 
-    shown = [row for row in rows if row.metrics]
-    latencies = {row.name: 1000 * row.latency[0] for row in shown if row.latency}
-    panels = {
-        'latency of the detector, ms': latencies,
-        'FLOPs of the detector (multiply-adds), G': {row.name: row.macs / 1e9 for row in shown},
-    }
     figure = Figure(figsize=(11, 4.5), layout='constrained')
     axes = figure.subplots(1, 2, sharey=True)
-    for axis, (label, places) in zip(axes, panels.items(), strict=True):
-        for index, row in enumerate(shown):
-            if row.name not in places:
-                continue
-            place, values = places[row.name], row.values('mAP')
-            bar = [[row.ap - min(values)], [max(values) - row.ap]]
-            marker = 'o' if row.name.startswith('evit') else 's'
+    for index, row in enumerate(row for row in rows if row.metrics):
+        values = row.values('mAP')
+        bar = [[row.ap - min(values)], [max(values) - row.ap]]
+        marker = 'o' if row.name.startswith('evit') else 's'
+        latency = 1000 * row.latency[0] if row.latency else math.nan
+        for axis, place in zip(axes, (latency, row.macs / 1e9), strict=True):
             axis.errorbar(place, row.ap, yerr=bar, fmt=marker, capsize=3, color=f'C{index % 10}')
-            right_half = 2 * place > min(places.values()) + max(places.values())
-            axis.annotate(
-                row.label,
-                (place, row.ap),
-                xytext=(-7 if right_half else 7, 4),  # labels point inwards
-                textcoords='offset points',
-                ha='right' if right_half else 'left',
-            )
-        axis.set_xlabel(label)
+            if not math.isnan(place):
+                axis.annotate(row.label, (place, row.ap), xytext=(7, 4), textcoords='offset points')
+    axes[0].set_xlabel('latency of the detector, ms')
+    axes[1].set_xlabel('FLOPs of the detector (multiply-adds), G')
+    axes[0].set_ylabel(f'AP on {about.get("data", "val")}, %')
+    for axis in axes:
         axis.grid(alpha=0.3)
         axis.margins(x=0.15)
-    axes[0].set_ylabel(f'AP on {about.get("data", "val")}, %')
     figure.savefig(path, dpi=110)
 
 

@@ -19,8 +19,7 @@ from torch import Tensor, nn
 
 from evit_mm.compare.benchmark import forms, machine, time_interleaved
 from evit_mm.compare.benchmark.networks import with_statistics
-from evit_mm.compare.benchmark.rows import Row
-from evit_mm.compare.benchmark.timing import Call, sentence
+from evit_mm.compare.benchmark.timing import Call, Row, sentence
 from evit_mm.models import VARIANTS
 
 from .worker import TIME_IS_UP, as_dict, working

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 
 from evit_mm.compare.benchmark import detection, machine, time_interleaved, training
-from evit_mm.compare.benchmark.rows import Row
-from evit_mm.compare.benchmark.timing import Call, sentence
+from evit_mm.compare.benchmark.timing import Call, Row, sentence
 from evit_mm.deploy.export.check import Agreement
 
 from .worker import as_dict, working

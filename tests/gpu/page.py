@@ -9,8 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evit_mm.compare.benchmark.rows import Row, ratio_of
-from evit_mm.compare.benchmark.timing import median_and_quartiles
+from evit_mm.compare.benchmark.timing import Row, median_and_quartiles, ratio_of
 from evit_mm.compare.published_results import label_of
 
 MIB = 2**20

@@ -17,8 +17,7 @@ from typing import Any, Protocol
 import torch
 
 from evit_mm.compare.benchmark import machine
-from evit_mm.compare.benchmark.rows import Row
-from evit_mm.compare.benchmark.timing import sentence
+from evit_mm.compare.benchmark.timing import Row, sentence
 
 TIME_IS_UP = 'time was up'
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -18,8 +18,7 @@ from torch import Tensor
 from ...deploy import fuse_detector
 from ...deploy.export.check import Agreement, compare_detections
 from . import forms, networks
-from .rows import Row, Setting, ready, time_rows
-from .timing import Call
+from .timing import Call, Row, Setting, time_rows
 
 # config, size as (height, width) that the network sees, batch
 CASES = (
@@ -44,7 +43,7 @@ def measure(setting: Setting) -> tuple[list[Row], list[str]]:
         rounds = max(2, setting.rounds // 3) if slow else setting.rounds
         with photo() as file:
             calls, agreement = prediction(config, size, batch, file, setting.device)
-            rows += time_rows([(row, ready(call)) for row, call in calls], rounds)
+            rows += time_rows(calls, rounds)
         notes.append(f'{rows[-1].group}: {agreement}.')
     notes.append(
         'Random weights, the scores scaled so that about a thousand pass the threshold; "fused" '
@@ -58,16 +57,23 @@ def prediction(
 ) -> tuple[list[tuple[Row, Call]], Agreement]:
     """Return what is timed of a detector: the whole and its stages, named ``'STAGE, PATH'``.
 
-    Args:
-        config: Its config.
-        size: Height and width that the network sees.
-        batch: Images; the stages are timed of a single one only.
-        file: The image.
-        device: Where the detector is; on a GPU also in other layouts and under AMP.
-
-    Returns:
-        The rows with their calls, and whether both paths detect the same.
+    The stages are timed of a single image only; on a GPU also other layouts and AMP. Whether both
+    paths detect the same is returned beside the rows with their calls. ``size`` is the height and
+    width that the network sees.
     """
+    rows: list[tuple[Row, Call]] = []
+
+    def add(stage: str, path: str, call: Call) -> None:
+        group = f'{config}, {size[0]}x{size[1]}, batch {batch}'
+        against = None if path == 'mmdet' else f'{stage}, mmdet'
+        rows.append((Row(group, f'{stage}, {path}', against=against), call))
+
+    def add_whole(path: str, model: Any) -> None:
+        call = forms.eager(lambda data: model.test_step(dict(data)), data)
+        add('whole, from tensors', path, call)
+        if inputs.is_cuda:
+            add('whole, from tensors', f'{path} AMP', forms.amp(call, 'cuda'))
+
     plain, pipeline = _build(config, size, device)
     load = partial(_load, pipeline, file)
     data = {key: value * batch for key, value in load().items()}
@@ -76,31 +82,21 @@ def prediction(
     _give_scores(plain, inputs)
     paths = {'mmdet': plain, 'fused': fuse_detector(plain)}
     agreement = _agreement(paths.values(), prepared)
-    calls: dict[str, Call] = {}
     for path, model in paths.items():
-        calls[f'whole, from tensors, {path}'] = whole = forms.eager(_predict(model), data)
-        if inputs.is_cuda:
-            calls[f'whole, from tensors, {path} AMP'] = forms.amp(whole, 'cuda')
+        add_whole(path, model)
         if batch == 1:
-            calls[f'whole, from the file, {path}'] = forms.eager(
-                lambda load, model=model: model.test_step(load()), load
-            )
-            stages = _stages(model, data, inputs, prepared['data_samples'])
-            calls.update((f'{stage}, {path}', call) for stage, call in stages.items())
+            from_file = forms.eager(lambda load, model=model: model.test_step(load()), load)
+            add('whole, from the file', path, from_file)
+            for stage, call in _stages(model, data, inputs, prepared['data_samples']).items():
+                add(stage, path, call)
     if inputs.is_cuda:
         contiguous = copy.deepcopy(plain)
         contiguous.backbone.patch_embed[0].memory_format = torch.contiguous_format
+        add_whole('mmdet contiguous', contiguous)
         last = copy.deepcopy(plain).to(memory_format=torch.channels_last)
-        for path, model in (('contiguous', contiguous), ('weights in channels last too', last)):
-            calls[f'whole, from tensors, mmdet {path}'] = whole = forms.eager(_predict(model), data)
-            calls[f'whole, from tensors, mmdet {path} AMP'] = forms.amp(whole, 'cuda')
+        add_whole('mmdet weights in channels last too', last)
     if batch == 1:
-        calls['decode and resize, mmdet'] = load
-    group, rows = f'{config}, {size[0]}x{size[1]}, batch {batch}', []
-    for name, call in calls.items():
-        stage, path = name.rsplit(', ', 1)
-        against = f'{stage}, mmdet' if path != 'mmdet' else None
-        rows.append((Row(group, name, against=against), call))
+        add('decode and resize', 'mmdet', load)
     return rows, agreement
 
 
@@ -118,10 +114,6 @@ def _stages(model: Any, data: dict, inputs: Tensor, samples: list) -> dict[str, 
         'head': forms.eager(model.bbox_head, levels),
         'boxes and NMS': forms.eager(lambda maps: boxes(*maps), maps),
     }
-
-
-def _predict(model: Any) -> Callable[[dict], object]:
-    return lambda data: model.test_step(dict(data))
 
 
 def _agreement(models: Any, prepared: dict[str, Any]) -> Agreement:

@@ -30,49 +30,23 @@ CALIBRATION_IMAGES = 8
 def fold_batchnorms(model: nn.Module, image: Tensor) -> nn.Module:
     """Return a copy of any network in channels last with BatchNorm in its convolutions.
 
-    Who follows whom is seen in a forward pass; a BatchNorm with an activation of its own, as timm
-    has them, leaves that behind. It is how the networks that EfficientViT is compared with get
-    their best form.
-
-    Args:
-        model: The network, in eval mode; left as it is.
-        image: An input.
-
-    Raises:
-        RuntimeError: The copy does not compute the same.
+    A BatchNorm that its module defines right after a convolution is taken to follow it; one with an
+    activation of its own, as timm has them, leaves that behind. It is how the networks that
+    EfficientViT is compared with, in eval mode, get their best form; a copy that computes otherwise
+    is refused.
     """
-    folded = copy.deepcopy(model).eval().requires_grad_(False)
-    made_by: dict[int, tuple[nn.Module, Tensor]] = {}  # the tensor is kept, and so its id unique
-    pairs: list[tuple[nn.Conv2d, nn.Module]] = []
-
-    def seen(module: nn.Module, inputs: tuple, output: Tensor) -> None:
-        if isinstance(module, _BatchNorm):
-            conv = made_by.get(id(inputs[0]), (None,))[0]
-            if isinstance(conv, nn.Conv2d):
-                pairs.append((conv, module))
-        elif isinstance(output, Tensor):
-            made_by[id(output)] = (module, output)
-
-    hooks = [m.register_forward_hook(seen) for m in folded.modules()]
-    with torch.no_grad():
-        expected = folded(image)
-    for hook in hooks:
-        hook.remove()
-    new: dict[nn.Module, nn.Module] = {}
-    for conv, bn in pairs:
-        new[conv] = fold_conv_bn(conv, bn)
-        act = getattr(bn, 'act', None)
-        new[bn] = nn.Identity() if act is None else act
+    folded = copy.deepcopy(model)
     for module in list(folded.modules()):
-        for name, child in module.named_children():
-            if child in new:
-                setattr(module, name, new[child])
+        before, conv = '', None
+        for name, child in list(module.named_children()):
+            if isinstance(conv, nn.Conv2d) and isinstance(child, _BatchNorm):
+                setattr(module, before, fold_conv_bn(conv, child))
+                setattr(module, name, getattr(child, 'act', nn.Identity()))
+            before, conv = name, child
     folded.to(memory_format=torch.channels_last).requires_grad_(False)
     with torch.no_grad():
-        pairs_out = zip(_tensors(folded(image)), _tensors(expected), strict=True)
-        if not all(
-            torch.allclose(a, b, rtol=1e-3, atol=1e-3 * b.abs().max()) for a, b in pairs_out
-        ):
+        pairs = zip(_tensors(folded(image)), _tensors(model(image)), strict=True)
+        if not all(torch.allclose(a, b, rtol=1e-3, atol=1e-3 * b.abs().max()) for a, b in pairs):
             raise RuntimeError(f'{type(model).__name__} with BatchNorm folded computes otherwise')
     return folded
 
@@ -118,11 +92,7 @@ def compiled(model: nn.Module, image: Tensor, threads: int) -> Call:  # noqa: AR
 
 
 def graphed(model: Callable[[Tensor], object], image: Tensor) -> Call:
-    """Return the replay of a network captured as a CUDA graph: one launch for all its kernels.
-
-    Raises:
-        ConfigError: The input is not on a GPU.
-    """
+    """Return the replay of a network captured as a CUDA graph: one launch for all its kernels."""
     _only_on('cuda', image, 'a CUDA graph')
     fixed, stream = image.clone(), torch.cuda.Stream()
     graph = torch.cuda.CUDAGraph()
@@ -164,14 +134,9 @@ def onnxruntime(model: nn.Module, image: Tensor, threads: int) -> Call:
 def openvino(
     model: nn.Module, image: Tensor, threads: int, precision: str = 'f32', int8: bool = False
 ) -> Call:
-    """Return a call of the network in OpenVINO.
+    """Return a call of the network in OpenVINO, with int8 calibrated on noise, for its time only.
 
-    Args:
-        model: The network.
-        image: Its input.
-        threads: CPU threads.
-        precision: ``'f32'`` or ``'bf16'``, computed so where the processor can.
-        int8: Quantise, calibrated on noise: for its time alone, not for its results.
+    A precision that the processor lacks, ``'bf16'`` on many, is computed in float32.
     """
     _only_on('cpu', image, 'OpenVINO')
     runtime = need('openvino')

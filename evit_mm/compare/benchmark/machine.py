@@ -16,19 +16,11 @@ from ...utils.provenance import commit, cpu, versions
 PACKAGES = ('torch', 'timm', 'mmengine', 'mmcv', 'mmdet', 'onnxruntime', 'openvino')
 # a 3x3 convolution as large as a detector's head has them
 CONV_CHANNELS, CONV_SIDE = 256, 100
-COPIED_FLOATS = 64 * 2**20  # beyond every cache
-# of one call: floating point operations, a multiply-add is two; bytes read and written
-CONV_FLOP = 2 * 9 * CONV_CHANNELS**2 * CONV_SIDE**2
-COPIED_BYTES = 2 * 4 * COPIED_FLOATS
+CONV_FLOP = 2 * 9 * CONV_CHANNELS**2 * CONV_SIDE**2  # of one call; a multiply-add is two
 
 
 def describe(threads: int, device: str = 'cpu') -> dict[str, Any]:
-    """Return machine, versions, threads and date of a run.
-
-    Args:
-        threads: CPU threads.
-        device: Where the networks are, ``'cpu'``, ``'cuda'``, ...
-    """
+    """Return machine, versions, CPU threads and date of a run."""
     return {
         **_describe_device(torch.device(device)),
         'cpu': cpu(),
@@ -74,9 +66,7 @@ def _describe_device(device: torch.device) -> dict[str, Any]:
 def peak_memory(run: Callable[[], object], device: str) -> int | None:
     """Return the bytes that a call takes of a GPU's memory beyond what was held before it.
 
-    Args:
-        run: What to call; once before the measurement, so that its scratch memory is there.
-        device: Where it runs; None is returned for a CPU.
+    It is called once before the measurement, so that its scratch memory is there. None for a CPU.
     """
     if torch.device(device).type != 'cuda':
         return None
@@ -96,10 +86,3 @@ def build_convolution(device: str) -> Callable[[], object]:
     image = torch.rand(1, CONV_CHANNELS, CONV_SIDE, CONV_SIDE, device=device)
     image = image.to(memory_format=torch.channels_last)
     return lambda: conv(image)
-
-
-def build_copy(device: str) -> Callable[[], object]:
-    """Return a copy within the memory."""
-    source = torch.rand(COPIED_FLOATS, device=device)
-    target = torch.empty_like(source)
-    return lambda: target.copy_(source)

@@ -48,12 +48,7 @@ def with_statistics(model: nn.Module) -> nn.Module:
 
 
 def read_untrained(config: str, backbone: Mapping[str, Any] | None = None) -> Config:
-    """Read one of the project's configs, without the weights that its backbone starts from.
-
-    Args:
-        config: Its name.
-        backbone: Overrides of the backbone's arguments.
-    """
+    """Read one of the project's configs, its backbone untrained and with keys overridden."""
     overrides = {**(backbone or {}), 'init_cfg': None}
     init_default_scope('mmdet')
     return load_config(config, {f'model.backbone.{key}': v for key, v in overrides.items()})
@@ -68,20 +63,14 @@ def build_detector(cfg: Config) -> Any:
 
 
 class TimmBackbone(Backbone):
-    """timm's EfficientViT in a detector's place for a backbone, in whatever layout it gets.
+    """timm's EfficientViT in a detector's place for a backbone, in whatever layout it gets."""
 
-    Args:
-        arch: ``'m0'`` to ``'m5'``.
-        norm_eval: Keep BatchNorm in eval mode while training.
-        stem: Return the stem's stride-8 map first.
-    """
-
-    def __init__(self, arch: str, norm_eval: bool, stem: bool) -> None:
+    def __init__(self, arch: str, norm_eval: bool, out_stem: bool) -> None:
         super().__init__()
         self.net = timm_backbone(arch, 0)
         self.norm_eval = norm_eval
         self.stem: list[Tensor] = []
-        if stem:
+        if out_stem:
             self.net.patch_embed_relu3.register_forward_hook(
                 lambda module, inputs, output: self.stem.append(output)  # noqa: ARG005
             )
@@ -91,7 +80,7 @@ class TimmBackbone(Backbone):
         return []
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Return the stages' maps."""
+        """Return the stages' maps, the stem's first if it is wanted."""
         outputs = self.net(x)
         stem, self.stem = self.stem, []
         return (*stem, *outputs)

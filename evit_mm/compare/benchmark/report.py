@@ -8,52 +8,49 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .rows import Row, ratio_of
-from .timing import median_and_quartiles
+from ...utils.text import markdown_table
+from .timing import Row, median_and_quartiles, ratio_of
+
+# what a row's work is, and its columns: floating point operations are also shown as a share of what
+# the machine's large convolution reaches
+UNITS = {'flop': ('GFLOP/s', 'share of limit'), 'images': ('images/s',), '': ()}
 
 
 def markdown(
-    title: str,
-    rows: Sequence[Row],
-    about: Mapping[str, Any],
-    notes: Sequence[str],
-    limit: float | None,
-    unit: str,
+    title: str, rows: Sequence[Row], about: Mapping[str, Any], notes: Sequence[str], unit: str
 ) -> str:
-    """Return the table for people.
-
-    Args:
-        title: Heading.
-        rows: What was timed.
-        about: Circumstances.
-        notes: Sentences below the table.
-        limit: Floating point operations per second of the machine, for the share of it.
-        unit: ``'flop'``: ``work`` is shown as GFLOP/s and share of the limit; ``'images'``: as
-            images per second; ``''``: not shown.
-    """
+    """Return the table for people, the notes and the circumstances below it."""
     columns = ['', 'form', 'calls', 'ms, median (quartiles)', 'times faster (quartiles)']
-    columns += {'flop': ['GFLOP/s', 'share of limit'], 'images': ['images/s']}.get(unit, [])
-    lines = [f'# {title}', '', f'| {" | ".join(columns)} |', f'|{"---|" * len(columns)}']
-    for row in rows:
-        cells = [row.group, row.name, str(len(row.seconds))]
-        if not row.seconds:
-            lines.append(f'| {" | ".join([*cells, f"not run: {row.note}"])} |')
-            continue
-        middle, low, high = median_and_quartiles(row.seconds)
-        cells.append(f'{middle * 1e3:.1f} ({low * 1e3:.1f} to {high * 1e3:.1f})')
-        ratio = ratio_of(row, rows)
-        cells.append('-' if ratio is None else f'{ratio[0]:.2f} ({ratio[1]:.2f} to {ratio[2]:.2f})')
-        if unit == 'flop':
-            rate = row.work / middle if row.work else None
-            cells.append(f'{rate / 1e9:.0f}' if rate else '-')
-            cells.append(f'{rate / limit:.0%}' if rate and limit else '-')
-        elif unit == 'images':
-            cells.append(f'{row.work / middle:.1f}' if row.work else '-')
-        if row.note:
-            cells[1] += f' ({row.note})'
-        lines.append(f'| {" | ".join(cells)} |')
+    table = markdown_table([*columns, *UNITS[unit]], [_cells(row, rows, unit) for row in rows])
     facts = '; '.join(f'{key}: {value}' for key, value in about.items())
-    return '\n'.join([*lines, '', *(f'{note}\n' for note in notes), f'Measured with {facts}.', ''])
+    lines = [f'# {title}', '', *table, '', *(f'{note}\n' for note in notes)]
+    return '\n'.join([*lines, f'Measured with {facts}.', ''])
+
+
+def _cells(row: Row, rows: Sequence[Row], unit: str) -> list[str]:
+    if not row.seconds:
+        return [row.group, row.name, '0', f'not run: {row.note}']
+    middle, low, high = (1e3 * x for x in median_and_quartiles(row.seconds))
+    ratio = ratio_of(row, rows)
+    cells = [
+        row.group,
+        f'{row.name} ({row.note})' if row.note else row.name,
+        str(len(row.seconds)),
+        f'{middle:.1f} ({low:.1f} to {high:.1f})',
+        '-' if ratio is None else f'{ratio[0]:.2f} ({ratio[1]:.2f} to {ratio[2]:.2f})',
+    ]
+    rate = _rate(row)
+    if rate is None:
+        return cells + ['-'] * len(UNITS[unit])
+    if unit == 'flop':
+        limit = next((_rate(other) for other in rows if other.name == 'convolution'), None)
+        return [*cells, f'{rate / 1e9:.0f}', f'{rate / limit:.0%}' if limit else '-']
+    return [*cells, f'{rate:.1f}'] if unit else cells
+
+
+def _rate(row: Row) -> float | None:
+    """Return a row's work in a second."""
+    return row.work / median_and_quartiles(row.seconds)[0] if row.work and row.seconds else None
 
 
 def draw_bars(title: str, rows: Sequence[Row], path: Path) -> None:

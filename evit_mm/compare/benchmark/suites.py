@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.registry import MODELS
@@ -23,8 +24,17 @@ from ..complexity import build_classifier, count_macs
 from ..published_results import label_of
 from . import detection, forms, machine, networks, operators, report, training
 from .evaluators import time_evaluators
-from .rows import Row, Setting, ratio_of, time_rows
-from .timing import CALLS_OF_A_PROCESS, Build, Call, median_and_quartiles
+from .timing import (
+    CALLS_OF_A_PROCESS,
+    Build,
+    Call,
+    Row,
+    Setting,
+    ratio_of,
+    sentence,
+    time_in_processes,
+    time_rows,
+)
 
 PEERS = ('mobilenetv2', 'mobilenetv3', 'efficientnet_b0', 'spnasnet', 'spos')
 # how many times as fast the first is as the second, after EfficientViT (arXiv 2305.07027)
@@ -41,8 +51,10 @@ PUBLISHED_RATIOS = (
 )
 DETECTOR_IMAGE = (800, 1344)
 EVALUATED_IMAGES = 5000
-# whose network, and how it is called: takes the network, its input and the threads
-FORMS: dict[str, tuple[str, Callable[[nn.Module, Tensor, int], Call]]] = {
+# how a network is called: takes the network, its input and the threads
+Form = Callable[[nn.Module, Tensor, int], Call]
+# whose network, and how it is called
+FORMS: dict[str, tuple[str, Form]] = {
     'timm, eager': ('timm', forms.eager),
     'timm, channels last': ('timm', forms.channels_last),
     'timm, compiled': ('timm', forms.compiled),
@@ -57,24 +69,23 @@ FORMS: dict[str, tuple[str, Callable[[nn.Module, Tensor, int], Call]]] = {
     'fused, OpenVINO bf16': ('fused', partial(forms.openvino, precision='bf16')),
     'fused, OpenVINO int8': ('fused', partial(forms.openvino, int8=True)),
 }
+# of the classifiers of the paper's protocol
+CLASSIFIER_FORMS: dict[str, Form] = {
+    'eager': forms.eager,
+    'compiled': forms.compiled,
+    'ONNX Runtime': forms.onnxruntime,
+}
 EAGER_FORMS = ('timm, eager', 'timm, channels last', 'plain', 'plain, contiguous', 'fused')
 
 
 @dataclass(frozen=True)
 class Suite:
-    """A table.
-
-    Attributes:
-        title: Its heading.
-        measure: Returns the rows and sentences for below the table.
-        threads: CPU threads unless others are asked for.
-        unit: As :func:`~evit_mm.compare.benchmark.report.markdown` has it.
-    """
+    """A table."""
 
     title: str
-    measure: Callable[[Setting], tuple[list[Row], list[str]]]
-    threads: int
-    unit: str = ''
+    measure: Callable[[Setting], tuple[list[Row], list[str]]]  # rows, and notes for below the table
+    threads: int  # unless others are asked for
+    unit: str = ''  # what the work of its rows is, of report.UNITS
 
 
 def run_suite(
@@ -119,11 +130,7 @@ def run_suite(
     about['command'] = f'python tools/benchmark.py {name} --threads {threads} --rounds {rounds}'
     if device != 'cpu':
         about['command'] += f' --device {device}'
-    limit = None  # of the machine
-    for row in rows:
-        if row.name == 'convolution' and row.work and row.seconds:
-            limit = row.work / median_and_quartiles(row.seconds)[0]
-    text = report.markdown(suite.title, rows, about, notes, limit, suite.unit)
+    text = report.markdown(suite.title, rows, about, notes, suite.unit)
     report.write(Path(folder) / name, suite.title, text, rows, about)
     return rows, text
 
@@ -157,29 +164,28 @@ def measure_backbones(setting: Setting) -> tuple[list[Row], list[str]]:
     batch, side = networks.BATCH, networks.SIDE
     image = torch.randn(batch, 3, side, side, device=setting.device)
     peer = label_of('mobilenetv2')  # in the same form
-    timed: list[tuple[Row, Build]] = []
+    rows: dict[str, list[Row]] = {form: [] for form in CLASSIFIER_FORMS}
+    timed: list[tuple[Row, Call]] = []
     for name in (*(f'evit_{arch}' for arch in VARIANTS), *PEERS):
         cfg = networks.read_untrained(f'retinanet_{name}_coco')
-        classifier = build_classifier(MODELS.build(cfg.model.backbone))
-        if classifier is None:
-            raise ConfigError(f"'{name}' has no classifier")
+        classifier: Any = build_classifier(MODELS.build(cfg.model.backbone))
         classifier = networks.with_statistics(classifier).to(setting.device)
         best = fuse(classifier) if 'evit' in name else forms.fold_batchnorms(classifier, image)
-        for form, build in (
-            ('eager', forms.eager),
-            ('compiled', forms.compiled),
-            ('ONNX Runtime', forms.onnxruntime),
-        ):
+        for form, build in CLASSIFIER_FORMS.items():
             row = Row(form, label_of(name), work=batch, against=peer)
-            timed.append((row, partial(build, best, image, setting.threads)))
-    rows = time_rows(timed, setting.rounds, 2)
-    rows.sort(key=lambda row: ('eager', 'compiled', 'ONNX Runtime').index(row.group))
+            rows[form].append(row)
+            try:
+                timed.append((row, build(best, image, setting.threads)))
+            except Exception as error:  # a compiler may fail in any way; the rest goes on
+                row.note = sentence(error)
+    time_rows(timed, setting.rounds, 2)
+    found = [row for form in rows.values() for row in form]
     note = (
         f'{side}x{side}, batch {batch}, float32, random weights. "eager" is channels last with '
         'BatchNorm folded, for EfficientViT by `fuse`; "compiled" and "ONNX Runtime" run the same. '
         'Times faster: than MobileNetV2 in the same form.'
     )
-    return rows, [note, _claims(rows)]
+    return found, [note, _claims(found)]
 
 
 def measure_evaluation(setting: Setting) -> tuple[list[Row], list[str]]:
@@ -189,13 +195,7 @@ def measure_evaluation(setting: Setting) -> tuple[list[Row], list[str]]:
     results = [time_evaluators(EVALUATED_IMAGES) for _ in range(max(1, setting.rounds // 10))]
     group = f'{EVALUATED_IMAGES} images, {results[0]["detections"]} detections'
     rows = [
-        Row(
-            group,
-            name,
-            [r[name]['load'] + r[name]['evaluate'] for r in results],
-            None,
-            'pycocotools',
-        )
+        Row(group, name, [r[name]['seconds'] for r in results], against='pycocotools')
         for name in ('pycocotools', 'hotcoco')
     ]
     difference = max(result['difference'] for result in results)
@@ -216,15 +216,7 @@ SUITES = {
 def build_form(
     name: str, arch: str, shape: tuple[int, ...], threads: int, device: str = 'cpu'
 ) -> Call:
-    """Build a variant in one of :data:`FORMS`.
-
-    Args:
-        name: The form.
-        arch: ``'m0'`` to ``'m5'``.
-        shape: Of the input, ``(B, 3, H, W)``.
-        threads: CPU threads.
-        device: Where it is.
-    """
+    """Build a variant in one of :data:`FORMS` for images of shape ``(B, 3, H, W)``."""
     torch.manual_seed(0)
     image = torch.randn(shape).to(device)
     which, how = FORMS[name]
@@ -239,13 +231,7 @@ def build_form(
 def _time_forms(
     groups: Mapping[str, tuple[str, tuple[int, ...]]], names: Iterable[str], setting: Setting
 ) -> list[Row]:
-    """Time forms of variants and the machine's limits, each in its process.
-
-    Args:
-        groups: Variant and shape of the input of each group.
-        names: The forms.
-        setting: How.
-    """
+    """Time forms of each group's variant and shape, and the machine's limit."""
     timed: list[tuple[Row, Build]] = []
     for group, (arch, shape) in groups.items():
         one = torch.empty(1, *shape[1:], device='meta')
@@ -256,14 +242,8 @@ def _time_forms(
             timed.append((row, build))
     note = f'3x3, {machine.CONV_CHANNELS} channels, {machine.CONV_SIDE}x{machine.CONV_SIDE}'
     convolution = Row('machine', 'convolution', work=machine.CONV_FLOP, note=note)
-    memory = Row('machine', 'memory')
     timed.append((convolution, partial(machine.build_convolution, setting.device)))
-    timed.append((memory, partial(machine.build_copy, setting.device)))
-    rows = time_rows(timed, setting.rounds, 2, setting.threads)
-    if memory.seconds:
-        rate = machine.COPIED_BYTES / median_and_quartiles(memory.seconds)[0]
-        memory.note = f'copied at {rate / 1e9:.1f} GB/s'
-    return rows
+    return time_in_processes(timed, setting.rounds, 2, setting.threads)
 
 
 def _claims(rows: Sequence[Row]) -> str:

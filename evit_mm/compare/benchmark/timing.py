@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import multiprocessing
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.connection import Connection
 from typing import TypeVar
@@ -18,9 +19,39 @@ from . import machine
 
 Key = TypeVar('Key', bound=Hashable)
 Call = Callable[[], object]
-Build = Callable[[], Call]  # returns the call that is timed
+Build = Callable[[], Call]  # returns the call that is timed; can be pickled
 CALLS_OF_A_PROCESS = 10
-SENTENCE = 160  # characters
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a suite is measured."""
+
+    threads: int  # of the CPU
+    rounds: int  # timed calls of each row
+    device: str = 'cpu'  # where the networks are
+
+
+@dataclass
+class Row:
+    """One thing that is timed.
+
+    Attributes:
+        group: What it is compared within.
+        name: The thing.
+        seconds: Every timed call; empty before, and where it was not run.
+        work: Floating point operations (a multiply-add is two) or images of one call, None where
+            neither says anything.
+        against: Name of the row in the group that its ratio is taken to.
+        note: What else is to be known, or why it was not run.
+    """
+
+    group: str
+    name: str
+    seconds: list[float] = field(default_factory=list)
+    work: float | None = None
+    against: str | None = None
+    note: str = ''
 
 
 def time_interleaved(
@@ -43,76 +74,67 @@ def time_interleaved(
     Returns:
         Seconds of each timed call, in order: the same place is the same round.
     """
-    return _take_turns(
-        {name: partial(_turn, function) for name, function in functions.items()},
-        rounds,
-        warmup,
-        limit,
-    )
+    turns = {name: partial(_turn, function) for name, function in functions.items()}
+    return _take_turns(turns, rounds, warmup, limit)
+
+
+def time_rows(timed: Sequence[tuple[Row, Call]], rounds: int, warmup: int = 1) -> list[Row]:
+    """Time rows in turns in this process, and fill in their seconds."""
+    calls = {place: call for place, (_, call) in enumerate(timed)}
+    seconds = time_interleaved(calls, rounds, warmup)
+    for place, (row, _) in enumerate(timed):
+        row.seconds = seconds[place]
+    return [row for row, _ in timed]
 
 
 def time_in_processes(
-    builds: Mapping[Key, Build],
-    rounds: int = 20,
-    warmup: int = 3,
-    threads: int = 1,
-) -> tuple[dict[Key, list[float]], dict[Key, str]]:
-    """Time functions in turns, each in a process of its own.
+    timed: Sequence[tuple[Row, Build]], rounds: int, warmup: int, threads: int
+) -> list[Row]:
+    """Time rows in turns, each in its own process; fill in their seconds or why there are none.
 
-    As :func:`time_interleaved`, but each function has its own heap and its own threads, as in a
-    program that does nothing else: memory that one has freed does not spare another the kernel's
-    work. They are built one after the other and wait while others are timed. How the memory
-    of a process happens to be laid out can make it faster or slower for its whole life, so new
-    processes take over after :data:`CALLS_OF_A_PROCESS` calls.
-
-    Args:
-        builds: What returns the function to call, by name; can be pickled.
-        rounds: Timed calls of each.
-        warmup: Calls of each before that.
-        threads: Torch's threads in each process.
-
-    Returns:
-        Seconds as :func:`time_interleaved` has them, and for what could not be timed the reason.
+    Each has its own heap and its own threads, as in a program that does nothing else: memory that
+    one has freed does not spare another the kernel's work. They are built one after the other and
+    wait while others are timed. How the memory of a process happens to be laid out can make it
+    faster or slower for its whole life, so new processes take over after
+    :data:`CALLS_OF_A_PROCESS` calls.
     """
-    seconds: dict[Key, list[float]] = {name: [] for name in builds}
-    faults: dict[Key, str] = {}
+    able = list(timed)
     for start in range(0, rounds, CALLS_OF_A_PROCESS):
-        processes = {
-            name: _Process(builds[name], threads)
-            for name in track(list(seconds), 'preparing', transient=True)
-        }
-        turns = {name: process.turn for name, process in processes.items()}
-        found = _take_turns(turns, min(CALLS_OF_A_PROCESS, rounds - start), warmup)
-        for name, process in processes.items():
+        processes = [
+            _Process(build, threads) for _, build in track(able, 'preparing', transient=True)
+        ]
+        turns = {place: process.turn for place, process in enumerate(processes)}
+        seconds = _take_turns(turns, min(CALLS_OF_A_PROCESS, rounds - start), warmup)
+        for place, process in enumerate(processes):
             process.end()
-            seconds[name] += found[name]
+            row, _ = able[place]
+            row.seconds += seconds[place]
             if process.fault:
-                faults[name] = process.fault
-                del seconds[name]
-    return seconds, faults
-
-
-def build_all(builds: Mapping[Key, Build]) -> tuple[dict[Key, Call], dict[Key, str]]:
-    """Return the calls that could be built, and for the others the reason."""
-    calls: dict[Key, Call] = {}
-    faults: dict[Key, str] = {}
-    for name, build in track(builds.items(), 'preparing', len(builds), transient=True):
-        try:
-            calls[name] = build()
-        except Exception as error:  # a compiler or a runtime may fail in any way; the rest goes on
-            faults[name] = sentence(error)
-    return calls, faults
+                row.seconds, row.note = [], process.fault
+        able = [(row, build) for row, build in able if row.seconds]
+    return [row for row, _ in timed]
 
 
 def sentence(error: Exception) -> str:
     """Return an error in one line."""
-    return f'{type(error).__name__}: {(str(error).strip().splitlines() or [""])[0][:SENTENCE]}'
+    return f'{type(error).__name__}: {(str(error).strip().splitlines() or [""])[0][:160]}'
 
 
-def median_and_quartiles(values: list[float]) -> tuple[float, float, float]:
+def median_and_quartiles(values: Sequence[float]) -> tuple[float, float, float]:
     """Return the median and the quartiles below and above it."""
     low, middle, high = np.percentile(values, (25, 50, 75))
     return float(middle), float(low), float(high)
+
+
+def ratio_of(row: Row, rows: Sequence[Row]) -> tuple[float, float, float] | None:
+    """Return how many times faster than the row that it is held against: median and quartiles.
+
+    Taken round by round, so that what slowed the machine down in a round slowed both.
+    """
+    other = next((r for r in rows if r.group == row.group and r.name == row.against), None)
+    if other is None or not row.seconds or len(other.seconds) != len(row.seconds):
+        return None
+    return median_and_quartiles(np.divide(other.seconds, row.seconds).tolist())
 
 
 def _take_turns(
@@ -141,16 +163,12 @@ def _turn(function: Call) -> float:
 
 
 def _wait() -> None:
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():
         torch.cuda.synchronize()
 
 
 class _Process:
-    """A function in a process of its own.
-
-    Attributes:
-        fault: Why it cannot be timed, empty if it can.
-    """
+    """A function in a process of its own; ``fault`` is why it cannot be timed, empty if it can."""
 
     def __init__(self, build: Build, threads: int) -> None:
         context = multiprocessing.get_context('spawn')
@@ -175,9 +193,8 @@ class _Process:
         return math.nan
 
     def end(self) -> None:
-        """End the process."""
-        if not self.fault:
-            self.pipe.send(False)
+        """End the process, which leaves where its pipe is closed."""
+        self.pipe.close()
         self.process.join()
 
 
@@ -187,9 +204,12 @@ def _serve(pipe: Connection, build: Build, threads: int) -> None:
     try:
         function = build()
         function()
-    except Exception as error:  # as in build_all
+    except Exception as error:  # a compiler or a runtime may fail in any way; the rest goes on
         pipe.send(sentence(error))
         return
     pipe.send('')
-    while pipe.recv():
-        pipe.send(_turn(function))
+    try:
+        while pipe.recv():
+            pipe.send(_turn(function))
+    except EOFError:  # nobody asks any more
+        return

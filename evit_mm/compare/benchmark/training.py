@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from ...models import VARIANTS
 from ...utils.provenance import need_torch
 from . import machine, networks
-from .rows import Row, Setting, ready, time_rows
-from .timing import Call
+from .timing import Call, Row, Setting, time_rows
 
 # config, size as (height, width), images
 CASES = (('retinanet_evit_m4_bccd', (256, 320), 8),)
@@ -72,14 +71,9 @@ def timm_row(name: str) -> str:
 def detector_step(
     config: str, size: tuple[int, int], images: int, options: Mapping[str, bool], device: str
 ) -> Call:
-    """Return a training step of a detector.
+    """Return a training step of a detector on images of ``(height, width)``.
 
-    Args:
-        config: Its config.
-        size: Height and width of the images.
-        images: How many.
-        options: Its form, as :data:`FORMS` and :data:`GPU_FORMS` have it.
-        device: Where it is.
+    ``options`` are its form, as :data:`FORMS` and :data:`GPU_FORMS` have them.
     """
     from mmdet.testing import demo_mm_inputs
 
@@ -141,7 +135,7 @@ def _time(group: str, steps: Mapping[str, Call], rounds: int) -> list[Row]:
     timed = []
     for name, step in steps.items():
         note = f'{_kept(step) / 2**20:.0f} MiB kept'
-        timed.append((Row(group, name, against=timm_row(name), note=note), ready(step)))
+        timed.append((Row(group, name, against=timm_row(name), note=note), step))
     return time_rows(timed, max(2, rounds // 2))
 
 
