@@ -13,8 +13,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from ..errors import ConfigError
-from ..utils.distributed import is_first_process
-from .build import build_runner, make_folder, set_device
+from .build import build_runner, set_device
 from .config import load_config
 from .resuming import find_last_good
 from .tracking import add_trackers
@@ -82,8 +81,7 @@ def train(
     elif resume is not None:
         cfg.resume, cfg.load_from = True, str(resume)
     if track:
-        make_folder('--work-dir', cfg.work_dir)
-        add_trackers(cfg, track, is_first_process())
+        add_trackers(cfg, track)
     runner = build_runner(cfg, launcher)
     for hook in hooks:
         runner.register_hook(hook)
