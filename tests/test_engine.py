@@ -152,22 +152,19 @@ def test_resume_needs_optimizer_state(trained, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('optimizer', 'said'),
+    'optimizer',
     [
-        (
-            {'optimizer': {'_delete_': True, 'type': 'SGD', 'lr': 0.01, 'weight_decay': 0.05}},
-            'another optimizer than SGD: it has no dampening, momentum, nesterov; resume with',
-        ),
-        ({'paramwise_cfg': None}, r'was trained with \d+ parameters in \d+ groups, and .* in 1; '),
+        {'optimizer': {'_delete_': True, 'type': 'SGD', 'lr': 0.01, 'weight_decay': 0.05}},
+        {'paramwise_cfg': None},
     ],
 )
-def test_resume_with_another_optimizer_is_refused(trained, tmp_path, optimizer, said):
+def test_resume_with_another_optimizer_is_refused(trained, tmp_path, optimizer):
     config, checkpoint = trained
     shutil.copy(config, tmp_path)
     other = f'optim_wrapper = {optimizer!r}\n'
     config = tmp_path / Path(config).name
     config.write_text(config.read_text() + other)
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match='was trained with another optimizer .*; resume with'):
         train(config, str(tmp_path / 'work'), resume=str(checkpoint), device='cpu')
 
 

@@ -15,8 +15,8 @@ from mmengine.runner import Runner
 from ..errors import ConfigError
 from .build import build_runner, set_device
 from .config import load_config
-from .resuming import find_last_good
 from .tracking import add_trackers
+from .work_dir import last_checkpoints
 
 
 def train(
@@ -76,7 +76,7 @@ def train(
         # cuBLAS reads it when CUDA starts; torch refuses to work deterministically without
         os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
     if resume == 'auto':
-        if find_last_good(cfg.work_dir):
+        if last_checkpoints(cfg.work_dir):
             cfg.resume, cfg.load_from = True, None
     elif resume is not None:
         cfg.resume, cfg.load_from = True, str(resume)
