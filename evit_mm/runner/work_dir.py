@@ -8,7 +8,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-POINTER = 'last_checkpoint'  # mmengine's name
 WEIGHTS = 'weights.pth'  # what tools/compare.py keeps of its runs
 
 
@@ -36,7 +35,7 @@ def read_scalars(work_dir: str | Path) -> tuple[list[dict[str, Any]], int]:
 def pointed_at(work_dir: str | Path) -> Path | None:
     """Return the checkpoint that ``last_checkpoint`` names, None where there is no pointer."""
     with suppress(OSError, UnicodeDecodeError):
-        named = Path(Path(work_dir, POINTER).read_text().strip())
+        named = Path(Path(work_dir, 'last_checkpoint').read_text().strip())
         own = Path(work_dir, named.name)  # the pointer of a folder that was copied names the first
         return own if own.is_file() else named
     return None
