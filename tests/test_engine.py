@@ -218,7 +218,7 @@ def test_deterministic_runs_are_bit_equal_and_say_how_they_were_made(data, tmp_p
         assert torch.equal(a, b)
     log = next((tmp_path / 'a').glob('*/*.log')).read_text()
     for text in (
-        'seed of the weights: 4; of the data order: 4 + epoch; of a sample: (4, epoch, place)',
+        'seed: 4\n',
         f'commit: {commit()}\n',
         f'torch {torch.__version__.split("+")[0]}',
         'deterministic: True',
@@ -434,6 +434,8 @@ def test_killed_between_iterations_and_resumed_equals_uninterrupted(data, tmp_pa
     ('options', 'message'),
     [
         ({'val_evaluator.metric': 'foo'}, 'metric should be one of'),
+        ({'train_dataloader.batch_size': 0}, 'tiny.py: batch_size should be a positive'),
+        ({'val_dataloader.batch_size': 'abc'}, 'tiny.py: batch_size should be a positive'),
         ({'train_cfg.max_epochs': 'abc'}, "invalid literal for int.*'abc'"),
         ({'train_dataloader.dataset.indices': 'abc'}, 'tiny.py: TypeError'),
         ({'optim_wrapper.optimizer.lr': 'abc'}, 'tiny.py: TypeError'),

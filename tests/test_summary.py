@@ -261,18 +261,6 @@ def test_a_full_disk_is_said_and_the_training_goes_on(tmp_path, monkeypatch):
     assert said == ['summary.json could not be written (No space left on device)']
 
 
-@pytest.mark.parametrize(
-    ('epoch', 'interval', 'begin', 'left'),
-    [(0, 1, 1, 12), (3, 6, 1, 2), (6, 6, 1, 1), (0, 5, 1, 3), (0, 5, 13, 0), (12, 1, 1, 0)],
-)
-def test_evaluations_to_come_are_counted(epoch, interval, begin, left):
-    loop = SimpleNamespace(val_interval=interval, val_begin=begin)
-    runner = SimpleNamespace(train_loop=loop, val_loop=1, epoch=epoch, max_epochs=12)
-    assert console.evaluations_left(runner) == left
-    runner.val_loop = None
-    assert console.evaluations_left(runner) == 0
-
-
 def test_a_loop_over_iterations_is_told_in_iterations(data, tmp_path):
     extra = """
 train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=4, val_interval=2)

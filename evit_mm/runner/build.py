@@ -146,11 +146,7 @@ class CheckedRunner(Runner):
 
 
 def build_runner(cfg: Config, launcher: str = 'none') -> Runner:
-    """Build the runner that a config names, else a :class:`CheckedRunner`.
-
-    Raises:
-        EvitError: The config, or a checkpoint that it goes on from, cannot be used.
-    """
+    """Build the runner that a config names, else a :class:`CheckedRunner`."""
     cfg.launcher = launcher
     make_folder('--work-dir', cfg.work_dir)
     runner = RUNNERS.get(cfg.get('runner_type', 'CheckedRunner'))
@@ -163,11 +159,7 @@ def build_runner(cfg: Config, launcher: str = 'none') -> Runner:
 def load_detector(cfg: Config, checkpoint: str | Path) -> torch.nn.Module:
     """Build the config's detector with a checkpoint's weights, in eval mode on the device.
 
-    Returns:
-        The detector; ``dataset_meta`` has the class names.
-
-    Raises:
-        EvitError: The config or the checkpoint cannot be used.
+    Its ``dataset_meta`` has the class names.
     """
     from mmdet.registry import DATASETS, MODELS
 
@@ -183,11 +175,7 @@ def load_detector(cfg: Config, checkpoint: str | Path) -> torch.nn.Module:
 
 
 def set_device(device: str | None) -> None:
-    """Choose the device of this process, as mmengine sees it.
-
-    Raises:
-        ConfigError: The device does not exist here.
-    """
+    """Choose the device of this process, as mmengine sees it."""
     if device is None:
         return
     try:
@@ -204,11 +192,7 @@ def set_device(device: str | None) -> None:
 
 
 def make_folder(flag: str, folder: str | Path) -> None:
-    """Make a folder that results go to, before anything long starts.
-
-    Raises:
-        ConfigError: It cannot be made.
-    """
+    """Make a folder that results go to, before anything long starts."""
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -217,14 +201,7 @@ def make_folder(flag: str, folder: str | Path) -> None:
 
 @contextmanager
 def config_faults(cfg: Mapping[str, Any]) -> Iterator[None]:
-    """Name the config file when something cannot be built from it; nothing else stands inside.
-
-    The error that was raised is kept as the cause; with ``EVIT_MM_DEBUG=1`` the tools print its
-    traceback.
-
-    Raises:
-        ConfigError: A name or an argument does not exist, or a value cannot be used.
-    """
+    """Name the config file when something cannot be built from it; nothing else stands inside."""
     try:
         yield
     except EvitError:

@@ -11,7 +11,6 @@ from typing import Any
 
 from mmengine.hooks import LoggerHook
 from mmengine.registry import HOOKS
-from mmengine.runner import IterBasedTrainLoop
 
 from .summary import best_so_far
 
@@ -51,7 +50,7 @@ class ConsoleLoggerHook(LoggerHook):
     """mmengine's LoggerHook: its lines go to the log file, short ones to the console.
 
     A short line of an iteration has the loss, the learning rate, the best figure so far and the
-    time left, evaluations included. Arguments as mmengine's.
+    time left. Arguments as mmengine's.
     """
 
     def after_train_iter(
@@ -91,8 +90,7 @@ class ConsoleLoggerHook(LoggerHook):
     def _say_how_far(self, runner: Any, batch_idx: int, batches: int) -> None:
         if self.every_n_inner_iters(batch_idx, self.interval):
             place = f'{batch_idx + 1:>{len(str(batches))}}/{batches}'
-            left = datetime.timedelta(seconds=round(_seconds_left(runner)))
-            _say(runner, f'evaluating  {place}  left {left}')
+            _say(runner, f'evaluating  {place}  {_left(runner)}')
 
 
 def _say(runner: Any, text: str) -> None:
@@ -119,33 +117,14 @@ def _iteration(runner: Any, batch_idx: int) -> str:
     if best is not None:
         short = best['metric'].rpartition('/')[2].replace('bbox_mAP', 'AP')
         parts.append(f'{short} {best["value"]:.3f}')
-    left = _seconds_left(runner) + evaluations_left(runner) * _evaluation_seconds(runner)
-    parts.append(f'left {datetime.timedelta(seconds=round(left))}')
+    parts.append(_left(runner))
     return '  '.join(parts)
 
 
-def evaluations_left(runner: Any) -> int:
-    """Return how many evaluations are still to come, by the loop's present interval."""
-    loop = runner.train_loop
-    if runner.val_loop is None or isinstance(loop, IterBasedTrainLoop):
-        return 0
-    interval, end = loop.val_interval, runner.max_epochs
-    first = max(runner.epoch + 1, loop.val_begin)
-    return sum(epoch % interval == 0 or epoch == end for epoch in range(first, end + 1))
-
-
-def _evaluation_seconds(runner: Any) -> float:
-    """Return what the last evaluation took, as far as its iterations tell."""
-    scalars = runner.message_hub.log_scalars
-    if 'val/time' not in scalars:
-        return 0.0
-    batches = len(runner.val_dataloader)
-    return scalars['val/time'].mean(batches) * batches
-
-
-def _seconds_left(runner: Any) -> float:
-    """Return what mmengine's IterTimerHook expects of the present loop."""
-    return runner.message_hub.runtime_info.get('eta', 0.0)
+def _left(runner: Any) -> str:
+    """Say how long mmengine's IterTimerHook expects the present loop to take."""
+    seconds = runner.message_hub.runtime_info.get('eta', 0)
+    return f'left {datetime.timedelta(seconds=round(seconds))}'
 
 
 def _epoch(runner: Any, epoch: int) -> str:

@@ -21,14 +21,8 @@ from .work_dir import last_checkpoints
 def find_resumed(cfg: Config) -> dict[str, Any] | None:
     """Find the checkpoint that a config's run goes on from; its path and seed go into the config.
 
-    With ``resume``, it is ``load_from``, else the last whole checkpoint in ``work_dir``.
-
-    Returns:
-        What the checkpoint holds; None where the run begins anew.
-
-    Raises:
-        CheckpointError: It cannot be read, or has no optimizer state.
-        ConfigError: The config names another seed.
+    With ``resume``, it is ``load_from``, else the last whole checkpoint in ``work_dir``. What it
+    holds is returned, and None where the run begins anew.
     """
     if not cfg.get('resume'):
         return None
@@ -59,9 +53,6 @@ def find_last_good(work_dir: str | Path) -> tuple[Path, dict[str, Any]] | None:
     """Return the last whole checkpoint of a run and what it holds, None where it has none.
 
     A warning names each that cannot be read and is passed over.
-
-    Raises:
-        CheckpointError: There are checkpoints, but none can be read.
     """
     passed_over: list[str] = []
     for file in last_checkpoints(work_dir):
@@ -100,11 +91,7 @@ class ResumedOptimizerHook(Hook):
     """
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict) -> None:
-        """Compare the checkpoint's groups of parameters with those of the config's optimizer.
-
-        Raises:
-            ConfigError: The optimizer has other settings, or other groups.
-        """
+        """Compare the checkpoint's groups of parameters with those of the config's optimizer."""
         file = resumed_from(runner)
         if file is None or 'optimizer' not in checkpoint:
             return

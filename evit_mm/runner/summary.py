@@ -64,7 +64,7 @@ class BestMetricHook(Hook):
         saving = next(hooks, None)
         name = MAIN_METRIC if saving is None else saving.key_indicators[0]
         if name not in metrics:  # 'auto', too, is mmengine's word for the first figure
-            name = next(iter(metrics), None)
+            name = next(iter(metrics), '')
         value = metrics.get(name)
         if not isinstance(value, (int, float)) or not math.isfinite(value):
             return
@@ -152,16 +152,13 @@ class SummaryHook(Hook):
 
 
 def _provenance(runner: Any, facts: Mapping[str, Any]) -> str:
-    """Return the lines that say how a run can be repeated: commit, versions, seeds, threads."""
-    seed = facts['seed']
+    """Return the lines that say how a run can be repeated: commit, versions, seed, threads."""
     found = ', '.join(f'{name} {version}' for name, version in facts['versions'].items())
     lines = (
         'This run',
         f'commit: {facts["commit"]}',
         f"versions: {found}; mmcv's operators: {PROVIDED}",
-        f'seed of the weights: {seed}; of the data order: {seed} + epoch; of a sample: '
-        f'({seed}, epoch, place); of the model in training: ({seed}, iteration, rank), '
-        'whatever the workers',
+        f'seed: {facts["seed"]}',
         f'deterministic: {torch.are_deterministic_algorithms_enabled()}, '
         f'threads: {torch.get_num_threads()}, processes: {runner.world_size}',
     )

@@ -40,13 +40,7 @@ SCORE = 0.3  # as tools/predict.py draws
 def add_trackers(cfg: Config, trackers: Sequence[str]) -> None:
     """Name trackers and their hook in a config, those of a resumed run as they were.
 
-    Args:
-        cfg: Config, changed in place; ``work_dir`` and ``resume`` are settled. Options that it
-            has for a backend already stay.
-        trackers: Names out of :data:`~evit_mm.runner.tracking.BACKENDS`.
-
-    Raises:
-        ConfigError: There is no such tracker, or its package is not installed.
+    Options that the config has for a backend already stay; ``work_dir`` and ``resume`` are settled.
     """
     for name in trackers:
         if name not in BACKENDS:

@@ -34,25 +34,16 @@ def read_fitting(
 ) -> dict[str, Any]:
     """Read a checkpoint that fits a model and its class names exactly.
 
-    Args:
-        checkpoint: File or URL.
-        model: The model.
-        metainfo: That of the data set, with ``classes``.
-
     Returns:
         ``state_dict``, complete; ``meta``; and ``ema_state_dict`` where the file has plain weights
         beside averaged ones.
-
-    Raises:
-        CheckpointError: The file cannot be read or does not fit.
-        ConfigError: It was trained with other classes.
     """
     name = str(checkpoint)
     content = read_checkpoint(checkpoint)
     state = _translated(extract_state_dict(content, prefix='', name=name), model)
     check_state_dict(state, model, name=name)
     meta = metadata_of(content)
-    check_classes((meta or {}).get('dataset_meta'), metainfo, checkpoint)
+    check_classes(meta.get('dataset_meta'), metainfo, checkpoint)
     # the model's own BatchNorm counters complete it: EMA's hook exchanges entry by entry
     read = {'meta': meta, 'state_dict': {**model.state_dict(), **state}}
     plain = plain_weights_of(content)
@@ -66,15 +57,8 @@ def read_fitting(
 def read_start(checkpoint: str | Path, model: nn.Module) -> dict[str, Any]:
     """Read weights to start from: only a head may differ, as with another number of classes.
 
-    Args:
-        checkpoint: File or URL.
-        model: The model.
-
     Returns:
         ``state_dict``, completed by the model's own weights, which a warning names.
-
-    Raises:
-        CheckpointError: The file cannot be read, or backbone or neck do not fit.
     """
     name = str(checkpoint)
     state = _translated(extract_state_dict(read_checkpoint(name), prefix='', name=name), model)
@@ -99,16 +83,7 @@ def read_start(checkpoint: str | Path, model: nn.Module) -> dict[str, Any]:
 def check_classes(
     trained: Mapping[str, Any] | None, metainfo: Mapping[str, Any], checkpoint: str | Path
 ) -> None:
-    """Refuse class names that a file was not trained with; labels are only numbers.
-
-    Args:
-        trained: The file's own ``dataset_meta``.
-        metainfo: That of the data set, with ``classes``.
-        checkpoint: The file, for the message.
-
-    Raises:
-        ConfigError: They differ.
-    """
+    """Refuse class names that a file was not trained with; labels are only numbers."""
     classes = (trained or {}).get('classes')
     if classes is not None and list(classes) != list(metainfo['classes']):
         raise ConfigError(
