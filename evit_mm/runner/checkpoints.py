@@ -45,10 +45,6 @@ class AtomicBackend(LocalBackend):
                 with suppress(FileNotFoundError):
                     super().remove(path)
 
-    def put_text(self, obj: str, filepath: str | Path, encoding: str = 'utf-8') -> None:
-        """Write text as :meth:`put` does."""
-        self.put(obj.encode(encoding), filepath)
-
     def remove(self, filepath: str | Path) -> None:
         """Remove a file when the next one has been written."""
         self.outdated.append(str(filepath))

@@ -29,7 +29,7 @@ class NonFiniteLossHook(Hook):
     """Catch a loss that is NaN or infinite before it reaches the weights; name it and its images.
 
     The batch is saved under ``work_dir/non_finite``. It looks at the losses that the model's
-    forward returns, so it works with any loop and optimizer wrapper of mmengine's.
+    forward returns, so it works with any loop of mmengine's.
 
     Args:
         policy: ``'stop'``, or ``'skip'`` the batch: its gradient, and what has been accumulated

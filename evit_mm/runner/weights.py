@@ -22,6 +22,8 @@ from ..checkpoint import (
 )
 from ..errors import ConfigError
 
+BODY = ('backbone', 'neck')
+
 
 def unwrap(model: nn.Module) -> nn.Module:
     """Return the model inside the wrapper that several processes need."""
@@ -62,11 +64,8 @@ def read_start(checkpoint: str | Path, model: nn.Module) -> dict[str, Any]:
     """
     name = str(checkpoint)
     state = _translated(extract_state_dict(read_checkpoint(name), prefix='', name=name), model)
-    body = nn.Module()
-    for part in ('backbone', 'neck'):
-        if getattr(model, part, None) is not None:
-            body.add_module(part, getattr(model, part))
-    of_body = {k: v for k, v in state.items() if k.split('.')[0] in ('backbone', 'neck')}
+    body = nn.ModuleDict({part: x for part, x in model.named_children() if part in BODY})
+    of_body = {key: x for key, x in state.items() if key.split('.')[0] in BODY}
     check_state_dict(of_body, body, name=name)
     own = model.state_dict()
     fitting = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
