@@ -105,26 +105,18 @@ class KillHook(Hook):
             self._here()
 
 
-def environment(launcher, rank, processes, port):
-    """Return what torchrun or Slurm would put into a process's environment."""
-    address = {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port)}
-    names = {
-        'none': (),
-        'pytorch': ('RANK', 'LOCAL_RANK', 'WORLD_SIZE'),
-        'slurm': ('SLURM_PROCID', 'SLURM_LOCALID', 'SLURM_NTASKS'),
-    }[launcher]
-    return {**address, **dict(zip(names, map(str, (rank, rank, processes)), strict=False))}
-
-
-def train_one(config, work_dir, seed, plan=None, rank=0, processes=1, port=0, launcher=None):
+def train_one(config, work_dir, seed, plan=None, rank=0, processes=1, port=0):
     """Train or go on in this process, whose whole life it is."""
     torch.set_num_threads(1)
     work_dir = Path(work_dir)
     with open(work_dir / f'console_{rank}.log', 'ab') as log:
         os.dup2(log.fileno(), sys.stdout.fileno())
         os.dup2(log.fileno(), sys.stderr.fileno())
-    launcher = launcher or ('pytorch' if processes > 1 else 'none')
-    os.environ.update(environment(launcher, rank, processes, port))
+    launcher = 'none'
+    if processes > 1:  # as torchrun does
+        launcher, place = 'pytorch', {'RANK': rank, 'LOCAL_RANK': rank, 'WORLD_SIZE': processes}
+        os.environ.update({name: str(number) for name, number in place.items()})
+        os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
     hooks = [RecordHook(work_dir / f'record_{rank}.jsonl')]
     if plan is not None and plan[0] != 'outside' and plan[2] == rank:
         hooks.append(KillHook(*plan[:2]))
@@ -136,7 +128,7 @@ def train_one(config, work_dir, seed, plan=None, rank=0, processes=1, port=0, la
         sys.exit(f'error: {error}')
 
 
-def start_all(config, work_dir, seed, plan, processes, launcher=None):
+def start_all(config, work_dir, seed, plan, processes):
     """Start all processes of a training; return them."""
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload(
@@ -147,7 +139,7 @@ def start_all(config, work_dir, seed, plan, processes, launcher=None):
         port = free.getsockname()[1]
     started = []
     for rank in range(processes):
-        args = (config, str(work_dir), seed, plan, rank, processes, port, launcher)
+        args = (config, str(work_dir), seed, plan, rank, processes, port)
         started.append(context.Process(target=train_one, args=args))
         started[-1].start()
     return started

@@ -104,20 +104,6 @@ def test_a_process_that_dies_or_raises_ends_all_with_its_own_message(data, tmp_p
 
 
 @pytest.mark.slow
-def test_slurm_starts_two_processes_that_train_as_one(data, tmp_path):
-    """With Slurm's variables and no Slurm, which is not here."""
-    config = write_config(
-        tmp_path, data, EXTRA.format(batch_size=4, record=str(tmp_path / 'losses.jsonl'))
-    )
-    started = start_all(config, tmp_path, 3, None, 2, launcher='slurm')
-    for process in started:
-        process.join(300)
-    log = (tmp_path / 'console_0.log').read_text()
-    assert [process.exitcode for process in started] == [0, 0], log[-3000:]
-    assert 'processes: 2' in log and sorted(read_losses(tmp_path / 'losses.jsonl'))[-1] == 10
-
-
-@pytest.mark.slow
 def test_two_processes_agree_on_what_is_skipped_and_replaced(tmp_path):
     data = make_shapes(tmp_path / 'set', 16, 4, size=(96, 96), quiet=True)
     broken = sorted((data / 'train').iterdir())[5]

@@ -1,6 +1,7 @@
 """The tools from end to end, in this process: train, resume, evaluate, draw, predict."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -23,7 +24,6 @@ from evit_mm.runner.train import train
 from evit_mm.utils.provenance import commit
 
 from .conftest import ROOT, TINY
-from .recording import read_losses
 
 CONFIG = """
 _base_ = {base!r}
@@ -152,22 +152,19 @@ def test_resume_needs_optimizer_state(trained, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('optimizer', 'said'),
+    'optimizer',
     [
-        (
-            {'optimizer': {'_delete_': True, 'type': 'SGD', 'lr': 0.01, 'weight_decay': 0.05}},
-            'another optimizer than SGD: it has no dampening, momentum, nesterov; resume with',
-        ),
-        ({'paramwise_cfg': None}, r'was trained with \d+ parameters in \d+ groups, and .* in 1; '),
+        {'optimizer': {'_delete_': True, 'type': 'SGD', 'lr': 0.01, 'weight_decay': 0.05}},
+        {'paramwise_cfg': None},
     ],
 )
-def test_resume_with_another_optimizer_is_refused(trained, tmp_path, optimizer, said):
+def test_resume_with_another_optimizer_is_refused(trained, tmp_path, optimizer):
     config, checkpoint = trained
     shutil.copy(config, tmp_path)
     other = f'optim_wrapper = {optimizer!r}\n'
     config = tmp_path / Path(config).name
     config.write_text(config.read_text() + other)
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match='was trained with another optimizer .*; resume with'):
         train(config, str(tmp_path / 'work'), resume=str(checkpoint), device='cpu')
 
 
@@ -221,7 +218,7 @@ def test_deterministic_runs_are_bit_equal_and_say_how_they_were_made(data, tmp_p
         assert torch.equal(a, b)
     log = next((tmp_path / 'a').glob('*/*.log')).read_text()
     for text in (
-        'seed of the weights: 4; of the data order: 4 + epoch; of a sample: (4, epoch, place)',
+        'seed: 4\n',
         f'commit: {commit()}\n',
         f'torch {torch.__version__.split("+")[0]}',
         'deterministic: True',
@@ -360,83 +357,28 @@ def test_work_dir_of_the_command_line_wins(trained):
     assert load_config(config, {'work_dir': 'a'}, 'b').work_dir == 'b'
 
 
-def run_tool(*args, cwd=ROOT, **env):
-    import os
-
-    return subprocess.run(
-        [sys.executable, *map(str, args)],
-        cwd=cwd,
-        env={**os.environ, 'PYTHONPATH': str(ROOT), **env},
-        capture_output=True,
-        text=True,
-    )
-
-
 @pytest.mark.slow
 def test_tools_print_one_line_for_a_mendable_error(tmp_path):
-    done = run_tool('tools/train.py', 'configs/retinanet_evit_m4_coco.py', '--work-dir', tmp_path)
+    def run_tool(*words):
+        command = [sys.executable, *words]
+        env = {**os.environ, 'PYTHONPATH': str(ROOT)}
+        return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+
+    config = 'configs/retinanet_evit_m4_coco.py'
+    done = run_tool('tools/train.py', config, '--work-dir', str(tmp_path))
     assert done.returncode == 1
     assert 'error: the data set does not fit' in done.stderr
     assert 'Traceback' not in done.stderr
-    done = run_tool('tools/predict.py', 'no.py', 'x.pth', 'y.jpg', '--out', tmp_path)
+    done = run_tool('tools/predict.py', 'no.py', 'x.pth', 'y.jpg', '--out', str(tmp_path))
     assert done.returncode == 1 and 'does not exist; see ' in done.stderr
-
-
-@pytest.mark.slow
-def test_killed_between_iterations_and_resumed_equals_uninterrupted(data, tmp_path):
-    """SIGKILL after iteration 4 of 9; the run goes on from epoch 1 with the very same losses."""
-    losses = {}
-    for name in ('whole', 'killed'):
-        folder = tmp_path / name
-        folder.mkdir()
-        record = folder / 'losses.jsonl'
-        hooks = [{'type': 'NumClassCheckHook'}, {'type': 'RecordLossHook', 'path': str(record)}]
-        extra = (
-            'train_cfg = dict(max_epochs=3, val_interval=3)\n'
-            'train_dataloader["dataset"]["pipeline"] = [\n'
-            '    dict(type="LoadImageFromFile"),\n'
-            '    dict(type="LoadAnnotations", with_bbox=True),\n'
-            '    dict(type="Resize", scale=(96, 96), keep_ratio=True),\n'
-            '    dict(type="PackDetInputs"),\n]\n'
-        )
-        kill = [{'type': 'KillHook', 'after_iter': 4}] if name == 'killed' else []
-        config = write_config(folder, data, f'{extra}custom_hooks = {hooks + kill}\n')
-        command = ('tools/train.py', config, '--work-dir', folder / 'work', '--device', 'cpu')
-        done = run_tool(*command)
-        if name == 'killed':
-            assert done.returncode == -9, done.stderr[-3000:]
-            assert sorted(read_losses(record)) == [0, 1, 2, 3, 4]
-            config = write_config(folder, data, f'{extra}custom_hooks = {hooks}\n')
-            record.unlink()
-            # the seed was drawn at random in the first run; the resumed one must take it over
-            done = run_tool(*command, '--resume')
-        assert done.returncode == 0, done.stderr[-3000:]
-        losses[name] = (read_losses(record), folder)
-    # the two runs drew different seeds, so compare with a whole run on the killed run's seed
-    seed = read_checkpoint(losses['killed'][1] / 'work' / 'epoch_3.pth')['meta']['seed']
-    folder = losses['whole'][1]
-    (folder / 'losses.jsonl').unlink()
-    done = run_tool(
-        'tools/train.py',
-        folder / 'tiny.py',
-        '--work-dir',
-        folder / 'again',
-        '--seed',
-        seed,
-        '--device',
-        'cpu',
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    whole, resumed = read_losses(folder / 'losses.jsonl'), losses['killed'][0]
-    assert sorted(whole) == list(range(9)) and sorted(resumed) == list(range(3, 9))
-    for iteration, loss in resumed.items():
-        assert loss == pytest.approx(whole[iteration], rel=1e-4), iteration
 
 
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
         ({'val_evaluator.metric': 'foo'}, 'metric should be one of'),
+        ({'train_dataloader.batch_size': 0}, 'tiny.py: batch_size should be a positive'),
+        ({'val_dataloader.batch_size': 'abc'}, 'tiny.py: batch_size should be a positive'),
         ({'train_cfg.max_epochs': 'abc'}, "invalid literal for int.*'abc'"),
         ({'train_dataloader.dataset.indices': 'abc'}, 'tiny.py: TypeError'),
         ({'optim_wrapper.optimizer.lr': 'abc'}, 'tiny.py: TypeError'),

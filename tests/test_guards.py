@@ -108,19 +108,11 @@ def test_a_nan_can_be_skipped_and_is_counted(data, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_nan_without_end_or_in_the_weights_stops_even_skipping(data, tmp_path, monkeypatch):
+def test_a_nan_without_end_stops_even_skipping(data, tmp_path, monkeypatch):
     monkeypatch.setattr('evit_mm.runner.guards.MAX_SKIPPED_IN_A_ROW', 2)
     skip = {'default_hooks.non_finite_loss.policy': 'skip'}
     with pytest.raises(EvitError, match=r'iteration 3 .*\(2 batches in a row\)'):
         train(tmp_path, data, hooks=[PoisonHook(2, forever=True)], **skip)
-
-    class Explode(Hook):
-        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-            with torch.no_grad():
-                runner.model.neck.lateral_convs[0].conv.weight.fill_(float('inf'))
-
-    with pytest.raises(EvitError, match='Not this batch is to blame: .*neck.lateral_convs.0'):
-        train(tmp_path, data, hooks=[Explode()], **skip)
 
 
 def test_policies_that_do_not_exist_are_named(data, tmp_path):

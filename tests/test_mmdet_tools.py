@@ -149,7 +149,7 @@ def test_a_plain_config_with_our_hooks_is_resumed_exactly(ours, data, tmp_path, 
     assert_same_run(ours, tmp_path)
     other = {'_delete_': True, 'type': 'SGD', 'lr': 0.1, 'weight_decay': 0.05}
     config = plain_config_in(tmp_path, data, f'optim_wrapper = dict(optimizer={other})\n')
-    with pytest.raises(ConfigError, match='was trained with another optimizer than SGD'):
+    with pytest.raises(ConfigError, match='was trained with another optimizer than this SGD'):
         run(MMDET / 'train.py', config, '--work-dir', tmp_path / 'work', '--resume',
             monkeypatch=monkeypatch)  # fmt: skip
 

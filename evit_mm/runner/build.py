@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import os
-import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -26,13 +24,6 @@ from .faults import named_faults
 from .resuming import find_resumed
 from .weights import read_fitting, read_start, unwrap
 
-# what torch reads, and under which name Slurm has it
-SLURM_NAMES = {
-    'RANK': 'SLURM_PROCID',
-    'WORLD_SIZE': 'SLURM_NTASKS',
-    'LOCAL_RANK': 'SLURM_LOCALID',
-}
-
 
 @RUNNERS.register_module()
 class CheckedRunner(Runner):
@@ -47,15 +38,12 @@ class CheckedRunner(Runner):
     - Hooks may have two methods more: ``before_build(runner, splits)``, before data sets and
       loops are built, and ``on_exit(runner)``, at the end of a training, however that comes.
 
-    Attributes:
-        content: What :meth:`load_checkpoint` is going to load, where that has been read already.
-
     Raises:
         EvitError: The config or a checkpoint cannot be used, or the run cannot go on because the
             disk is full or a worker has died.
     """
 
-    content: dict[str, Any] | None = None
+    resumed: dict[str, Any] | None = None  # what the checkpoint holds that the run goes on from
     _evaluates = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -66,20 +54,15 @@ class CheckedRunner(Runner):
     def from_cfg(cls, cfg: Any) -> CheckedRunner:
         """Build a runner as mmengine does."""
         cfg = copy.deepcopy(cfg) if isinstance(cfg, Config) else Config(cfg)
-        content = find_resumed(cfg)
+        resumed = find_resumed(cfg)
         with config_faults(cfg):
             runner = super().from_cfg(cfg)
-        runner.content = content
+        runner.resumed = resumed
         return runner
 
     def train(self) -> torch.nn.Module:
-        """Train as mmengine does; weights to start from are checked before data sets are built."""
+        """Train as mmengine does."""
         self.call_hook('before_build', splits=('train', 'val'))
-        source, model = str(self.cfg.get('load_from') or ''), unwrap(self.model)
-        if self.content is not None:
-            check_state_dict(extract_state_dict(self.content, '', name=source), model, name=source)
-        elif source:
-            self.content = read_start(source, model)
         with named_faults():
             try:
                 return super().train()
@@ -94,17 +77,20 @@ class CheckedRunner(Runner):
             return super().test()
 
     def load_checkpoint(self, filename: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Load a checkpoint that has been checked.
+        """Load a checkpoint that fits.
 
         mmengine calls this when hooks such as EMA's are ready for it, and after initialisation.
         """
         model = unwrap(self.model)
-        content, self.content = self.content, None
-        if content is None and self._evaluates:
+        if self._evaluates:
             content = read_fitting(filename, model, self.test_dataloader.dataset.metainfo)
-        elif content is None:
+        elif self.resumed is None:
             content = read_start(filename, model)
-        (content.get('meta') or {}).pop('config', None)  # mmengine would run it as Python
+        else:
+            content, self.resumed = self.resumed, None
+            state = extract_state_dict(content, prefix='', name=filename)
+            check_state_dict(state, model, name=filename)
+            content['meta'].pop('config', None)  # mmengine would run it as Python
         self.call_hook('after_load_checkpoint', checkpoint=content)
         model.load_state_dict(content['state_dict'], strict=False)
         self.logger.info(f'Load checkpoint from {filename}')
@@ -113,17 +99,12 @@ class CheckedRunner(Runner):
     def setup_env(self, env_cfg: dict) -> None:
         """Set up as mmengine does, whose way to join other processes asks for a GPU."""
         if self.distributed and not is_distributed() and get_device() == 'cpu':
-            _join_without_gpu(self.launcher)
+            torch.distributed.init_process_group('gloo')
         super().setup_env(env_cfg)
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: torch.nn.Module) -> torch.nn.Module:
         """Wrap as mmengine does, also without a GPU."""
         if self.distributed and get_device() == 'cpu':
-            if self.cfg.get('sync_bn'):  # torch has it for GPUs only
-                self.cfg.sync_bn = None
-                self.logger.warning(
-                    'sync_bn needs GPUs; here each process keeps BatchNorm statistics of its own'
-                )
             model_wrapper_cfg = model_wrapper_cfg or {
                 'type': 'MMDistributedDataParallel',
                 'device_ids': None,
@@ -165,11 +146,7 @@ class CheckedRunner(Runner):
 
 
 def build_runner(cfg: Config, launcher: str = 'none') -> Runner:
-    """Build the runner that a config names, else a :class:`CheckedRunner`.
-
-    Raises:
-        EvitError: The config, or a checkpoint that it goes on from, cannot be used.
-    """
+    """Build the runner that a config names, else a :class:`CheckedRunner`."""
     cfg.launcher = launcher
     make_folder('--work-dir', cfg.work_dir)
     runner = RUNNERS.get(cfg.get('runner_type', 'CheckedRunner'))
@@ -182,11 +159,7 @@ def build_runner(cfg: Config, launcher: str = 'none') -> Runner:
 def load_detector(cfg: Config, checkpoint: str | Path) -> torch.nn.Module:
     """Build the config's detector with a checkpoint's weights, in eval mode on the device.
 
-    Returns:
-        The detector; ``dataset_meta`` has the class names.
-
-    Raises:
-        EvitError: The config or the checkpoint cannot be used.
+    Its ``dataset_meta`` has the class names.
     """
     from mmdet.registry import DATASETS, MODELS
 
@@ -202,11 +175,7 @@ def load_detector(cfg: Config, checkpoint: str | Path) -> torch.nn.Module:
 
 
 def set_device(device: str | None) -> None:
-    """Choose the device of this process, as mmengine sees it.
-
-    Raises:
-        ConfigError: The device does not exist here.
-    """
+    """Choose the device of this process, as mmengine sees it."""
     if device is None:
         return
     try:
@@ -223,11 +192,7 @@ def set_device(device: str | None) -> None:
 
 
 def make_folder(flag: str, folder: str | Path) -> None:
-    """Make a folder that results go to, before anything long starts.
-
-    Raises:
-        ConfigError: It cannot be made.
-    """
+    """Make a folder that results go to, before anything long starts."""
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -236,14 +201,7 @@ def make_folder(flag: str, folder: str | Path) -> None:
 
 @contextmanager
 def config_faults(cfg: Mapping[str, Any]) -> Iterator[None]:
-    """Name the config file when something cannot be built from it; nothing else stands inside.
-
-    The error that was raised is kept as the cause; with ``EVIT_MM_DEBUG=1`` the tools print its
-    traceback.
-
-    Raises:
-        ConfigError: A name or an argument does not exist, or a value cannot be used.
-    """
+    """Name the config file when something cannot be built from it; nothing else stands inside."""
     try:
         yield
     except EvitError:
@@ -253,16 +211,3 @@ def config_faults(cfg: Mapping[str, Any]) -> Iterator[None]:
         said = text.replace('.__init__() got an unexpected keyword argument', ' has no argument')
         kind = '' if isinstance(error, ValueError) or said != text else f'{type(error).__name__}: '
         raise ConfigError(f'{getattr(cfg, "filename", None)}: {kind}{said}') from error
-
-
-def _join_without_gpu(launcher: str) -> None:
-    """Join the other processes over gloo."""
-    if launcher == 'slurm':
-        nodes = os.environ.get('SLURM_NODELIST', 'localhost')
-        if 'MASTER_ADDR' not in os.environ:
-            shown = subprocess.run(['scontrol', 'show', 'hostname', nodes], capture_output=True)
-            os.environ['MASTER_ADDR'] = shown.stdout.decode().split()[0]
-        os.environ.setdefault('MASTER_PORT', '29500')
-        for name, source in SLURM_NAMES.items():
-            os.environ[name] = os.environ[source]
-    torch.distributed.init_process_group('gloo')

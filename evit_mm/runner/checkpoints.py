@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from mmengine.dist import all_reduce, broadcast, is_distributed, is_main_process
+from mmengine.dist import all_reduce, broadcast, is_distributed
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
 from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS
 from torch import Tensor, nn
 
-from ..errors import EvitError
-from ..utils.files import PARTIAL, write_atomically
+from ..utils.files import write_atomically
 from .console import file_only
 from .resuming import resumed_from
 from .weights import unwrap
-from .work_dir import POINTER
 
 ATOMIC = 'evit_mm.atomic'
 GRADIENTS = 'gradients'  # key in a checkpoint
@@ -48,10 +45,6 @@ class AtomicBackend(LocalBackend):
                 with suppress(FileNotFoundError):
                     super().remove(path)
 
-    def put_text(self, obj: str, filepath: str | Path, encoding: str = 'utf-8') -> None:
-        """Write text as :meth:`put` does."""
-        self.put(obj.encode(encoding), filepath)
-
     def remove(self, filepath: str | Path) -> None:
         """Remove a file when the next one has been written."""
         self.outdated.append(str(filepath))
@@ -71,29 +64,24 @@ class SafeCheckpointHook(CheckpointHook):
     loaded. Arguments as mmengine's.
     """
 
-    _gradients: dict[str, Tensor] = {}
+    _resumed_gradients: dict[str, Tensor] = {}
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict) -> None:
         """Keep the gradients of a checkpoint that is resumed until the training begins."""
         gradients = checkpoint.pop(GRADIENTS, {})
         if resumed_from(runner):
-            self._gradients = gradients
+            self._resumed_gradients = gradients
 
     def before_train(self, runner: Any) -> None:
         """Choose the atomic backend for a local disk, and put gradients back."""
-        folder = str(self.out_dir or runner.work_dir)
-        if not (self.backend_args or self.file_client_args or '://' in folder):
+        if self.backend_args is None and '://' not in str(self.out_dir or runner.work_dir):
             self.backend_args = {'backend': ATOMIC, 'outdated': []}
         with file_only(runner.logger, errors=True):  # mmengine warns of its own calls
             super().before_train(runner)
-        if is_main_process() and '://' not in self.out_dir:
-            self._tidy(runner)
         parameters = dict(unwrap(runner.model).named_parameters())
-        for name, gradient in self._gradients.items():
+        for name, gradient in self._resumed_gradients.items():
             parameters[name].grad = gradient.to(parameters[name].device)
-        if self._gradients:
-            runner.logger.info('the gradients accumulated since the last step are restored')
-        self._gradients = {}
+        self._resumed_gradients = {}
 
     def before_val_epoch(self, runner: Any) -> None:
         """Let all processes evaluate with the same statistics."""
@@ -101,73 +89,51 @@ class SafeCheckpointHook(CheckpointHook):
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict) -> None:
         """Put the gradients in."""
-        if self._gradients and 'optimizer' in checkpoint:
-            checkpoint[GRADIENTS] = {k: v.cpu() for k, v in self._gradients.items()}
+        gradients = gradients_in_flight(runner)
+        if gradients and 'optimizer' in checkpoint:
+            checkpoint[GRADIENTS] = {name: x.cpu() for name, x in gradients.items()}
 
     def after_train_epoch(self, runner: Any) -> None:
         """Save when it is due by epochs."""
         due = self.every_n_epochs(runner, self.interval, self.save_begin)
         if self.by_epoch and (due or self.save_last and self.is_last_train_epoch(runner)):
-            with self._saving(runner):
-                super().after_train_epoch(runner)
+            share_state(runner)
+        super().after_train_epoch(runner)
 
     def after_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
         """Save when it is due by iterations."""
-        if self.by_epoch:
-            return
         due = self.every_n_train_iters(runner, self.interval, self.save_begin)
-        if due or self.save_last and self.is_last_train_iter(runner):
-            with self._saving(runner):
-                super().after_train_iter(runner, batch_idx, data_batch, outputs)
+        if not self.by_epoch and (due or self.save_last and self.is_last_train_iter(runner)):
+            share_state(runner)
+        super().after_train_iter(runner, batch_idx, data_batch, outputs)
 
     def after_val_epoch(self, runner: Any, metrics: dict[str, Any]) -> None:
         """Save the best, and in the last checkpoint which one that is."""
-        with self._saving(runner):
-            super().after_val_epoch(runner, metrics)
-
-    @contextmanager
-    def _saving(self, runner: Any) -> Iterator[None]:
-        """Get ready what a checkpoint holds; say of a full disk what is still there."""
-        share_buffers(unwrap(runner.model))
-        self._gradients, good = gradients_in_flight(runner), self.last_ckpt
-        try:
-            yield
-        except OSError as error:
-            good = good or resumed_from(runner)
-            left = f"the last good checkpoint is '{good}'" if good else 'there is no earlier one'
-            raise EvitError(
-                f"'{error.filename or 'a checkpoint'}' could not be written "
-                f'({error.strerror or error}); {left}. Make room and go on with --resume'
-            ) from error
-        finally:
-            self._gradients = {}
-
-    def _tidy(self, runner: Any) -> None:
-        """Do what a killed run had no time for: remove what is half written, point at the last."""
-        for left in Path(self.out_dir).glob(f'*.pth{PARTIAL}'):
-            left.unlink()
-        resumed = resumed_from(runner)
-        if resumed and Path(resumed).parent.resolve() == Path(self.out_dir).resolve():
-            write_atomically(Path(runner.work_dir, POINTER), resumed.encode())
+        share_state(runner)
+        super().after_val_epoch(runner, metrics)
 
 
 def gradients_in_flight(runner: Any) -> dict[str, Tensor]:
-    """Return the gradients accumulated since the optimizer's last step, by parameter.
-
-    In several processes, which all must ask, each one's become their average, here and now: a step
-    averages over the processes what each has summed, so it makes no difference when that is done,
-    and the run that goes on has the very bits of one that is resumed.
-    """
+    """Return the gradients accumulated since the optimizer's last step, by parameter."""
     wrapper = runner.optim_wrapper
     if not isinstance(wrapper, OptimWrapper) or wrapper.should_update():
         return {}
     parameters = unwrap(runner.model).named_parameters()
-    found = {name: p.grad for name, p in parameters if p.grad is not None}
-    for gradient in found.values():
+    return {name: p.grad for name, p in parameters if p.grad is not None}
+
+
+def share_state(runner: Any) -> None:
+    """Give all processes the buffers and the gradients that the first one saves.
+
+    Each process's gradients become their average, here and now: a step averages over the processes
+    what each has summed, so it makes no difference when that is done, and the run that goes on has
+    the very bits of one that is resumed.
+    """
+    share_buffers(unwrap(runner.model))
+    for gradient in gradients_in_flight(runner).values():
         all_reduce(gradient, 'mean')
-    return found
 
 
 def share_buffers(model: nn.Module) -> None:

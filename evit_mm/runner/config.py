@@ -14,7 +14,6 @@ from ..errors import ConfigError
 from ..utils.package_files import find_config
 from ..utils.text import did_you_mean
 
-LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 # keys that mmengine's and mmdet's tools read beside the runner's arguments
 TOOL_KEYS = ('auto_scale_lr', 'runner_type')
 # what mmdet's heads read; a head reads only its own of them, and passes over every other key
@@ -46,9 +45,6 @@ def load_config(
         cfg_options: Overrides, dotted keys.
         work_dir: Overrides the config's.
 
-    Returns:
-        The config.
-
     Raises:
         ConfigError: The file is missing or broken, or a key is misspelt.
     """
@@ -70,7 +66,7 @@ def load_config(
     for key in ('model', 'test_dataloader'):
         if not isinstance(cfg.get(key), Mapping):
             raise ConfigError(f"{config}: '{key}' is missing")
-    check_values(cfg, str(config))
+    check_test_keys(cfg.model.get('test_cfg'), str(config))
     if work_dir is not None:
         cfg.work_dir = work_dir
     elif cfg.get('work_dir') is None:
@@ -83,26 +79,7 @@ def is_classifier(cfg: Mapping[str, Any]) -> bool:
     return cfg.get('default_scope') == 'mmpretrain'
 
 
-def check_values(cfg: Mapping[str, Any], name: str) -> None:
-    """Refuse an impossible batch size, and keys of ``model.test_cfg`` that nothing would read.
-
-    Args:
-        cfg: Config.
-        name: Its file, for the message.
-
-    Raises:
-        ConfigError: One of these.
-    """
-    for loader in LOADERS:
-        size = (cfg.get(loader) or {}).get('batch_size', 1)
-        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-            raise ConfigError(
-                f'{name}: {loader}.batch_size must be a whole number from 1 up, got {size!r}'
-            )
-    _check_test_keys(cfg['model'].get('test_cfg'), 'model.test_cfg', name)
-
-
-def _check_test_keys(test_cfg: Any, where: str, name: str) -> None:
+def check_test_keys(test_cfg: Any, name: str, where: str = 'model.test_cfg') -> None:
     """Refuse what is nearly a known key; a head of the user's own may read any other."""
     if not isinstance(test_cfg, Mapping):
         return
@@ -111,4 +88,4 @@ def _check_test_keys(test_cfg: Any, where: str, name: str) -> None:
         if key not in TEST_KEYS and hint:
             raise ConfigError(f"{name}: unknown key '{where}.{key}'{hint}")
         if key in ('rpn', 'rcnn'):
-            _check_test_keys(value, f'{where}.{key}', name)
+            check_test_keys(value, name, f'{where}.{key}')

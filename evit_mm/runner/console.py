@@ -11,7 +11,6 @@ from typing import Any
 
 from mmengine.hooks import LoggerHook
 from mmengine.registry import HOOKS
-from mmengine.runner import IterBasedTrainLoop
 
 from .summary import best_so_far
 
@@ -51,7 +50,7 @@ class ConsoleLoggerHook(LoggerHook):
     """mmengine's LoggerHook: its lines go to the log file, short ones to the console.
 
     A short line of an iteration has the loss, the learning rate, the best figure so far and the
-    time left, evaluations included. Arguments as mmengine's.
+    time left. Arguments as mmengine's.
     """
 
     def after_train_iter(
@@ -60,10 +59,8 @@ class ConsoleLoggerHook(LoggerHook):
         """Log an iteration."""
         with file_only(runner.logger):
             super().after_train_iter(runner, batch_idx, data_batch, outputs)
-        loader = runner.train_dataloader
-        at_end = self.end_of_epoch(loader, batch_idx)
-        rest = at_end and (not self.ignore_last or len(loader) <= self.interval)
-        if self.every_n_inner_iters(batch_idx, self.interval) or rest:
+        at_end = self.end_of_epoch(runner.train_dataloader, batch_idx)
+        if at_end or self.every_n_inner_iters(batch_idx, self.interval):
             _say(runner, _iteration(runner, batch_idx))
 
     def after_val_iter(
@@ -72,8 +69,7 @@ class ConsoleLoggerHook(LoggerHook):
         """Log how far an evaluation is."""
         with file_only(runner.logger):
             super().after_val_iter(runner, batch_idx, data_batch, outputs)
-        if self.every_n_inner_iters(batch_idx, self.interval):
-            _say(runner, _evaluating(runner, batch_idx, len(runner.val_dataloader)))
+        self._say_how_far(runner, batch_idx, len(runner.val_dataloader))
 
     def after_test_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
@@ -81,16 +77,20 @@ class ConsoleLoggerHook(LoggerHook):
         """Log how far a test is."""
         with file_only(runner.logger):
             super().after_test_iter(runner, batch_idx, data_batch, outputs)
-        if self.every_n_inner_iters(batch_idx, self.interval):
-            _say(runner, _evaluating(runner, batch_idx, len(runner.test_dataloader)))
+        self._say_how_far(runner, batch_idx, len(runner.test_dataloader))
 
     def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
         """Log the figures of an evaluation."""
         with file_only(runner.logger):
             super().after_val_epoch(runner, metrics)
         figures = '  '.join(f'{name}: {_figure(x)}' for name, x in (metrics or {}).items())
-        when = '' if _by_iterations(runner) else f'{_epoch(runner, runner.epoch)}  '
+        when = f'{_epoch(runner, runner.epoch)}  ' if runner.log_processor.by_epoch else ''
         _say(runner, f'{when}evaluated: {figures or "nothing was found"}')
+
+    def _say_how_far(self, runner: Any, batch_idx: int, batches: int) -> None:
+        if self.every_n_inner_iters(batch_idx, self.interval):
+            place = f'{batch_idx + 1:>{len(str(batches))}}/{batches}'
+            _say(runner, f'evaluating  {place}  {_left(runner)}')
 
 
 def _say(runner: Any, text: str) -> None:
@@ -101,61 +101,30 @@ def _say(runner: Any, text: str) -> None:
 
 
 def _iteration(runner: Any, batch_idx: int) -> str:
+    """Return the short line of an iteration."""
     scalars = runner.message_hub.log_scalars
-    if _by_iterations(runner):
-        parts, place, last = [], runner.iter + 1, runner.max_iters
+    if runner.log_processor.by_epoch:
+        parts = [_epoch(runner, runner.epoch + 1)]
+        place, last = batch_idx + 1, len(runner.train_dataloader)
     else:
-        parts, last = [_epoch(runner, runner.epoch + 1)], len(runner.train_dataloader)
-        place = batch_idx + 1
+        parts, place, last = [], runner.iter + 1, runner.max_iters
     parts.append(f'iteration {place:>{len(str(last))}}/{last}')
-    if 'train/loss' in scalars:
+    if 'train/loss' in scalars:  # not where the batch was skipped
         loss = scalars['train/loss'].mean(runner.log_processor.window_size)
         parts.append(f'loss {_figure(loss)}')
-    if 'train/lr' in scalars:
-        parts.append(f'lr {scalars["train/lr"].current():.2e}')
+    parts.append(f'lr {scalars["train/lr"].current():.2e}')
     best = best_so_far(runner)
     if best is not None:
         short = best['metric'].rpartition('/')[2].replace('bbox_mAP', 'AP')
         parts.append(f'{short} {best["value"]:.3f}')
-    left = _seconds_left(runner)
-    if left is not None:
-        left += evaluations_left(runner) * _evaluation_seconds(runner)
-        parts.append(f'left {datetime.timedelta(seconds=round(left))}')
+    parts.append(_left(runner))
     return '  '.join(parts)
 
 
-def _evaluating(runner: Any, batch_idx: int, batches: int) -> str:
-    left = _seconds_left(runner)
-    rest = '' if left is None else f'  left {datetime.timedelta(seconds=int(left))}'
-    return f'evaluating  {batch_idx + 1:>{len(str(batches))}}/{batches}{rest}'
-
-
-def evaluations_left(runner: Any) -> int:
-    """Return how many evaluations are still to come, by the loop's present interval."""
-    loop = runner.train_loop
-    if runner.val_loop is None or isinstance(loop, IterBasedTrainLoop):
-        return 0
-    interval, end = loop.val_interval, runner.max_epochs
-    first = max(runner.epoch + 1, loop.val_begin)
-    return sum(epoch % interval == 0 or epoch == end for epoch in range(first, end + 1))
-
-
-def _evaluation_seconds(runner: Any) -> float:
-    """Return what the last evaluation took, as far as its iterations tell."""
-    scalars = runner.message_hub.log_scalars
-    if 'val/time' not in scalars:
-        return 0.0
-    batches = len(runner.val_dataloader)
-    return scalars['val/time'].mean(batches) * batches
-
-
-def _seconds_left(runner: Any) -> float | None:
-    """Return what mmengine's IterTimerHook expects of the present loop."""
-    return runner.message_hub.runtime_info.get('eta')
-
-
-def _by_iterations(runner: Any) -> bool:
-    return not runner.log_processor.by_epoch
+def _left(runner: Any) -> str:
+    """Say how long mmengine's IterTimerHook expects the present loop to take."""
+    seconds = runner.message_hub.runtime_info.get('eta', 0)
+    return f'left {datetime.timedelta(seconds=round(seconds))}'
 
 
 def _epoch(runner: Any, epoch: int) -> str:

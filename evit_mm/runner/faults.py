@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import errno
-import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import cv2
-from mmengine.dist import is_distributed
-from mmengine.logging import print_log
 
 from ..errors import DataError, EvitError
 
@@ -21,21 +18,17 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 def named_faults() -> Iterator[None]:
     """Turn what a machine does to a training into one clear sentence.
 
-    In several processes an error that may come from another's death is logged as such, and raised.
-
     Raises:
         EvitError: A worker has died, the disk is full, or an image cannot be read.
     """
     try:
         yield
-    except EvitError:
-        raise
     except OSError as error:
         if error.errno not in NO_SPACE:
             raise
         raise EvitError(
-            f"'{error.filename or 'a file'}' could not be written ({error.strerror}); checkpoints "
-            'are whole. Make room and go on with --resume'
+            f"'{error.filename or 'a file'}' could not be written ({error.strerror}); the last "
+            'checkpoint is whole. Make room and go on with --resume'
         ) from error
     except cv2.error as error:  # does not name the image
         raise DataError(
@@ -48,17 +41,10 @@ def named_faults() -> Iterator[None]:
         raise DataError(f"'{image[1]}' cannot be decoded; mend it, or take it out") from error
     except RuntimeError as error:
         # torch's DataLoader has no type of its own for a dead worker
-        if str(error).startswith('DataLoader worker'):
-            reason = str(error).strip().splitlines()[0].rstrip('. ')
-            raise EvitError(
-                f'{reason}. A worker that is killed was mostly out of memory: fewer '
-                'train_dataloader.num_workers or a larger /dev/shm help; go on with --resume'
-            ) from error
-        if is_distributed():  # nor have gloo and NCCL in all versions for a process that is gone
-            print_log(
-                'This process ends with the error below. Where that speaks of a connection, '
-                'another process has ended before it and says why itself; go on with --resume',
-                logger='current',
-                level=logging.ERROR,
-            )
-        raise
+        if not str(error).startswith('DataLoader worker'):
+            raise
+        reason = str(error).strip().splitlines()[0].rstrip('. ')
+        raise EvitError(
+            f'{reason}. A worker that is killed was mostly out of memory: fewer '
+            'train_dataloader.num_workers or a larger /dev/shm help; go on with --resume'
+        ) from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ from mmengine.dist import all_reduce
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.structures import BaseDataElement
-from torch import nn
 
 from ..errors import ConfigError, EvitError
 from ..utils.files import write_atomically
@@ -30,7 +29,7 @@ class NonFiniteLossHook(Hook):
     """Catch a loss that is NaN or infinite before it reaches the weights; name it and its images.
 
     The batch is saved under ``work_dir/non_finite``. It looks at the losses that the model's
-    forward returns, so it works with any loop and optimizer wrapper of mmengine's.
+    forward returns, so it works with any loop of mmengine's.
 
     Args:
         policy: ``'stop'``, or ``'skip'`` the batch: its gradient, and what has been accumulated
@@ -56,11 +55,11 @@ class NonFiniteLossHook(Hook):
     def before_train(self, runner: Any) -> None:
         """Look at what the model returns, and stand before the optimizer's step."""
         self.runner, self.skips = runner, False
-        model = unwrap(runner.model)
-        self.handles = [model.register_forward_hook(self._check, with_kwargs=True)]
-        optimizer = getattr(runner.optim_wrapper, 'optimizer', None)
-        if optimizer is not None:
-            self.handles.append(optimizer.register_step_pre_hook(self._before_step))
+        optimizer = runner.optim_wrapper.optimizer
+        self.handles = [
+            unwrap(runner.model).register_forward_hook(self._check, with_kwargs=True),
+            optimizer.register_step_pre_hook(self._before_step),
+        ]
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
         """Keep the batch at hand."""
@@ -92,8 +91,7 @@ class NonFiniteLossHook(Hook):
     def _check(self, model: Any, args: Any, kwargs: Mapping, losses: Any) -> Any:
         """Look at the losses; return others in their place where the batch is skipped.
 
-        All processes act alike where one has reason to, so that none waits for another's
-        gradients.
+        All processes act alike, so that none waits for another's gradients.
         """
         if kwargs.get('mode') != 'loss' or not isinstance(losses, Mapping):
             return None
@@ -113,20 +111,9 @@ class NonFiniteLossHook(Hook):
             optimizer.zero_grad(set_to_none=True)  # what has no gradient stays as it is
 
     def _handle(self, terms: Mapping[str, float]) -> None:
-        """Keep the batch and stop the run, or count the batch as skipped.
-
-        Raises:
-            EvitError: The policy is to stop, or skipping does not help.
-        """
+        """Keep the batch and stop the run, or count the batch as skipped."""
         runner = self.runner
         what = self._keep({k: v for k, v in terms.items() if not math.isfinite(v)})
-        wrong = non_finite_weights(unwrap(runner.model))
-        if wrong:
-            raise EvitError(
-                f'{what}. Not this batch is to blame: {len(wrong)} weights or statistics were not '
-                f"finite before it, '{wrong[0]}' first; the update before it was too large. Train "
-                'with a lower rate, a longer warm-up or optim_wrapper.clip_grad'
-            )
         self.skipped_in_a_row += 1
         if self.policy == 'stop' or self.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
             many = f' ({self.skipped_in_a_row} batches in a row)' * (self.skipped_in_a_row > 1)
@@ -140,7 +127,10 @@ class NonFiniteLossHook(Hook):
         hub.update_info(SKIPPED, hub.runtime_info.get(SKIPPED, 0) + 1)
 
     def _keep(self, terms: Mapping[str, float]) -> str:
-        """Save the batch of a loss that is not finite, and say what has happened where."""
+        """Save the batch of a loss that is not finite, and say what has happened where.
+
+        The file has plain values and tensors, which ``torch.load`` reads weights-only.
+        """
         runner = self.runner
         number = runner.iter + 1
         where = f'became NaN or infinite in iteration {number}'
@@ -149,42 +139,17 @@ class NonFiniteLossHook(Hook):
         named = {k: v for k, v in terms.items() if k != 'loss'} or terms  # not the sum
         said = ' and '.join(f'{name} ({value})' for name, value in named.items())
         file = Path(runner.work_dir, FOLDER, f'iter_{number}_rank_{runner.rank}.pth')
-        save_batch(file, self.batch, losses=dict(terms), iteration=number)
-        images = ', '.join(image_names(self.batch))
+        buffer = io.BytesIO()
+        torch.save({'losses': terms, 'iteration': number, **_plain(self.batch)}, buffer)
+        write_atomically(file, buffer.getvalue())
+        images = ', '.join(_image_name(sample) for sample in self.batch['data_samples'])
         return f"{said} {where} on {images}; the batch is kept in '{file}'"
 
 
-def non_finite_weights(model: nn.Module) -> list[str]:
-    """Return the names of the parameters and buffers that hold a NaN or an infinity."""
-    return [name for name, x in model.state_dict().items() if not torch.isfinite(x).all()]
-
-
-def image_names(batch: Any) -> list[str]:
-    """Return path and id of each image of a batch, as far as they are known."""
-    names = []
-    for sample in _samples(batch):
-        path, image_id = sample.get('img_path'), sample.get('img_id')
-        number = '' if image_id is None else f' (id {image_id})'
-        names.append(f"'{path or 'unknown image'}'{number}")
-    return names
-
-
-def save_batch(path: Path, batch: Any, **about: Any) -> None:
-    """Save a batch as plain values and tensors, which ``torch.load`` reads weights-only.
-
-    Args:
-        path: File to write.
-        batch: What the data loader gave: ``inputs`` and ``data_samples``.
-        **about: Further plain values.
-    """
-    buffer = io.BytesIO()
-    torch.save({**about, **_plain(batch)}, buffer)
-    write_atomically(path, buffer.getvalue())
-
-
-def _samples(batch: Any) -> Sequence[BaseDataElement]:
-    samples = batch.get('data_samples', ()) if isinstance(batch, Mapping) else ()
-    return [sample for sample in samples if isinstance(sample, BaseDataElement)]
+def _image_name(sample: Any) -> str:
+    image_id = getattr(sample, 'img_id', None)
+    number = '' if image_id is None else f' (id {image_id})'
+    return f"'{getattr(sample, 'img_path', 'unknown image')}'{number}"
 
 
 def _plain(value: Any) -> Any:
@@ -198,8 +163,8 @@ def _plain(value: Any) -> Any:
     if hasattr(value, 'to_tensor'):  # masks
         return value.to_tensor(torch.uint8, 'cpu')
     value = getattr(value, 'tensor', value)  # boxes
-    if hasattr(value, 'tolist') and not torch.is_tensor(value):
-        return value.tolist()
     if torch.is_tensor(value):
         return value.detach().cpu()
+    if hasattr(value, 'tolist'):
+        return value.tolist()
     return value if isinstance(value, (str, int, float, bool, type(None))) else repr(value)

@@ -35,10 +35,6 @@ class ExactBatchSampler:
 
     What is left out is never decoded. Places are counted over all processes, so that, with
     mmengine's ``DefaultSampler``, an image is augmented alike on any number of them.
-
-    Args:
-        batch_sampler: The one whose batches they are.
-        seed: The run's seed.
     """
 
     def __init__(self, batch_sampler: Any, seed: int) -> None:
@@ -91,9 +87,8 @@ class GuardedDataset(Dataset):
     def __getitem__(self, key: Any) -> Any:
         """Return a sample; an index without a seed is the inner data set's affair.
 
-        Returns:
-            The sample; a ``DataError`` in its place where the image cannot be read, or too many in
-            a row. A worker that raised it would bury it in its traceback.
+        Where the image cannot be read, or too many in a row, a ``DataError`` takes its place: a
+        worker that raised it would bury it in its traceback.
         """
         if not isinstance(key, Seeded):
             return self.dataset[key]
@@ -137,8 +132,7 @@ _MEND = (
 def exact_loader(loader: DataLoader, seed: int, corrupt_images: str) -> DataLoader:
     """Return a loader of the same samples that can be entered anywhere.
 
-    Its ``batch_sampler`` is an :class:`ExactBatchSampler`, its ``dataset`` a
-    :class:`GuardedDataset`; a ``DataError`` may stand in the place of a batch.
+    A ``DataError`` may stand in the place of a batch.
     """
     return DataLoader(
         GuardedDataset(loader.dataset, corrupt_images),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from typing import Any
 
 import torch
@@ -28,7 +29,6 @@ class ExactTrainLoop(EpochBasedTrainLoop):
 
     Args:
         runner: The runner.
-        dataloader: The training data.
         *args: mmengine's.
         corrupt_images: What to do about an image that cannot be read: ``'raise'``, or
             ``'replace'`` it by another one.
@@ -39,19 +39,14 @@ class ExactTrainLoop(EpochBasedTrainLoop):
     """
 
     def __init__(
-        self,
-        runner: Any,
-        dataloader: Any,
-        *args: Any,
-        corrupt_images: str = 'raise',
-        **kwargs: Any,
+        self, runner: Any, *args: Any, corrupt_images: str = 'raise', **kwargs: Any
     ) -> None:
         if corrupt_images not in CORRUPT_POLICIES:
             policies = ', '.join(CORRUPT_POLICIES)
             raise ConfigError(
                 f"train_cfg.corrupt_images must be one of {policies}, got '{corrupt_images}'"
             )
-        super().__init__(runner, dataloader, *args, **kwargs)
+        super().__init__(runner, *args, **kwargs)
         self.dataloader = exact_loader(self.dataloader, runner.seed, corrupt_images)
         self.corrupt_images = corrupt_images
         self.place: dict[str, Any] = {}
@@ -86,11 +81,7 @@ class ExactTrainLoop(EpochBasedTrainLoop):
         self._epoch += 1
 
     def run_iter(self, idx: int, data_batch: Any) -> None:
-        """Train on one batch.
-
-        Raises:
-            DataError: An image of it cannot be read.
-        """
+        """Train on one batch."""
         if isinstance(data_batch, DataError):
             raise data_batch
         self._count_replaced(data_batch)
@@ -104,18 +95,14 @@ class ExactTrainLoop(EpochBasedTrainLoop):
 
     def _batches_done(self) -> int:
         """Return how many batches of the current epoch an earlier run has seen."""
-        batches = len(self.dataloader)
-        if not self.place:  # mmengine's own checkpoint
-            done = self._iter - self._epoch * batches
-            return done if 0 <= done <= batches else 0
-        if self.place['epoch'] != self._epoch:
+        if self.place.get('epoch') != self._epoch:
             return 0
         done = self._iter - self.place['first_iter']
-        if done and self.place['batches'] != batches:
+        if done and self.place['batches'] != len(self.dataloader):
             raise ConfigError(
                 f'the checkpoint is from the middle of an epoch of {self.place["batches"]} '
-                f'batches, and this run has {batches}; resume with the same data, batch size and '
-                'number of processes, or from a checkpoint at the end of an epoch'
+                f'batches, and this run has {len(self.dataloader)}; resume with the same data, '
+                'batch size and number of processes, or from a checkpoint at the end of an epoch'
             )
         return done
 
@@ -141,12 +128,11 @@ class ExactTrainLoop(EpochBasedTrainLoop):
             counts[line] = counts.get(line, 0) + 1
 
     def _summarise(self) -> None:
-        counts = self.place.get('replaced')
+        counts = Counter(self.place.get('replaced'))
         if counts:
-            worst = sorted(counts.items(), key=lambda item: -item[1])
-            named = '\n  '.join(f'{n} times: {line}' for line, n in worst[:NAMED])
-            more = f'\n  ... and {len(counts) - NAMED} more' if len(counts) > NAMED else ''
+            worst = counts.most_common(NAMED)
+            named = '\n  '.join(f'{number} times: {line}' for line, number in worst)
             self.runner.logger.warning(
-                f'{sum(counts.values())} samples were replaced, because {len(counts)} images '
-                f'cannot be read:\n  {named}{more}'
+                f'{counts.total()} samples were replaced, because {len(counts)} images '
+                f'cannot be read; the most frequent:\n  {named}'
             )

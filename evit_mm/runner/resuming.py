@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +15,14 @@ from mmengine.runner import find_latest_checkpoint
 
 from ..checkpoint import read_checkpoint, tensors_of
 from ..errors import CheckpointError, ConfigError
-from .work_dir import number_of, pointed_at
+from .work_dir import last_checkpoints
 
 
 def find_resumed(cfg: Config) -> dict[str, Any] | None:
     """Find the checkpoint that a config's run goes on from; its path and seed go into the config.
 
-    Args:
-        cfg: With ``resume``, goes on from ``load_from``, else from the last whole checkpoint in
-            ``work_dir``, else from nothing.
-
-    Returns:
-        What the checkpoint holds; None where the run begins anew.
-
-    Raises:
-        CheckpointError: It cannot be read, or has no optimizer state.
-        ConfigError: The config names another seed.
+    With ``resume``, it is ``load_from``, else the last whole checkpoint in ``work_dir``. What it
+    holds is returned, and None where the run begins anew.
     """
     if not cfg.get('resume'):
         return None
@@ -39,13 +32,13 @@ def find_resumed(cfg: Config) -> dict[str, Any] | None:
     if found is None:
         return None
     path, content = found
-    if not isinstance(content, Mapping) or 'optimizer' not in content:
+    if 'optimizer' not in content:
         raise CheckpointError(
             f"'{path}' has weights but no optimizer state, so it cannot be resumed; start from it "
             f'with --cfg-options load_from={path}'
         )
     cfg.load_from = str(path)
-    seed, chosen = (content.get('meta') or {}).get('seed'), cfg.get('randomness', {}).get('seed')
+    seed, chosen = content.get('meta', {}).get('seed'), cfg.get('randomness', {}).get('seed')
     if None not in (seed, chosen) and seed != chosen:
         raise ConfigError(
             f"'{path}' was trained with seed {seed} and not {chosen}; leave the seed out to go on"
@@ -59,33 +52,23 @@ def find_resumed(cfg: Config) -> dict[str, Any] | None:
 def find_last_good(work_dir: str | Path) -> tuple[Path, dict[str, Any]] | None:
     """Return the last whole checkpoint of a run and what it holds, None where it has none.
 
-    It is the one that ``last_checkpoint`` names; where that cannot be read, the others are tried,
-    newest first, and a warning names each that was passed over.
-
-    Raises:
-        CheckpointError: There are checkpoints, but none can be read.
+    A warning names each that cannot be read and is passed over.
     """
-    folder = Path(work_dir)
-    files = [f for kind in ('epoch', 'iter') for f in folder.glob(f'{kind}_*.pth')]
-    files.sort(key=lambda file: (file.stat().st_mtime_ns, number_of(file)), reverse=True)
-    named = pointed_at(folder)
-    if named is not None:
-        files = [named, *(file for file in files if file != named)]
     passed_over: list[str] = []
-    for file in files:
+    for file in last_checkpoints(work_dir):
         try:
             content = read_checkpoint(file)
         except CheckpointError as error:
             passed_over.append(str(error))
             continue
         for reason in passed_over:
-            print_log(f'passed over: {reason}', logger='current', level=30)
+            print_log(f'passed over: {reason}', logger='current', level=logging.WARNING)
         return file, content
     if passed_over:
         reasons = '\n  '.join(passed_over)
         raise CheckpointError(
-            f"'{folder}' has no checkpoint to resume that can be read; start in another --work-dir "
-            f'or without --resume\n  {reasons}'
+            f"'{work_dir}' has no checkpoint to resume that can be read; start in another "
+            f'--work-dir or without --resume\n  {reasons}'
         )
     return None
 
@@ -108,48 +91,34 @@ class ResumedOptimizerHook(Hook):
     """
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict) -> None:
-        """Compare the checkpoint's groups of parameters with those of the config's optimizer.
-
-        Raises:
-            ConfigError: The optimizer has other settings, or other groups.
-        """
+        """Compare the checkpoint's groups of parameters with those of the config's optimizer."""
         file = resumed_from(runner)
-        saved = (checkpoint.get('optimizer') or {}).get('param_groups')
-        # the wrapper's own list has base settings as one group more
-        optimizer = getattr(runner.optim_wrapper, 'optimizer', None)
-        own = getattr(optimizer, 'param_groups', None)
-        if file is None or saved is None or own is None:
+        if file is None or 'optimizer' not in checkpoint:
             return
-        _check_same_groups(type(optimizer).__name__, own, saved, file)
-        rates = [(_rate(group), _rate(old)) for group, old in zip(own, saved, strict=True)]
-        different = [(new, old) for new, old in rates if abs(new - old) > 1e-9 * abs(old)]
-        if different:
-            new, old = different[0]
-            runner.logger.warning(
-                f"the run goes on with the checkpoint's learning rate {old:g} and schedule, not "
-                f"with the config's {new:g}; to train on with another rate, start from its "
-                f'weights: --cfg-options load_from={file}, without --resume'
+        saved = checkpoint['optimizer']['param_groups']
+        # the wrapper's own list has base settings as one group more
+        optimizer = runner.optim_wrapper.optimizer
+        own = optimizer.param_groups
+        if {*own[0]} - {*saved[0]} or _sizes(own) != _sizes(saved):
+            raise ConfigError(
+                f"'{file}' was trained with another optimizer than this {type(optimizer).__name__} "
+                'or with other groups of parameters; resume with the optim_wrapper that it was '
+                f'trained with, or start from its weights: --cfg-options load_from={file}, '
+                'without --resume'
             )
+        for new, old in zip(_rates(own), _rates(saved), strict=True):
+            if not math.isclose(new, old):
+                runner.logger.warning(
+                    f"the run goes on with the checkpoint's learning rate {old:g} and schedule, "
+                    f"not with the config's {new:g}; to train on with another rate, start from "
+                    f'its weights: --cfg-options load_from={file}, without --resume'
+                )
+                return
 
 
-def _check_same_groups(kind: str, own: Any, saved: Any, file: str) -> None:
-    mend = (
-        'resume with the optimizer that it was trained with, or start from its weights: '
-        f'--cfg-options load_from={file}, without --resume'
-    )
-    missing = sorted({*own[0]} - {*saved[0]})
-    if missing:
-        raise ConfigError(
-            f"'{file}' was trained with another optimizer than {kind}: it has no "
-            f'{", ".join(missing)}; {mend}'
-        )
-    sizes = [[len(group['params']) for group in groups] for groups in (own, saved)]
-    if sizes[0] != sizes[1]:
-        raise ConfigError(
-            f"'{file}' was trained with {sum(sizes[1])} parameters in {len(saved)} groups, and "
-            f'optim_wrapper makes {sum(sizes[0])} in {len(own)}; {mend}'
-        )
+def _sizes(groups: list[dict[str, Any]]) -> list[int]:
+    return [len(group['params']) for group in groups]
 
 
-def _rate(group: Any) -> float:
-    return float(group.get('initial_lr', group['lr']))
+def _rates(groups: list[dict[str, Any]]) -> list[float]:
+    return [float(group.get('initial_lr', group['lr'])) for group in groups]

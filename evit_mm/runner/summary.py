@@ -9,17 +9,18 @@ from __future__ import annotations
 import datetime
 import json
 import math
+import operator
 import os
-import re
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.device import get_device
 from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.registry import HOOKS
@@ -30,8 +31,8 @@ from ..ops import PROVIDED
 from ..utils.files import read_json_dict, write_atomically
 from ..utils.package_files import MIM, project_path
 from ..utils.provenance import commit, cpu, versions
+from .config import is_classifier
 from .resuming import resumed_from
-from .weights import unwrap
 from .work_dir import pointed_at
 
 try:
@@ -48,28 +49,30 @@ MIB = 2**20
 
 @HOOKS.register_module()
 class BestMetricHook(Hook):
-    """Remember the best evaluation, in checkpoints too."""
+    """Remember the best evaluation, in checkpoints too.
+
+    The figure that counts is the one that the best checkpoint is saved by; where none is, the AP
+    over all classes, or else the first figure.
+    """
 
     priority = 'LOW'  # before the checkpoint hook saves what it knows of the best
 
-    def before_train(self, runner: Any) -> None:
-        """Take over what a checkpoint knows that was made without this hook."""
-        known = runner.message_hub.runtime_info
-        names = _saved_by(runner)
-        epoch = re.search(r'_epoch_(\d+)\.pth$', str(known.get('best_ckpt')))
-        if BEST not in known and 'best_score' in known and len(names) == 1 and epoch:
-            value = float(known['best_score'])
-            found = {'metric': names[0], 'value': value, 'epoch': int(epoch[1])}
-            runner.message_hub.update_info(BEST, found)
-
     def after_val_epoch(self, runner: Any, metrics: dict[str, Any] | None = None) -> None:
         """Compare the evaluation with the best so far."""
-        metric, is_better = watched_metric(runner, metrics or {})
-        value, best = (metrics or {}).get(metric or ''), best_so_far(runner)
+        metrics = metrics or {}
+        hooks = (h for h in runner.hooks if isinstance(h, CheckpointHook) and h.save_best)
+        saving = next(hooks, None)
+        name = MAIN_METRIC if saving is None else saving.key_indicators[0]
+        if name not in metrics:  # 'auto', too, is mmengine's word for the first figure
+            name = next(iter(metrics), '')
+        value = metrics.get(name)
         if not isinstance(value, (int, float)) or not math.isfinite(value):
             return
-        if best is None or best['metric'] != metric or is_better(value, best['value']):
-            found = {'metric': metric, 'value': float(value), 'epoch': runner.epoch}
+        rules = {} if saving is None else saving.is_better_than
+        is_better = rules.get(name, operator.gt)
+        best = best_so_far(runner)
+        if best is None or best['metric'] != name or is_better(value, best['value']):
+            found = {'metric': name, 'value': float(value), 'epoch': runner.epoch}
             runner.message_hub.update_info(BEST, found)
 
 
@@ -84,31 +87,24 @@ class SummaryHook(Hook):
     priority = 'LOWEST'  # after the checkpoint hook has saved the best
 
     def __init__(self) -> None:
-        self.start: float | None = None
-        self.first = 0  # iterations that were done before
-        self.resumed = False
+        self.start: float | None = None  # None where there is nothing to write
         self.finished = False
-        self.former: dict[str, Any] = {}
         self.facts: dict[str, Any] = {}
 
     def before_train(self, runner: Any) -> None:
-        """Take over what the run that is resumed had recorded, and start the clock.
-
-        What the run is made with is logged, too; mmengine logs the config and the machine.
-        """
+        """Start the clock, and log what the run is made with."""
         if not is_main_process():
             return
+        self.start = time.monotonic()
         file = resumed_from(runner)
-        self.resumed = file is not None
-        if file is not None:
-            self.former = read_summary(Path(file).parent)
-        self.start, self.first = time.monotonic(), runner.iter
+        if file is not None:  # the time of the runs before counts too
+            self.start -= read_summary(Path(file).parent).get('seconds', 0.0)
         self.facts = {
             'command': [Path(sys.executable).name, *sys.argv],
             'seed': runner.seed,
             'commit': commit(),
             'versions': versions(PACKAGES),
-            'host': {'cores': os.cpu_count(), 'cpu': cpu(), 'gpu': _gpu(runner)},
+            'host': {'cores': os.cpu_count(), 'cpu': cpu(), 'gpu': _gpu()},
         }
         runner.logger.info(_provenance(runner, self.facts))
         self.write(runner)
@@ -124,43 +120,6 @@ class SummaryHook(Hook):
     def after_train(self, runner: Any) -> None:
         """Note that the training came to its end."""
         self.finished = True
-        if self.start is not None and self.has_done_nothing(runner) and self.former:
-            # the former run may have been killed after its last iteration
-            self.save(runner, {**self.former, 'finished': True})
-        self.write(runner)
-
-    def write(self, runner: Any) -> None:
-        """Write the file, unless nothing new has come."""
-        if self.start is None or self.has_done_nothing(runner):
-            return
-        self.save(runner, self.content(runner))
-
-    def save(self, runner: Any, content: Mapping[str, Any]) -> None:
-        """Replace the file; a full disk is no reason for the training to end."""
-        try:
-            write_atomically(Path(runner.work_dir, FILE), json.dumps(content, indent=1).encode())
-        except OSError as error:
-            runner.logger.warning(f'{FILE} could not be written ({error.strerror or error})')
-
-    def has_done_nothing(self, runner: Any) -> bool:
-        """Say whether a resumed run has trained nothing so far; the file is still the former's."""
-        return self.resumed and runner.iter == self.first
-
-    def content(self, runner: Any) -> dict[str, Any]:
-        """Return what the file has."""
-        best, peak = best_so_far(runner), peak_memory(runner)
-        here = time.monotonic() - self.start if self.start else 0.0
-        before = _mapping(self.former.get('peak_memory_mib'))
-        return {
-            'finished': self.finished,
-            'best': best and {**best, 'checkpoint': _best_file(runner, best['metric'])},
-            'seconds': _number(self.former.get('seconds')) + here,
-            'peak_memory_mib': {
-                kind: value if value is None else max(value, _number(before.get(kind)))
-                for kind, value in peak.items()
-            },
-            **self.facts,
-        }
 
     def after_run(self, runner: Any) -> None:
         """Write the file once more, and log the summary for people."""
@@ -168,26 +127,38 @@ class SummaryHook(Hook):
 
     def on_exit(self, runner: Any) -> None:
         """Do so once, also when the training was interrupted."""
-        if self.start is not None:
-            self.write(runner)
-            text = describe(runner, self.content(runner))
-            if self.finished and self.has_done_nothing(runner):
-                text = f'nothing was left to train\n{text.partition(chr(10))[2]}'
-            runner.logger.info(text)
-            self.start = None
+        summary = self.write(runner)
+        if summary is not None:
+            runner.logger.info(describe(runner, summary))
+        self.start = None
+
+    def write(self, runner: Any) -> dict[str, Any] | None:
+        """Replace the file and return what it has; a full disk is no reason to end a training."""
+        if self.start is None:
+            return None
+        best = best_so_far(runner)
+        summary = {
+            'finished': self.finished,
+            'best': best and {**best, 'checkpoint': _best_file(runner, best['metric'])},
+            'seconds': time.monotonic() - self.start,
+            'peak_memory_mib': peak_memory(),
+            **self.facts,
+        }
+        try:
+            write_atomically(Path(runner.work_dir, FILE), json.dumps(summary, indent=1).encode())
+        except OSError as error:
+            runner.logger.warning(f'{FILE} could not be written ({error.strerror or error})')
+        return summary
 
 
 def _provenance(runner: Any, facts: Mapping[str, Any]) -> str:
-    """Return the lines that say how a run can be repeated: commit, versions, seeds, threads."""
-    seed = facts['seed']
+    """Return the lines that say how a run can be repeated: commit, versions, seed, threads."""
     found = ', '.join(f'{name} {version}' for name, version in facts['versions'].items())
     lines = (
         'This run',
         f'commit: {facts["commit"]}',
         f"versions: {found}; mmcv's operators: {PROVIDED}",
-        f'seed of the weights: {seed}; of the data order: {seed} + epoch; of a sample: '
-        f'({seed}, epoch, place); of the model in training: ({seed}, iteration, rank), '
-        'whatever the workers',
+        f'seed: {facts["seed"]}',
         f'deterministic: {torch.are_deterministic_algorithms_enabled()}, '
         f'threads: {torch.get_num_threads()}, processes: {runner.world_size}',
     )
@@ -204,41 +175,20 @@ def best_so_far(runner: Any) -> dict[str, Any] | None:
     return runner.message_hub.runtime_info.get(BEST)
 
 
-def watched_metric(
-    runner: Any, metrics: Mapping[str, Any]
-) -> tuple[str | None, Callable[[float, float], bool]]:
-    """Return the figure that says which epoch is the best, and how two of it compare.
-
-    It is the one that the best checkpoint is saved by; where none is, the AP over all classes, or
-    else the first figure.
-    """
-    numbers = [name for name, value in metrics.items() if isinstance(value, (int, float))]
-    name = next(iter(_saved_by(runner)), None)
-    if name not in metrics:  # nothing, or 'auto', which mmengine takes for the first figure
-        main = MAIN_METRIC if MAIN_METRIC in numbers and name is None else None
-        name = main or next(iter(numbers), None)
-    for hook in _best_hooks(runner):
-        if name in hook.is_better_than:
-            return name, hook.is_better_than[name]
-    rule = 'less' if 'loss' in (name or '') else 'greater'
-    return name, CheckpointHook.rule_map[rule]
-
-
-def peak_memory(runner: Any) -> dict[str, float | None]:
+def peak_memory() -> dict[str, float | None]:
     """Return the most memory that this process has held so far, in MiB; workers do not count."""
     unit = 1 if sys.platform == 'darwin' else 1024  # of ru_maxrss, in bytes
     usage = resource.getrusage(resource.RUSAGE_SELF) if resource else None
     ram = usage.ru_maxrss * unit / MIB if usage else None
-    gpu = torch.cuda.max_memory_allocated() / MIB if _gpu(runner) else None
+    gpu = torch.cuda.max_memory_allocated() / MIB if _gpu() else None
     return {'ram': ram, 'gpu': gpu}
 
 
 def describe(runner: Any, summary: Mapping[str, Any]) -> str:
     """Return the summary for people, with the commands to type next."""
-    by_epoch = not isinstance(runner.train_loop, IterBasedTrainLoop)
-    done = f'{runner.iter} of {runner.max_iters} iterations'
-    if by_epoch:
-        done = f'{runner.epoch} of {runner.max_epochs} epochs'
+    done = f'{runner.epoch} of {runner.max_epochs} epochs'
+    if isinstance(runner.train_loop, IterBasedTrainLoop):
+        done = f'{runner.iter} of {runner.max_iters} iterations'
     seconds = datetime.timedelta(seconds=round(summary['seconds']))
     memory = ', '.join(
         f'{value / 1024:.1f} GiB of {"GPU memory" if kind == "gpu" else "memory"}'
@@ -248,13 +198,15 @@ def describe(runner: Any, summary: Mapping[str, Any]) -> str:
     state = 'finished' if summary['finished'] else 'stopped'
     lines = [f'{state} after {done} and {seconds}; at most {memory}']
     best, folder = summary['best'], Path(_shown(runner.work_dir))
+    checkpoint = pointed_at(folder)
     if best is None:
         lines.append('no evaluation, or none that found anything')
     else:
-        kept = best['checkpoint']
-        where = f"'{folder / kept}'" if kept else 'no checkpoint of it was kept'
+        where = 'its checkpoint is not in the work dir'
+        if best['checkpoint']:
+            checkpoint = folder / best['checkpoint']
+            where = f"'{checkpoint}'"
         lines.append(f'best {best["metric"]}: {best["value"]:.4g}, epoch {best["epoch"]}: {where}')
-    checkpoint = folder / best['checkpoint'] if best and best['checkpoint'] else pointed_at(folder)
     if checkpoint is not None and checkpoint.is_file():
         lines += ['next:', *(f'  {command}' for command in next_commands(runner, checkpoint))]
     return '\n'.join(lines)
@@ -268,7 +220,7 @@ def next_commands(runner: Any, checkpoint: str | Path) -> list[str]:
     folder, cfg = Path(runner.work_dir), runner.cfg
     config = folder / Path(cfg.filename).name
     commands: list[tuple[Any, ...]] = [('test', config, checkpoint)]
-    if cfg.get('default_scope') == 'mmpretrain':
+    if is_classifier(cfg):
         commands.append(('test', config, checkpoint, '--show-dir', folder / 'pictures'))
     else:
         images = dataset_paths(cfg.test_dataloader.dataset)['img_dir']
@@ -292,35 +244,13 @@ def _shown(argument: str | Path) -> str:
 
 
 def _best_file(runner: Any, metric: str) -> str | None:
-    """Return the best checkpoint's name in the work dir, its path where it lies elsewhere."""
-    for hook in _best_hooks(runner):
-        single = len(hook.key_indicators) == 1
-        path = hook.best_ckpt_path if single else hook.best_ckpt_path_dict.get(metric)
-        if metric not in hook.key_indicators or not path:
-            continue
-        if Path(runner.work_dir, Path(path).name).is_file():  # the folder may be a copy
-            return Path(path).name
-        if Path(path).is_file():
-            return str(Path(path).resolve())
-    return None
+    """Return the best checkpoint's name, None where the work dir has none."""
+    known = runner.message_hub.runtime_info
+    # mmengine's keys, for one figure in save_best and for several
+    path = known.get('best_ckpt') or known.get(f'best_ckpt_{metric}')
+    name = Path(path or '').name
+    return name if Path(runner.work_dir, name).is_file() else None
 
 
-def _best_hooks(runner: Any) -> list[CheckpointHook]:
-    return [h for h in runner.hooks if isinstance(h, CheckpointHook) and h.save_best]
-
-
-def _saved_by(runner: Any) -> list[str]:
-    return [name for hook in _best_hooks(runner) for name in hook.key_indicators]
-
-
-def _gpu(runner: Any) -> str | None:
-    device = next(unwrap(runner.model).parameters()).device
-    return torch.cuda.get_device_name(device) if device.type == 'cuda' else None
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _number(value: Any) -> float:
-    return float(value) if isinstance(value, (int, float)) else 0.0
+def _gpu() -> str | None:
+    return torch.cuda.get_device_name() if get_device() == 'cuda' else None

@@ -55,10 +55,10 @@ def test(
     cfg.resume, cfg.load_from = False, checkpoint and str(checkpoint)
     if out:
         _write_predictions(cfg, out)
+        make_folder('--out', Path(out).parent)
     if show_dir:
         _draw_predictions(cfg, show_dir)
-    for flag, folder in (('--out', out and Path(out).parent), ('--show-dir', show_dir)):
-        make_folder(flag, folder or '.')
+        make_folder('--show-dir', show_dir)
     drop_trackers(cfg)
     set_device(device)
     runner = build_runner(cfg, launcher)

@@ -13,11 +13,10 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from ..errors import ConfigError
-from ..utils.distributed import is_first_process
-from .build import build_runner, make_folder, set_device
+from .build import build_runner, set_device
 from .config import load_config
-from .resuming import find_last_good
 from .tracking import add_trackers
+from .work_dir import last_checkpoints
 
 
 def train(
@@ -77,13 +76,12 @@ def train(
         # cuBLAS reads it when CUDA starts; torch refuses to work deterministically without
         os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
     if resume == 'auto':
-        if find_last_good(cfg.work_dir):
+        if last_checkpoints(cfg.work_dir):
             cfg.resume, cfg.load_from = True, None
     elif resume is not None:
         cfg.resume, cfg.load_from = True, str(resume)
     if track:
-        make_folder('--work-dir', cfg.work_dir)
-        add_trackers(cfg, track, is_first_process())
+        add_trackers(cfg, track)
     runner = build_runner(cfg, launcher)
     for hook in hooks:
         runner.register_hook(hook)

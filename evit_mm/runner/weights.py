@@ -22,6 +22,8 @@ from ..checkpoint import (
 )
 from ..errors import ConfigError
 
+BODY = ('backbone', 'neck')
+
 
 def unwrap(model: nn.Module) -> nn.Module:
     """Return the model inside the wrapper that several processes need."""
@@ -34,25 +36,16 @@ def read_fitting(
 ) -> dict[str, Any]:
     """Read a checkpoint that fits a model and its class names exactly.
 
-    Args:
-        checkpoint: File or URL.
-        model: The model.
-        metainfo: That of the data set, with ``classes``.
-
     Returns:
         ``state_dict``, complete; ``meta``; and ``ema_state_dict`` where the file has plain weights
         beside averaged ones.
-
-    Raises:
-        CheckpointError: The file cannot be read or does not fit.
-        ConfigError: It was trained with other classes.
     """
     name = str(checkpoint)
     content = read_checkpoint(checkpoint)
     state = _translated(extract_state_dict(content, prefix='', name=name), model)
     check_state_dict(state, model, name=name)
     meta = metadata_of(content)
-    check_classes((meta or {}).get('dataset_meta'), metainfo, checkpoint)
+    check_classes(meta.get('dataset_meta'), metainfo, checkpoint)
     # the model's own BatchNorm counters complete it: EMA's hook exchanges entry by entry
     read = {'meta': meta, 'state_dict': {**model.state_dict(), **state}}
     plain = plain_weights_of(content)
@@ -66,23 +59,13 @@ def read_fitting(
 def read_start(checkpoint: str | Path, model: nn.Module) -> dict[str, Any]:
     """Read weights to start from: only a head may differ, as with another number of classes.
 
-    Args:
-        checkpoint: File or URL.
-        model: The model.
-
     Returns:
         ``state_dict``, completed by the model's own weights, which a warning names.
-
-    Raises:
-        CheckpointError: The file cannot be read, or backbone or neck do not fit.
     """
     name = str(checkpoint)
     state = _translated(extract_state_dict(read_checkpoint(name), prefix='', name=name), model)
-    body = nn.Module()
-    for part in ('backbone', 'neck'):
-        if getattr(model, part, None) is not None:
-            body.add_module(part, getattr(model, part))
-    of_body = {k: v for k, v in state.items() if k.split('.')[0] in ('backbone', 'neck')}
+    body = nn.ModuleDict({part: x for part, x in model.named_children() if part in BODY})
+    of_body = {key: x for key, x in state.items() if key.split('.')[0] in BODY}
     check_state_dict(of_body, body, name=name)
     own = model.state_dict()
     fitting = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
@@ -99,16 +82,7 @@ def read_start(checkpoint: str | Path, model: nn.Module) -> dict[str, Any]:
 def check_classes(
     trained: Mapping[str, Any] | None, metainfo: Mapping[str, Any], checkpoint: str | Path
 ) -> None:
-    """Refuse class names that a file was not trained with; labels are only numbers.
-
-    Args:
-        trained: The file's own ``dataset_meta``.
-        metainfo: That of the data set, with ``classes``.
-        checkpoint: The file, for the message.
-
-    Raises:
-        ConfigError: They differ.
-    """
+    """Refuse class names that a file was not trained with; labels are only numbers."""
     classes = (trained or {}).get('classes')
     if classes is not None and list(classes) != list(metainfo['classes']):
         raise ConfigError(

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-POINTER = 'last_checkpoint'  # mmengine's name
 WEIGHTS = 'weights.pth'  # what tools/compare.py keeps of its runs
 
 
@@ -37,29 +35,30 @@ def read_scalars(work_dir: str | Path) -> tuple[list[dict[str, Any]], int]:
 def pointed_at(work_dir: str | Path) -> Path | None:
     """Return the checkpoint that ``last_checkpoint`` names, None where there is no pointer."""
     with suppress(OSError, UnicodeDecodeError):
-        named = Path(Path(work_dir, POINTER).read_text().strip())
+        named = Path(Path(work_dir, 'last_checkpoint').read_text().strip())
         own = Path(work_dir, named.name)  # the pointer of a folder that was copied names the first
         return own if own.is_file() else named
     return None
 
 
+def last_checkpoints(work_dir: str | Path) -> list[Path]:
+    """Return what a run can go on from: what ``last_checkpoint`` names, then the newest first."""
+    folder = Path(work_dir)
+    files = [*folder.glob('epoch_*.pth'), *folder.glob('iter_*.pth')]
+    files.sort(key=lambda file: (file.stat().st_mtime_ns, _number_of(file)), reverse=True)
+    named = pointed_at(folder)
+    return files if named is None else [named, *(file for file in files if file != named)]
+
+
 def find_checkpoint(work_dir: str | Path) -> Path | None:
     """Return the best checkpoint of a run, else the last, None where there is none."""
     folder = Path(work_dir)
-    candidates = [
-        *_latest_first(folder.glob('best_*.pth')),
-        *filter(None, [pointed_at(folder)]),
-        *_latest_first([*folder.glob('epoch_*.pth'), *folder.glob('iter_*.pth')]),
-        folder / WEIGHTS,
-    ]
+    best = sorted(folder.glob('best_*.pth'), key=_number_of, reverse=True)
+    candidates = [*best, *last_checkpoints(folder), folder / WEIGHTS]
     return next((file for file in candidates if file.is_file()), None)
 
 
-def number_of(checkpoint: Path) -> int:
+def _number_of(checkpoint: Path) -> int:
     """Return the epoch or iteration in a checkpoint's name, -1 where there is none."""
     digits = checkpoint.stem.rpartition('_')[2]
     return int(digits) if digits.isdecimal() else -1
-
-
-def _latest_first(checkpoints: Iterable[Path]) -> list[Path]:
-    return sorted(checkpoints, key=number_of, reverse=True)
