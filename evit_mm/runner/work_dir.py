@@ -45,7 +45,7 @@ def last_checkpoints(work_dir: str | Path) -> list[Path]:
     """Return what a run can go on from: what ``last_checkpoint`` names, then the newest first."""
     folder = Path(work_dir)
     files = [*folder.glob('epoch_*.pth'), *folder.glob('iter_*.pth')]
-    files.sort(key=lambda file: (file.stat().st_mtime_ns, _number_of(file)), reverse=True)
+    files.sort(key=lambda file: (file.stat().st_mtime_ns, number_of(file)), reverse=True)
     named = pointed_at(folder)
     return files if named is None else [named, *(file for file in files if file != named)]
 
@@ -53,12 +53,12 @@ def last_checkpoints(work_dir: str | Path) -> list[Path]:
 def find_checkpoint(work_dir: str | Path) -> Path | None:
     """Return the best checkpoint of a run, else the last, None where there is none."""
     folder = Path(work_dir)
-    best = sorted(folder.glob('best_*.pth'), key=_number_of, reverse=True)
+    best = sorted(folder.glob('best_*.pth'), key=number_of, reverse=True)
     candidates = [*best, *last_checkpoints(folder), folder / WEIGHTS]
     return next((file for file in candidates if file.is_file()), None)
 
 
-def _number_of(checkpoint: Path) -> int:
+def number_of(checkpoint: Path) -> int:
     """Return the epoch or iteration in a checkpoint's name, -1 where there is none."""
     digits = checkpoint.stem.rpartition('_')[2]
     return int(digits) if digits.isdecimal() else -1
