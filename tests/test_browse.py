@@ -258,6 +258,9 @@ def test_what_cannot_be_shown_is_named(config, data, tmp_path):
     (tmp_path / 'file').write_text('')
     with pytest.raises(ConfigError, match="-o: the folder '.*file' cannot be made"):
         browse(config, tmp_path / 'file')
+    for options in ({'number': 0}, {'draws': 0}, {'seed': -1}):
+        with pytest.raises(ConfigError, match=f'--{next(iter(options))} must be [01] or more'):
+            browse(config, tmp_path / 'out', **options)
     with pytest.raises(ConfigError, match='there is no val_dataloader'):
         browse(config, tmp_path / 'out', 'val', cfg_options={'val_dataloader': None})
     with pytest.raises(DataError, match='does not exist'):

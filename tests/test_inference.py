@@ -218,6 +218,9 @@ def test_sources_and_folders_that_cannot_be_are_named(model, tmp_path):
         predict(model, tmp_path / 'a.png', tmp_path / 'out')
     with pytest.raises(ConfigError, match='--batch-size must be 1 or more'):
         predict(model, tmp_path / 'a.png', tmp_path / 'out', batch_size=0)
+    for score in (7.0, -0.1, float('nan')):
+        with pytest.raises(ConfigError, match='--score-thr must be from 0 to 1'):
+            predict(model, tmp_path / 'a.png', tmp_path / 'out', score_thr=score)
 
 
 def test_a_checkpoint_of_another_model_or_other_classes_is_refused(model, tmp_path):

@@ -70,6 +70,9 @@ def browse(
         raise ConfigError(f'{cfg.filename}: there is no {split}_dataloader')
     if draws is None:
         draws = 3 if split == 'train' else 1
+    for flag, value, least in (('--number', number, 1), ('--draws', draws, 1), ('--seed', seed, 0)):
+        if value < least:
+            raise ConfigError(f'{flag} must be {least} or more, got {value}')
     check_config_data(cfg, (split,))
     source = _Source(cfg, split, seed, stages)
     indices = choose_images(source.dataset, number, classes, seed)

@@ -109,6 +109,8 @@ def predict(
     """
     if batch_size < 1:
         raise ConfigError(f'--batch-size must be 1 or more, got {batch_size}')
+    if not 0 <= score_thr <= 1:
+        raise ConfigError(f'--score-thr must be from 0 to 1, got {score_thr}')
     cfg, out_dir = load_detector_config(config, cfg_options), Path(out_dir)
     frames = open_source(source, out_dir)
     make_folder('--out', out_dir)
