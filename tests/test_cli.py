@@ -63,6 +63,15 @@ def test_a_launchers_rank_goes_to_the_environment(monkeypatch):
     assert os.environ.pop('LOCAL_RANK') == '2'
 
 
+def test_an_override_without_a_value_is_named(monkeypatch, capsys):
+    monkeypatch.setattr('sys.argv', ['tool', '--cfg-options', 'a.b=1', 'model'])
+    parser = argparse.ArgumentParser()
+    cli.add_cfg_options(parser)
+    with pytest.raises(SystemExit):
+        parser.parse_args()
+    assert "takes KEY=VALUE, not 'model'" in capsys.readouterr().err
+
+
 # the doctor runs where evit_mm cannot be imported
 TOOLS = {path.stem for path in (ROOT / 'tools').glob('*.py')} - {'doctor'}
 

@@ -135,7 +135,7 @@ def first(key, value):
         (first('bbox', ['1', 2, 3, 4]), 'is not four finite numbers'),
         (first('area', None), 'area of 1 annotations is not a finite number'),
         (first('iscrowd', '0'), "iscrowd of 1 annotations is not 0 or 1, the first is '0'"),
-        (first('id', [1]), 'id of 1 annotations is not a number'),
+        (first('id', [1]), 'id of 1 annotations is not a whole number or a text'),
         (lambda c: c['images'][0].update(width='256'), 'width of 1 images is not a whole'),
         (lambda c: c['images'][0].update(file_name=None), 'file_name of 1 images is not a name'),
         (lambda c: c['categories'][1].update(name='circle'), 'several categories are named circle'),

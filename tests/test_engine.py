@@ -11,7 +11,9 @@ from unittest.mock import Mock
 import cv2
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.hooks import Hook
+from mmengine.registry import RUNNERS
 
 from evit_mm.checkpoint import read_checkpoint
 from evit_mm.data import make_shapes
@@ -144,11 +146,44 @@ def test_resume_runs_nothing_from_the_checkpoint(trained, tmp_path):
     assert not trap.exists()
 
 
-def test_resume_needs_optimizer_state(trained, tmp_path):
+@pytest.mark.parametrize(
+    ('change', 'lacking'),
+    [
+        ({'optimizer': None, 'meta': {}}, 'no optimizer and no meta,'),
+        ({'message_hub': 'text'}, 'no message_hub,'),
+        ({'meta': {'seed': 1}}, 'no meta.epoch and no meta.iter,'),
+    ],
+)
+def test_resume_names_what_the_checkpoint_lacks(trained, tmp_path, change, lacking):
     config, checkpoint = trained
-    torch.save({'state_dict': read_checkpoint(checkpoint)['state_dict']}, tmp_path / 'w.pth')
-    with pytest.raises(CheckpointError, match='no optimizer state.*load_from='):
+    torch.save({**read_checkpoint(checkpoint), **change}, tmp_path / 'w.pth')
+    with pytest.raises(CheckpointError, match=f'{lacking}.*load_from='):
         train(config, str(tmp_path / 'work'), resume=str(tmp_path / 'w.pth'))
+
+
+def test_the_config_of_a_training_stays_as_it_was(trained, tmp_path):
+    config, checkpoint = trained
+    work = shutil.copytree(checkpoint.parent, tmp_path / 'work')
+    recorded = (work / 'tiny.py').read_text()
+    assert 'default_hooks' in recorded and recorded != Path(config).read_text()
+    run_test(
+        str(work / 'tiny.py'), str(checkpoint), out=str(tmp_path / 'a.pkl'), work_dir=str(work)
+    )
+    assert (work / 'tiny.py').read_text() == recorded
+    own = Path(shutil.copy(config, tmp_path))
+    train(str(own), str(tmp_path), device='cpu', cfg_options={'train_cfg.max_epochs': 1})
+    assert own.read_text() == Path(config).read_text()
+
+
+def test_a_config_without_a_file_and_without_some_parts_trains(trained, tmp_path):
+    cfg = load_config(trained[0], work_dir=str(tmp_path))
+    cfg.default_hooks.update(data_check=None, timer=None)
+    cfg.update(test_dataloader=None, test_cfg=None, test_evaluator=None)
+    cfg = Config({**cfg.to_dict(), 'train_cfg': {**cfg.train_cfg, 'max_epochs': 1}})
+    runner = RUNNERS.build(cfg)
+    runner.train()
+    assert runner.epoch == 1 and (tmp_path / f'{runner.timestamp}.py').is_file()
+    assert not {'DataCheckHook', 'IterTimerHook'} & {type(hook).__name__ for hook in runner.hooks}
 
 
 @pytest.mark.parametrize(
@@ -386,7 +421,7 @@ def test_tools_print_one_line_for_a_mendable_error(tmp_path):
         ({'model.backbone.init_cfg': {'type': 'Pretrained'}}, 'needs checkpoint='),
         (
             {'model.backbone.init_cfg': {'type': 'Pretrained', 'checkpoint': 's3://b/x.pth'}},
-            "'s3://b/x.pth' is not read here",
+            "'s3:/+b/x.pth' does not exist",
         ),
     ],
 )

@@ -20,7 +20,7 @@ from PIL import Image
 from evit_mm.data import make_shapes
 from evit_mm.errors import ConfigError, DataError, EvitError
 from evit_mm.runner.faults import named_faults
-from evit_mm.runner.loader import is_cut_short
+from evit_mm.runner.loader import GuardedDataset, Seeded, is_cut_short
 from evit_mm.runner.train import train as run_training
 
 from .test_engine import write_config
@@ -180,6 +180,22 @@ def test_a_corrupt_image_in_the_evaluation_is_named(data, tmp_path):
     with pytest.raises(DataError, match='cannot be decoded|cannot be read') as caught:
         train(tmp_path, data)
     assert Path(names[0]).name in str(caught.value) or Path(names[1]).name in str(caught.value)
+
+
+@pytest.mark.parametrize('policy', ['raise', 'replace'])
+def test_a_fault_of_a_transform_is_not_taken_for_an_image(data, policy):
+    class Opens:
+        def __getitem__(self, index):
+            Path('/nowhere/table.csv').read_text()
+
+        def get_data_info(self, index):
+            return {'img_path': str(next((data / 'train').iterdir()))}
+
+        def __len__(self):
+            return 1
+
+    with pytest.raises(FileNotFoundError, match='table.csv'):
+        GuardedDataset(Opens(), policy)[Seeded(0, 0)]
 
 
 def test_images_that_are_cut_short_are_told_from_odd_ones(tmp_path):

@@ -23,7 +23,7 @@ def _is_box(value: Any) -> bool:
 
 
 Kind = tuple[str, Callable[[Any], bool]]  # what a field must be: in words, and as a test
-ID: Kind = ('a number', lambda value: isinstance(value, (int, str)))
+ID: Kind = ('a whole number or a text', lambda value: isinstance(value, (int, str)))
 NUMBER: Kind = ('a finite number', is_number)
 NAME: Kind = ('a name', lambda value: isinstance(value, str) and bool(value))
 PIXELS: Kind = ('a whole number of pixels', lambda value: isinstance(value, int) and value > 0)
@@ -58,7 +58,7 @@ def read_coco(ann_file: str | Path, parts: Sequence[str] = tuple(FIELDS)) -> dic
     if not ann_file.is_file():
         raise DataError(_missing(ann_file))
     try:
-        coco = json.loads(ann_file.read_text(encoding='utf-8'))
+        coco = json.loads(ann_file.read_text(encoding='utf-8-sig'))
     except OSError as error:
         raise DataError(f"'{ann_file}' cannot be read: {error}") from None
     except ValueError as error:

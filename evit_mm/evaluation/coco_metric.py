@@ -15,7 +15,7 @@ from mmdet.registry import METRICS
 from mmengine.logging import MMLogger
 from terminaltables import AsciiTable
 
-from ..errors import DataError
+from ..errors import ConfigError, DataError
 from .coco_eval import precision, summarize
 
 # mmdet's names, in the order of COCOeval.stats
@@ -34,19 +34,37 @@ class HotCocoMetric(CocoMetric):
 
     Two cases differ, where pycocotools and mmdet are known to be wrong: an object whose id is 0 can
     be found, and with ``classwise=True`` each class has its own figure also where the categories of
-    the file are not in the order of their ids.
+    the file are not in the order of their ids. On files and detections that are not sound (ids
+    given twice, boxes that are NaN) the two need not agree.
+
+    Raises:
+        ConfigError: An argument names a figure that there is not, or gives ``proposal_nums`` of
+            which COCO makes no AP.
     """
 
     _coco_api: Any
     cat_ids: Any
     img_ids: Any
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        known = PRECISIONS + RECALLS
+        unknown = [item for item in self.metric_items or () if item not in known]
+        if unknown:
+            raise ConfigError(f'metric_items has {unknown[0]!r}; there are {", ".join(known)}')
+        numbers = tuple(self.proposal_nums)
+        if self.metrics != ['proposal_fast'] and (len(numbers) < 3 or 100 not in numbers):
+            raise ConfigError(
+                f"proposal_nums is {numbers}; COCO's figures need three numbers, 100 among them, "
+                'such as (1, 10, 100)'
+            )
+
     def compute_metrics(self, results: list) -> dict[str, float]:
         """Return mmdet's figures.
 
         Raises:
             DataError: An image that was evaluated is not in the annotation file.
-            KeyError: The detector gives no masks, or a metric item does not exist.
+            KeyError: The detector gives no masks.
         """
         if self.format_only:  # there is nothing to evaluate
             return super().compute_metrics(results)
@@ -92,12 +110,15 @@ class HotCocoMetric(CocoMetric):
         if items is None:
             items = PRECISIONS if of_classes else RECALLS
         with_masks = metric == 'segm'
-        # hotcoco takes whole numbers for images, mmdet anything that can be sorted
-        places = {image: place for place, image in enumerate(np.unique(self.img_ids).tolist())}
-        truth = self._truth(places, with_masks)
-        found = self._found(truth, predictions, places, with_masks)
+        # hotcoco takes whole numbers for images and classes, mmdet anything that can be sorted
+        dataset = self._coco_api.dataset
+        images = {image: place for place, image in enumerate(np.unique(self.img_ids).tolist())}
+        categories = sorted({category['id'] for category in dataset['categories']})
+        labels = {category: place for place, category in enumerate(categories)}
+        truth = self._truth(images, labels, with_masks)
+        found = self._found(truth, predictions, images, labels, with_masks)
         evaluator = hotcoco.COCOeval(truth, found, 'segm' if with_masks else 'bbox')
-        evaluator.params.cat_ids = sorted(self.cat_ids)
+        evaluator.params.cat_ids = [labels[category] for category in sorted(self.cat_ids)]
         evaluator.params.max_dets = sorted(self.proposal_nums)
         evaluator.params.iou_thrs = np.atleast_1d(self.iou_thrs).tolist()
         evaluator.params.use_cats = of_classes
@@ -115,15 +136,19 @@ class HotCocoMetric(CocoMetric):
         logger.info(f'{metric}_mAP_copypaste: {values}')
         return figures
 
-    def _truth(self, places: Mapping[Any, int], with_masks: bool) -> Any:
-        """Return the annotations for hotcoco, images by their places."""
+    def _truth(self, images: Mapping[Any, int], labels: Mapping[Any, int], with_masks: bool) -> Any:
+        """Return the annotations for hotcoco, images and classes by their places."""
         dataset = self._coco_api.dataset
-        kept = [a for a in dataset.get('annotations', ()) if a['image_id'] in places]
+        kept = [
+            a
+            for a in dataset.get('annotations', ())
+            if a['image_id'] in images and a['category_id'] in labels
+        ]
         return hotcoco.COCO.from_arrays(
-            [{**image, 'id': places[image['id']]} for image in dataset['images']],
-            dataset['categories'],
-            [places[a['image_id']] for a in kept],
-            [a['category_id'] for a in kept],
+            [{**image, 'id': images[image['id']]} for image in dataset['images']],
+            [{**category, 'id': labels[category['id']]} for category in dataset['categories']],
+            [images[a['image_id']] for a in kept],
+            [labels[a['category_id']] for a in kept],
             np.array([a['bbox'] for a in kept], float).reshape(-1, 4),
             area=[a['area'] for a in kept],
             iscrowd=[bool(a.get('iscrowd')) for a in kept],
@@ -131,19 +156,24 @@ class HotCocoMetric(CocoMetric):
         )
 
     def _found(
-        self, truth: Any, predictions: Sequence, places: Mapping[Any, int], with_masks: bool
+        self,
+        truth: Any,
+        predictions: Sequence,
+        images: Mapping[Any, int],
+        labels: Mapping[Any, int],
+        with_masks: bool,
     ) -> Any:
         """Return the detections for hotcoco."""
-        categories = np.array(self.cat_ids)
+        categories = np.array([labels[category] for category in self.cat_ids])
         rows = []
         for prediction in predictions:
-            if prediction['img_id'] not in places:
+            if prediction['img_id'] not in images:
                 raise DataError(
                     f'image {prediction["img_id"]!r} is not in the annotations of the evaluator; '
                     "give its ann_file the data set's"
                 )
             boxes = prediction['bboxes'].astype(float)
-            image = np.full(len(boxes), places[prediction['img_id']])
+            image = np.full(len(boxes), images[prediction['img_id']])
             corner, extent = boxes[:, :2], boxes[:, 2:] - boxes[:, :2]
             label = categories[prediction['labels'].astype(int)]
             score = prediction['scores']
@@ -164,7 +194,7 @@ class HotCocoMetric(CocoMetric):
         figures: dict[str, float] = {}
         table = [['category', *PRECISIONS]]
         for place, category in enumerate(sorted(self.cat_ids)):
-            name = self._coco_api.load_cats(category)[0]['name']
+            name = self._coco_api.load_cats([category])[0]['name']
             own = values[:, :, place, :, -1]
             cuts = (own[..., 0], own[0, :, 0], own[5, :, 0], *(own[..., i] for i in (1, 2, 3)))
             row = [round(_mean(cut[cut > -1]), 3) for cut in cuts]

@@ -74,6 +74,11 @@ class EfficientViTFPN(BaseModule):
         is_list = isinstance(in_channels, (list, tuple)) and len(in_channels) > 0
         if not is_list or not all(isinstance(channels, int) for channels in in_channels):
             raise TypeError(f'in_channels must be a sequence of integers, got {in_channels!r}')
+        for name, value in (('out_channels', out_channels), ('num_outs', num_outs)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f'{name} must be a positive integer, got {value!r}')
+        if min(in_channels) < 1:
+            raise ValueError(f'in_channels must be positive, got {in_channels!r}')
         if num_extra_trans_convs not in (0, 1, 2):
             raise ValueError(
                 f'num_extra_trans_convs must be 0, 1 or 2, got {num_extra_trans_convs!r}'

@@ -13,16 +13,21 @@ import mmengine.device.utils
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.dist import is_distributed
+from mmengine.dist import is_distributed, master_only
 from mmengine.registry import RUNNERS, init_default_scope
 from mmengine.runner import Runner
 
 from ..checkpoint import check_state_dict, extract_state_dict
 from ..errors import ConfigError, EvitError
+from ..utils.files import write_atomically
 from .console import file_only
 from .faults import named_faults
 from .resuming import find_resumed
 from .weights import read_fitting, read_start, unwrap
+from .work_dir import recorded_config
+
+# mmengine's own default hooks, the only ones that it lets a config switch off by None
+REMOVABLE = ('runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler', 'checkpoint')
 
 
 @RUNNERS.register_module()
@@ -35,6 +40,8 @@ class CheckedRunner(Runner):
       with its seed.
     - Several processes without a GPU talk over gloo.
     - The console shows less than the log file, see :mod:`evit_mm.runner.console`.
+    - Only a training leaves its config in the work dir; a test does not replace it.
+    - ``default_hooks.NAME=None`` switches any hook off.
     - Hooks may have two methods more: ``before_build(runner, splits)``, before data sets and
       loops are built, and ``on_exit(runner)``, at the end of a training, however that comes.
 
@@ -64,6 +71,7 @@ class CheckedRunner(Runner):
         """Train as mmengine does."""
         self.call_hook('before_build', splits=('train', 'val'))
         with named_faults():
+            self._record_config()
             try:
                 return super().train()
             finally:
@@ -95,6 +103,21 @@ class CheckedRunner(Runner):
         model.load_state_dict(content['state_dict'], strict=False)
         self.logger.info(f'Load checkpoint from {filename}')
         return content
+
+    def dump_config(self) -> None:
+        """Leave it to :meth:`train`; mmengine dumps the config of each runner that is built."""
+
+    @master_only
+    def _record_config(self) -> None:
+        """Write the config into the work dir, unless it is read from there."""
+        file, source = recorded_config(self), self.cfg.filename
+        if not (source and file.exists() and file.samefile(source)):
+            write_atomically(file, self.cfg.dump().encode())
+
+    def register_default_hooks(self, hooks: dict | None = None) -> None:
+        """Register hooks as mmengine does, but for those that are None."""
+        kept = {k: v for k, v in (hooks or {}).items() if v is not None or k in REMOVABLE}
+        super().register_default_hooks(kept)
 
     def setup_env(self, env_cfg: dict) -> None:
         """Set up as mmengine does, whose way to join other processes asks for a GPU."""

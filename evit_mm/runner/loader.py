@@ -13,6 +13,7 @@ from mmengine.dist import get_dist_info
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from ..data.images import IMAGE_SUFFIXES, read_image
 from ..errors import DataError
 from .seeding import SAMPLE, derive_seed, seed_generators
 
@@ -118,9 +119,20 @@ class GuardedDataset(Dataset):
         except (OSError, cv2.error, AssertionError) as error:
             if isinstance(error, AssertionError) and 'failed to load image' not in str(error):
                 raise
+            if isinstance(error, OSError) and not _is_of_image(error, name):
+                raise
             # where a sample is made of several images, the message may name another one
             reason = str(error) if isinstance(error, OSError) else 'it cannot be decoded'
             raise DataError(f"'{name or index}' cannot be read: {reason}; {_MEND}") from None
+
+
+def _is_of_image(error: OSError, name: str | None) -> bool:
+    """Say whether an image cannot be read, and not a file that a transform opens for itself."""
+    if name is None or '://' in name:
+        return True
+    opened = str(error.filename or '')
+    other = opened.lower().endswith(IMAGE_SUFFIXES)  # of a sample made of several
+    return read_image(name) is None or other and read_image(opened) is None
 
 
 _MEND = (

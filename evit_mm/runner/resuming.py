@@ -32,13 +32,17 @@ def find_resumed(cfg: Config) -> dict[str, Any] | None:
     if found is None:
         return None
     path, content = found
-    if 'optimizer' not in content:
+    parts = {part: content.get(part) for part in ('optimizer', 'message_hub', 'meta')}
+    lacking = [part for part, value in parts.items() if not (value and isinstance(value, dict))]
+    if not lacking:
+        lacking = [f'meta.{key}' for key in ('epoch', 'iter') if key not in content['meta']]
+    if lacking:
         raise CheckpointError(
-            f"'{path}' has weights but no optimizer state, so it cannot be resumed; start from it "
-            f'with --cfg-options load_from={path}'
+            f"'{path}' has no {' and no '.join(lacking)}, so it cannot be resumed; start from its "
+            f'weights with --cfg-options load_from={path}, without --resume'
         )
     cfg.load_from = str(path)
-    seed, chosen = content.get('meta', {}).get('seed'), cfg.get('randomness', {}).get('seed')
+    seed, chosen = content['meta'].get('seed'), cfg.get('randomness', {}).get('seed')
     if None not in (seed, chosen) and seed != chosen:
         raise ConfigError(
             f"'{path}' was trained with seed {seed} and not {chosen}; leave the seed out to go on"

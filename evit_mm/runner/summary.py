@@ -26,14 +26,14 @@ from mmengine.hooks import CheckpointHook, Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import IterBasedTrainLoop
 
-from ..data.dataset_configs import dataset_paths
+from ..data.dataset_configs import coco_datasets, dataset_paths
 from ..ops import PROVIDED
 from ..utils.files import read_json_dict, write_atomically
 from ..utils.package_files import MIM, project_path
 from ..utils.provenance import commit, cpu, versions
 from .config import is_classifier
 from .resuming import resumed_from
-from .work_dir import pointed_at
+from .work_dir import pointed_at, recorded_config
 
 try:
     import resource
@@ -213,17 +213,16 @@ def describe(runner: Any, summary: Mapping[str, Any]) -> str:
 
 
 def next_commands(runner: Any, checkpoint: str | Path) -> list[str]:
-    """Return three commands to go on with, ready for a shell.
+    """Return commands to go on with, ready for a shell.
 
-    They name the config that mmengine leaves in the work dir, which has every override in it.
+    They name the config in the work dir, which has every override in it.
     """
-    folder, cfg = Path(runner.work_dir), runner.cfg
-    config = folder / Path(cfg.filename).name
+    folder, cfg, config = Path(runner.work_dir), runner.cfg, recorded_config(runner)
     commands: list[tuple[Any, ...]] = [('test', config, checkpoint)]
     if is_classifier(cfg):
         commands.append(('test', config, checkpoint, '--show-dir', folder / 'pictures'))
-    else:
-        images = dataset_paths(cfg.test_dataloader.dataset)['img_dir']
+    elif dataset := next(coco_datasets(cfg, 'test'), None):
+        images = dataset_paths(dataset)['img_dir']
         commands.append(('predict', config, checkpoint, images, '--out', folder / 'predictions'))
     commands.append(('report', folder, '-o', folder / 'report'))
     return [shlex.join([*_tool(tool), *map(_shown, rest)]) for tool, *rest in commands]

@@ -41,6 +41,11 @@ def pointed_at(work_dir: str | Path) -> Path | None:
     return None
 
 
+def recorded_config(runner: Any) -> Path:
+    """Return where a training leaves its config with every override in it, as mmengine names it."""
+    return Path(runner.work_dir, Path(runner.cfg.filename or f'{runner.timestamp}.py').name)
+
+
 def last_checkpoints(work_dir: str | Path) -> list[Path]:
     """Return what a run can go on from: what ``last_checkpoint`` names, then the newest first."""
     folder = Path(work_dir)

@@ -24,7 +24,7 @@ def run_tool(tool: Callable[[], Any], interrupted: str = 'interrupted') -> Any:
         return tool()
     except (EvitError, OSError) as error:
         lines = [f'error: {error}']
-        if os.environ.get(DEBUG):
+        if os.environ.get(DEBUG, '0') != '0':
             traceback.print_exc()
         elif error.__cause__ or isinstance(error, OSError):
             lines.append(f'{DEBUG}=1 prints the traceback')
@@ -42,8 +42,15 @@ def add_cfg_options(parser: argparse.ArgumentParser) -> None:
     """Add ``--cfg-options``, mmengine's overrides."""
     from mmengine.config import DictAction
 
+    class CfgOptions(DictAction):
+        def __call__(self, parser: Any, namespace: Any, values: Any, *rest: Any) -> None:
+            for value in values:
+                if '=' not in value:
+                    parser.error(f'--cfg-options takes KEY=VALUE, not {value!r}')
+            super().__call__(parser, namespace, values, *rest)
+
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, help='overrides, key.sub_key=value'
+        '--cfg-options', nargs='+', action=CfgOptions, help='overrides, key.sub_key=value'
     )
 
 
