@@ -16,7 +16,7 @@ ENV = py=$$(requirements/env.sh '$(VENV)' '$(PYTHON)') && export PYTHONPATH='$(C
 .PHONY: env train compare look test smoke torture lint lock
 
 env:
-	@$(ENV)
+	@$(ENV) && echo "ready: $$py"
 
 # ARGS=--resume goes on with an interrupted training
 train:

@@ -14,6 +14,8 @@ by its name, with ``custom_imports = dict(imports=['evit_mm', 'evit_mm.runner'])
 - ``BestMetricHook`` and ``SummaryHook``: ``summary.json``, and the commands to type next.
 - ``train_cfg.type='ExactTrainLoop'``, in the schedules: an interrupted run that is resumed does
   bit for bit what an uninterrupted one does.
+
+``default_hooks.NAME=None`` switches a hook off.
 """
 
 custom_imports = dict(

@@ -128,6 +128,11 @@ class CheckedRunner(Runner):
     def wrap_model(self, model_wrapper_cfg: dict | None, model: torch.nn.Module) -> torch.nn.Module:
         """Wrap as mmengine does, also without a GPU."""
         if self.distributed and get_device() == 'cpu':
+            if self.cfg.get('sync_bn'):  # torch has it for GPUs only
+                self.cfg.sync_bn = None
+                self.logger.warning(
+                    'sync_bn needs GPUs; here each process keeps BatchNorm statistics of its own'
+                )
             model_wrapper_cfg = model_wrapper_cfg or {
                 'type': 'MMDistributedDataParallel',
                 'device_ids': None,
