@@ -76,7 +76,7 @@ def address(detectors, runs, outside):
 
 
 def wait_for(page, text):
-    page.wait_for_function(f'document.querySelector({SAID!r}).value.includes({text!r})')
+    page.wait_for_function(f'document.querySelector({SAID!r})?.value.includes({text!r})')
     return page.input_value(SAID)
 
 
@@ -109,7 +109,7 @@ def test_a_photograph_its_threshold_and_the_choice_of_a_checkpoint(
     said = wait_for(page, f"{shown} detections in '{photograph.name}' (640 x 480 pixels, ")
     assert said.endswith(' ms)')
     first_picture = page.get_attribute('#picture img', 'src')
-    page.wait_for_function("document.querySelector('#picture img').naturalWidth === 640")
+    page.wait_for_function("document.querySelector('#picture img')?.naturalWidth === 640")
 
     fewer = sum(score >= middle for score in expected['first'])
     assert 0 < fewer < shown
@@ -121,7 +121,7 @@ def test_a_photograph_its_threshold_and_the_choice_of_a_checkpoint(
     page.get_by_role('spinbutton').press('Tab')
     wait_for(page, f'{fewer} detections')
     page.wait_for_function(
-        "old => document.querySelector('#picture img').src !== old", arg=first_picture
+        "old => document.querySelector('#picture img')?.src !== old", arg=first_picture
     )
     assert len(runs) == already  # the network has not run again
     wait_for_scores(page, expected['first'][:5])
