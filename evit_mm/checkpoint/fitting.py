@@ -116,7 +116,7 @@ class CheckedPretrained:
 def check_entries(
     found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], network: str, name: str
 ) -> None:
-    """Raise a CheckpointError that names every difference but those in :data:`DERIVED`."""
+    """Raise a CheckpointError that names every difference but those in ``DERIVED``."""
     found = {key: tensor for key, tensor in found.items() if not key.endswith(DERIVED)}
     wanted = {key: tensor for key, tensor in wanted.items() if not key.endswith(DERIVED)}
     faults = [f'unexpected: {key}' for key in found if key not in wanted]

@@ -29,7 +29,7 @@ class Finding:
 
 
 def from_sentence(level: str, topic: str, sentence: str) -> Finding:
-    """Make a finding of one of the package's messages, which end in ``; `` and the fix."""
+    """Make a finding of one of the package's messages, which end in a semicolon and the fix."""
     text, separator, mend = sentence.rpartition('; ')
     return Finding(level, topic, text, mend) if separator else Finding(level, topic, sentence)
 
