@@ -46,6 +46,10 @@ def test_the_debug_variable_prints_the_traceback_with_its_cause(monkeypatch, cap
         cli.run_tool(fail(ConfigError('a.py: no'), KeyError('x')))
     shown = capsys.readouterr().err
     assert "KeyError: 'x'" in shown and 'in tool' in shown
+    monkeypatch.setenv(cli.DEBUG, '0')
+    with pytest.raises(SystemExit):
+        cli.run_tool(fail(ConfigError('a.py: no'), KeyError('x')))
+    assert not capsys.readouterr().err
 
 
 def test_a_bug_is_not_made_a_line_of():

@@ -58,7 +58,7 @@ def read_coco(ann_file: str | Path, parts: Sequence[str] = tuple(FIELDS)) -> dic
     if not ann_file.is_file():
         raise DataError(_missing(ann_file))
     try:
-        coco = json.loads(ann_file.read_text(encoding='utf-8-sig'))
+        coco = json.loads(ann_file.read_text(encoding='utf-8'))
     except OSError as error:
         raise DataError(f"'{ann_file}' cannot be read: {error}") from None
     except ValueError as error:
