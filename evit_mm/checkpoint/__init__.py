@@ -7,7 +7,13 @@ the package gives the networks their loader, :class:`~evit_mm.checkpoint.Checked
 from ..models.attention import fit_windows, resize_attention_biases
 from .allowed_types import allow_mmengine_types
 from .contents import DERIVED, extract_state_dict, metadata_of, plain_weights_of, tensors_of
-from .fitting import CheckedPretrained, check_state_dict, fit_state_dict, load_pretrained
+from .fitting import (
+    CheckedPretrained,
+    check_state_dict,
+    fit_state_dict,
+    load_pretrained,
+    translate_names,
+)
 from .sources import read_checkpoint
 from .writing import write_checkpoint
 
@@ -25,5 +31,6 @@ __all__ = [
     'read_checkpoint',
     'resize_attention_biases',
     'tensors_of',
+    'translate_names',
     'write_checkpoint',
 ]

@@ -80,12 +80,21 @@ def load_pretrained(model: nn.Module, source: str | Path, prefix: str | None = N
         CheckpointError: The file cannot be read or does not fit.
     """
     state = extract_state_dict(read_checkpoint(source), prefix, name=str(source))
-    state = getattr(model, 'translate_state_dict', dict)(state)
+    state = translate_names(state, model)
     fitted = fit_state_dict(state, model, str(source))
     resized = [k for k, v in fitted.items() if v.shape != state[k].shape]
     model.load_state_dict(fitted, strict=False)  # fit_state_dict has been strict
     note = f', resized {len(resized)} attention biases' if resized else ''
     print_log(f'loaded {len(fitted)} entries of {source}{note}', logger='current')
+
+
+def translate_names(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Rename tensors by the model's ``translate_state_dict``, if it has one.
+
+    SPOS and timm's networks have one, for the names in their authors' files.
+    """
+    translate = getattr(model, 'translate_state_dict', None)
+    return state if translate is None else translate(state)
 
 
 @WEIGHT_INITIALIZERS.register_module(name=INITIALIZER)

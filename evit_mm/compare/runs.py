@@ -33,7 +33,7 @@ from ..errors import ConfigError, DataError, EvitError
 from ..runner.build import set_device
 from ..runner.resuming import find_last_good
 from ..runner.work_dir import number_of, pointed_at, read_scalars
-from ..utils.files import read_json_dict, write_atomically
+from ..utils.files import read_json_dict, write_json
 from .benchmark import machine
 from .benchmark.timing import sentence
 from .budget import Budget
@@ -145,11 +145,6 @@ def _describe(budget: Budget, seeds: int) -> dict[str, Any]:
     }
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON, whole or not at all."""
-    write_atomically(path, json.dumps(content, indent=1).encode())
-
-
 @contextmanager
 def claimed(out: Path) -> Iterator[None]:
     """Hold a folder for one comparison."""
@@ -177,7 +172,7 @@ def _check_same_budget(out: Path, budget: Budget) -> None:
             f"'{out}' holds a comparison under another budget ({changes}); choose another "
             '--out, or the same budget to go on with it'
         )
-    write_json(path, record)
+    write_json(path, record, indent=1)
 
 
 def _train_all(runs: Sequence[Run], configs: Mapping[str, Config], device: str | None) -> None:
@@ -215,7 +210,7 @@ def _train_one(run: Run, cfg: Config, device: str | None) -> Iterator[int]:
             process.terminate()
             process.join()
     if process.exitcode and not run.outcome():
-        write_json(run.folder / RESULT, {'failure': _how_it_died(process.exitcode)})
+        write_json(run.folder / RESULT, {'failure': _how_it_died(process.exitcode)}, indent=1)
 
 
 def _how_it_died(exitcode: int) -> str:
@@ -237,7 +232,7 @@ def _work(run: Run, device: str | None) -> None:
             traceback.print_exc()
             ours = isinstance(error, EvitError)
             reason = ' '.join(str(error).split()) if ours else sentence(error)
-            write_json(run.folder / RESULT, {'failure': reason})
+            write_json(run.folder / RESULT, {'failure': reason}, indent=1)
             sys.exit(1)
 
 
@@ -257,7 +252,7 @@ def _train_and_evaluate(run: Run, device: str | None) -> None:
     meta = {'dataset_meta': content['meta']['dataset_meta']}
     write_checkpoint(content['state_dict'], run.folder / 'weights.pth', meta)
     result = {'metrics': figures, 'seconds': training_seconds(scalars)}
-    write_json(run.folder / RESULT, result)
+    write_json(run.folder / RESULT, result, indent=1)
     for checkpoint in run.folder.glob('epoch_*.pth'):  # optimizer states are of no more use
         checkpoint.unlink()
 

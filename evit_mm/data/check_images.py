@@ -40,10 +40,13 @@ def _folder(dataset: Mapping[str, Any]) -> Path:
     return Path(dataset.get('data_root') or '', prefix).expanduser()
 
 
-def _has_list(dataset: Mapping[str, Any]) -> bool:
-    """Say whether a file gives the labels, and not the folders."""
-    meta = Path(dataset.get('data_root') or '', 'meta', f'{dataset.get("split")}.txt')
-    return bool(dataset.get('ann_file')) or meta.expanduser().is_file()  # ImageNet looks for it
+def _list_file(dataset: Mapping[str, Any]) -> Path | None:
+    """Return the file that gives the labels, None where the folders do."""
+    root = Path(dataset.get('data_root') or '').expanduser()
+    if dataset.get('ann_file'):
+        return root / dataset['ann_file']
+    meta = root / 'meta' / f'{dataset.get("split")}.txt'  # ImageNet looks for it
+    return meta if meta.is_file() else None
 
 
 def _folder_faults(dataset: Mapping[str, Any], num_classes: int | None, field: str) -> list[str]:
@@ -53,11 +56,10 @@ def _folder_faults(dataset: Mapping[str, Any], num_classes: int | None, field: s
             f"image folder '{folder}' does not exist; set {field}.data_root and data_prefix, or "
             'lay images out as DATA_ROOT/{train,val}/CLASS/IMAGE'
         ]
-    if _has_list(dataset):
-        list_file = Path(dataset.get('data_root') or '', dataset.get('ann_file') or '').expanduser()
-        if not list_file.exists():
-            return [f"list '{list_file}' does not exist; check data_root and ann_file"]
-        return []
+    list_file = _list_file(dataset)
+    if list_file is not None:
+        missing = f"list '{list_file}' does not exist; check data_root and ann_file"
+        return [] if list_file.is_file() else [missing]
     classes = _class_folders(folder)
     if not classes:
         return [f"'{folder}' has no folder per class; lay images out as {folder}/CLASS/IMAGE"]
@@ -83,7 +85,7 @@ def _folder_faults(dataset: Mapping[str, Any], num_classes: int | None, field: s
 def _order_faults(cfg: Config, dataset: Mapping[str, Any]) -> Iterator[str]:
     """Compare with the training folders, where there are some and both go by folders."""
     train = list(find_datasets(cfg, 'train', *TYPES))
-    if len(train) != 1 or _has_list(train[0]) or _has_list(dataset):
+    if len(train) != 1 or _list_file(train[0]) or _list_file(dataset):
         return
     folder, train_folder = _folder(dataset), _folder(train[0])
     trained, found = set(_class_folders(train_folder)), set(_class_folders(folder))

@@ -34,12 +34,12 @@ class HotCocoMetric(CocoMetric):
 
     Two cases differ, where pycocotools and mmdet are known to be wrong: an object whose id is 0 can
     be found, and with ``classwise=True`` each class has its own figure also where the categories of
-    the file are not in the order of their ids. On files and detections that are not sound (ids
-    given twice, boxes that are NaN) the two need not agree.
+    the file are not in the order of their ids. On broken files
+    and detections (repeated ids, NaN in boxes) the figures may differ.
 
     Raises:
-        ConfigError: An argument names a figure that there is not, or gives ``proposal_nums`` of
-            which COCO makes no AP.
+        ConfigError: ``metric_items`` names an unknown figure, or COCO computes no AP from
+            ``proposal_nums``.
     """
 
     _coco_api: Any

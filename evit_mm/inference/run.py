@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from rich.progress import Progress
 
 from ..errors import ConfigError, DataError
 from ..runner.build import make_folder
-from ..utils.files import write_atomically
+from ..utils.files import write_json
 from .coco import coco_ids, to_coco
 from .detector import Detector, load_detector_config
 from .sources import Frame, open_source, open_target
@@ -146,7 +145,7 @@ def predict(
         # an error on the way loses nothing of what was found before
         target.close()
         if speed.frames:
-            write_atomically(out_dir / 'results.json', json.dumps(detections).encode())
+            write_json(out_dir / 'results.json', detections)
     if not speed.frames:
         raise DataError('\n  '.join([f"no image in '{source}' could be used", *faults]))
     return Prediction(detections, faults, speed)

@@ -19,7 +19,7 @@ from ..evaluation.boxes import Found, Truth, read_found, read_truth
 from ..runner.config import load_config
 from ..runner.test import test
 from ..runner.work_dir import find_checkpoint
-from ..utils.files import read_json_dict, write_atomically
+from ..utils.files import read_json_dict, write_json
 from .runs import Run
 
 CACHE = 'detections.json'
@@ -73,7 +73,7 @@ def detect(
         results = _evaluate(cfg, checkpoint, device)
         content = {'checkpoint': checkpoint.name, 'key': key, 'results': results}
         try:
-            write_atomically(run.folder / CACHE, json.dumps(content).encode())
+            write_json(run.folder / CACHE, content)
         except OSError as error:  # the page can be made all the same
             text = f'the detections are not kept for the next time: {error}'
             print_log(text, 'current', level=logging.WARNING)

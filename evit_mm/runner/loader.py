@@ -127,7 +127,7 @@ class GuardedDataset(Dataset):
 
 
 def _is_of_image(error: OSError, name: str | None) -> bool:
-    """Say whether an image cannot be read, and not a file that a transform opens for itself."""
+    """Whether the error is about an image, not about another file that a transform opens."""
     if name is None or '://' in name:
         return True
     opened = str(error.filename or '')

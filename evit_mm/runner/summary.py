@@ -7,7 +7,6 @@ after each epoch and evaluation, and at the end, however that comes.
 from __future__ import annotations
 
 import datetime
-import json
 import math
 import operator
 import os
@@ -28,7 +27,7 @@ from mmengine.runner import IterBasedTrainLoop
 
 from ..data.dataset_configs import coco_datasets, dataset_paths
 from ..ops import PROVIDED
-from ..utils.files import read_json_dict, write_atomically
+from ..utils.files import read_json_dict, write_json
 from ..utils.package_files import MIM, project_path
 from ..utils.provenance import commit, cpu, versions
 from .config import is_classifier
@@ -145,7 +144,7 @@ class SummaryHook(Hook):
             **self.facts,
         }
         try:
-            write_atomically(Path(runner.work_dir, FILE), json.dumps(summary, indent=1).encode())
+            write_json(Path(runner.work_dir, FILE), summary, indent=1)
         except OSError as error:
             runner.logger.warning(f'{FILE} could not be written ({error.strerror or error})')
         return summary

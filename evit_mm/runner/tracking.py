@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import datetime
 import importlib.util
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
 from ..errors import ConfigError
-from ..utils.files import read_json_dict, write_atomically
+from ..utils.files import read_json_dict, write_json
 from .config import is_classifier
 from .resuming import resumed_from
 
@@ -97,7 +96,7 @@ class TrackingHook(Hook):
             os.environ.pop(MLFLOW_RUN, None)
             mlflow = runner.visualizer.get_backend(BACKENDS['mlflow']).experiment
             self.state['mlflow'] = mlflow.active_run().info.run_id
-        write_atomically(Path(runner.work_dir, STATE), json.dumps(self.state).encode())
+        write_json(Path(runner.work_dir, STATE), self.state)
 
     def before_val_epoch(self, runner: Any) -> None:
         """Begin with the first image; pictures are a detector's."""

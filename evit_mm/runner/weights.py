@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from torch import nn
@@ -19,6 +18,7 @@ from ..checkpoint import (
     metadata_of,
     plain_weights_of,
     read_checkpoint,
+    translate_names,
 )
 from ..errors import ConfigError
 
@@ -42,7 +42,7 @@ def read_fitting(
     """
     name = str(checkpoint)
     content = read_checkpoint(checkpoint)
-    state = _translated(extract_state_dict(content, prefix='', name=name), model)
+    state = translate_names(extract_state_dict(content, prefix='', name=name), model)
     check_state_dict(state, model, name=name)
     meta = metadata_of(content)
     check_classes(meta.get('dataset_meta'), metainfo, checkpoint)
@@ -63,7 +63,7 @@ def read_start(checkpoint: str | Path, model: nn.Module) -> dict[str, Any]:
         ``state_dict``, completed by the model's own weights, which a warning names.
     """
     name = str(checkpoint)
-    state = _translated(extract_state_dict(read_checkpoint(name), prefix='', name=name), model)
+    state = translate_names(extract_state_dict(read_checkpoint(name), prefix='', name=name), model)
     body = nn.ModuleDict({part: x for part, x in model.named_children() if part in BODY})
     of_body = {key: x for key, x in state.items() if key.split('.')[0] in BODY}
     check_state_dict(of_body, body, name=name)
@@ -89,9 +89,3 @@ def check_classes(
             f"'{checkpoint}' was trained with the classes {tuple(classes)}, the config names "
             f'{tuple(metainfo["classes"])}; set metainfo.classes to those of the checkpoint'
         )
-
-
-def _translated(state: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
-    """Let a model that knows other names, such as the authors', give the tensors its own."""
-    translate = getattr(model, 'translate_state_dict', None)
-    return state if translate is None else translate(state)

@@ -42,7 +42,7 @@ def pointed_at(work_dir: str | Path) -> Path | None:
 
 
 def recorded_config(runner: Any) -> Path:
-    """Return where a training leaves its config with every override in it, as mmengine names it."""
+    """Return the file for the config of a training, overrides included, as mmengine names it."""
     return Path(runner.work_dir, Path(runner.cfg.filename or f'{runner.timestamp}.py').name)
 
 

@@ -33,6 +33,11 @@ def write_atomically(path: str | Path, content: bytes) -> None:
         raise
 
 
+def write_json(path: str | Path, content: Any, indent: int | None = None) -> None:
+    """Write JSON as :func:`write_atomically` does."""
+    write_atomically(path, json.dumps(content, indent=indent).encode())
+
+
 def read_json_dict(path: str | Path) -> dict[str, Any]:
     """Return a JSON file's object, empty where there is none that can be read."""
     with suppress(OSError, ValueError):
