@@ -251,12 +251,12 @@ def test_a_broken_summary_counts_as_none(tmp_path):
 
 
 def test_a_full_disk_is_said_and_the_training_goes_on(tmp_path, monkeypatch):
-    def full(path, content):
+    def full(path, content, indent):
         raise OSError(28, 'No space left on device')
 
     said, hook, runner = [], summary.SummaryHook(), runner_with(tmp_path)
     hook.start, runner.logger = 0.0, SimpleNamespace(warning=said.append)
-    monkeypatch.setattr(summary, 'write_atomically', full)
+    monkeypatch.setattr(summary, 'write_json', full)
     hook.write(runner)
     assert said == ['summary.json could not be written (No space left on device)']
 

@@ -91,7 +91,7 @@ def load_pretrained(model: nn.Module, source: str | Path, prefix: str | None = N
 def translate_names(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Rename tensors by the model's ``translate_state_dict``, if it has one.
 
-    SPOS and timm's networks have one, for the names in their authors' files.
+    The classifier has one, for the names in the authors' ImageNet files.
     """
     translate = getattr(model, 'translate_state_dict', None)
     return state if translate is None else translate(state)
