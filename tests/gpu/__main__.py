@@ -1,8 +1,9 @@
 """Everything that only a GPU can show, in one command: python -m tests.gpu --out DIR [options].
 
-First, side by side: the tests of this folder, trainings on the blood cells, and the compilation of
-what is to be timed. Then, one after the other with the card to itself: the benchmarks. Results are
+First the tests of this folder run while the benchmarks compile; then the benchmarks are timed, one
+after the other with the card to itself; then detectors are trained on the blood cells. Results are
 written as they come, to ``gpu.json`` and ``gpu.md``; what time was too short for says so.
+``--parts`` chooses among the three; ``python -m tests.gpu.page`` joins the files of several runs.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ from .detectors import Limits, Predictions, Steps
 from .worker import TIME_IS_UP, Worker
 
 TEST_FILES = ('operators', 'network', 'compile', 'training')
-TOGETHER = 0.55  # of the time: tests, trainings and compilation, side by side
-COMPILERS = 4  # networks that compile at a time
+PARTS = {'tests': 0.35, 'benchmarks': 0.35, 'trainings': 0.3}  # and their shares of the time
+COMPILERS = 6  # networks that compile at a time
 LEAST = 4.0  # seconds, below which nothing is begun
 INI = """[pytest]
 markers =
@@ -58,7 +59,6 @@ class Command:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         self.start = time.time()
-        self.end = self.start + 60 * args.minutes
         self.out = Path(args.out)
         self.out.mkdir(parents=True, exist_ok=True)
         self.work = Path(tempfile.mkdtemp(prefix='evit_mm_gpu_'))
@@ -70,6 +70,7 @@ class Command:
             commit=args.commit or commit(),
             command=shlex.join(['python', '-m', 'tests.gpu', *sys.argv[1:]]),
             minutes=args.minutes,
+            parts=', '.join(args.parts),
             side=self.sizes.side,
             batch=self.sizes.batch,
             **({'tiny': True} if args.tiny else {}),
@@ -84,14 +85,24 @@ class Command:
         self.tests: dict[str, subprocess.Popen] = {}
         self.workers: list[Worker] = []
         self.trainings: Trainings | None = None
+        self.until: dict[str, float] = {}
+        shares, spent = {part: PARTS[part] for part in PARTS if part in args.parts}, 0.0
+        for part, share in shares.items():
+            spent += share
+            self.until[part] = self.start + spent / sum(shares.values()) * 60 * args.minutes
         self.save()
 
     def run(self) -> None:
         """Run every part; whatever becomes of one, the others go on."""
         try:
-            self.workers = self.attempt('start of the benchmarks', self.start_workers) or []
-            self.attempt('tests, trainings, compilation', self.side_by_side)
-            self.attempt('benchmarks', self.benchmarks)
+            if 'benchmarks' in self.until:
+                self.workers = self.attempt('start of the benchmarks', self.start_workers) or []
+            if 'tests' in self.until:
+                self.attempt('tests and compilation', self.side_by_side)
+            if 'benchmarks' in self.until:
+                self.attempt('benchmarks', self.benchmarks)
+            if 'trainings' in self.until:
+                self.attempt('trainings', self.train)
         finally:
             self.stop()
             self.save()
@@ -130,51 +141,62 @@ class Command:
         # kept, since a process that is still starting looks for it by name
         self.turns = turns = multiprocessing.get_context('spawn').Semaphore(COMPILERS)
         os.environ.setdefault('TORCHINDUCTOR_CACHE_DIR', str(self.work / 'inductor'))
-        networks = ('m0', 'mobilenetv2_100') if tiny else (*VARIANTS, *PEERS)
+        networks = (
+            ('m0', 'mobilenetv2_100')
+            if tiny
+            else ('m4', 'mobilenetv2_100', 'm0', 'm5', 'm2', 'm1', 'm3', *PEERS)
+        )
+        networks = tuple(dict.fromkeys(networks))  # the most wanted first: time may be up
 
         def classifier(network: str, weight: float) -> Worker:
             build = partial(Forms, network, device, self.sizes)
             return Worker(label_of(network), build, ('batch', 'one'), weight, self.work, turns)
 
-        first = ('m4', 'mobilenetv2_100')
-        order = [n for n in first if n in networks] + [n for n in networks if n not in first]
         workers = [
             Worker('limits', partial(Limits, device, tiny), ('limits',), 3, self.work, turns)
         ]
-        workers += [classifier(n, 14) for n in order[:2]]
+        workers += [classifier(n, 14) for n in networks[:2]]
         for name, job, table in (
             ('prediction', Predictions, 'detection'),
             ('steps', Steps, 'steps'),
         ):
             workers.append(Worker(name, partial(job, device, tiny), (table,), 22, self.work, turns))
-        workers += [classifier(n, 12 if n in VARIANTS else 7) for n in order[2:]]
+        workers += [classifier(n, 12 if n in VARIANTS else 7) for n in networks[2:]]
         return workers
 
     def side_by_side(self) -> None:
-        """Run the tests and the trainings while the benchmarks compile."""
-        until = self.start + TOGETHER * (self.end - self.start)
+        """Run the tests while the benchmarks compile."""
         for name in self.args.tests:
             self.tests[name] = self.start_tests(name)
-        self.trainings = self.make_trainings(until)
         busy = True
-        while busy:
-            busy = self.trainings.step() and time.time() < until + 10
-            self.content['trainings'] = self.trainings.done
-            running = [name for name, test in self.tests.items() if test.poll() is None]
-            preparing = [worker.name for worker in self.workers if not worker.is_ready()]
+        while busy and time.time() < self.until['tests']:
             if self.collect_checks():
                 self.save()
-            if time.time() < until:
-                busy = bool(busy or running or preparing)
+            running = any(test.poll() is None for test in self.tests.values())
+            busy = running or not all(worker.is_ready() for worker in self.workers)
             time.sleep(0.5)
-        for name in running:
-            self.kill(self.tests[name])
-            reason = f'{TIME_IS_UP} before it ended'
-            part = {'seconds': time.time() - self.start, 'outcome': reason}
-            self.content['parts'][f'tests of {name}'] = part
+        for name, test in self.tests.items():
+            if test.poll() is None:
+                self.kill(test)
+                part = {
+                    'seconds': time.time() - self.start,
+                    'outcome': f'{TIME_IS_UP} before it ended',
+                }
+                self.content['parts'][f'tests of {name}'] = part
+        self.collect_checks()
         for worker in self.workers:
             if not worker.is_ready():
                 worker.tell(('stop',))
+
+    def train(self) -> None:
+        """Train, several at a time."""
+        self.trainings = self.make_trainings(self.until['trainings'])
+        while self.trainings.step():
+            if len(self.content['trainings']) < len(self.trainings.done):
+                self.content['trainings'] = list(self.trainings.done)
+                self.save()
+            time.sleep(0.5)
+        self.content['trainings'] = self.trainings.done
 
     def start_tests(self, name: str) -> subprocess.Popen:
         """Start the tests of one file."""
@@ -215,7 +237,7 @@ class Command:
             }
             options['model.test_cfg.score_thr'] = 0.0  # hardly trained, it is sure of nothing
             return Trainings(
-                str(data), self.work / 'runs', self.args.device, until, 2, 1, 1, (96, 80), options
+                str(data), self.work / 'runs', self.args.device, until, 2, 2, 1, (96, 80), options
             )
         return Trainings(str(data), self.work / 'runs', self.args.device, until)
 
@@ -233,14 +255,14 @@ class Command:
 
     def benchmarks(self) -> None:
         """Time one benchmark after the other, as long as there is time."""
-        self.collect_checks()
-        grace = time.time() + min(40.0, 0.2 * max(0.0, self.end - time.time()))
+        end = self.until['benchmarks']
+        grace = time.time() + min(40.0, 0.2 * max(0.0, end - time.time()))
         while time.time() < grace and not all(worker.is_ready() for worker in self.workers):
             time.sleep(0.2)
         # those that still compile come last, and disturb the others as little as can be
         workers = sorted(self.workers, key=lambda worker: not worker.is_ready())
         for place, worker in enumerate(workers):
-            left = self.end - time.time()
+            left = end - time.time()
             if left < LEAST:
                 self.content['rows'] += worker.nothing(TIME_IS_UP)
                 continue
@@ -284,6 +306,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--data', default=str(DATA / 'bccd'), help='blood cells in COCO format')
     parser.add_argument('--minutes', type=float, default=8.0, help='time for all of it')
     parser.add_argument('--commit', default='', help='where the checkout has no git to say it')
+    parser.add_argument('--parts', nargs='+', default=list(PARTS), choices=PARTS)
     parser.add_argument('--tests', nargs='*', default=TEST_FILES, choices=TEST_FILES)
     parser.add_argument('--tiny', action='store_true', help='a rehearsal at tiny sizes')
     return parser.parse_args()

@@ -15,11 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from evit_mm.compare.budget import Budget
+from evit_mm.compare.budget import DEFAULT_MODELS, Budget
 from tests.conftest import ROOT
 
-MODELS = ('evit_m4', 'mobilenetv2', 'spos')
-MAX_SEEDS = 5
+MAX_SEEDS = 3
 
 
 @dataclass
@@ -54,15 +53,15 @@ class Trainings:
     folder: Path
     device: str
     deadline: float
-    epochs: int = 21
-    slots: int = 3
+    epochs: int = 30
+    slots: int = 6
     seeds: int = MAX_SEEDS
     scale: tuple[int, int] = (320, 240)
     cfg_options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.amp = self.device != 'cpu'
-        self.queue = [(model, seed) for seed in range(self.seeds) for model in MODELS]
+        self.queue = [(model, seed) for seed in range(self.seeds) for model in DEFAULT_MODELS]
         self.running: list[Run] = []
         self.done: list[dict[str, Any]] = []
 

@@ -31,6 +31,7 @@ PEERS = {
     'mobilenetv4_conv_small': 'MobileNetV4-small',
     'efficientnet_b0': 'EfficientNet-B0',
 }
+LAYOUTS = ('m0', 'm4')  # in every memory layout; the others in ours and timm's
 LAST = {'timm': 'timm, channels last', 'ours': 'ours, weights in channels last too'}
 TRIES, PAUSE = 3, 4.0  # where another network's compilation holds the memory for a moment
 
@@ -88,7 +89,8 @@ class Forms:
             from evit_mm.deploy import fuse
 
             models['ours'] = with_statistics(classifier(self.network))
-            models['ours, contiguous'] = with_statistics(classifier(self.network, False))
+            if self.network in LAYOUTS:
+                models['ours, contiguous'] = with_statistics(classifier(self.network, False))
             models['fused'] = fuse(models['ours'])
         for model in models.values():
             model.eval().requires_grad_(False).to(self.device)
@@ -221,7 +223,8 @@ class Forms:
         builders: dict[str, Callable[[], Call]] = {}
         for name in names:
             builders[f'{name}, eager'] = partial(eager, name)
-            if name in ('timm', 'ours'):  # ours takes care of its maps, not of its weights
+            if name == 'timm' or (name == 'ours' and self.network in LAYOUTS):
+                # ours takes care of its maps, not of its weights
                 builders[LAST[name]] = partial(eager, name, True)
         if 'fused' in names and size == 'batch':
             builders['fused, float16 weights'] = half_weights

@@ -211,7 +211,7 @@ def _trainings(runs: Sequence[Mapping[str, Any]]) -> list[str]:
         '## Trainings on blood cells',
         '',
         f'`tools/train.py` from scratch, {how}, the light head, 320x240, batch 8, several runs '
-        'side by side with other parts of this command, so that the seconds say little.',
+        'side by side.',
         '',
     ]
     heads = ('backbone', 'seed', 'epochs', 'AP', 'AP50', 'AP75', 's', 'loss scale', 'fault')
@@ -250,11 +250,25 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
     return [*lines, '']
 
 
-def main(json_file: str) -> None:
-    """Write the page beside its JSON."""
+def join(contents: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return several runs' results as one: what the first lacks, the next add."""
+    first, *others = contents
+    for other in others:
+        first['about']['command'] += '\n' + other['about']['command']
+        for name in ('rows', 'trainings', 'checks'):
+            first[name] = first[name] or other[name]
+        first['parts'] = {**first['parts'], **other['parts']}
+    return first
+
+
+def main(json_file: str, *others: str) -> None:
+    """Write the page beside its JSON; the results of other runs are added to it."""
     path = Path(json_file)
-    path.with_suffix('.md').write_text(markdown(json.loads(path.read_text())), encoding='utf-8')
+    content = join([json.loads(Path(file).read_text()) for file in (path, *others)])
+    if others:
+        path.write_text(json.dumps(content, indent=1) + '\n', encoding='utf-8')
+    path.with_suffix('.md').write_text(markdown(content), encoding='utf-8')
 
 
 if __name__ == '__main__':
-    main(sys.argv[1])
+    main(*sys.argv[1:])
