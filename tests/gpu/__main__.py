@@ -34,7 +34,7 @@ from tests.conftest import DATA, ROOT
 
 from . import page
 from .blood_cells import Trainings
-from .classifiers import PEERS, TINY, Forms, Sizes, label_of
+from .classifiers import TINY, Forms, Sizes, label_of
 from .detectors import Limits, Predictions, Steps
 from .worker import TIME_IS_UP, Worker
 
@@ -141,12 +141,8 @@ class Command:
         # kept, since a process that is still starting looks for it by name
         self.turns = turns = multiprocessing.get_context('spawn').Semaphore(COMPILERS)
         os.environ.setdefault('TORCHINDUCTOR_CACHE_DIR', str(self.work / 'inductor'))
-        networks = (
-            ('m0', 'mobilenetv2_100')
-            if tiny
-            else ('m4', 'mobilenetv2_100', 'm0', 'm5', 'm2', 'm1', 'm3', *PEERS)
-        )
-        networks = tuple(dict.fromkeys(networks))  # the most wanted first: time may be up
+        # the most wanted first: time may be up; each takes a minute of processor and card
+        networks = ('m0', 'mobilenetv2_100') if tiny else ('m4', 'mobilenetv2_100', 'm0', 'm5')
 
         def classifier(network: str, weight: float) -> Worker:
             build = partial(Forms, network, device, self.sizes)

@@ -25,12 +25,7 @@ from evit_mm.models import VARIANTS
 from .worker import TIME_IS_UP, as_dict, working
 
 # timm's name and the one for people
-PEERS = {
-    'mobilenetv2_100': 'MobileNetV2',
-    'mobilenetv3_large_100': 'MobileNetV3-Large',
-    'mobilenetv4_conv_small': 'MobileNetV4-small',
-    'efficientnet_b0': 'EfficientNet-B0',
-}
+PEERS = {'mobilenetv2_100': 'MobileNetV2'}
 LAYOUTS = ('m0', 'm4')  # in every memory layout; the others in ours and timm's
 LAST = {'timm': 'timm, channels last', 'ours': 'ours, weights in channels last too'}
 TRIES, PAUSE = 3, 4.0  # where another network's compilation holds the memory for a moment

@@ -62,7 +62,7 @@ def markdown(content: Mapping[str, Any]) -> str:
     if about.get('tiny'):
         lines += ['**A rehearsal at tiny sizes: its figures say nothing.**', '']
     lines += [
-        f'{about["device"]}, one run of one command on {about["date"]}; every timed call is in the '
+        f'{about["device"]}, run on {about["date"]}; every timed call is in the '
         'JSON beside this page.',
         '',
         '```bash',
