@@ -1,6 +1,6 @@
 """A COCO config at a scale that two cores bear: only data, size and iterations differ."""
 
-from .conftest import ROOT
+from tests.conftest import ROOT
 
 CONFIG = """
 _base_ = {base!r}

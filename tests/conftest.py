@@ -82,25 +82,33 @@ def _seed():
     np.random.seed(0)
 
 
-def golden_weights(model: torch.nn.Module, prefix: str = '') -> torch.nn.Module:
-    """Fill a model with the weights that the golden figures were made with, by name."""
+def golden_weights(
+    model: torch.nn.Module, prefix: str = '', float64: bool = False
+) -> torch.nn.Module:
+    """Fill a model with the weights of the golden figures, which depend only on their names.
+
+    Args:
+        model: Is changed in place.
+        prefix: Of the names in the authors' checkpoint.
+        float64: Choose the rule of the float64 figures, which does not saturate the attention.
+    """
     for name, tensor in model.state_dict().items():
         if name.endswith(('attention_bias_idxs', 'num_batches_tracked')):
             continue
         name = prefix + name
-        seed = zlib.crc32(name.encode())
-        x = np.random.default_rng(seed).standard_normal(tuple(tensor.shape)).astype(np.float32)
+        x = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(tuple(tensor.shape))
+        x = x if float64 else x.astype(np.float32)
         if name.endswith('running_var'):
             x = 0.5 + np.abs(x)
         elif name.endswith('running_mean'):
             x = 0.1 * x
         elif name.endswith('bn.weight'):
-            x = 1 + 0.1 * x
+            x = 0.7 * (1 + 0.2 * x) if float64 else 1 + 0.1 * x
         elif name.endswith('bias'):
             x = 0.1 * x
         elif not name.endswith('attention_biases'):
             x = x * np.sqrt(1 / np.prod(tensor.shape[1:]))
-        tensor.copy_(torch.from_numpy(np.asarray(x, np.float32)))
+        tensor.copy_(torch.from_numpy(np.asarray(x)))
     return model
 
 

@@ -34,8 +34,7 @@ from evit_mm.data.layout import find_splits
 from evit_mm.errors import ConfigError, DataError, EvitError
 from evit_mm.models import EfficientViT, EfficientViTFPN
 from evit_mm.runner.build import config_faults
-
-from .conftest import TINY, randomise, relative_error
+from tests.conftest import TINY, randomise, relative_error
 
 # what a sum in another order may change, relative
 TOLERANCE = {

@@ -28,8 +28,7 @@ from mmengine.utils import digit_version
 from evit_mm.checkpoint import load_pretrained
 from evit_mm.errors import CheckpointError
 from evit_mm.models import EfficientViT
-
-from .conftest import TINY, randomise
+from tests.conftest import TINY, randomise
 
 STEM = 'patch_embed.0.c.weight'
 BOMB = 'bomb: '

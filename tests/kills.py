@@ -21,9 +21,8 @@ from mmengine.hooks import Hook
 from evit_mm.data import make_shapes
 from evit_mm.errors import EvitError
 from evit_mm.runner.train import train
-
-from .conftest import relative_error
-from .test_engine import write_config
+from tests.conftest import relative_error
+from tests.runner.test_train import write_config
 
 # how often at most a process passes a point before it is killed there
 REACH = {'forward': 8, 'step': 4, 'checkpoint': 6, 'evaluation': 2, 'outside': 1}

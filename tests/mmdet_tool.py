@@ -8,8 +8,7 @@ from pathlib import Path
 from mmengine.config import Config
 
 from evit_mm.checkpoint import read_checkpoint
-
-from .conftest import ROOT
+from tests.conftest import ROOT
 
 PIPELINE = [
     {'type': 'LoadImageFromFile'},

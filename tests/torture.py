@@ -15,8 +15,7 @@ from pathlib import Path
 
 from evit_mm.compare.benchmark.machine import describe
 from evit_mm.doctor.stack import installed_version
-
-from .conftest import ROOT
+from tests.conftest import ROOT
 
 NOT_RUN = 'not run'
 KILLS_AT_ONCE = 10  # what an interruption loses at most
@@ -139,7 +138,7 @@ def run_part(part, args, before):
         folder = work / 'fuzz'
         yield run_program(part, folder=str(folder), number=args.cases, start=args.start)
     elif part == 'worlds':
-        yield run_tests(args.work_dir, 'tests/test_distributed.py')
+        yield run_tests(args.work_dir, 'tests/runner/test_distributed.py')
     elif part == 'tests':
         yield run_tests(args.work_dir, '-m', 'not slow')
     elif part == 'kills':

@@ -14,10 +14,11 @@ from evit_mm.errors import ConfigError
 from evit_mm.runner.build import set_device
 from evit_mm.runner.config import load_config
 from evit_mm.runner.train import train
-from tests import kills, test_resume
+from tests import kills
 from tests.conftest import ROOT, relative_error
 from tests.recording import read_losses
-from tests.test_engine import write_config
+from tests.runner import test_resuming
+from tests.runner.test_train import write_config
 
 EPOCHS = """
 train_cfg = dict(max_epochs=2, val_interval=2)
@@ -38,7 +39,7 @@ def test_one_amp_step(device, is_gpu, half, figures, monkeypatch):
     from mmengine.optim import build_optim_wrapper
 
     if not is_gpu:
-        test_resume.amp_on_the_cpu(monkeypatch)
+        test_resuming.amp_on_the_cpu(monkeypatch)
     cfg = load_config('retinanet_evit_m4_bccd')
     set_device(device)
     losses, changes = {}, {}
@@ -79,15 +80,15 @@ def test_an_interrupted_run_and_an_undisturbed_one(
     if amp and not is_gpu:
         with pytest.raises(ConfigError, match='--amp needs a GPU'):
             train(write_config(tmp_path, data), str(tmp_path), amp=True, device=device)
-        test_resume.amp_on_the_cpu(monkeypatch)
-        extra, amp = test_resume.AMP, False
-    config = write_config(tmp_path, data, test_resume.COMMON + test_resume.NOISY + extra)
+        test_resuming.amp_on_the_cpu(monkeypatch)
+        extra, amp = test_resuming.AMP, False
+    config = write_config(tmp_path, data, test_resuming.COMMON + test_resuming.NOISY + extra)
     arguments = {'device': device, 'amp': amp, 'deterministic': deterministic}
     try:
-        test_resume.train(tmp_path, config, 'whole', **arguments)
-        stop = test_resume.InterruptHook(after_iter=7)
-        test_resume.train(tmp_path, config, 'cut', stop, **arguments)
-        resumed = test_resume.train(tmp_path, config, 'cut', **arguments)
+        test_resuming.train(tmp_path, config, 'whole', **arguments)
+        stop = test_resuming.InterruptHook(after_iter=7)
+        test_resuming.train(tmp_path, config, 'cut', stop, **arguments)
+        resumed = test_resuming.train(tmp_path, config, 'cut', **arguments)
     finally:
         torch.use_deterministic_algorithms(False)
         torch.backends.cudnn.deterministic = False

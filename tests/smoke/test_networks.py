@@ -7,9 +7,8 @@ from mmengine.registry import init_default_scope
 import evit_mm
 from evit_mm.models import VARIANTS, EfficientViT
 from evit_mm.runner.config import load_config
-
-from ..conftest import ROOT
-from ..steps import train_a_step_and_predict
+from tests.conftest import ROOT
+from tests.steps import train_a_step_and_predict
 
 FAMILIES = {
     'retinanet_evit_m0_coco': (),

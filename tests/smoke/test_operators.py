@@ -9,7 +9,7 @@ from evit_mm.ops import PROVIDED
 from evit_mm.ops.operators import OPERATORS
 
 # with every stack, what a compiled mmcv returned
-from ..ops.test_compiled import test_operators_return_what_compiled_ones_do  # noqa: F401
+from tests.ops.test_compiled import test_operators_return_what_compiled_ones_do  # noqa: F401
 
 VERSIONS = {'get_compiler_version', 'get_compiling_cuda_version'}
 CALLS = {}

@@ -19,12 +19,11 @@ from evit_mm.errors import CheckpointError, EvitError
 from evit_mm.runner.config import load_config
 from evit_mm.runner.train import train
 from evit_mm.utils.provenance import need_torch
-
-from ..conftest import ROOT, randomise
-from ..hostile import Call
-from ..mmdet_tool import train_with_mmdet
-from ..test_drop_in import BLOCKS
-from ..test_engine import write_config
+from tests.configs.test_drop_in import BLOCKS
+from tests.conftest import ROOT, randomise
+from tests.hostile import Call
+from tests.mmdet_tool import train_with_mmdet
+from tests.runner.test_train import write_config
 
 
 class StoppedError(Exception):
@@ -137,5 +136,5 @@ def test_export(data, tmp_path):
 
 
 def test_mmdets_own_tool_trains(data, tmp_path):
-    """One of the blocks; ``tests/test_drop_in.py`` has all, among what is slow."""
+    """One of the blocks; ``tests/configs/test_drop_in.py`` has all, among what is slow."""
     train_with_mmdet(BLOCKS['Faster R-CNN'], data, tmp_path)

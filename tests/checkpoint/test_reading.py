@@ -1,0 +1,121 @@
+"""Each hostile file is refused with one clear error, and nothing in it runs."""
+
+import resource
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from evit_mm.checkpoint import reading
+from evit_mm.checkpoint.allowed_types import TORCH_HAS_SAFE_TYPES
+from evit_mm.checkpoint.conversion import convert_file
+from evit_mm.errors import CheckpointError
+from tests.conftest import ROOT
+from tests.hostile import BOMB, go_off, good_bytes, good_state, hostile_files, loads, trace
+
+MEMORY_MB = 500  # that a hostile file may cost at most; the largest of the corpus claims 10**15
+
+
+@pytest.fixture(scope='module')
+def corpus(tmp_path_factory):
+    return list(hostile_files(tmp_path_factory.mktemp('hostile')))
+
+
+@pytest.fixture(params=['of torch', 'of evit_mm'])
+def unpickler(request, monkeypatch):
+    """Read with torch's own unpickler where it will do, and with the one before torch 2.6."""
+    if request.param == 'of evit_mm':
+        monkeypatch.setattr(reading, 'TORCH_HAS_SAFE_TYPES', False)
+    elif not TORCH_HAS_SAFE_TYPES:
+        pytest.skip('torch before 2.6 has no list of safe types')
+
+
+def peak_mb():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def test_every_file_is_refused_in_one_sentence_and_nothing_runs(corpus, unpickler):
+    """torch's own message advises to allow the type; only lists of entries have more lines."""
+    assert len(corpus) >= 140 and len({name for name, _ in corpus}) == len(corpus)
+    before, failed = peak_mb(), {}
+    for name, path in corpus:
+        error = loads(path)
+        text = str(error)
+        if error is None or str(path) not in text:
+            failed[name] = text
+        assert '\n' not in text or 'does not fit EfficientViT' in text, name
+        assert len(text.splitlines()[0]) < 600, name
+        assert 'add_safe_globals' not in text and 'weights_only' not in text, name
+        assert not trace(path).exists(), name
+    assert not failed
+    assert peak_mb() - before < MEMORY_MB
+
+
+def test_none_is_converted(corpus, tmp_path):
+    """Those whose tensors alone are wrong may be: to say so is up to whoever loads them."""
+    for name, path in corpus:
+        if not path.stem.startswith(('wrong_tensors', 'odd_contents')):
+            with pytest.raises(CheckpointError):
+                convert_file(path, tmp_path / 'out.pth')
+        assert not trace(path).exists(), name
+
+
+def test_the_bombs_are_bombs(corpus):
+    """The control: loaded without protection, each of them goes off."""
+    bombs = [(name, path) for name, path in corpus if name.startswith(BOMB)]
+    assert len(bombs) >= 40
+    for name, path in bombs:
+        assert not trace(path).exists(), name
+        try:
+            go_off(path)
+        except Exception as error:  # what is left of some is no checkpoint
+            assert not isinstance(error, CheckpointError), name
+        assert trace(path).is_dir(), name
+
+
+@pytest.mark.parametrize('legacy', [False, True])
+def test_the_files_that_they_were_made_from_load(legacy, tmp_path, unpickler):
+    """The other control: the corpus is refused for what was done to it."""
+    path = tmp_path / 'good.pth'
+    path.write_bytes(good_bytes(_use_new_zipfile_serialization=not legacy))
+    assert loads(path) is None
+    state = good_state()
+    for dtype in (torch.float16, torch.bfloat16):
+        half = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
+        torch.save(half, path)
+        assert loads(path) is None
+
+
+def test_nothing_in_the_repository_unpickles_unsafely():
+    folders = ('evit_mm', 'tools', 'configs', 'examples', 'docs')
+    files = [p for f in folders for p in (ROOT / f).rglob('*') if p.suffix in ('.py', '.md')]
+    assert len(files) > 50
+    found = []
+    for file in [*files, *ROOT.glob('*.md')]:
+        if file.name == 'unpickling.py':
+            continue  # that one is what the corpus goes through before torch 2.6
+        for number, line in enumerate(file.read_text().splitlines(), 1):
+            unsafe = ('weights_only=False', 'pickle.load', 'Unpickler(', 'allow_pickle=True')
+            bare = 'torch.load(' in line and 'weights_only=True' not in line
+            if 'pickle_module=unpickling' in line:
+                continue
+            if bare or any(word in line for word in unsafe):
+                found.append(f'{file}:{number}: {line.strip()}')
+    assert not found
+
+
+def test_a_pipe_does_not_hang(tmp_path):
+    """In a process of its own, which can be ended."""
+    program = (
+        'import os, sys\nfrom evit_mm.checkpoint import read_checkpoint\n'
+        'os.mkfifo(sys.argv[1])\nread_checkpoint(sys.argv[1])\n'
+    )
+    done = subprocess.run(
+        [sys.executable, '-c', program, str(tmp_path / 'pipe.pth')],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=ROOT,
+    )
+    assert done.returncode == 1 and 'is a folder, pipe or device; give' in done.stderr

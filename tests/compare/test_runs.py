@@ -1,0 +1,486 @@
+"""The comparison: one budget for all, nothing lost by interruptions, and an honest table."""
+
+import json
+import math
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+from filelock import FileLock
+from mmengine.config import Config
+
+from evit_mm.compare import Budget, available_models, collect, compare, runs
+from evit_mm.compare.benchmark import median_and_quartiles, time_interleaved
+from evit_mm.compare.table import Row, markdown, ranking
+from evit_mm.data import make_shapes
+from evit_mm.data.layout import find_splits
+from evit_mm.errors import CheckpointError, ConfigError, DataError
+from tests.conftest import ROOT
+
+EPOCHS = 3
+MODELS = ['evit_m0', 'mobilenetv2']
+NAMES = ('mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l')
+
+
+@pytest.fixture(scope='module')
+def shapes(tmp_path_factory):
+    return make_shapes(tmp_path_factory.mktemp('data') / 'shapes', 16, 8, size=(64, 64), quiet=True)
+
+
+@pytest.fixture
+def copy(shapes, tmp_path):
+    """A data set of its own for the test to break."""
+    return shutil.copytree(shapes, tmp_path / 'shapes')
+
+
+def small(data, **changes):
+    # a hardly trained detector is sure of nothing; without a threshold it still has figures
+    options = {'model.test_cfg.score_thr': 0.0}
+    return Budget(str(data), EPOCHS, (64, 64), cfg_options=options, **changes)
+
+
+@pytest.fixture(scope='module')
+def finished(shapes, tmp_path_factory):
+    """A comparison that nothing disturbed."""
+    out = tmp_path_factory.mktemp('finished') / 'out'
+    compare(small(shapes), MODELS, 1, out, device='cpu')
+    return out
+
+
+def edit(root, change, split='val'):
+    path = root / 'annotations' / f'instances_{split}.json'
+    coco = json.loads(path.read_text())
+    change(coco)
+    path.write_text(json.dumps(coco))
+
+
+def table(out):
+    return json.loads((out / 'table.json').read_text())
+
+
+def fail(run, *_):
+    """Stand in for a training that fails."""
+    runs.write_json(run.folder / 'result.json', {'failure': 'not tried'})
+    return []
+
+
+def row(name='evit_m4', *aps, failures=()):
+    metrics = [dict.fromkeys(NAMES, ap / 100) for ap in aps]
+    return Row(name, Config(), metrics, [2.0] * len(aps), list(failures))
+
+
+# --- the budget
+
+
+def test_everything_but_backbone_neck_and_pixels_is_the_same(shapes):
+    configs = {name: small(shapes).config(name) for name in available_models()}
+    assert {'evit_m0', 'evit_m4', 'mobilenetv2', 'mobilenetv3', 'spos', 'spnasnet'} <= set(configs)
+    assert not [name for name in configs if 'lite' in name or 'plus' in name]
+    first = configs['evit_m0']
+    for name, cfg in configs.items():
+        assert {k: v for k, v in cfg.items() if k != 'model'} == {
+            k: v for k, v in first.items() if k != 'model'
+        }
+        for key in {*cfg.model} - {'backbone', 'neck', 'data_preprocessor'}:
+            assert cfg.model[key] == first.model[key], (name, key)
+        assert cfg.model.neck.out_channels == 64 and cfg.model.bbox_head.num_classes == 5
+        assert cfg.model.backbone.norm_eval is False and cfg.model.backbone.init_cfg is None
+    assert first.train_cfg.max_epochs == first.param_scheduler[1].T_max == EPOCHS
+
+
+def test_head_pretrained_and_options_change_the_config(shapes):
+    full = Budget(str(shapes), head='full', pretrained=True, cfg_options={'log_level': 'ERROR'})
+    cfg = full.config('spnasnet')
+    assert cfg.model.neck.out_channels == 256 and cfg.model.bbox_head.stacked_convs == 4
+    assert cfg.model.backbone.init_cfg.checkpoint.startswith('timm://spnasnet')
+    assert cfg.log_level == 'ERROR'
+    sizes = [s.scale for s in cfg.val_dataloader.dataset.pipeline if s.type == 'Resize']
+    assert sizes == [(320, 240)]
+
+
+@pytest.mark.parametrize(
+    ('changes', 'match'),
+    [({'epochs': 0}, '--epochs'), ({'scale': (8, 64)}, '--scale'), ({'head': 'tiny'}, '--head')],
+)
+def test_impossible_budgets_are_refused(shapes, changes, match):
+    with pytest.raises(ConfigError, match=match):
+        Budget(str(shapes), **changes)
+
+
+def test_wrong_names_and_numbers_are_refused(shapes, tmp_path):
+    with pytest.raises(ConfigError, match="did you mean 'mobilenetv2'"):
+        compare(small(shapes), ['mobilnet2'], 1, tmp_path / 'out')
+    with pytest.raises(ConfigError, match='--seeds'):
+        compare(small(shapes), MODELS, 0, tmp_path / 'out')
+    with pytest.raises(ConfigError, match='--models'):
+        compare(small(shapes), [], 1, tmp_path / 'out')
+    assert not (tmp_path / 'out').exists()
+
+
+# --- the data set
+
+
+def test_splits_are_found_in_the_usual_layouts(shapes, copy):
+    train, val = find_splits(shapes)
+    assert (train.num_images, val.num_images) == (16, 8) and train.img_dir == shapes / 'train'
+    assert train.classes == ('circle', 'square', 'triangle', 'star', 'cross')
+    (copy / 'images').mkdir()
+    for split in ('train', 'val'):
+        (copy / split).rename(copy / 'images' / split)
+        file = copy / 'annotations' / f'instances_{split}.json'
+        if split == 'val':
+            file.rename(file.with_name('instances_val2017.json'))
+            (copy / 'images' / 'val').rename(copy / 'val2017')
+    train, val = find_splits(copy)
+    assert (train.img_dir, val.img_dir) == (copy / 'images' / 'train', copy / 'val2017')
+
+
+@pytest.mark.parametrize(
+    ('change', 'match'),
+    [
+        (lambda coco: coco.update(images=[]), 'lists no images; the data set is empty'),
+        (lambda coco: coco.update(categories=[]), 'has no categories'),
+        (lambda coco: coco.pop('annotations'), "not in COCO's format"),
+        (
+            lambda coco: coco['images'][0].update(file_name='gone.jpg'),
+            "'gone.jpg' .* is in none of",
+        ),
+    ],
+)
+def test_empty_and_broken_data_sets_are_refused(copy, tmp_path, change, match):
+    edit(copy, change)
+    with pytest.raises(DataError, match=match):
+        compare(small(copy), MODELS, 1, tmp_path / 'out')
+    assert not (tmp_path / 'out').exists()
+
+
+def test_missing_data_are_named(copy, tmp_path):
+    with pytest.raises(DataError, match='does not exist'):
+        compare(small(tmp_path / 'none'), MODELS, 1, tmp_path / 'out')
+    (copy / 'annotations' / 'instances_val.json').unlink()
+    with pytest.raises(DataError, match='has no val annotations'):
+        compare(small(copy), MODELS, 1, tmp_path / 'out')
+
+
+def test_a_class_without_boxes_in_val_is_mentioned(copy, tmp_path, monkeypatch):
+    def drop_stars(coco):
+        coco['annotations'] = [a for a in coco['annotations'] if a['category_id'] != 4]
+
+    edit(copy, drop_stars)
+    monkeypatch.setattr(runs, '_train_one', fail)
+    compare(small(copy), ['evit_m0'], 1, tmp_path / 'out', device='cpu')
+    text = (tmp_path / 'out' / 'table.md').read_text()
+    assert re.search('classes without a box to evaluate: [^;]*star', text)
+
+
+def test_splits_with_other_categories_are_refused(copy, tmp_path):
+    edit(copy, lambda coco: coco['categories'].reverse())
+    with pytest.raises(DataError, match='the same categories in the same order'):
+        compare(small(copy), MODELS, 1, tmp_path / 'out')
+
+
+def test_nothing_to_evaluate_is_refused(copy, tmp_path):
+    edit(copy, lambda coco: coco.update(annotations=[]))
+    with pytest.raises(DataError, match='has no box at all'):
+        compare(small(copy), MODELS, 1, tmp_path / 'out')
+
+
+def test_overrides_that_cannot_work_are_refused_before_any_training(shapes, tmp_path):
+    for options, match in (
+        ({'optim_wraper.optimizer.lr': 1.0}, "the config has no 'optim_wraper"),
+        ({'train_cfg.max_epochs': 7}, 'set by --epochs'),
+        ({'model.backbone.window_sizes': [7, 7, 4]}, "SPOSNet has no argument 'window_sizes'"),
+    ):
+        budget = Budget(str(shapes), EPOCHS, (64, 64), cfg_options=options)
+        with pytest.raises(ConfigError, match=match):
+            compare(budget, ['evit_m0', 'spos'], 1, tmp_path / 'out')
+    with pytest.raises(CheckpointError, match=r'spos_megvii\.pth\.tar'):
+        compare(small(shapes, pretrained=True), ['spos'], 1, tmp_path / 'out')
+    assert not (tmp_path / 'out').exists()
+
+
+def test_flops_are_those_of_the_image_that_is_timed(shapes):
+    assert Budget(str(shapes), scale=(100, 70)).input_size() == (96, 96)  # 70 x 70, padded
+
+
+# --- runs
+
+
+@pytest.mark.slow
+def test_a_comparison_leaves_table_picture_and_usable_weights(finished, shapes):
+    from evit_mm.runner.test import test
+
+    content = table(finished)
+    assert {r['name'] for r in content['rows']} == set(MODELS)
+    assert content['about']['images'] == [16, 8] and content['about']['epochs'] == EPOCHS
+    for found in content['rows']:
+        assert not found['failures'] and found['minutes'][0] > 0 and found['macs'] > 1e7
+        assert 0 < found['latency_seconds']['q25'] <= found['latency_seconds']['median']
+        run = finished / 'runs' / f'{found["name"]}_seed0'
+        metrics = test(run / 'config.py', run / 'weights.pth', work_dir=str(run), device='cpu')
+        assert {name: metrics[f'coco/bbox_{name}'] for name in NAMES} == found['runs'][0]
+        assert not list(run.glob('epoch_*.pth'))
+    assert (finished / 'table.png').read_bytes().startswith(b'\x89PNG')
+    text = (finished / 'table.md').read_text()
+    assert 'One seed: no spread is known' in text and 'published' not in text
+
+
+@pytest.mark.slow
+def test_finished_runs_are_not_repeated_and_more_can_be_added(finished, shapes, monkeypatch):
+    asked = []
+
+    def record(run, cfg, device):
+        asked.append((run.model, run.seed))
+        return fail(run)
+
+    monkeypatch.setattr(runs, '_train_one', record)
+    rows = compare(small(shapes), [*MODELS, 'evit_m1'], 2, finished, device='cpu', published=True)
+    assert asked == [('evit_m1', 0), *((model, 1) for model in (*MODELS, 'evit_m1'))]
+    assert [len(r.metrics) for r in rows if r.name in MODELS] == [1, 1]
+    text = (finished / 'table.md').read_text()
+    assert '- EfficientViT-M1, seed 0: not tried' in text and '| 28.3 |' in text
+    assert 'not measured here' in text
+    for folder in (finished / 'runs').iterdir():  # as it was
+        if 'failure' in (folder / 'result.json').read_text():
+            shutil.rmtree(folder)
+
+
+@pytest.mark.slow
+def test_another_budget_or_a_second_process_is_refused(finished, shapes, copy):
+    with pytest.raises(ConfigError, match=r'another budget \(epochs: 3 then, 12 now'):
+        options = small(shapes).cfg_options
+        compare(Budget(str(shapes), 12, (64, 64), cfg_options=options), MODELS, 1, finished)
+    edit(copy, lambda coco: coco['images'].pop(), split='train')
+    with pytest.raises((ConfigError, DataError)):
+        compare(small(copy), MODELS, 1, finished)
+    with FileLock(finished / '.lock'), pytest.raises(ConfigError, match='is running'):
+        compare(small(shapes), MODELS, 1, finished)
+
+
+def process_of_the_run(parent):
+    """Return the process that trains, once there is one."""
+    for child in parent.children():
+        if 'spawn_main' in ' '.join(child.cmdline()):
+            return child
+    return None
+
+
+def kill_all(process, number):
+    """Kill the command alone, and see its training end."""
+    worker = process_of_the_run(process)
+    process.send_signal(number)
+    process.wait(60)
+    if worker is not None:
+        worker.wait(60)  # raises if it is still there
+
+
+@pytest.mark.slow
+def test_killed_three_times_it_ends_with_the_same_table(finished, shapes, tmp_path):
+    out = tmp_path / 'out'
+    command = [sys.executable, 'tools/compare.py', '--data', str(shapes), '--models', *MODELS]
+    command += ['--epochs', str(EPOCHS), '--scale', '64x64', '--out', str(out), '--device', 'cpu']
+    command += ['--cfg-options', 'model.test_cfg.score_thr=0.0']
+    first, second = (out / 'runs' / f'{model}_seed0' for model in MODELS)
+
+    def start():
+        return psutil.Popen(
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+    def wait(process, condition):
+        deadline = time.monotonic() + 300
+        while not condition():
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    process = start()  # once the whole command, when the first run has an epoch
+    wait(process, lambda: (first / 'last_checkpoint').exists())
+    kill_all(process, signal.SIGTERM)
+    assert 'the same command goes on' in process.communicate()[0]
+    process = start()  # once the training alone
+    wait(process, lambda: (second / 'last_checkpoint').exists() and process_of_the_run(process))
+    process_of_the_run(process).send_signal(signal.SIGKILL)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 1 and 'killed by SIGKILL (out of memory?)' in output
+    process = start()  # and once more the command
+    wait(process, lambda: (second / 'last_checkpoint').read_text().endswith('epoch_2.pth'))
+    kill_all(process, signal.SIGKILL)
+    process = start()
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert 'seed 0: AP' in output and 'table.md' in output
+    before, after = ({r['name']: r for r in table(o)['rows']} for o in (finished, out))
+    for model in MODELS:
+        assert after[model]['runs'] == before[model]['runs']
+        assert after[model]['minutes'][0] > 0
+    assert any(r['runs'][0]['mAP_50'] > 0 for r in before.values())  # or equality says little
+
+
+@pytest.mark.slow
+def test_a_run_that_diverges_becomes_a_row_and_the_rest_goes_on(shapes, tmp_path, monkeypatch):
+    config = Budget.config
+
+    def diverging(self, model):
+        cfg = config(self, model)
+        if model == 'evit_m0':
+            cfg.optim_wrapper.optimizer.lr = 1e30
+            cfg.param_scheduler = []
+        return cfg
+
+    monkeypatch.setattr(Budget, 'config', diverging)
+    rows = compare(small(shapes), ['evit_m0', 'evit_m1'], 1, tmp_path, device='cpu')
+    good, bad = rows
+    assert (good.name, len(good.metrics), bad.name, bad.metrics) == ('evit_m1', 1, 'evit_m0', [])
+    assert 'became NaN or infinite in iteration' in bad.failures[0]
+    text = (tmp_path / 'table.md').read_text()
+    assert '| EfficientViT-M0 | failed |' in text and 'became NaN or infinite' in text
+
+
+def test_overrides_are_compared_as_they_are_stored(shapes, tmp_path):
+    options = {'optim_wrapper.optimizer.betas': (0.8, 0.99)}
+    for _ in range(2):
+        runs._check_same_budget(tmp_path, Budget(str(shapes), cfg_options=options))
+
+
+@pytest.mark.slow
+def test_weights_that_are_gone_cost_only_the_latency(finished, shapes, tmp_path):
+    out = shutil.copytree(finished, tmp_path / 'out')
+    (out / 'runs' / 'evit_m0_seed0' / 'weights.pth').unlink()
+    rows = {r.name: r for r in compare(small(shapes), MODELS, 1, out, device='cpu')}
+    assert len(rows['evit_m0'].metrics) == 1 and rows['evit_m0'].latency is None
+    assert rows['mobilenetv2'].latency
+
+
+# --- the table
+
+
+def test_ranking_says_what_exceeds_the_spread():
+    rows = [row('evit_m4', 30, 31, 32), row('spos', 31.5, 28, 29), row('mobilenetv2', 20, 21, 22)]
+    found = {(p['better'], p['worse']): p['exceeds_spread'] for p in ranking(rows)}
+    assert found == {
+        ('evit_m4', 'spos'): False,
+        ('evit_m4', 'mobilenetv2'): True,
+        ('spos', 'mobilenetv2'): True,
+    }
+    single = ranking([row('evit_m4', 30), row('spos', 20, 21)])
+    assert [p['exceeds_spread'] for p in single] == [None]
+    text = markdown(rows, {}, published=False)
+    decided, undecided = text.split('Differences within the spread')
+    assert '- EfficientViT-M4 over MobileNetV2: +10.0 AP' in decided
+    assert '- EfficientViT-M4 over SPOS: +1.5 AP' in undecided
+
+
+def test_table_has_means_spread_failures_and_published_columns():
+    rows = [row('evit_m4', 30, 32), row('spos', failures=['seed 0: out of memory'])]
+    text = markdown(rows, {'data': 'cells'}, published=True)
+    cells = [line.split(' | ') for line in text.splitlines() if line.startswith('| ')]
+    header, m4, spos = cells
+    assert m4[0] == '| EfficientViT-M4' and m4[1] == '31.0 ± 1.4 (2)'
+    assert m4[header.index('training min')] == '2.0'
+    assert m4[header.index('AP (COCO, published)')] == '32.7'
+    assert spos[1] == 'failed' and spos[header.index('AP (COCO, published)')] == '-'
+    assert len(m4) == len(spos) == len(header)
+    assert '- SPOS, seed 0: out of memory' in text and 'data: cells.' in text
+    assert 'What the EfficientViT paper calls "SPOS" is Single-Path NAS' in text
+
+
+def test_minus_one_of_coco_is_no_figure():
+    lacking = row('evit_m4', 30)
+    lacking.metrics[0]['mAP_s'] = -1.0
+    assert math.isnan(lacking.values('mAP_s')[0])
+    text = markdown([lacking], {}, published=False)
+    header, cells = [line.split(' | ') for line in text.splitlines() if line.startswith('| ')]
+    assert cells[header.index('S')] == '-'
+
+
+def test_functions_are_timed_in_turns():
+    calls = []
+    functions = {name: lambda name=name: calls.append(name) for name in 'ab'}
+    seconds = time_interleaved(functions, rounds=3, warmup=1)
+    assert calls == ['a', 'a', 'b', 'b'] * 4  # the first of each turn is not timed
+    assert {name: len(values) for name, values in seconds.items()} == {'a': 3, 'b': 3}
+    assert median_and_quartiles([4.0, 1.0, 2.0, 3.0, 5.0]) == (3.0, 2.0, 4.0)
+
+
+# --- collected trainings
+
+
+def work_dir(root, name, ap, last=12):
+    """Write what a training with tools/train.py leaves, as far as the table needs it."""
+    folder = root / f'{name}_{ap}' / '20261122_000000' / 'vis_data'
+    folder.mkdir(parents=True)
+    cfg = Config.fromfile(ROOT / 'configs' / f'retinanet_{name}_coco.py')
+    cfg.dump(folder.parents[1] / f'retinanet_{name}_coco.py')
+    lines = [{'loss': 1.0, 'time': 0.5, 'iter': i, 'step': i} for i in (100, 200)]
+    for epoch in range(1, last + 1):
+        figures = {f'coco/bbox_{metric}': ap / 100 * epoch / 12 for metric in NAMES}
+        lines.append({**figures, 'step': epoch})
+    (folder / 'scalars.json').write_text('\n'.join(map(json.dumps, lines)))
+    return folder.parents[1]
+
+
+def test_full_trainings_are_collected_into_the_same_table(tmp_path):
+    folders = [
+        work_dir(tmp_path, 'mobilenetv2', 28.3),
+        work_dir(tmp_path, 'evit_m4', 32.0),
+        work_dir(tmp_path, 'evit_m4', 33.0),
+        work_dir(tmp_path, 'spnasnet', 30.7, last=7),
+    ]
+    rows = collect(folders, tmp_path / 'out', published=True)
+    assert [r.name for r in rows] == ['evit_m4', 'mobilenetv2', 'spnasnet']
+    assert rows[0].ap == pytest.approx(32.5) and rows[0].minutes == [pytest.approx(100 / 60)] * 2
+    assert rows[0].macs > 150e9  # at 1333 x 800
+    assert 'evaluated up to epoch 7 of 12' in rows[2].failures[0]
+    text = (tmp_path / 'out' / 'table.md').read_text()
+    assert '| EfficientViT-M4 | 32.5 ± 0.7 (2) |' in text and '28.3' in text
+
+
+def test_trainings_that_cannot_stand_together_are_refused(tmp_path):
+    folders = [work_dir(tmp_path, 'mobilenetv2', 28.3), work_dir(tmp_path, 'evit_m4', 32.0)]
+    config = folders[1] / 'retinanet_evit_m4_coco.py'
+    text = config.read_text()
+    config.write_text(text + "\ntest_dataloader['dataset']['ann_file'] = 'other.json'\n")
+    with pytest.raises(DataError, match='differ in the evaluated annotations'):
+        collect(folders, tmp_path / 'out')
+    config.write_text(text)
+    (scalars,) = folders[1].glob('*/vis_data/scalars.json')
+    scalars.write_text(scalars.read_text() + '\n{"coco/bb')  # killed while it wrote
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(ConfigError, match='cannot be written'):
+        collect(folders, tmp_path / 'file')
+    assert len(collect(folders, tmp_path / 'out')) == 2
+
+
+@pytest.mark.slow
+def test_what_training_leaves_is_collected(shapes, tmp_path):
+    from evit_mm.runner.train import train
+
+    cfg = small(shapes).config('evit_m0')
+    cfg.train_cfg.val_begin = 1
+    cfg.train_cfg.max_epochs = 1
+    cfg.dump(tmp_path / 'retinanet_evit_m0_coco.py')
+    train(tmp_path / 'retinanet_evit_m0_coco.py', str(tmp_path / 'work'), device='cpu')
+    (found,) = collect([tmp_path / 'work'], tmp_path / 'out')
+    assert found.name == 'evit_m0' and len(found.metrics) == 1 and not found.failures
+    assert set(found.metrics[0]) == set(NAMES) and found.minutes[0] > 0
+
+
+def test_what_is_no_work_dir_is_refused(tmp_path):
+    with pytest.raises(DataError, match='is not a work dir of tools/train.py'):
+        collect([tmp_path], tmp_path / 'out')
+
+
+def test_the_command_refuses_what_it_cannot_do():
+    command = [sys.executable, 'tools/compare.py']
+    for args, message in (
+        (['--data', 'x', '--scale', '320'], '--scale must be WIDTHxHEIGHT'),
+        (['--data', 'nowhere'], "data set 'nowhere' does not exist"),
+    ):
+        found = subprocess.run([*command, *args], cwd=ROOT, capture_output=True, text=True)
+        assert found.returncode and message in found.stderr and 'Traceback' not in found.stderr

@@ -1,0 +1,273 @@
+import json
+import re
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+from mmengine.config import Config
+from pycocotools import mask as mask_api
+from pycocotools.coco import COCO
+
+from evit_mm.data import SHAPE_CLASSES, check_coco, check_config_data, make_shapes
+from evit_mm.data.shapes import shape_mask
+from evit_mm.errors import DataError
+from tests.conftest import ROOT
+
+
+@pytest.fixture(scope='module')
+def shapes(tmp_path_factory):
+    return make_shapes(tmp_path_factory.mktemp('shapes') / 'set', 60, 40, quiet=True)
+
+
+@pytest.fixture
+def copy(shapes, tmp_path):
+    """A data set of its own for the test to break."""
+    return shutil.copytree(shapes, tmp_path / 'set')
+
+
+def edit(root, change, split='val'):
+    path = root / 'annotations' / f'instances_{split}.json'
+    coco = json.loads(path.read_text())
+    change(coco)
+    path.write_text(json.dumps(coco))
+
+
+def check(root, classes=SHAPE_CLASSES, training=False, split='val'):
+    ann_file = root / 'annotations' / f'instances_{split}.json'
+    return check_coco(ann_file, root / split, classes, training)
+
+
+def test_shapes_are_the_same_for_a_seed_and_others_for_another(shapes, tmp_path):
+    again = make_shapes(tmp_path / 'again', 60, 40, quiet=True)
+    other = make_shapes(tmp_path / 'other', 60, 40, seed=1, quiet=True)
+    for file in sorted(p.relative_to(shapes) for p in shapes.rglob('*') if p.is_file()):
+        assert (again / file).read_bytes() == (shapes / file).read_bytes(), file
+        assert (other / file).read_bytes() != (shapes / file).read_bytes(), file
+
+
+def test_shapes_annotations_fit_their_pixels(shapes):
+    coco = COCO(str(shapes / 'annotations' / 'instances_train.json'))
+    assert [c['name'] for c in coco.loadCats(coco.getCatIds())] == list(SHAPE_CLASSES)
+    for annotation in coco.loadAnns(coco.getAnnIds()):
+        mask = coco.annToMask(annotation)
+        x, y, w, h = annotation['bbox']
+        assert 0 <= x < x + w <= 256 and 0 <= y < y + h <= 256
+        if annotation['iscrowd']:
+            assert mask.sum() == annotation['area']
+            rle = mask_api.frPyObjects(annotation['segmentation'], 256, 256)
+            assert mask_api.toBbox(rle).tolist() == [x, y, w, h]
+        elif annotation['area'] > 200:
+            # a polygon loses the holes that objects on top make, and half a pixel around
+            assert mask[y : y + h, x : x + w].sum() > 0.8 * annotation['area']
+            assert mask.sum() <= mask[y : y + h + 1, x : x + w + 1].sum()
+
+
+def test_shapes_have_all_sizes_crowds_empty_images_and_classes(shapes):
+    coco = json.loads((shapes / 'annotations' / 'instances_train.json').read_text())
+    areas = np.array([a['area'] for a in coco['annotations'] if not a['iscrowd']])
+    shares = [(areas < 32**2).mean(), (areas > 96**2).mean()]
+    assert min(*shares, 1 - sum(shares)) > 0.15
+    assert any(a['iscrowd'] for a in coco['annotations'])
+    assert {a['image_id'] for a in coco['annotations']} < {i['id'] for i in coco['images']}
+    assert {a['category_id'] for a in coco['annotations']} == {1, 2, 3, 4, 5}
+
+
+@pytest.mark.parametrize(
+    ('name', 'share'),
+    [('circle', np.pi / 4), ('square', 0.5), ('triangle', 0.325), ('star', 0.33), ('cross', 0.5)],
+)
+def test_shape_masks_cover_what_geometry_says(name, share):
+    mask = shape_mask(SHAPE_CLASSES.index(name), (100, 100), 120, 0.3, (200, 200))
+    assert mask.sum() / 120**2 == pytest.approx(share, abs=0.03)
+
+
+def test_shapes_are_drawn_once_and_nothing_else_is_overwritten(shapes, tmp_path):
+    before = (shapes / 'val' / '000001.jpg').stat().st_mtime_ns
+    assert make_shapes(shapes, 60, 40, quiet=True) == shapes
+    assert (shapes / 'val' / '000001.jpg').stat().st_mtime_ns == before
+    with pytest.raises(DataError, match='holds something else'):
+        make_shapes(shapes, 61, 40, quiet=True)
+    with pytest.raises(DataError, match='holds something else'):
+        make_shapes(ROOT / 'configs', 1, 1, quiet=True)
+    with pytest.raises(DataError, match='at least one image'):
+        make_shapes(tmp_path / 'x', 0, 1, quiet=True)
+    with pytest.raises(DataError, match='32 pixels'):
+        make_shapes(tmp_path / 'x', 1, 1, size=(16, 64), quiet=True)
+    (tmp_path / 'empty').mkdir()
+    assert make_shapes(tmp_path / 'empty', 1, 1, size=(64, 48), quiet=True).is_dir()
+    assert cv2.imread(str(tmp_path / 'empty' / 'val' / '000001.jpg')).shape == (48, 64, 3)
+
+
+def test_a_good_data_set_has_no_faults(shapes):
+    assert check(shapes) == ([], [])
+    assert check(shapes, training=True, split='train') == ([], [])
+
+
+def test_real_data_have_no_faults(real_data):
+    bccd = real_data('bccd')
+    ann_file = bccd / 'annotations' / 'instances_train.json'
+    assert check_coco(ann_file, bccd / 'images', ('RBC', 'WBC', 'Platelets'), True) == ([], [])
+    coco = real_data('coco_mini')
+    faults, _ = check_coco(coco / 'annotations/instances_val2017.json', coco / 'val2017')
+    assert faults == []
+
+
+def first(key, value):
+    return lambda coco: coco['annotations'][0].update({key: value})
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (lambda c: c.pop('images'), "no list 'images'"),
+        (lambda c: c['annotations'][0].pop('area'), "1 annotations lack 'area'; add it .width"),
+        (lambda c: c['annotations'][0].pop('iscrowd'), "lack 'iscrowd'; add it .0."),
+        (lambda c: c['images'][3].pop('height'), "1 images lack 'height'"),
+        (lambda c: c['categories'][0].update(name='disc'), 'lacks circle of metainfo.classes'),
+        (lambda c: c['categories'].reverse(), 'not in the order of'),
+        (lambda c: c['images'].append(dict(c['images'][0])), 'images share the ids 1'),
+        (first('image_id', 999), "have a image_id that no entry of 'images' has"),
+        (first('category_id', 77), "category_id that no entry of 'categories' has"),
+        (first('bbox', [1, 2, 3]), 'bbox of 1 annotations is not four finite numbers'),
+        (first('bbox', [1, 2, float('nan'), 4]), 'is not four finite numbers'),
+        (first('bbox', ['1', 2, 3, 4]), 'is not four finite numbers'),
+        (first('area', None), 'area of 1 annotations is not a finite number'),
+        (first('iscrowd', '0'), "iscrowd of 1 annotations is not 0 or 1, the first is '0'"),
+        (first('id', [1]), 'id of 1 annotations is not a whole number or a text'),
+        (lambda c: c['images'][0].update(width='256'), 'width of 1 images is not a whole'),
+        (lambda c: c['images'][0].update(file_name=None), 'file_name of 1 images is not a name'),
+        (lambda c: c['categories'][1].update(name='circle'), 'several categories are named circle'),
+        (
+            lambda c: c['images'][2].update(file_name='gone.jpg'),
+            r'names 1 of 40 images .*gone\.jpg',
+        ),
+        (lambda c: c['images'][0].update(width=512), 'is 256x256 but the file says 512x256'),
+        (lambda c: c['images'].clear() or c['annotations'].clear(), 'lists no images'),
+    ],
+)
+def test_faults_are_named(copy, change, message):
+    edit(copy, change)
+    faults, _ = check(copy)
+    assert len(faults) == 1
+    assert re.search(message, faults[0]), faults[0]
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (first('bbox', [10, 10, 0, 5]), 'no area or are under a pixel'),
+        (first('area', 0), 'no area'),
+        (first('bbox', [300, 10, 20, 20]), 'outside their image'),
+        (first('bbox', [-30, 10, 20, 20]), 'outside their image'),
+        (lambda c: c['annotations'].clear(), 'every AP will be -1'),
+    ],
+)
+def test_what_will_be_left_out_is_noted(copy, change, message):
+    edit(copy, change)
+    faults, notes = check(copy)
+    assert faults == []
+    assert len(notes) == 1 and message in notes[0]
+
+
+def make_all(key, value):
+    return lambda coco: [a.update({key: value}) for a in coco['annotations']]
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        lambda c: c['annotations'].clear(),
+        make_all('iscrowd', 1),
+        make_all('bbox', [900, 900, 10, 10]),
+        make_all('area', 0),
+    ],
+)
+def test_no_usable_box_is_a_fault_in_training(copy, change):
+    edit(copy, change)
+    assert 'training needs at least one' in check(copy, training=True)[0][0]
+
+
+def test_images_that_are_no_files_are_named(copy):
+    path = copy / 'val' / '000001.jpg'
+    path.write_bytes(b'')
+    assert 'cannot be decoded' in check(copy)[0][0]
+    path.unlink()
+    path.mkdir()
+    assert 'cannot be decoded' in check(copy)[0][0]
+
+
+def test_gaps_in_category_ids_are_fine(copy):
+    def spread(coco):
+        for item in coco['categories']:
+            item['id'] = item['id'] ** 2 + 3
+        for item in coco['annotations']:
+            item['category_id'] = item['category_id'] ** 2 + 3
+
+    edit(copy, spread)
+    assert check(copy) == ([], [])
+
+
+def test_broken_files_are_named(copy):
+    ann_file = copy / 'annotations' / 'instances_val.json'
+    text = ann_file.read_text()
+    ann_file.write_text(text[: len(text) // 2])
+    assert 'is not valid JSON' in check(copy)[0][0]
+    ann_file.write_text('[1, 2]')
+    assert "it is not in COCO's format" in check(copy)[0][0]
+    ann_file.write_text(text)
+    (copy / 'val' / '000001.jpg').write_bytes(b'\xff\xd8 not a picture')
+    assert 'cannot be decoded' in check(copy)[0][0]
+    shutil.rmtree(copy / 'val')
+    assert 'image folder' in check(copy)[0][0]
+    assert "is the string 'circle'" in check(copy, classes='circle')[0][0]
+
+
+def test_an_image_rotated_by_exif_is_named(copy):
+    from PIL import Image
+
+    path = copy / 'val' / '000001.jpg'
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = Image.fromarray(np.zeros((256, 128, 3), np.uint8))
+    image.save(path, exif=exif)
+    edit(copy, lambda c: c['images'][0].update(width=128))
+    faults, _ = check(copy)
+    assert 'is 256x128' in faults[0] and 'EXIF' in faults[0]
+
+
+def config_for(root, **changes):
+    cfg = Config.fromfile(ROOT / 'configs' / 'retinanet_evit_m4_shapes.py')
+    for split in ('train', 'val', 'test'):
+        cfg[f'{split}_dataloader'].dataset.data_root = str(root)
+    for split in ('val', 'test'):
+        cfg[f'{split}_evaluator'].ann_file = str(root / 'annotations' / 'instances_val.json')
+    cfg.merge_from_dict(changes)
+    return cfg
+
+
+def test_configs_are_checked_as_a_whole(shapes, tmp_path):
+    check_config_data(config_for(shapes))
+    with pytest.raises(DataError, match='set model.bbox_head.num_classes=5'):
+        check_config_data(config_for(shapes, **{'model.bbox_head.num_classes': 80}))
+    with pytest.raises(DataError, match='val_evaluator.ann_file is .* but val_dataloader reads'):
+        check_config_data(config_for(shapes, **{'val_evaluator.ann_file': 'other.json'}))
+    with pytest.raises(DataError, match=r'draw it: python tools/make_shapes\.py'):
+        check_config_data(config_for(tmp_path / 'shapes'))
+    wrapped = config_for(tmp_path / 'none')
+    dataset = {'type': 'RepeatDataset', 'times': 2, 'dataset': wrapped.train_dataloader.dataset}
+    wrapped.train_dataloader.dataset = dataset
+    with pytest.raises(DataError, match='train: annotation file'):
+        check_config_data(wrapped, ('train',))
+
+
+def test_without_coco_the_message_says_how_to_lay_it_out():
+    cfg = Config.fromfile(ROOT / 'configs' / 'retinanet_evit_m4_coco.py')
+    for split in ('train', 'val'):
+        cfg[f'{split}_dataloader'].dataset.data_root = 'nowhere/coco/'
+    cfg.val_evaluator.ann_file = 'nowhere/coco/annotations/instances_val2017.json'
+    with pytest.raises(DataError) as caught:
+        check_config_data(cfg)
+    text = str(caught.value)
+    assert 'nowhere/coco/annotations/instances_{train,val}2017.json' in text
+    assert 'configs/retinanet_evit_m4_shapes.py' in text

@@ -1,0 +1,623 @@
+"""Exported files detect what mmdet's own way through the network detects."""
+
+import ast
+import copy
+import importlib
+import json
+import shutil
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmengine.structures import InstanceData
+
+from evit_mm import inference
+from evit_mm.data import make_shapes
+from evit_mm.deploy.export.evaluation import evaluate
+from evit_mm.errors import ConfigError, DataError, EvitError
+from evit_mm.runner.build import build_runner, load_detector
+from evit_mm.runner.config import load_config
+from tests.conftest import ROOT, randomise
+from tests.runner.test_train import write_config
+
+pytest.importorskip('onnx')
+pytest.importorskip('onnxscript')
+pytest.importorskip('onnxruntime')
+pytest.importorskip('openvino')
+pytest.importorskip('nncf')
+
+import onnx
+
+from evit_mm.deploy.export import DetectorGraph, ExportedModel, export, run
+from evit_mm.deploy.export.check import Agreement, compare_detections, network_inputs
+from evit_mm.deploy.export.files import describe
+from evit_mm.deploy.export.formats import FORMATS
+from evit_mm.deploy.export.graph import nms_mask
+from evit_mm.deploy.export.onnx_format import OnnxFormat
+from evit_mm.deploy.export.runtime import to_instances
+
+# a graph for any size costs half a minute at the least, most of it in torch's arithmetic of
+# symbolic sizes: one file is written, and the others are made from it or for one size
+SMALL = """
+model['backbone']['arch'].update(depths=(1, 1, 1), num_heads=(1, 1, 2))
+model['backbone'].update(out_indices=(1, 2))
+model['neck'].update(in_channels=[24, 32], num_outs=2, num_extra_trans_convs=0)
+model['bbox_head'].update(anchor_generator=dict(strides=[32, 64]))
+"""
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    return make_shapes(tmp_path_factory.mktemp('data') / 'set', 16, 4, size=(96, 80), quiet=True)
+
+
+@pytest.fixture(scope='module')
+def trained(data, tmp_path_factory):
+    """A config and a checkpoint with weights that give scores of every size."""
+    from mmdet.registry import MODELS
+    from mmengine.registry import init_default_scope
+
+    folder = tmp_path_factory.mktemp('trained')
+    config = write_config(folder, data, SMALL)
+    cfg = load_config(config)
+    init_default_scope('mmdet')
+    model = randomise(MODELS.build(cfg.model), gain=0.7)
+    with torch.no_grad():  # scores far apart, and boxes that are not slivers
+        model.bbox_head.retina_cls.weight *= 2
+        model.bbox_head.retina_reg.weight *= 0.3
+    torch.save({'state_dict': model.state_dict()}, folder / 'weights.pth')
+    return config, folder / 'weights.pth'
+
+
+@pytest.fixture(scope='module')
+def detector(trained):
+    return load_detector(load_config(trained[0]), trained[1]).cpu()
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp('files')
+
+
+@pytest.fixture(scope='module')
+def written(trained, folder):
+    """The one ONNX file for any size, and what its check found."""
+    return export(*trained, folder / 'any.onnx')
+
+
+@pytest.fixture(scope='module')
+def derive(trained, written):
+    """Return a function that exports from the graph of ``written`` in place of a new one."""
+
+    def copied(self, detector, file, *args, **kwargs):
+        shutil.copy(written.file, file)
+
+    def function(out, **kwargs):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(OnnxFormat, 'write', copied)
+            return export(*trained, out, **kwargs)
+
+    return function
+
+
+@pytest.fixture(scope='module')
+def openvino_file(derive, folder):
+    return derive(folder / 'any.xml', file_format='openvino')
+
+
+@pytest.fixture(scope='module')
+def static(trained, folder):
+    """A file for one size, in float16."""
+    return export(*trained, folder / 'one.onnx', dynamic=False, half=True)
+
+
+def images(batch, height, width):
+    generator = torch.Generator().manual_seed(height + width)
+    return torch.randn(batch, 3, height, width, generator=generator)
+
+
+def expected(detector, image, size):
+    """Detect as mmdet does."""
+    from mmdet.structures import DetDataSample
+
+    sample = DetDataSample(metainfo=dict(img_shape=tuple(size), scale_factor=(1.0, 1.0)))
+    with torch.inference_mode():
+        return detector.predict(image[None], [sample], rescale=False)[0].pred_instances
+
+
+@pytest.mark.parametrize('batch', [1, 3])
+@pytest.mark.parametrize('size', [(32, 32), (96, 160), (224, 64), (192, 192)])
+@pytest.mark.parametrize('suffix', ['.onnx', '.xml'])
+def test_any_batch_and_size_as_in_mmdet(detector, written, openvino_file, suffix, size, batch):
+    image = images(batch, *size)
+    # images of a batch are padded by different amounts
+    sizes = np.array([[size[0] - 7 * i, size[1] - 11 * i] for i in range(batch)])
+    outputs = ExportedModel(written.file.with_suffix(suffix))(image.numpy(), sizes)
+    assert [x.shape for x in outputs] == [(batch, 100, 4), (batch, 100), (batch, 100)]
+    assert (np.diff(outputs[1]) <= 0).all()
+    pairs = [
+        (expected(detector, image[i], sizes[i]), to_instances([x[i : i + 1] for x in outputs]))
+        for i in range(batch)
+    ]
+    for first, second in pairs:
+        assert len(first) == len(second) > 4
+    found = compare_detections(pairs, 0.0, 100, 1e-5)
+    assert found.unmatched == 0 and found.score_error < 1e-5 and found.iou > 0.999
+
+
+def test_what_the_export_says_it_found(written, openvino_file):
+    for result in (written, openvino_file):
+        assert result.file.is_file() and result.ap == {}
+        assert result.agreement.images == 4 and result.agreement.detections == 400
+        assert result.agreement.unmatched == 0 and result.agreement.score_error < 1e-5
+    assert sorted(p.name for p in written.file.parent.glob('any.*')) == [
+        'any.bin',
+        'any.onnx',
+        'any.xml',
+    ]
+    assert not list(written.file.parent.glob('tmp*'))
+
+
+def test_metadata_is_all_that_a_program_needs(written, openvino_file):
+    for file in (written.file, openvino_file.file):
+        assert ExportedModel(file).metadata == {
+            'classes': ['circle', 'square', 'triangle', 'star', 'cross'],
+            'mean': [123.675, 116.28, 103.53],
+            'std': [58.395, 57.12, 57.375],
+            'channels': 'RGB',
+            'scale': [192, 192],
+            'keep_ratio': True,
+            'pad_size_divisor': 32,
+            'pad_value': 0.0,
+            'score_thr': 0.0,
+            'outputs': ['boxes', 'scores', 'labels'],
+        }
+    model = onnx.load(written.file)
+    shapes = {
+        value.name: [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
+        for value in (*model.graph.input, *model.graph.output)
+    }
+    assert shapes == {
+        'image': ['batch', 3, 'height', 'width'],
+        'size': ['batch', 2],
+        'boxes': ['batch', 100, 4],
+        'scores': ['batch', 100],
+        'labels': ['batch', 100],
+    }
+
+
+def test_metadata_of_another_preprocessor(trained):
+    cfg = load_config(trained[0])
+    cfg.model.data_preprocessor = dict(
+        type='DetDataPreprocessor', mean=[1, 2, 3], std=[4, 5, 6], pad_size_divisor=48, pad_value=7
+    )
+    cfg.test_dataloader.dataset.pipeline[1] = dict(type='Resize', scale=(80, 60))
+    found = describe(cfg, ['a'])
+    assert (found['channels'], found['mean'], found['std']) == ('BGR', [1, 2, 3], [4, 5, 6])
+    assert (found['scale'], found['keep_ratio']) == ([80, 60], False)
+    assert (found['pad_size_divisor'], found['pad_value'], found['classes']) == (96, 7.0, ['a'])
+    cfg.test_dataloader.dataset.pipeline.insert(2, dict(type='Pad', size_divisor=32))
+    with pytest.raises(ConfigError, match='this one has Pad'):
+        describe(cfg, ['a'])
+    del cfg.test_dataloader.dataset.pipeline[1:3]
+    with pytest.raises(ConfigError, match='Resize, .* with a scale'):
+        describe(cfg, ['a'])
+
+
+def test_evaluation_gives_the_same_ap(trained, written, openvino_file, tmp_path):
+    config, checkpoint = trained
+    plain, *others = (
+        evaluate(config, weights, work_dir=str(tmp_path), device='cpu')
+        for weights in (checkpoint, written.file, openvino_file.file)
+    )
+    assert plain['coco/bbox_mAP_50'] > 0
+    for found in others:
+        assert found == pytest.approx(plain, abs=1e-3)
+    with pytest.raises(ConfigError, match=r'--fuse: .*any\.onnx'):
+        evaluate(config, written.file, work_dir=str(tmp_path), fuse=True, device='cpu')
+    classes = {'test_dataloader.dataset.metainfo.classes': ('a', 'b', 'c', 'd', 'e')}
+    model = onnx.load(written.file)
+    meta = json.loads(model.metadata_props[0].value)
+    onnx.helper.set_model_props(model, {'evit_mm': json.dumps({**meta, 'classes': [*'abcde']})})
+    onnx.save(model, tmp_path / 'other.onnx')
+    with pytest.raises(ConfigError, match='was trained with the classes'):
+        evaluate(config, tmp_path / 'other.onnx', work_dir=str(tmp_path), device='cpu')
+    with pytest.raises(DataError, match='classes|class'):
+        evaluate(config, written.file, work_dir=str(tmp_path), cfg_options=classes)
+
+
+def test_a_file_for_one_size_takes_no_other(trained, static, tmp_path):
+    opened = ExportedModel(static.file)
+    assert opened(images(1, 160, 192).numpy(), [[160, 192]])[0].dtype == np.float32
+    for batch, height in ((1, 192), (2, 160)):
+        with pytest.raises(EvitError, match=r"one\.onnx' does not run on an image of shape"):
+            opened(images(batch, height, 192).numpy(), [[height, 192]] * batch)
+    options = {'test_dataloader.dataset.pipeline.1.scale': (96, 96)}
+    with pytest.raises(EvitError, match='with --static'):
+        evaluate(trained[0], static.file, work_dir=str(tmp_path), cfg_options=options)
+
+
+def test_half_on_a_cpu(static, derive, openvino_file, folder):
+    """ONNX Runtime computes it, and OpenVINO's file is half as large."""
+    weights = onnx.load(static.file).graph.initializer
+    assert any(w.data_type == onnx.TensorProto.FLOAT16 for w in weights)
+    assert static.agreement.within(0.02, 1 / 50) and static.agreement.detections == 400
+    found = derive(folder / 'half.xml', file_format='openvino', half=True)
+    assert found.agreement.within(0.02, 1 / 50)
+    sizes = [p.with_suffix('.bin').stat().st_size for p in (found.file, openvino_file.file)]
+    assert sizes[0] < 0.6 * sizes[1]
+
+
+def test_without_nms_all_boxes_come_out(trained, detector, folder):
+    exported = export(*trained, folder / 'all.onnx', with_nms=False, dynamic=False)
+    assert exported.agreement is None
+    opened = ExportedModel(exported.file)
+    assert opened.metadata['outputs'] == ['boxes', 'scores']
+    image = images(1, 160, 192)
+    boxes, scores = opened(image.numpy(), [[150, 190]])
+    assert boxes.shape == (1, 9 * (5 * 6 + 3 * 3), 4) and scores.shape[2] == 5
+    # mmdet's own anchors, in its order
+    head = detector.bbox_head
+    with torch.inference_mode():
+        logits, deltas = head(detector.extract_feat(image))
+        anchors = torch.cat(
+            head.prior_generator.grid_priors([x.shape[2:] for x in logits], device='cpu')
+        )
+        flat = [
+            torch.cat([x[0].permute(1, 2, 0).reshape(-1, columns) for x in maps])
+            for maps, columns in ((logits, 5), (deltas, 4))
+        ]
+        decoded = head.bbox_coder.decode(anchors, flat[1], max_shape=(150, 190))
+    np.testing.assert_allclose(scores[0], flat[0].sigmoid(), atol=1e-5)
+    np.testing.assert_allclose(boxes[0], decoded, atol=1e-2)
+    with pytest.raises(EvitError, match='has no NMS inside'):
+        evaluate(trained[0], exported.file, work_dir=str(folder), device='cpu')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('suffix', ['.onnx', '.xml'])
+def test_int8_reports_what_it_loses(derive, written, openvino_file, folder, suffix, monkeypatch):
+    monkeypatch.setattr(run, 'CALIBRATION_IMAGES', 3)
+    kind = {'.onnx': 'onnx', '.xml': 'openvino'}[suffix]
+    found = derive(folder / f'int8{suffix}', file_format=kind, int8=True)
+    assert set(found.ap) == {'PyTorch', 'int8'} and found.agreement.detections == 400
+    opened, exact = (ExportedModel(f) for f in (found.file, written.file.with_suffix(suffix)))
+    assert opened.metadata == exact.metadata
+    image, size = images(2, 96, 160).numpy(), [[96, 160]] * 2  # not what it was calibrated on
+    near, far = (model(image, size)[1][0, :3] for model in (opened, exact))
+    assert 0 < np.abs(near - far).max() < 0.1
+    names = [p.suffix for p in folder.glob('int8.*')]
+    assert set(names) >= ({'.xml', '.bin'} if suffix == '.xml' else {'.onnx'})
+    text = found.file.read_bytes()
+    assert b'QuantizeLinear' in text or b'FakeQuantize' in text
+
+
+def test_int8_without_annotations_reports_no_ap(derive, written, data, tmp_path):
+    cfg = {'test_evaluator.ann_file': 'nowhere.json', 'test_dataloader.dataset.ann_file': 'no.json'}
+    found = derive(tmp_path / 'a.onnx', int8=True, calibration=str(data / 'val'), cfg_options=cfg)
+    assert found.ap == {} and found.file.is_file()
+
+
+def naive_nms(boxes, scores, threshold, most):
+    kept = []
+    for i in sorted(range(len(scores)), key=lambda i: -scores[i]):
+        if scores[i] == 0 or len(kept) == most:
+            continue
+        clear = True
+        for j in kept:
+            sides = np.minimum(boxes[i, 2:], boxes[j, 2:]) - np.maximum(boxes[i, :2], boxes[j, :2])
+            inside = np.prod(sides.clip(0))
+            areas = [np.prod(boxes[k, 2:] - boxes[k, :2]) for k in (i, j)]
+            clear &= inside <= threshold * (sum(areas) - inside)
+        if clear:
+            kept.append(i)
+    return [float(i in kept) for i in range(len(scores))]
+
+
+@pytest.mark.parametrize('most', [5, 100])
+def test_nms_mask_is_the_naive_loop(most):
+    rng = np.random.default_rng(0)
+    corner = rng.uniform(0, 60, (2, 80, 2))
+    boxes = np.concatenate([corner, corner + rng.uniform(5, 40, (2, 80, 2))], 2)
+    scores = rng.permuted(np.linspace(0, 1, 80)[None].repeat(2, 0), axis=1)
+    scores[:, :20] = 0
+    found = nms_mask(torch.from_numpy(boxes), torch.from_numpy(scores), 0.5, most)
+    wanted = [naive_nms(b, s, 0.5, most) for b, s in zip(boxes, scores, strict=True)]
+    assert found.tolist() == wanted and 5 <= sum(wanted[0]) < 60
+
+
+def detections(*rows):
+    rows = torch.tensor(rows, dtype=torch.float32).view(-1, 6)
+    return InstanceData(bboxes=rows[:, :4], scores=rows[:, 4], labels=rows[:, 5].long())
+
+
+A, B = (0, 0, 100, 100), (200, 0, 300, 100)
+
+
+@pytest.mark.parametrize(
+    ('first', 'second', 'unmatched'),
+    [
+        ([(*A, 0.9, 1), (*B, 0.5, 0)], [(*B, 0.5, 0), (*A, 0.9, 1)], 0),
+        ([(*A, 0.9, 1)], [], 1),
+        ([], [(*A, 0.9, 1)], 1),
+        ([(*A, 0.9, 1)], [(*A, 0.9, 0)], 2),  # another class
+        ([(*A, 0.9, 1)], [(*B, 0.9, 1)], 2),
+        ([(*A, 0.9, 1)], [(0, 0, float('nan'), 100, 0.9, 1)], 2),
+        ([(*A, 0.9, 1), (*B, 0.3004, 1)], [(*A, 0.9, 1)], 0),  # at the threshold
+        ([(*A, 0.9, 1), (*B, 0.302, 1)], [(*A, 0.9, 1)], 1),
+        # three are reported at most: the last may be another
+        ([(*A, 0.9, 1), (*A, 0.8, 0), (*B, 0.5, 1)], [(*A, 0.9, 1), (*A, 0.8, 0), (*B, 0.5, 0)], 0),
+        ([(*A, 0.9, 1), (*B, 0.8, 0), (*B, 0.5, 1)], [(*A, 0.9, 1), (*A, 0.8, 0), (*B, 0.5, 1)], 2),
+        ([], [], 0),
+    ],
+)
+def test_agreement_counts_what_one_side_alone_has(first, second, unmatched):
+    found = compare_detections([(detections(*first), detections(*second))], 0.3, most=3)
+    assert (found.images, found.detections, found.unmatched) == (1, len(first), unmatched)
+    assert found.within() == (unmatched == 0)
+
+
+def test_agreement_measures_scores_and_boxes():
+    pair = detections((*A, 0.9, 1)), detections((0, 0, 100, 99.5, 0.905, 1))
+    found = compare_detections([pair, pair], 0.3, most=100)
+    assert found.score_error == pytest.approx(0.005) and found.iou == pytest.approx(0.995)
+    assert not found.within() and found.within(0.02) and found.images == 2
+    assert '2 images, 2 detections, 0 found by one side alone' in str(found)
+    assert Agreement(1, 400, 2, 0, 1).within() and not Agreement(1, 400, 3, 0, 1).within()
+
+
+def test_a_file_that_disagrees_is_not_kept(derive, trained, tmp_path, monkeypatch):
+    real = run.ExportedModel.__call__
+
+    def faulty(model, image, size):
+        boxes, scores, labels = real(model, image, size)
+        return boxes, scores * 0.99, labels
+
+    monkeypatch.setattr(run.ExportedModel, '__call__', faulty)
+    for kind, name in (('onnx', 'a.onnx'), ('openvino', 'a.xml')):
+        with pytest.raises(EvitError, match='disagrees with PyTorch and was not kept'):
+            derive(tmp_path / name, file_format=kind)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (dict(out='a.pt'), r"-o '.*a\.pt' must end in \.onnx for this --format"),
+        (dict(out='a.onnx', file_format='tflite'), 'must be one of onnx, openvino'),
+        (dict(out='a.onnx', half=True, int8=True), '--half and --int8 exclude'),
+        (dict(out='a.onnx', int8=True, with_nms=False), '--int8 and --no-nms exclude each other'),
+        (dict(out='a.onnx', check='nowhere'), "'nowhere' does not exist; name a folder .* --check"),
+        (dict(out='a.onnx', int8=True, calibration='nowhere'), 'by --calibration DIR'),
+        (dict(out='a.onnx', cfg_options={'model.test_cfg.nms.type': 'soft_nms'}), 'plain nms'),
+        (dict(out='a.onnx', cfg_options={'model.test_cfg.min_bbox_size': 9}), 'file has 0'),
+        (dict(out='a.onnx', cfg_options={'model.test_cfg.nms.class_agnostic': True}), 'plain nms'),
+        (dict(out='a.onnx', cfg_options={'model.test_cfg.nms_pre': -1}), 'nms_pre=-1'),
+        (dict(out='a.onnx', cfg_options={'model.test_cfg.max_per_img': -1}), 'max_per_img=-1'),
+        (dict(out='a.onnx', cfg_options={'modle': 1}), 'unknown key'),
+        (
+            dict(out='a.onnx', cfg_options={'model.bbox_head.bbox_coder.use_box_type': True}),
+            'without use_box_type',
+        ),
+    ],
+)
+def test_what_cannot_be_written_is_refused_at_once(trained, tmp_path, arguments, message):
+    arguments['out'] = tmp_path / arguments['out']
+    with pytest.raises(EvitError, match=message):
+        export(*trained, **arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unwritable_places_and_unusable_images_are_named(derive, tmp_path):
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(EvitError, match='cannot be written'):
+        derive(tmp_path / 'file' / 'a.onnx')
+    (tmp_path / 'a.onnx').mkdir()
+    with pytest.raises(EvitError, match='cannot be written'):
+        derive(tmp_path / 'a.onnx')
+    (tmp_path / 'in').mkdir()
+    with pytest.raises(ConfigError, match='no image under .*--check'):
+        derive(tmp_path / 'b.onnx', check=tmp_path / 'in')
+    (tmp_path / 'in' / 'a.jpg').write_bytes(b'\xff\xd8\xff\xe0 broken')
+    with pytest.raises(DataError, match=r"a\.jpg' cannot be decoded"):
+        derive(tmp_path / 'b.onnx', check=tmp_path / 'in')
+    cv2.imwrite(str(tmp_path / 'in' / 'a.jpg'), np.zeros((2000, 3, 3), np.uint8))
+    with pytest.raises(DataError, match='3x2000 pixels are too thin'):
+        derive(tmp_path / 'b.onnx', check=tmp_path / 'in')
+    # grey, sixteen bits, transparent: as every tool of ours reads them
+    cv2.imwrite(str(tmp_path / 'in' / 'a.png'), np.full((50, 90), 30000, np.uint16))
+    cv2.imwrite(str(tmp_path / 'in' / 'b.png'), np.full((50, 90, 4), 90, np.uint8))
+    (tmp_path / 'in' / 'a.jpg').unlink()
+    assert derive(tmp_path / 'b.onnx', check=tmp_path / 'in').agreement.images == 2
+    with pytest.raises(ConfigError, match='no image for the calibration'):
+        options = dict(int8=True, dynamic=False, calibration=tmp_path / 'in')
+        derive(tmp_path / 'c.onnx', **options)
+
+
+@pytest.mark.parametrize('package', ['onnx', 'onnxscript', 'onnxruntime', 'openvino', 'nncf'])
+def test_a_missing_package_is_named(trained, tmp_path, monkeypatch, package):
+    real = importlib.import_module
+
+    def without(name, *args):
+        if name == package:
+            raise ImportError('not here')
+        return real(name, *args)
+
+    monkeypatch.setattr(importlib, 'import_module', without)
+    kind = 'onnx' if package == 'onnxruntime' else 'openvino'
+    out = tmp_path / f'a{FORMATS[kind].suffixes[-1]}'
+    with pytest.raises(EvitError, match=rf"needs the package '{package}'.*evit_mm\[export\]"):
+        export(*trained, out, file_format=kind, int8=True)
+
+
+@pytest.mark.parametrize('suffix', ['.onnx', '.xml'])
+def test_damaged_and_foreign_files_are_named(written, openvino_file, tmp_path, suffix):
+    whole = written.file.with_suffix(suffix)
+    content = whole.read_bytes()
+    cut = tmp_path / f'cut{suffix}'
+    for part in (content[: len(content) // 2], b'', b'not a model'):
+        cut.write_bytes(part)
+        with pytest.raises(EvitError, match=rf"cut\{suffix}' cannot be opened"):
+            ExportedModel(cut)
+    shutil.copy(whole, tmp_path / f'lone{suffix}')
+    if suffix == '.xml':
+        with pytest.raises(EvitError, match='cannot be opened'):
+            ExportedModel(tmp_path / 'lone.xml')
+    with pytest.raises(EvitError, match='does not exist'):
+        ExportedModel(tmp_path / f'none{suffix}')
+    (tmp_path / 'a.pth').write_text('')
+    with pytest.raises(EvitError, match=r'must end in \.onnx or \.xml'):
+        ExportedModel(tmp_path / 'a.pth')
+
+
+def test_a_file_without_our_metadata_is_named(tmp_path):
+    value = onnx.helper.make_tensor_value_info('x', onnx.TensorProto.FLOAT, [1])
+    node = onnx.helper.make_node('Identity', ['x'], ['y'])
+    result = onnx.helper.make_tensor_value_info('y', onnx.TensorProto.FLOAT, [1])
+    graph = onnx.helper.make_graph([node], 'g', [value], [result])
+    opset = [onnx.helper.make_opsetid('', 18)]
+    model = onnx.helper.make_model(graph, opset_imports=opset, ir_version=8)
+    onnx.save(model, tmp_path / 'a.onnx')
+    with pytest.raises(EvitError, match="has no 'evit_mm' in its metadata"):
+        ExportedModel(tmp_path / 'a.onnx')
+
+
+def build(name, **changes):
+    from mmdet.registry import MODELS
+    from mmengine.registry import init_default_scope
+
+    cfg = load_config(ROOT / 'configs' / name)
+    init_default_scope('mmdet')
+    cfg.model.backbone.init_cfg = None
+    cfg.model.merge_from_dict(changes) if changes else None
+    return MODELS.build(cfg.model).eval()
+
+
+def test_other_heads_are_refused(detector):
+    with pytest.raises(ConfigError, match='^MaskRCNN cannot be exported'):
+        DetectorGraph(build('mask_rcnn_evit_m4_coco.py'))
+    from mmdet.registry import MODELS
+
+    other = copy.deepcopy(detector)
+    other.bbox_head = MODELS.build(dict(type='FCOSHead', num_classes=4, in_channels=16))
+    with pytest.raises(ConfigError, match='RetinaNet with FCOSHead cannot be exported'):
+        DetectorGraph(other)
+
+
+@pytest.mark.parametrize('test_cfg', [dict(min_bbox_size=-1), dict(score_thr=0.3), dict(nms_pre=7)])
+def test_the_graph_follows_test_cfg(detector, test_cfg):
+    other = randomise(copy.deepcopy(detector))
+    other.bbox_head.test_cfg.update(test_cfg)
+    image, size = images(2, 96, 160), torch.tensor([[90.0, 150.0], [96.0, 160.0]])
+    with torch.inference_mode():
+        boxes, scores, labels = DetectorGraph(other)(image, size)
+    for i in range(2):
+        there = scores[i] > 0
+        truth = expected(other, image[i], size[i].tolist())
+        assert 0 < len(truth) == there.sum()
+        torch.testing.assert_close(scores[i][there], truth.scores, atol=1e-6, rtol=0)
+        torch.testing.assert_close(boxes[i][there], truth.bboxes, atol=1e-3, rtol=0)
+        assert torch.equal(labels[i][there], truth.labels)
+
+
+def test_half_leaves_the_detector_as_it_is(detector):
+    graph = DetectorGraph(detector, half=True)
+    assert next(graph.parameters()).dtype == torch.float16
+    assert next(detector.parameters()).dtype == torch.float32
+
+
+def test_network_inputs_are_those_of_the_evaluation(trained, detector, data):
+    """Sizes are padded and pixels normalised as mmdet's own loader does."""
+    cfg = load_config(trained[0])
+    files = sorted((data / 'val').glob('*.jpg'))
+    runner = build_runner(cfg)
+    batch = next(iter(runner.test_dataloader))
+    batch = detector.data_preprocessor(batch, False)
+    found = list(network_inputs(cfg, detector, files))
+    for row, (image, sample) in enumerate(found):
+        assert torch.equal(image[0], batch['inputs'][row])
+        assert sample.img_shape == batch['data_samples'][row].img_shape == (160, 192)
+
+
+def test_onnx_example_needs_no_torch(trained, detector, written, data, tmp_path):
+    script = ROOT / 'examples' / 'onnx_numpy.py'
+    assert len(script.read_text().splitlines()) <= 40
+    nodes = [n for n in ast.walk(ast.parse(script.read_text())) if isinstance(n, ast.Import)]
+    imported = {alias.name for node in nodes for alias in node.names}
+    assert imported == {'json', 'sys', 'numpy', 'onnxruntime'}
+    assert 'from ' not in [line[:5] for line in script.read_text().splitlines()]
+    picture = data / 'val' / '000001.jpg'
+    pixels = cv2.imread(str(picture))[:71, :93]  # becomes 147 x 192 and is padded to 160
+    np.save(tmp_path / 'image.npy', pixels[..., ::-1])
+    cv2.imwrite(str(tmp_path / 'image.png'), pixels)
+    done = subprocess.run(
+        [sys.executable, '-I', script, written.file, tmp_path / 'image.npy'],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    image, out = tmp_path / 'image.png', tmp_path / 'out'
+    results = inference.predict(*trained, image, out, device='cpu').detections
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert len(lines) == len(results) == 100
+    names = detector.dataset_meta['classes']
+    rows = [[*map(float, x[2:]), float(x[1]), names.index(x[0])] for x in lines]
+    truth = []
+    for r in results:
+        x, y, w, h = r['bbox']
+        truth.append([x, y, x + w, y + h, r['score'], names.index(r['category_name'])])
+    np.testing.assert_allclose([r[4] for r in rows], [r[4] for r in truth], atol=2e-3)
+    for row in rows[:20]:
+        same = [t[:4] for t in truth if t[5] == row[5]]
+        assert np.abs(np.array(same) - row[:4]).max(1).min() < 1.0, row
+
+
+def test_a_checkpoint_is_never_overwritten(trained, tmp_path):
+    for name, out in (('m.bin', 'm.xml'), ('m.onnx', 'm.onnx')):
+        mine = tmp_path / name
+        shutil.copy(trained[1], mine)
+        kind = 'openvino' if out.endswith('xml') else 'onnx'
+        with pytest.raises(ConfigError, match='would overwrite the checkpoint'):
+            export(trained[0], mine, tmp_path / out, file_format=kind)
+        assert mine.read_bytes() == trained[1].read_bytes()
+
+
+def test_a_check_that_compares_nothing_is_none(derive, tmp_path):
+    options = {'model.test_cfg.score_thr': 1.0}
+    with pytest.raises(EvitError, match='detected nothing on the 4 images.*score_thr'):
+        derive(tmp_path / 'a.onnx', cfg_options=options)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ({'model.data_preprocessor.mean': [0, 0, 0]}, r'exported with mean=\[123.675'),
+        ({'model.test_cfg.score_thr': 0.9}, r'score_thr=0.0, the config has 0.9'),
+    ],
+)
+def test_a_file_is_evaluated_as_it_was_exported(trained, written, tmp_path, options, message):
+    with pytest.raises(ConfigError, match=message):
+        evaluate(trained[0], written.file, work_dir=str(tmp_path), cfg_options=options)
+
+
+def test_files_may_be_closed_in_any_order(openvino_file):
+    """A child's end raises a signal, which killed the process when OpenVINO had two cores."""
+    program = f"""
+import faulthandler, gc, signal, subprocess
+from evit_mm.deploy.export import ExportedModel
+faulthandler.enable()
+signal.signal(signal.SIGCHLD, lambda *_: None)
+first, second = (ExportedModel({str(openvino_file.file)!r}) for _ in range(2))
+del first
+gc.collect()
+del second
+gc.collect()
+subprocess.run(['true'])
+print('alive')
+"""
+    done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout.split()[-1:]) == (0, ['alive']), done.stderr

@@ -1,0 +1,74 @@
+"""Winograd's convolution against torch's in float64."""
+
+import pytest
+import torch
+from torch import nn
+
+from evit_mm.deploy.winograd import WinogradConv2d
+from tests.conftest import relative_error
+
+
+@pytest.mark.parametrize(
+    ('size', 'channels', 'bias'),
+    [
+        ((28, 28), (128, 128), True),
+        ((29, 31), (5, 3), False),
+        ((26, 63), (7, 130), True),
+        ((1, 200), (4, 6), True),
+        ((130, 131), (256, 720), True),  # more tiles than one step takes
+    ],
+)
+def test_it_is_the_convolution(size, channels, bias):
+    conv = nn.Conv2d(*channels, 3, padding=1, bias=bias)
+    x = torch.randn(2, channels[0], *size)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        with torch.inference_mode():
+            found = WinogradConv2d(conv)(x.to(memory_format=layout))
+        with torch.no_grad():
+            expected = nn.Conv2d.forward(conv.double(), x.double())
+        conv.float()
+        assert found.shape == expected.shape
+        assert found.stride(1) == 1  # channels last
+        assert relative_error(found.double(), expected) < 1e-5
+
+
+def test_elsewhere_it_is_the_plain_convolution():
+    conv = nn.Conv2d(8, 8, 3, padding=1)
+    winograd = WinogradConv2d(conv)
+    small, large = torch.randn(1, 8, 5, 5), torch.randn(1, 8, 40, 40)
+    with torch.inference_mode():
+        assert torch.equal(winograd(small), conv(small))
+        assert not torch.equal(winograd(large), conv(large))
+        half = winograd.to(torch.bfloat16)(large.bfloat16())
+        assert torch.equal(half, conv.to(torch.bfloat16)(large.bfloat16()))
+    conv.float()
+    large.requires_grad_()
+    winograd.float()(large).sum().backward()
+    assert large.grad is not None and conv.weight.grad is not None
+    assert set(winograd.state_dict()) == {'weight', 'bias'}
+
+
+def test_it_follows_a_state_dict_and_knows_autocast():
+    first, second = (WinogradConv2d(nn.Conv2d(8, 8, 3, padding=1)) for _ in range(2))
+    x = torch.randn(1, 8, 40, 40)
+    first.load_state_dict(second.state_dict())
+    with torch.no_grad():
+        assert torch.equal(first(x), second(x))
+        with torch.autocast('cpu', torch.bfloat16):
+            assert torch.equal(first(x), nn.Conv2d.forward(first, x))
+    # no gradient is wanted, so nothing is lost where no_grad was forgotten
+    assert torch.equal(first.requires_grad_(False)(x), second.requires_grad_(False)(x))
+    assert not torch.equal(first(x), nn.Conv2d.forward(first, x))
+
+
+def test_other_convolutions_are_refused_and_small_ones_not_worth_it():
+    for other in (dict(stride=2), dict(groups=2), dict(dilation=2), dict(padding_mode='reflect')):
+        conv = nn.Conv2d(256, 256, 3, **{'padding': 1, **other})
+        assert not WinogradConv2d.pays(conv)
+        with pytest.raises(ValueError, match='only a 3x3 convolution'):
+            WinogradConv2d(conv)
+    assert not WinogradConv2d.suits(nn.Conv2d(8, 8, 3))
+    assert not WinogradConv2d.suits(nn.Conv2d(8, 8, 1))
+    assert WinogradConv2d.pays(nn.Conv2d(256, 256, 3, padding=1))
+    assert not WinogradConv2d.pays(nn.Conv2d(256, 36, 3, padding=1))
+    assert not WinogradConv2d.pays(nn.Conv2d(256, 256, 3, padding=1).double())

@@ -1,0 +1,291 @@
+"""What is in order is green; each thing that is broken becomes a line of its own with its fix."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mmdet.registry import MODELS
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+
+from evit_mm import doctor
+from evit_mm.data import make_shapes
+from evit_mm.doctor import findings, stack
+from evit_mm.doctor.config import check_config
+from evit_mm.doctor.findings import Finding, guarded
+from evit_mm.errors import DataError
+from tests.conftest import ROOT
+from tests.data.test_check import edit
+from tests.runner.test_train import write_config
+
+
+def only(found, level):
+    return [finding for finding in found if finding.level == level]
+
+
+@pytest.fixture(scope='module')
+def shapes(tmp_path_factory):
+    return make_shapes(tmp_path_factory.mktemp('doctor') / 'set', 30, 12, (96, 96), quiet=True)
+
+
+@pytest.fixture
+def copy(shapes, tmp_path):
+    return shutil.copytree(shapes, tmp_path / 'set')
+
+
+def examine(folder, root, checkpoint=None, all_images=False):
+    """Return what the doctor says of a small config on a data set."""
+    config = write_config(folder, root, '')
+    return list(check_config(str(config), checkpoint, all_images))
+
+
+def program(folder, text):
+    """Return a program that takes the place of one that the doctor runs."""
+    file = folder / 'program.py'
+    file.write_text(f'import os, sys\n{text}')
+    return file
+
+
+# -- the stack --------------------------------------------------------------------------------
+
+
+def test_the_stack_of_the_tests_is_in_order():
+    (found,) = stack.check_operators()
+    assert found.level == 'green'
+    for name in ('import mmdet', 'mmcv.nms cpu', 'mmcv.roi_align cpu', 'mmcv.deform_conv2d cpu'):
+        assert name in found.text
+
+
+@pytest.mark.parametrize(
+    ('name', 'module', 'attribute'),
+    [
+        ('nms', 'mmcv.ops', 'nms'),
+        ('roi_align', 'mmcv.ops', 'roi_align'),
+        ('deform_conv', 'mmcv.ops', 'deform_conv2d'),
+    ],
+)
+def test_an_operator_with_wrong_results_is_found(monkeypatch, name, module, attribute):
+    from evit_mm.doctor import probe
+
+    getattr(probe, name)(torch, 'cpu')
+    function = getattr(sys.modules[module], attribute)
+
+    def wrong(*args, **kwargs):
+        out = function(*args, **kwargs)
+        if isinstance(out, tuple):  # nms: detections, indices
+            return out[0], out[1].flip(0)
+        return out * 1.01
+
+    monkeypatch.setattr(f'{module}.{attribute}', wrong)
+    with pytest.raises(AssertionError, match='not equal|not close'):
+        getattr(probe, name)(torch, 'cpu')
+
+
+def test_pins_are_read_from_the_constraints():
+    pins = stack.tested_versions()
+    assert (pins['mmcv-lite'], pins['mmdet']) == ('2.1.0', '3.3.0')
+    assert set(stack.PACKAGES) <= set(pins)
+    expected = '2.4.6' if sys.version_info >= (3, 11) else '2.2.6'
+    assert pins['numpy'] == expected
+
+
+def installed(monkeypatch, **versions):
+    """Let exactly these packages be installed, on top of the tested stack."""
+    packages = {**stack.tested_versions(), **versions}
+    packages = {name.replace('_', '-'): version for name, version in packages.items()}
+
+    def version(name):
+        if packages.get(name) is None:
+            raise stack.metadata.PackageNotFoundError(name)
+        return packages[name]
+
+    monkeypatch.setattr(stack.metadata, 'version', version)
+
+
+@pytest.mark.parametrize(
+    ('versions', 'text', 'mend'),
+    [
+        ({'mmcv_lite': None}, 'mmcv-lite is not installed', 'pip install mmcv-lite==2.1.0'),
+        ({'mmdet': '3.2.0'}, 'mmdet is 3.2.0', 'pip install mmdet==3.3.0'),
+        ({'setuptools': '82.0.1'}, 'setuptools is 82.0.1', 'pip install setuptools==8'),
+    ],
+)
+def test_versions_that_differ_are_named(monkeypatch, versions, text, mend):
+    installed(monkeypatch, **versions)
+    (finding,) = only(stack.check_versions(), 'yellow')
+    assert finding.text.startswith(f'{text}, the pinned version is ')
+    assert mend in finding.mend
+
+
+@pytest.mark.parametrize(
+    'other',
+    [
+        {'torch': f'{stack.tested_versions()["torch"]}+cpu'},
+        {'mmcv_lite': None, 'mmcv': '2.1.0'},
+        {'opencv_python': None, 'opencv_python_headless': '5.0.0.93'},
+    ],
+)
+def test_tested_versions_are_green(monkeypatch, other):
+    installed(monkeypatch, **other)
+    assert {finding.level for finding in stack.check_versions()} == {'green'}
+
+
+def test_faults_of_the_environment_are_red(tmp_path):
+    (finding,) = stack.check_environment()
+    assert finding.level == 'green'
+    file = program(tmp_path, "print('this is missing; pip install it'); sys.exit(1)")
+    (finding,) = stack.check_environment(file)
+    assert (finding.level, finding.text) == ('red', 'this is missing')
+    assert finding.mend == 'pip install it'
+    file = program(tmp_path, 'os.kill(os.getpid(), 11)')
+    (finding,) = stack.check_environment(file)
+    assert finding.level == 'red' and 'ended python (-11)' in finding.text
+
+
+@pytest.mark.parametrize(
+    ('code', 'outcome'),
+    [
+        (
+            "raise ImportError('undefined symbol')",
+            'ImportError: undefined symbol',
+        ),
+        ('os.kill(os.getpid(), 11)', 'ended python (-11)'),
+        ('os._exit(3)', 'ended python (3)'),
+    ],
+)
+def test_the_step_that_fails_is_named(tmp_path, code, outcome):
+    text = f"""
+from evit_mm.doctor.probe import step
+step('import mmcv', lambda: print('a library talks'))
+def broken():
+    {code}
+step('mmcv.nms cpu', broken)
+"""
+    passed, failed = sorted(stack.check_operators(program(tmp_path, text)), key=lambda f: f.level)
+    assert (passed.level, passed.text) == ('green', 'as expected: import mmcv')
+    assert (failed.level, failed.text) == ('red', f'mmcv.nms cpu: {outcome}')
+
+
+# -- data and checkpoints ---------------------------------------------------------------------
+
+
+def test_a_good_config_is_green(shapes, tmp_path):
+    found = examine(tmp_path, shapes)
+    assert [finding.topic for finding in only(found, 'green')] == ['config', 'data', 'model']
+    assert len(found) == 3
+
+
+def test_faults_and_notes_of_the_data(copy, tmp_path):
+    edit(copy, lambda c: c['annotations'][0].update(bbox=[5, 5, 0, 9]), 'train')
+    edit(copy, lambda c: c['annotations'][1].update(bbox=[80, 5, 40, 9]), 'train')
+    found = examine(tmp_path, copy)
+    assert not only(found, 'red')
+    empty, beyond = only(found, 'yellow')
+    assert '1 boxes have no area' in empty.text
+    assert '1 boxes reach over the edge' in beyond.text
+    edit(copy, lambda c: c['annotations'][2].update(category_id=77), 'train')
+    (fault,) = only(examine(tmp_path, copy), 'red')
+    assert 'category_id that no entry' in fault.text and fault.mend == 'mend or remove them'
+
+
+def test_all_images_are_decoded_when_asked(copy, tmp_path):
+    images = sorted((copy / 'train').iterdir())
+    images[1].write_bytes(b'no picture')  # not among those that a sample opens
+    assert not only(examine(tmp_path, copy), 'red')
+    (finding,) = only(examine(tmp_path, copy, all_images=True), 'red')
+    assert '1 of 30 images opened in' in finding.text and images[1].name in finding.text
+
+
+def test_a_config_that_is_not_there_is_one_red_line():
+    found = list(guarded('config', lambda: check_config('nowhere.py', None, False)))
+    assert [f.level for f in found] == ['red'] and 'nowhere.py' in found[0].text
+
+
+def test_a_checkpoint_is_fitted(shapes, tmp_path):
+    init_default_scope('mmdet')
+    model = MODELS.build(Config.fromfile(write_config(tmp_path, shapes, '')).model)
+    path = tmp_path / 'model.pth'
+    torch.save({'state_dict': model.state_dict()}, path)
+    found = examine(tmp_path, shapes, str(path))
+    assert (found[-1].topic, found[-1].level) == ('checkpoint', 'green')
+    state = {k: v for k, v in model.state_dict().items() if 'bbox_head' not in k}
+    torch.save({'state_dict': state}, path)
+    (finding,) = only(examine(tmp_path, shapes, str(path)), 'red')
+    assert finding.topic == 'checkpoint' and 'missing: bbox_head' in finding.mend
+    path.write_text('<html>not found</html>')
+    (finding,) = only(examine(tmp_path, shapes, str(path)), 'red')
+    assert str(path) in finding.text
+
+
+# -- the report -------------------------------------------------------------------------------
+
+
+def test_whatever_a_check_raises_becomes_a_line():
+    def check():
+        yield Finding('green', 'x', 'before')
+        sys.stdout.write('a library talks')
+        raise RuntimeError('three\nlines [here]')
+
+    found = list(guarded('x', check))
+    assert [f.level for f in found] == ['green', 'red']
+    assert found[1].text == 'RuntimeError: three lines [here]'
+
+    def unfit():
+        raise DataError("'a.json' is empty; export it again")
+        yield
+
+    (finding,) = guarded('x', unfit)
+    assert (finding.text, finding.mend) == ("'a.json' is empty", 'export it again')
+
+
+def test_levels_and_records():
+    green, yellow, red = (Finding(level, 't', level) for level in findings.LEVELS)
+    assert doctor.worst([]) == doctor.worst([green]) == 'green'
+    assert doctor.worst([green, yellow]) == 'yellow' and doctor.worst([red, yellow]) == 'red'
+    records = doctor.as_records([green, red])
+    assert records['level'] == 'red' and records['findings'][1]['text'] == 'red'
+
+
+def test_a_line_has_the_level_what_was_found_and_what_to_do(capsys):
+    doctor.show([Finding('red', 'topic', 'model[0] [red] broke', 'do this')])
+    doctor.show([Finding('green', 'topic', 'fine')])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == ['red    topic: model[0] [red] broke -> do this', 'green  topic: fine']
+
+
+def run_tool(*args, python=sys.executable, **env):
+    return subprocess.run(
+        [python, ROOT / 'tools' / 'doctor.py', *args],
+        capture_output=True,
+        text=True,
+        env={**os.environ, 'PYTHONPATH': str(ROOT), **env},
+    )
+
+
+@pytest.mark.slow
+def test_the_command(shapes, tmp_path):
+    config = write_config(tmp_path, shapes, '')
+    done = run_tool(config, '--json')
+    assert done.returncode == 0, done.stdout
+    content = json.loads(done.stdout)
+    assert content['level'] in ('green', 'yellow') and len(content['findings']) >= 6
+    done = run_tool(config, tmp_path / 'absent.pth')
+    assert done.returncode == 1 and 'absent.pth' in done.stdout.replace('\n', '')
+    assert run_tool('--unknown').returncode == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('missing', ['mmengine', 'mmcv', 'mmdet', 'torchvision', 'rich'])
+def test_the_command_where_a_package_is_broken(tmp_path, missing):
+    """A module of the same name that fails stands first in the path."""
+    Path(tmp_path, f'{missing}.py').write_text("raise ImportError('broken build')")
+    done = run_tool('configs/retinanet_evit_m4_shapes.py', PYTHONPATH=f'{tmp_path}:{ROOT}')
+    assert 'Traceback' not in done.stdout + done.stderr
+    assert done.returncode == 1
+    text = ' '.join(done.stdout.split())
+    assert 'broken build' in text and 'red ' in text

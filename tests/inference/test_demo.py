@@ -1,0 +1,223 @@
+"""The demo's page in a real browser, with two detectors and a photograph of blood cells."""
+
+import json
+import socket
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from evit_mm import inference
+from evit_mm.errors import CheckpointError, ConfigError, DataError
+from evit_mm.inference import demo
+from tests.inference.test_run import save_weights
+from tests.runner.test_train import write_config
+
+SAID = '#said textarea'
+
+
+@pytest.fixture(scope='module')
+def models(tmp_path_factory):
+    """Two configs and their random weights; the second one is surer of everything."""
+    folder, pairs = tmp_path_factory.mktemp('models'), []
+    for name, prior in (('first', 0.0), ('second', 0.7)):
+        (folder / name).mkdir()
+        config = write_config(
+            folder / name, folder, 'model["test_cfg"].update(max_per_img=30, nms_pre=100)\n'
+        )
+        checkpoint = save_weights(config, folder / f'{name}.pth')
+        content = torch.load(checkpoint, weights_only=True)
+        content['state_dict']['bbox_head.retina_cls.bias'] += prior
+        torch.save(content, checkpoint)
+        pairs += [config, str(checkpoint)]
+    return pairs
+
+
+@pytest.fixture(scope='module')
+def detectors(models):
+    return demo.load_detectors(models, 'cpu')
+
+
+@pytest.fixture(scope='module')
+def runs():
+    """How often the network ran."""
+    return []
+
+
+@pytest.fixture(scope='module')
+def outside():
+    """Every address outside this machine that something here asks for."""
+    asked = []
+    connect = socket.socket.connect
+
+    def watched(self, address):
+        is_internet = self.family in (socket.AF_INET, socket.AF_INET6)
+        if is_internet and not address[0].startswith(('127.', '::1', 'localhost')):
+            asked.append(address)
+            raise ConnectionRefusedError('no network in this test')
+        return connect(self, address)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, 'connect', watched)
+        yield asked
+
+
+@pytest.fixture(scope='module')
+def address(detectors, runs, outside):
+    for detector in detectors.values():
+        detect = detector.detect
+        detector.detect = lambda items, detect=detect: runs.append(1) or detect(items)
+    page = demo.build_page(detectors, score_thr=0.25)
+    yield demo.serve(page, port=None)
+    page.close()
+
+
+def wait_for(page, text):
+    page.wait_for_function(f'document.querySelector({SAID!r})?.value.includes({text!r})')
+    return page.input_value(SAID)
+
+
+def wait_for_scores(page, expected):
+    """Wait until the table's second column begins so; each part of the page comes in its time."""
+    cells = [page.locator(f'[data-testid="cell-{row}-1"]').last for row in range(len(expected))]
+    for _ in range(200):
+        found = [float(cell.inner_text() or 'nan') for cell in cells]
+        if found == pytest.approx(expected, abs=6e-4):
+            return
+        page.wait_for_timeout(100)
+    raise AssertionError(f'{found} in place of {expected}')
+
+
+def test_a_photograph_its_threshold_and_the_choice_of_a_checkpoint(
+    page, real_data, models, address, runs, outside, tmp_path
+):
+    photograph = sorted((real_data('bccd') / 'images').glob('*.jpg'))[0]
+    expected = {}
+    for number, name in enumerate(('first', 'second')):
+        pair = models[2 * number : 2 * number + 2]
+        found = inference.predict(*pair, photograph, tmp_path / name, device='cpu').detections
+        expected[name] = sorted((e['score'] for e in found), reverse=True)
+    middle = round((expected['first'][9] + expected['first'][10]) / 2, 2)
+    urls = []
+    page.on('request', lambda request: urls.append(request.url))
+    page.goto(address)
+    page.set_input_files('input[type=file]', photograph)
+    shown = sum(score >= 0.25 for score in expected['first'])
+    said = wait_for(page, f"{shown} detections in '{photograph.name}' (640 x 480 pixels, ")
+    assert said.endswith(' ms)')
+    first_picture = page.get_attribute('#picture img', 'src')
+    page.wait_for_function("document.querySelector('#picture img')?.naturalWidth === 640")
+
+    fewer = sum(score >= middle for score in expected['first'])
+    assert 0 < fewer < shown
+    beyond = page.locator(f'[data-testid="cell-{fewer}-1"]')
+    beyond.first.wait_for()
+
+    already = len(runs)
+    page.get_by_role('spinbutton').fill(str(middle))
+    page.get_by_role('spinbutton').press('Tab')
+    wait_for(page, f'{fewer} detections')
+    page.wait_for_function(
+        "old => document.querySelector('#picture img')?.src !== old", arg=first_picture
+    )
+    assert len(runs) == already  # the network has not run again
+    wait_for_scores(page, expected['first'][:5])
+    beyond.first.wait_for(state='detached')
+
+    page.get_by_label('second', exact=False).check()
+    more = sum(score >= middle for score in expected['second'])
+    assert more != fewer
+    wait_for(page, f'{more} detections')
+    assert len(runs) == already + 1
+    wait_for_scores(page, expected['second'][:5])
+
+    # nothing but this machine has been asked for, by the page or by the server
+    assert len(urls) > 10 and not outside
+    assert not [url for url in urls if not url.startswith((address, 'data:', 'blob:'))]
+
+
+def test_a_broken_upload_gives_a_sentence_and_the_next_one_works(
+    page, real_data, address, tmp_path
+):
+    (tmp_path / 'broken.jpg').write_bytes(b'\xff\xd8 no image')
+    page.goto(address)
+    page.set_input_files('input[type=file]', tmp_path / 'broken.jpg')
+    said = wait_for(page, 'Not used')
+    assert said == "Not used: 'broken.jpg' cannot be decoded as an image."
+    assert page.locator('#picture img').count() == 0
+    page.set_input_files('input[type=file]', real_data('photos') / 'chelsea.png')
+    assert "in 'chelsea.png' (451 x 300 pixels" in wait_for(page, 'detections')
+
+
+def test_it_is_heard_on_this_machine_alone(address):
+    assert address.startswith('http://127.0.0.1:')
+    port = int(address.rstrip('/').rsplit(':', 1)[1])
+    with socket.create_connection(('127.0.0.1', port), timeout=5):
+        pass
+    for other in ('127.0.0.2', socket.gethostbyname(socket.gethostname())):
+        if other != '127.0.0.1':
+            with pytest.raises(OSError), socket.create_connection((other, port), timeout=5):
+                pass
+
+
+def test_another_host_is_listened_on_where_it_is_asked_for(detectors):
+    page = demo.build_page(detectors)
+    address = demo.serve(page, '127.0.0.2', None)
+    port = int(address.rstrip('/').rsplit(':', 1)[1])
+    with socket.create_connection(('127.0.0.2', port), timeout=5):
+        pass
+    with pytest.raises(OSError), socket.create_connection(('127.0.0.1', port), timeout=5):
+        pass
+    page.close()
+
+
+def test_a_taken_port_is_named(detectors, address):
+    port = int(address.rstrip('/').rsplit(':', 1)[1])
+    with pytest.raises(OSError, match=str(port)):
+        demo.serve(demo.build_page(detectors), port=port)
+
+
+def test_gradio_missing_is_named(detectors, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'gradio', None)
+    with pytest.raises(ConfigError, match=r"needs gradio: pip install 'evit_mm\[demo\]'"):
+        demo.build_page(detectors)
+
+
+def test_rows_are_what_the_json_has(models, detectors, tmp_path):
+    import cv2
+
+    pixels = np.random.default_rng(0).integers(0, 255, (90, 120, 3), np.uint8)
+    cv2.imwrite(str(tmp_path / 'a.png'), pixels)
+    inference.predict(*models[:2], tmp_path / 'a.png', tmp_path / 'out', device='cpu')
+    written = json.loads((tmp_path / 'out' / 'results.json').read_text())
+    detector = next(iter(detectors.values()))
+    found = demo.detect(detector, str(tmp_path / 'a.png'))
+    picture, rows, said = demo.show(found, 0.0)
+    assert picture.shape == (90, 120, 3) and len(rows) == len(written)
+    assert said.startswith(f"{len(rows)} detections in 'a.png' (120 x 90 pixels, ")
+    for row, entry in zip(rows, sorted(written, key=lambda e: -e['score']), strict=True):
+        assert row[1] == pytest.approx(entry['score'], abs=6e-4)
+    classes = sorted((entry['category_name'], round(entry['score'], 3)) for entry in written)
+    assert sorted((row[0], row[1]) for row in rows) == classes
+    bare, nothing, _ = demo.show(found, 1.0)
+    assert nothing == [] and np.array_equal(bare, pixels[..., ::-1])
+    assert demo.show(None, 0.5) == (None, [], '')
+
+
+def test_pictures_too_thin_and_pairs_that_are_none_are_named(models, detectors, tmp_path):
+    Image.new('RGB', (2, 3000)).save(tmp_path / 'a.png')
+    with pytest.raises(DataError, match='2x3000 pixels are too thin'):
+        demo.detect(next(iter(detectors.values())), str(tmp_path / 'a.png'))
+    with pytest.raises(ConfigError, match='give a CONFIG and a CHECKPOINT'):
+        demo.load_detectors(models[:3])
+    with pytest.raises(CheckpointError, match='no.pth'):
+        demo.load_detectors([models[0], 'no.pth'])
+
+
+def test_options_reach_each_detector(models, tmp_path):
+    Image.new('RGB', (96, 80)).save(tmp_path / 'a.png')
+    (detector,) = demo.load_detectors(models[:2], 'cpu', {'model.test_cfg.max_per_img': 3}).values()
+    found = demo.detect(detector, str(tmp_path / 'a.png'))
+    assert len(found.sample.pred_instances) == 3

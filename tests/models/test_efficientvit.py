@@ -1,0 +1,272 @@
+import copy
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from mmengine.registry import MODELS
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from evit_mm.models import VARIANTS, EfficientViT
+from tests.conftest import ROOT, randomise, relative_error
+
+
+def run(model, *size, batch=1):
+    return model(torch.randn(batch, 3, *size))
+
+
+@pytest.mark.parametrize('size', [(16, 16), (17, 23), (64, 64), (5 * 32 + 1, 200), (16, 300)])
+@pytest.mark.parametrize('training', [False, True])
+def test_any_size_gives_the_promised_shapes(tiny, size, training):
+    model = EfficientViT(tiny, out_stem=True).train(training)
+    outs = run(model, *size, batch=2)
+    assert model.strides == (8, 16, 32, 64)
+    assert model.out_channels == (8, 16, 24, 32)
+    for out, channels, stride in zip(outs, model.out_channels, model.strides, strict=True):
+        assert out.shape == (2, channels, -(-size[0] // stride), -(-size[1] // stride))
+        assert torch.isfinite(out).all()
+
+
+@pytest.mark.parametrize('indices', [(0,), (1,), (2,), (0, 2), (0, 1, 2)])
+def test_out_indices_choose_among_the_same_maps(tiny, indices):
+    full = randomise(EfficientViT(tiny)).eval()
+    model = EfficientViT(tiny, out_indices=indices).eval()
+    state = full.state_dict()
+    model.load_state_dict({k: state[k] for k in model.state_dict()})
+    x = torch.randn(1, 3, 96, 64)
+    with torch.no_grad():
+        expected, found = full(x), model(x)
+    assert len(found) == len(indices) == len(model.strides)
+    for index, out in zip(indices, found, strict=True):
+        assert torch.equal(out, expected[index])
+    # nothing is built that no output needs, so DDP finds no unused parameters
+    assert all(int(k[6]) <= indices[-1] + 1 for k in model.state_dict() if k[:6] == 'blocks')
+
+
+def test_the_stem_output_is_the_input_of_its_last_convolution(tiny):
+    model = randomise(EfficientViT(tiny, out_indices=(0,), out_stem=True)).eval()
+    seen = []
+    model.patch_embed[-1].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    assert torch.equal(run(model, 64, 64)[0], seen[0])
+
+
+@pytest.mark.parametrize('stages', [-1, 0, 1, 2, 3])
+def test_frozen_stages_keep_weights_and_statistics(tiny, stages):
+    model = EfficientViT(tiny, frozen_stages=stages)
+    randomise(model)
+    assert model.train() is model
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if parameters:
+        optimizer = torch.optim.SGD(parameters, lr=0.1)
+        sum(out.square().mean() for out in run(model, 64, 64, batch=2)).backward()
+        optimizer.step()
+    parts = ['patch_embed', 'blocks1', 'blocks2', 'blocks3']
+    frozen = set(parts[: stages + 1])
+    for name, tensor in model.state_dict().items():
+        if name.endswith('attention_biases'):
+            continue  # moves little; the gradient below decides
+        assert torch.equal(tensor, before[name]) == (name.split('.')[0] in frozen), name
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is None) == (name.split('.')[0] in frozen), name
+
+
+@pytest.mark.parametrize('norm_eval', [False, True])
+def test_norm_eval_keeps_statistics_but_trains_weights(tiny, norm_eval):
+    model = EfficientViT(tiny, norm_eval=norm_eval).train()
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
+    before = [norm.running_mean.clone() for norm in norms]
+    sum(out.sum() for out in run(model, 64, 64, batch=2)).backward()
+    same = [torch.equal(n.running_mean, b) for n, b in zip(norms, before, strict=True)]
+    assert all(same) if norm_eval else not any(same)
+    assert all(norm.weight.grad is not None for norm in norms)
+    assert not any(m.training for m in model.eval().modules())
+
+
+def test_drop_path_drops_more_with_depth_and_only_while_training(tiny):
+    model = EfficientViT(tiny, drop_path_rate=0.6)
+    rates = [m.drop_path_rate for m in model.modules() if hasattr(m, 'drop_path_rate')]
+    assert rates[0] == 0 and max(rates) == rates[-1] == 0.6
+    randomise(model)
+    x = torch.randn(2, 3, 64, 64)
+    model.train()
+    for norm in model.modules():
+        if isinstance(norm, _BatchNorm):
+            norm.eval()
+    assert not torch.equal(model(x)[2], model(x)[2])
+    model.eval()
+    assert torch.equal(model(x)[2], model(x)[2])
+    model.train()
+    # on average, dropping and rescaling changes nothing at the last branch
+    branch = model.blocks3[-1].ffn1.eval()
+    y = torch.randn(1, 32, 2, 2)
+    exact = branch(y)
+    branch.train()
+    branch.m.eval()
+    mean = torch.stack([branch(y) for _ in range(4000)]).mean(0)
+    assert relative_error(mean, exact) < 0.1
+
+
+def test_with_cp_changes_neither_gradients_nor_statistics(tiny):
+    plain = randomise(EfficientViT(tiny)).train()
+    saving = EfficientViT(tiny, with_cp=True).train()
+    saving.load_state_dict(plain.state_dict())
+    kept = {}
+    x = torch.randn(2, 3, 64, 64)
+    for name, model in (('plain', plain), ('saving', saving)):
+        saved = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t, saved=saved: saved.append(t.numel()) or t, lambda t: t
+        ):
+            loss = sum(out.square().mean() for out in model(x))
+        loss.backward()
+        kept[name] = sum(saved)
+    for (name, a), b in zip(plain.named_parameters(), saving.parameters(), strict=True):
+        assert relative_error(b.grad, a.grad) < 1e-5, name
+    for name, tensor in plain.state_dict().items():
+        assert torch.allclose(saving.state_dict()[name], tensor, atol=1e-6), name
+    assert kept['saving'] < 0.5 * kept['plain']
+
+
+def test_in_channels_and_window_sizes_reach_the_network(tiny):
+    model = EfficientViT(tiny, in_channels=5, window_sizes=(3, 5, 4)).eval()
+    assert model(torch.randn(1, 5, 64, 64))[2].shape == (1, 32, 1, 1)
+    sides = [
+        model.state_dict()[f'blocks{s}.{b}.mixer.m.attn.attention_biases'].shape[1]
+        for s, b in ((1, 0), (2, 3), (3, 3))
+    ]
+    assert sides == [9, 25, 16]
+
+
+@pytest.mark.parametrize(
+    ('kwargs', 'error', 'message'),
+    [
+        ({'arch': 'm9'}, KeyError, 'unknown arch'),
+        ({'out_indices': (3,)}, ValueError, 'out_indices must be increasing stages'),
+        ({'out_indices': ()}, ValueError, 'out_indices'),
+        ({'out_indices': (2, 1)}, ValueError, 'increasing'),
+        ({'out_indices': (1, 1)}, ValueError, 'increasing'),
+        ({'out_indices': 1}, ValueError, 'increasing'),
+        ({'frozen_stages': 4}, ValueError, 'frozen_stages'),
+        ({'frozen_stages': -2}, ValueError, 'frozen_stages'),
+        ({'frozen_stages': 3, 'out_indices': (0, 1)}, ValueError, 'up to 2'),
+        ({'drop_path_rate': 1.0}, ValueError, 'drop_path_rate'),
+        ({'in_channels': 0}, ValueError, 'in_channels'),
+        ({'window_sizes': (7, 7)}, ValueError, 'window_sizes must have 3 entries'),
+        ({'window_sizes': 7}, TypeError, 'window_sizes'),
+    ],
+)
+def test_bad_arguments_are_named(kwargs, error, message):
+    with pytest.raises(error, match=message):
+        EfficientViT(**kwargs)
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_mixed_precision_stays_near_float32(tiny, dtype):
+    model = randomise(EfficientViT(tiny)).eval()
+    x = torch.randn(1, 3, 96, 96)
+    with torch.no_grad():
+        expected = model(x)
+        with torch.autocast('cpu', dtype=dtype):
+            found = model(x)
+        cast = copy.deepcopy(model).to(dtype)
+        whole = cast(x.to(dtype))
+    for out, low, lower in zip(expected, found, whole, strict=True):
+        assert relative_error(low, out) < 0.05
+        assert lower.dtype == dtype and relative_error(lower, out) < 0.1
+
+
+def test_amp_trains(tiny):
+    model = EfficientViT(tiny).train()
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        loss = sum(out.float().square().mean() for out in run(model, 64, 64, batch=2))
+    loss.backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+def test_loading_after_eval_is_not_stale_and_copies_are_independent(tiny):
+    trained = randomise(EfficientViT(tiny)).eval()
+    model = EfficientViT(tiny).eval()
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        model(x)
+        model.load_state_dict(trained.state_dict())
+        assert torch.equal(model(x)[2], trained(x)[2])
+        twin = copy.deepcopy(model)
+        model.blocks3[3].mixer.m.attn.attention_biases.add_(3.0)
+        assert torch.equal(twin(x)[2], trained(x)[2])
+        assert not torch.equal(model(x)[2], trained(x)[2])
+
+
+def test_sync_batchnorm_conversion_keeps_names_freezing_and_results(tiny):
+    model = randomise(EfficientViT(tiny, frozen_stages=1, norm_eval=True)).eval()
+    names = set(model.state_dict())
+    x = torch.randn(1, 3, 64, 64)
+    expected = model(x)[2]
+    converted = torch.nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(model))
+    assert set(converted.state_dict()) == names
+    assert torch.equal(converted(x)[2], expected)
+    converted.train()
+    assert not any(m.training for m in converted.modules() if isinstance(m, _BatchNorm))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('training', [False, True])
+def test_compiles_whole_and_computes_the_same(tiny, training):
+    """One graph without breaks, the same outputs and gradients."""
+    model = randomise(EfficientViT({**tiny, 'depths': (1, 1, 1)})).train(training)
+    compiled = torch.compile(copy.deepcopy(model), backend='eager', fullgraph=True, dynamic=False)
+    x = torch.randn(2, 3, 64, 64)
+    losses = [sum(out.square().mean() for out in m(x)) for m in (model, compiled)]
+    for loss in losses:
+        loss.backward()
+    assert relative_error(losses[1], losses[0]) < 1e-5
+    for (name, a), b in zip(model.named_parameters(), compiled.parameters(), strict=True):
+        assert relative_error(b.grad, a.grad) < 1e-4, name
+
+
+def test_state_dict_names_are_the_authors():
+    names = set(EfficientViT('m4').state_dict())
+    # 699 in the authors' file: 4 of the head's BatchNorm, its counter, 2 of its linear layer, and
+    # one index buffer per block
+    assert len(names) == 699 - 7 - sum(VARIANTS['m4'].depths)
+    for name in (
+        'patch_embed.6.bn.running_var',
+        'blocks1.0.dw0.m.c.weight',
+        'blocks1.0.ffn1.m.pw2.bn.weight',
+        'blocks1.0.mixer.m.attn.qkvs.3.c.weight',
+        'blocks2.0.0.m.c.weight',
+        'blocks2.0.1.m.pw1.c.weight',
+        'blocks2.1.se.fc2.bias',
+        'blocks3.2.1.m.pw2.bn.bias',
+        'blocks3.5.mixer.m.attn.attention_biases',
+        'blocks3.5.mixer.m.attn.proj.1.c.weight',
+        'blocks3.5.mixer.m.attn.dws.0.c.weight',
+    ):
+        assert name in names
+
+
+def test_registered_for_every_library_without_importing_one(tiny):
+    assert isinstance(MODELS.build({'type': 'EfficientViT', 'arch': tiny}), EfficientViT)
+    code = (
+        'import sys, evit_mm.models\n'
+        'heavy = {"mmdet", "mmpretrain", "mmseg", "timm"} & set(sys.modules)\n'
+        'assert not heavy, heavy\n'
+    )
+    env = {**os.environ, 'PYTHONPATH': str(ROOT)}
+    subprocess.run([sys.executable, '-c', code], check=True, env=env)
+
+
+@pytest.mark.parametrize('library', ['mmdet', 'mmpretrain'])
+def test_builds_by_name_in_the_libraries(tiny, library):
+    registry = pytest.importorskip(f'{library}.registry')
+    from mmengine.registry import DefaultScope
+
+    with DefaultScope.overwrite_default_scope(library):
+        model = registry.MODELS.build({'type': 'EfficientViT', 'arch': tiny})
+        neck = registry.MODELS.build(
+            {'type': 'EfficientViTFPN', 'in_channels': [16], 'out_channels': 8, 'num_outs': 2}
+        )
+    assert isinstance(model, EfficientViT)
+    assert neck.num_outs == 2

@@ -1,0 +1,782 @@
+"""The report: its figures against COCO's and naive loops, and the page in a real browser."""
+
+import contextlib
+import io
+import json
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from evit_mm.data import make_shapes
+from evit_mm.errors import ConfigError, DataError
+from evit_mm.evaluation import boxes, tide
+from evit_mm.evaluation.synthetic_detections import synthetic_detections
+from evit_mm.report import analysis, detections, pictures, runs, write_report
+from evit_mm.report import page as page_module
+from evit_mm.runner.work_dir import find_checkpoint
+from tests.conftest import ROOT
+from tests.docs.test_pages import blocks
+from tests.runner.test_train import write_config
+
+HOSTILE = [
+    '</script><script>window.hacked = 1</script>',
+    '<img src=x onerror="window.hacked = 2">',
+    '{{ 7 * 7 }} & "quotes\' -->',
+]
+
+
+def read(truth, found, name='made'):
+    classes = [category['name'] for category in truth['categories']]
+    things = boxes.read_truth(json.dumps(truth), name, '.', classes)
+    return things, boxes.read_found(found, things)
+
+
+def analysed(truth, found):
+    return analysis.analyse_detections(*read(truth, found))
+
+
+def a_case(objects, found, classes=2):
+    """One image; objects ``(class, box[, crowd])``, detections ``(class, box, score)``."""
+    truth = {
+        'images': [{'id': 7, 'file_name': 'a.jpg', 'width': 100, 'height': 100}],
+        'categories': [{'id': 10 + i, 'name': f'class {i}'} for i in range(classes)],
+        'annotations': [
+            {
+                'id': i,
+                'image_id': 7,
+                'category_id': 10 + k,
+                'bbox': box,
+                'area': box[2] * box[3],
+                'iscrowd': int(bool(crowd)),
+            }
+            for i, (k, box, *crowd) in enumerate(objects)
+        ],
+    }
+    results = [
+        {'image_id': 7, 'category_id': 10 + k, 'bbox': box, 'score': score}
+        for k, box, score in found
+    ]
+    return truth, results
+
+
+# ---- errors after TIDE
+
+A, B, FAR = [0, 0, 10, 10], [40, 40, 10, 10], [80, 80, 10, 10]
+SHIFTED = [0, 5, 10, 10]  # IoU 1/3 with A
+HALF = 51 / 101  # of two objects one found: COCO's 101 points up to recall 0.5
+
+
+@pytest.mark.parametrize(
+    ('objects', 'found', 'kinds', 'missed', 'ap', 'cost'),
+    [
+        ([(0, A)], [(0, A, 0.9)], [tide.RIGHT], 0, 1, {}),
+        ([(0, A)], [(1, A, 0.9)], [tide.CLASSIFICATION], 0, 0, {'classification': 1}),
+        ([(0, A)], [(0, SHIFTED, 0.9)], [tide.LOCALISATION], 0, 0, {'localisation': 1}),
+        # to suppress it gains nothing, and the object is missed all the same
+        ([(0, A), (0, B)], [(1, SHIFTED, 0.9), (0, B, 0.8)], [tide.BOTH, -1], 1, HALF,
+         {'missed': 1 - HALF}),
+        # a missed object that is not counted leaves a false detection where it is
+        ([(0, A)], [(0, FAR, 0.9)], [tide.FALSE_ALARM], 1, 0, {}),
+        ([(0, A)], [(0, FAR, 0.9), (0, A, 0.8)], [tide.FALSE_ALARM, -1], 0, 0.5,
+         {'background': 0.5}),
+        ([(0, A), (0, B)], [(0, A, 0.9), (0, A, 0.8), (0, B, 0.7)],
+         [-1, tide.DUPLICATE, -1], 0, (51 + 50 * 2 / 3) / 101,
+         {'duplicate': 1 - (51 + 50 * 2 / 3) / 101}),
+        ([(0, A), (0, B)], [(0, A, 0.9)], [-1], 1, HALF, {'missed': 1 - HALF}),
+        # of a class without detections, hotcoco's AP is 0 whatever is missed
+        ([(0, A)], [], [], 1, 0, {}),
+        # the surer of two that are about one object is mended, the other goes
+        ([(0, A)], [(0, SHIFTED, 0.9), (0, [5, 0, 10, 10], 0.8)], [tide.LOCALISATION] * 2, 0, 0,
+         {'localisation': 1}),
+        # an object that is found needs no mending: the false one just goes
+        ([(0, A)], [(0, SHIFTED, 0.9), (0, A, 0.8)], [tide.LOCALISATION, -1], 0, 0.5,
+         {'localisation': 0.5}),
+        # in a crowd nothing is counted, unless it is of another class
+        ([(0, A), (0, B, True)], [(0, [42, 42, 4, 4], 0.95), (0, A, 0.9)], [tide.IGNORED, -1], 0,
+         1, {}),
+        ([(0, A), (1, B, True)], [(0, [42, 42, 4, 4], 0.95), (0, A, 0.9)],
+         [tide.FALSE_ALARM, -1], 0, 0.5, {'background': 0.5}),
+        # nor is an object that overlaps a crowd badly placed
+        ([(0, A), (0, B, True)], [(0, [40, 47, 10, 10], 0.95), (0, A, 0.9)],
+         [tide.FALSE_ALARM, -1], 0, 0.5, {'background': 0.5}),
+        # a class without objects is not in the mean, one without detections is
+        ([(0, A)], [(0, A, 0.9), (1, FAR, 0.8)], [-1, tide.FALSE_ALARM], 0, 1, {}),
+        ([(0, A), (1, B)], [(0, A, 0.9)], [-1], 1, 0.5, {}),
+    ],
+)  # fmt: skip
+def test_each_kind_of_error_and_its_cost_by_hand(objects, found, kinds, missed, ap, cost):
+    mine = analysed(*a_case(objects, found))
+    assert mine.errors.kind.tolist() == kinds
+    assert mine.tide['counts']['Miss'] == missed
+    assert mine.tide['ap_base'] == pytest.approx(ap)
+    expected = [100 * cost.get(kind, 0) for kind in tide.KINDS]
+    assert mine.costs == pytest.approx(expected)
+
+
+def counted(errors):
+    kinds = np.bincount(errors.kind[errors.kind >= 0], minlength=len(tide.KINDS) - 1)
+    return dict(zip(tide.NAMES, kinds.tolist(), strict=False))
+
+
+@pytest.mark.parametrize('seed', range(7))
+def test_each_detection_is_of_the_kind_that_is_counted(seed):
+    """With crowds, equal scores and equal boxes."""
+    truth, found = synthetic_detections(40, num_classes=6, seed=seed)
+    found += [{**detection, 'category_id': 1} for detection in found[::7]]
+    mine = analysed(truth, found)
+    kinds = counted(mine.errors)
+    assert kinds == {name: mine.tide['counts'][name] for name in kinds}
+    assert (mine.errors.kind == tide.IGNORED).any()
+
+
+@pytest.mark.parametrize('case', [0, 1])
+def test_errors_and_costs_are_those_of_the_authors_tool(case):
+    golden = json.loads((ROOT / 'tests' / 'golden' / 'tide_golden.json').read_text())['cases'][case]
+    truth, found = synthetic_detections(*golden['made_detections'])
+    truth['annotations'] = [a for a in truth['annotations'] if not a['iscrowd']]
+    for place, detection in enumerate(found):
+        detection['score'] += place * 1e-8
+    mine = analysed(truth, found)
+    assert 100 * mine.tide['ap_base'] == pytest.approx(golden['AP50'], abs=1e-9)
+    assert mine.tide['counts'] == golden['counts']
+    assert counted(mine.errors).items() <= golden['counts'].items()  # of each detection too
+    assert mine.costs == pytest.approx([golden['lost'][name] for name in tide.NAMES], abs=1e-9)
+    gained, special = mine.tide['delta_ap'], golden['special']
+    assert 100 * gained['FP'] == pytest.approx(special['FalsePos'], abs=1e-9)
+    assert 100 * gained['FN'] == pytest.approx(special['FalseNeg'], abs=1e-9)
+
+
+# ---- COCO's figures, confusion and calibration
+
+
+def naive_iou(a, b, crowd):
+    width = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
+    height = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
+    shared = max(width, 0) * max(height, 0)
+    return shared / (a[2] * a[3] if crowd else a[2] * a[3] + b[2] * b[3] - shared)
+
+
+@pytest.fixture(scope='module')
+def small():
+    """Twenty made images with distinct scores, and what is said of them."""
+    truth, found = synthetic_detections(20, num_classes=4, seed=5)
+    for place, detection in enumerate(found):
+        detection['score'] += place * 1e-7
+    return truth, found, analysed(truth, found)
+
+
+def test_twelve_figures_classes_and_curves_are_pycocotools(small):
+    truth, found, mine = small[0], small[1], small[2].figures
+    with contextlib.redirect_stdout(io.StringIO()):
+        api = COCO()
+        api.dataset = json.loads(json.dumps(truth))
+        api.createIndex()
+        theirs = COCOeval(api, api.loadRes(json.loads(json.dumps(found))), 'bbox')
+        theirs.evaluate()
+        theirs.accumulate()
+        theirs.summarize()
+    precision = theirs.eval['precision'][..., 0, -1]
+    assert list(mine.twelve) == theirs.stats.tolist()
+    assert mine.ap == pytest.approx(precision.mean((0, 1)), abs=1e-12)
+    assert mine.ap50 == pytest.approx(precision[0].mean(0), abs=1e-12)
+    assert mine.curves['0.50'] == pytest.approx(precision[0].mean(1), abs=1e-12)
+    assert mine.curves['0.75'] == pytest.approx(precision[5].mean(1), abs=1e-12)
+    assert mine.curves['0.50 to 0.95'] == pytest.approx(precision.mean((0, 2)), abs=1e-12)
+
+
+def test_confusion_and_f1_of_images_against_naive_loops(small):
+    """From the working score on; what lies in a crowd does not count."""
+    truth, found, mine = small
+    confusion = np.zeros((5, 5), int)
+    f1 = []
+    for image in truth['images']:
+        objects = [a for a in truth['annotations'] if a['image_id'] == image['id']]
+        crowds = [a for a in objects if a['iscrowd']]
+        own = [
+            d for d in sorted(found, key=lambda d: -d['score'])
+            if d['image_id'] == image['id'] and d['score'] >= mine.working_score
+        ]  # fmt: skip
+        hits = naive_matches(own, objects, of_class=True)
+        own = [
+            d for d in own
+            if id(d) in hits or not any(
+                naive_iou(d['bbox'], c['bbox'], True) >= 0.5
+                for c in crowds if c['category_id'] == d['category_id']
+            )
+        ]  # fmt: skip
+        number = len(own) + len(objects) - len(crowds)
+        f1.append(2 * len(hits) / number if number else 1)
+        matches = naive_matches(own, objects, of_class=False)
+        for d in own:
+            thing = matches.get(id(d), {'category_id': 5})
+            confusion[thing['category_id'] - 1, d['category_id'] - 1] += 1
+        taken = [a['id'] for a in matches.values()]
+        for a in objects:
+            if not a['iscrowd'] and a['id'] not in taken:
+                confusion[a['category_id'] - 1, 4] += 1
+    assert mine.confusion.tolist() == confusion.tolist()
+    assert confusion[:4, :4].trace() > 20 and confusion.sum() - confusion[:4, :4].trace() > 20
+    assert mine.f1 == pytest.approx(f1) and len(set(f1)) > 8
+
+
+def naive_matches(detections, objects, of_class):
+    """Return the object of each detection: the surest takes the free one that it overlaps most."""
+    free = [a for a in objects if not a['iscrowd']]
+    matches = {}
+    for d in detections:
+        fits = [
+            (naive_iou(d['bbox'], a['bbox'], False), -a['id'], a) for a in free
+            if not of_class or a['category_id'] == d['category_id']
+        ]  # fmt: skip
+        iou, _, thing = max(fits, default=(0, 0, None), key=lambda fit: fit[:2])
+        if iou >= 0.5:
+            matches[id(d)] = thing
+            free.remove(thing)
+    return matches
+
+
+def test_calibration_and_the_best_score_against_naive_loops(small):
+    mine = small[2]
+    seen, right = mine.found, mine.errors.kind == tide.RIGHT
+    counted = np.flatnonzero(mine.errors.kind != tide.IGNORED)
+    gaps = 0
+    for place in range(10):
+        own = [d for d in counted if place / 10 <= seen.score[d] < (place + 1) / 10]
+        score, share = np.mean(seen.score[own]), np.mean(right[own])
+        part = mine.calibration['bins'][place]
+        assert part['count'] == len(own)
+        assert part['avg_confidence'] == pytest.approx(score)
+        assert part['avg_accuracy'] == pytest.approx(share)
+        gaps += len(own) / len(counted) * abs(score - share)
+    assert mine.calibration['ece'] == pytest.approx(gaps)
+
+    def f1(threshold):
+        sure = [d for d in counted if seen.score[d] >= threshold]
+        return 2 * right[sure].sum() / (len(sure) + mine.truth.objects.sum())
+
+    best = max(seen.score, key=f1)
+    assert best - 0.01 < mine.working_score <= best
+
+
+def test_nothing_found_and_no_object_are_no_number_and_no_crash():
+    truth, _ = a_case([(0, A)], [])
+    nothing = analysed(truth, [])
+    assert nothing.figures.twelve[0] == 0 and np.isnan(nothing.figures.ap[1])
+    assert nothing.calibration['num_detections'] == nothing.working_score == 0
+    assert nothing.confusion[0].tolist() == [0, 0, 1]
+    assert nothing.f1.tolist() == [0]
+    truth['annotations'] = []
+    empty = analysed(truth, [])
+    assert np.isnan(empty.figures.twelve[0]) and empty.f1.tolist() == [1]
+
+
+# ---- reading
+
+
+def test_a_file_that_is_not_cocos_is_named():
+    truth, _ = a_case([(0, A)], [])
+    del truth['annotations'][0]['bbox']
+    for content in (json.dumps(truth), '{'):
+        with pytest.raises(DataError, match="a.json' is not in COCO's format"):
+            boxes.read_truth(content, 'a.json', '.', ['class 0'])
+
+
+def test_truth_with_absent_classes_and_of_some_images():
+    truth, _ = synthetic_detections(5, num_classes=3)
+    content, names = json.dumps(truth), ['class 2', 'nowhere', 'class 1']
+    things = boxes.read_truth(content, 'a', '.', names)
+    assert things.objects[1] == 0 and things.objects[[0, 2]].sum() > 0
+    for indices, expected in ((2, [1, 2]), (-2, [4, 5]), ([0, 3], [1, 4])):
+        some = boxes.read_truth(content, 'a', '.', names, indices)
+        assert [image['id'] for image in some.images] == expected
+        assert set(some.image.tolist()) <= {0, 1}
+
+
+def write_run(folder, config='model = dict()\n', lines=(), summary=None):
+    logs = folder / '20260101_000000' / 'vis_data'
+    logs.mkdir(parents=True)
+    (folder / 'tiny.py').write_text(config)
+    (logs / 'scalars.json').write_text('\n'.join(lines))
+    if summary is not None:
+        (folder / 'summary.json').write_text(json.dumps(summary))
+    return folder
+
+
+def train_line(step, loss, **more):
+    return json.dumps({'loss': loss, 'lr': 0.1, 'iter': step, 'epoch': 1, 'step': step, **more})
+
+
+def test_curves_of_a_run_that_was_resumed_and_one_that_is_writing(tmp_path):
+    lines = [train_line(step, float(step)) for step in (10, 20, 30)]
+    lines += ['{"coco/bbox_mAP": 0.25, "step": 1}', '', train_line(40, float('nan'))]
+    folder = write_run(tmp_path / 'run', lines=lines)
+    second = folder / '20260102_000000' / 'vis_data'
+    second.mkdir(parents=True)
+    later = [train_line(20, 7.0), '{"coco/bbox_mAP": -1, "step": 2}', '{"loss": 1.0, "ste']
+    (second / 'scalars.json').write_text('\n'.join(later))
+    run = runs.read_runs([folder])[0]
+    assert run.steps['loss'] == [(10, 10.0), (20, 7.0)]  # 30 and 40 were before the resumption
+    assert run.ap == [(1, 0.25)] and run.best == (1, 0.25)
+    assert run.notes == ['Lines of its scalars.json that are not whole are left out: 1.']
+
+
+def test_what_a_run_says_of_how_it_was_made(tmp_path):
+    summary = {
+        'finished': True, 'seconds': 432.0, 'peak_memory_mib': {'ram': 2048.0, 'gpu': None},
+        'command': ['tools/train.py', 'a.py'], 'seed': 3, 'commit': 'abc',
+        'versions': {'torch': '2'}, 'host': {'cores': 2, 'cpu': 'X', 'gpu': None},
+    }  # fmt: skip
+    folders = [
+        write_run(tmp_path / 'a', summary=summary),
+        write_run(tmp_path / 'b', 'randomness = dict(seed=9)\n', summary=['?']),
+    ]
+    told, bare = (run.facts() for run in runs.read_runs(folders))
+    assert told == {
+        'config': 'tiny.py', 'state': 'finished', 'best evaluation': 'not recorded',
+        'command': 'tools/train.py a.py', 'seed': '3', 'training time': '0:07:12',
+        'peak memory': 'RAM 2.00 GiB', 'commit': 'abc',
+        'versions': 'torch 2', 'machine': 'cores: 2, cpu: X',
+    }  # fmt: skip
+    assert bare['seed'] == '9' and bare['peak memory'] == 'not recorded'
+    assert bare['training time'] == bare['commit'] == bare['versions'] == 'not recorded'
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path):
+    folders = [write_run(tmp_path / parent / 'run') for parent in ('a', 'b')]
+    assert [run.name for run in runs.read_runs(folders)] == list(map(str, folders))
+    assert runs.read_runs(folders[:1])[0].name == 'run'
+
+
+def test_best_checkpoint_then_the_one_pointed_at_then_the_newest(tmp_path):
+    assert find_checkpoint(tmp_path) is None
+    (tmp_path / 'weights.pth').touch()  # of tools/compare.py
+    assert find_checkpoint(tmp_path).name == 'weights.pth'
+    (tmp_path / 'epoch_1.pth').touch()
+    (tmp_path / 'epoch_2.pth').touch()
+    (tmp_path / 'last_checkpoint').write_text('/gone/epoch_1.pth')
+    assert find_checkpoint(tmp_path).name == 'epoch_1.pth'
+    (tmp_path / 'last_checkpoint').write_text('/gone/epoch_9.pth')
+    assert find_checkpoint(tmp_path).name == 'epoch_2.pth'
+    (tmp_path / 'best_coco_bbox_mAP_epoch_1.pth').touch()
+    assert find_checkpoint(tmp_path).name == 'best_coco_bbox_mAP_epoch_1.pth'
+
+
+def test_what_is_no_training_is_named(tmp_path):
+    (tmp_path / 'empty').mkdir()
+    for name in ('nowhere', 'empty'):
+        with pytest.raises(DataError, match=f"{name}' is not a work dir"):
+            write_report([tmp_path / name], tmp_path / 'out')
+    broken = write_run(tmp_path / 'broken', 'model = dict(\n')
+    with pytest.raises(ConfigError, match=r'tiny\.py.*cannot be read'):
+        write_report([broken], tmp_path / 'out')
+    run = write_run(tmp_path / 'run')
+    with pytest.raises(DataError, match='given twice'):
+        write_report([run, run], tmp_path / 'out')
+    with pytest.raises(ConfigError, match='--compare takes two'):
+        write_report([run], tmp_path / 'out', compare=True)
+    with pytest.raises(ConfigError, match='1 to 8'):
+        write_report([run] * 9, tmp_path / 'out')
+    (tmp_path / 'file').touch()
+    with pytest.raises(ConfigError, match='cannot be written'):
+        write_report([run], tmp_path / 'file')
+    assert not (tmp_path / 'out').exists()
+
+
+def test_the_tool_says_an_error_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, 'argv', ['report.py', str(tmp_path / 'nowhere')])
+    with pytest.raises(SystemExit, match="^error: '.*nowhere' is not a work dir"):
+        runpy.run_path(str(ROOT / 'tools' / 'report.py'), run_name='__main__')
+
+
+def test_make_look_draws_trains_on_and_reports():
+    done = subprocess.run(
+        ['make', '-n', 'look', 'VENV=env'], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    steps = ['tools/make_shapes.py data/shapes', '--seed 0 --work-dir W --resume',
+             'tools/report.py W -o report', 'xdg-open report/index.html']  # fmt: skip
+    text = done.stdout.replace('work_dirs/retinanet_evit_m4_shapes', 'W')
+    places = [text.index(step) for step in steps]
+    assert places == sorted(places)
+
+
+# ---- the page
+
+CONFIG = """
+_base_ = {base!r}
+data = dict(data_root={data!r}, metainfo=dict(classes={classes!r}), {extra})
+val_dataloader = dict(dataset=data)
+val_evaluator = dict(ann_file={data!r} + '/annotations/instances_val.json')
+optim_wrapper = dict(optimizer=dict(lr={lr}))
+"""
+
+
+@pytest.fixture
+def make_run(tmp_path, monkeypatch):
+    """Return a function that makes a work dir whose detections are made instead of detected."""
+    base = str(ROOT / 'configs' / 'retinanet_evit_m4_shapes.py')
+
+    def make(name, classes=('a', 'b', 'c', 'd'), num_images=12, seed=0, lr=0.001, names=None,
+             data=None, noise=0, kept=1.0, extra=''):  # fmt: skip
+        truth, found = synthetic_detections(num_images, len(classes), seed)
+        data = data or tmp_path / f'data_{name}'
+        for category, label in zip(truth['categories'], classes, strict=True):
+            category['name'] = label
+        for image, file_name in zip(truth['images'], names or [], strict=False):
+            image['file_name'] = file_name
+        if not data.exists():
+            (data / 'annotations').mkdir(parents=True)
+            (data / 'annotations' / 'instances_val.json').write_text(json.dumps(truth))
+            (data / 'val').mkdir()
+        rng = np.random.default_rng(0)
+        for image in truth['images']:
+            pixels = rng.integers(120 - noise, 121 + noise, (96, 128, 3)).astype(np.uint8)
+            _, encoded = cv2.imencode('.png', pixels)
+            (data / 'val' / image['file_name']).write_bytes(encoded.tobytes())
+        lines = [train_line(s, 2 / s, loss_cls=1 / s, loss_bbox=1 / s) for s in range(10, 200, 10)]
+        lines += [f'{{"coco/bbox_mAP": {0.1 * e}, "step": {e}}}' for e in (1, 2)]
+        config = CONFIG.format(
+            base=base, data=str(data), classes=tuple(classes), lr=lr, extra=extra
+        )
+        folder = write_run(tmp_path / name, config, lines)
+        (folder / 'epoch_2.pth').write_bytes(name.encode())
+        results[name.encode()] = [d for d in found if rng.random() < kept]
+        return folder
+
+    results, calls = {}, []
+
+    def evaluate(cfg, checkpoint, device):
+        calls.append((checkpoint.name, device))
+        return results[checkpoint.read_bytes()]
+
+    monkeypatch.setattr(detections, '_evaluate', evaluate)
+    make.calls = calls
+    return make
+
+
+def opened(browser_page, path):
+    requests = []
+    browser_page.on('request', lambda request: requests.append(request.url))
+    browser_page.goto(path.as_uri())
+    assert [url for url in requests if not url.startswith('data:')] == [path.as_uri()]
+    return browser_page
+
+
+def test_the_page_of_one_training_in_a_browser(make_run, tmp_path, page):
+    run = make_run('run')
+    path = write_report([run], tmp_path / 'out', device='cpu')
+    assert make_run.calls == [('epoch_2.pth', 'cpu')]
+    assert path.stat().st_size < 5_000_000
+    opened(page, path)
+
+    charts = page.locator('.chart')
+    assert charts.count() == 9
+    for place in range(charts.count()):
+        box = charts.nth(place).locator('svg').first.bounding_box()
+        assert box['width'] > 150 and box['height'] > 40
+    links = page.locator('nav a')
+    assert links.all_inner_texts() == [
+        'Summary', 'Training', 'Classes', 'Errors', 'Confusion', 'Scores', 'Worst images',
+        'How it was made',
+    ]  # fmt: skip
+    for link in links.all():
+        assert page.locator(f'section{link.get_attribute("href")}').count() == 1
+
+    made = detections.detect(runs.read_runs([run])[0])
+    found = analysis.analyse_detections(made.truth, made.found)
+    cells = page.locator('#summary tbody td').all_inner_texts()
+    assert cells == [f'{value:.3f}' for value in found.figures.twelve]
+    rows = page.locator('#errors tbody tr').all_inner_texts()
+    for row, kind, cost, name in zip(rows, tide.KINDS, found.costs, tide.NAMES, strict=False):
+        assert row.split('\t')[:3] == [kind, f'{cost:.2f}', str(found.tide['counts'][name])]
+    page.locator('#classes summary').click()
+    classes = page.locator('#classes tbody tr').all_inner_texts()
+    expected = [found.figures.ap[i] for i in np.argsort(-found.figures.ap)]
+    assert [float(row.split('\t')[2]) for row in classes] == pytest.approx(expected, abs=6e-4)
+    # names and figures of the bars are text
+    bars = page.locator('#classes .chart svg').first.text_content()
+    assert all(f'{value:.3f}' in bars for value in expected)
+
+
+def test_filters_show_the_images_with_that_mistake(make_run, tmp_path, page):
+    opened(page, write_report([make_run('run')], tmp_path / 'out'))
+    cards = page.locator('.card')
+    f1 = [float(text.split()[1]) for text in page.locator('.card h4 span').all_inner_texts()]
+    assert len(f1) > 5 and f1 == sorted(f1)
+    tags = [card.locator('.tags').inner_text() for card in cards.all()]
+    pairs = [card.get_attribute('data-mistakes') for card in cards.all()]
+    for kind in ('missed', 'background'):
+        page.locator('select[name=kind]').select_option(label=kind)
+        seen = [card.is_visible() for card in cards.all()]
+        assert seen == [kind in tag for tag in tags]
+        assert 0 < sum(seen) < len(seen) or all(kind in tag for tag in tags)
+        assert page.locator('.shown').inner_text() == f'{sum(seen)} of {len(seen)} images'
+    page.locator('select[name=label]').select_option(label='b')
+    kind = page.locator('select[name=kind]').input_value()
+    seen = [card.is_visible() for card in cards.all()]
+    assert seen == [f'{kind}:1' in pair.split() for pair in pairs]
+    for name in ('kind', 'label'):
+        page.locator(f'select[name={name}]').select_option('')
+    assert all(card.is_visible() for card in cards.all())
+
+    slider = page.locator('input[name=score]')
+    for score in ('0.9', '0'):
+        slider.fill(score)
+        shown = page.evaluate(
+            """() => [...document.querySelectorAll('[data-score]')].map(
+                (box) => [Number(box.dataset.score), box.style.display !== 'none'])"""
+        )
+        assert all(visible == (own >= float(score)) for own, visible in shown)
+        states = page.evaluate(
+            """() => [...document.querySelectorAll('[data-found]')].map((box) =>
+                [Number(box.dataset.found), box.querySelector('.is-right') !== null])"""
+        )
+        assert len(states) > 5
+        assert all(right == (own >= float(score)) for own, right in states)
+
+
+def test_hostile_names_are_text(make_run, tmp_path, page):
+    run = make_run(
+        '<img src=x onerror=hacked()>', (*HOSTILE, 'd'), names=['<b>x.png', "';alert(1);'.png"]
+    )
+    with (run / 'tiny.py').open('a') as config:
+        config.write(f'note = {HOSTILE[0]!r}\n')
+    page.on('dialog', lambda dialog: pytest.fail(dialog.message))
+    opened(page, write_report([run], tmp_path / 'out'))
+    assert page.evaluate('window.hacked') is None
+    assert page.locator('main img, main b:has-text("x.png")').count() == 0
+    assert page.locator('h1').inner_text() == f'Training report: {run.name}'
+    page.locator('#classes summary').click()
+    table = page.locator('#classes tbody').inner_text()
+    assert all(name in table for name in HOSTILE)
+    assert HOSTILE[2] in page.locator('#classes .chart svg').first.text_content()
+    assert page.locator('.card h4', has_text='<b>x.png').count() == 1
+    page.locator('#made summary').click()
+    assert HOSTILE[0] in page.locator('#made pre').inner_text()
+
+
+def test_what_changed_between_two_trainings(make_run, tmp_path, page):
+    before = make_run('before')
+    after = make_run('after', lr=0.01, data=tmp_path / 'data_before', kept=0.7)
+    opened(page, write_report([before, after], tmp_path / 'out', compare=True))
+    both = [detections.detect(run) for run in runs.read_runs([before, after])]
+    one, two = (analysis.analyse_detections(d.truth, d.found) for d in both)
+    tables = [
+        [row.split('\t') for row in table.locator('tbody tr').all_inner_texts()]
+        for table in page.locator('#changes table').all()
+    ]
+    figures, costs, classes = tables[:3]
+    config = page.locator('#changes pre').inner_text().splitlines()
+    lines = [line for line in config if 'lr=0.0' in line and line[0] in '-+']
+    assert [line[0] for line in lines] == ['-', '+'] and 'lr=0.01' in lines[1]
+    for row, old, new in zip(figures, one.figures.twelve, two.figures.twelve, strict=True):
+        mark = '▲' if new > old else '▼'
+        change = f'{mark} {new - old:+.3f}' if abs(new - old) >= 5e-4 else '±0'
+        assert row[1:] == [f'{old:.3f}', f'{new:.3f}', change]
+    assert [row[0] for row in costs] == list(tide.KINDS)
+    changes = dict(zip(one.truth.classes, two.figures.ap - one.figures.ap, strict=True))
+    assert [row[0] for row in classes] == sorted(changes, key=changes.get)
+
+    change = two.f1 - one.f1
+    expected = [i for i in np.argsort(change, kind='stable') if change[i] < 0][:6]
+    assert expected
+    cards = page.locator('#changes .cards').first.locator('h4').all_inner_texts()
+    assert [text.split()[0] for text in cards] == [
+        one.truth.images[i]['file_name'] for i in expected
+    ]
+    assert page.locator('#changes .cards').first.locator('svg').count() == 3 * len(expected)
+    # of curves, both are drawn, each in its colour
+    legend = page.locator('#training .chart svg').first.text_content()
+    assert 'before' in legend and 'after' in legend
+    best = page.locator('#summary td.best').count()
+    assert best >= 12
+
+
+def test_runs_on_other_data_are_compared_without_images(make_run, tmp_path):
+    pair = [make_run('one'), make_run('two', classes=('a', 'x'), seed=1)]
+    html = write_report(pair, tmp_path / 'out', compare=True).read_text()
+    assert 'different images' in html and html.count('data-mistakes=') > 10
+    assert re.search(r'<h3>Classes</h3>.*?\ba\b.*?Images that got', html, re.DOTALL)
+
+
+def test_detections_are_made_once_for_a_checkpoint_and_kept_whole(make_run, tmp_path):
+    def detect(folder, **options):
+        return detections.detect(runs.read_runs([folder])[0], **options)
+
+    run = make_run('run')
+    cache = run / detections.CACHE
+    untouched = {p: p.stat().st_mtime_ns for p in run.rglob('*') if p.is_file()}
+    write_report([run], tmp_path / 'out')
+    detect(run)
+    assert len(make_run.calls) == 1
+    assert {p: p.stat().st_mtime_ns for p in untouched} == untouched
+    assert {p for p in run.rglob('*') if p.is_file()} - set(untouched) == {cache}
+    cache.write_text(cache.read_text()[:-100])  # half a file is none
+    detect(run)
+    assert len(make_run.calls) == 2 and json.loads(cache.read_text())['results']
+    with (run / 'tiny.py').open('a') as config:
+        config.write('model = dict(test_cfg=dict(score_thr=0.3))\n')
+    detect(run)  # another config finds other boxes
+    assert len(make_run.calls) == 3
+    detect(run, cfg_options={'model.test_cfg.score_thr': 0.4})
+    assert len(make_run.calls) == 4
+
+
+def test_a_work_dir_that_cannot_be_written_to_costs_only_the_next_time(make_run, caplog):
+    run = make_run('run')
+    (run / detections.CACHE).mkdir()
+    assert len(detections.detect(runs.read_runs([run])[0]).found.score) > 0
+    assert list((run / detections.CACHE).iterdir()) == []
+    assert not list(run.glob('*.partial'))
+
+
+@pytest.mark.parametrize(
+    ('change', 'said'),
+    [
+        ("val_dataloader = dict(dataset=dict(type='VOCDataset'))\n", 'validates on no CocoDataset'),
+        ("val_evaluator = None\n", 'validates on no CocoDataset'),
+    ],
+)  # fmt: skip
+def test_what_has_no_boxes_is_said(make_run, change, said):
+    run = make_run('run')
+    with (run / 'tiny.py').open('a') as config:
+        config.write(change)
+    with pytest.raises(DataError, match=said):
+        detections.detect(runs.read_runs([run])[0])
+
+
+def test_wrong_options_are_named(make_run):
+    run = runs.read_runs([make_run('run')])[0]
+    with pytest.raises(ConfigError, match='cannot be read'):
+        detections.detect(run, cfg_options={'val_dataloader.dataset.pipeline.9.x': 1})
+
+
+def test_what_is_missing_is_said_on_the_page(make_run, tmp_path, page):
+    bare = make_run('bare')
+    (bare / 'epoch_2.pth').unlink()
+    moved = make_run('moved', num_images=8)
+    gone = make_run('gone', num_images=6)
+    (tmp_path / 'data_moved').rename(tmp_path / 'elsewhere')
+    for image in (tmp_path / 'data_gone' / 'val').iterdir():
+        image.unlink()
+    new = write_run(tmp_path / 'new', 'model = dict()\n')
+    opened(page, write_report([bare, moved, gone, new], tmp_path / 'out'))
+    notes = page.locator('.note').all_inner_texts()
+    assert any(n.startswith('bare:') and 'no checkpoint yet' in n for n in notes)
+    assert any(n.startswith('moved:') and 'are not there' in n and 'data_root=' in n for n in notes)
+    assert any('cannot be read, so only their boxes' in n for n in notes)
+    assert any(n.startswith('new:') and 'Nothing has been logged' in n for n in notes)
+    assert any(n.startswith('new:') and 'No detections are shown' in n for n in notes)
+    assert page.locator('.empty').count() > 2
+    assert page.locator('.tile').count() == 4 and page.locator('#summary tbody tr').count() == 1
+    # said where the data are now, the page has them
+    options = {
+        'val_dataloader.dataset.data_root': str(tmp_path / 'elsewhere'),
+        'val_evaluator.ann_file': str(tmp_path / 'elsewhere/annotations/instances_val.json'),
+    }
+    html = write_report([moved], tmp_path / 'out', cfg_options=options).read_text()
+    assert 'No detections are shown' not in html and 'data:image/webp' in html
+
+
+def test_a_page_stays_under_its_size_whatever_the_pictures(make_run, tmp_path, monkeypatch):
+    run = make_run('run', classes=tuple(f'class {i}' for i in range(120)), num_images=50, noise=100)
+    whole = write_report([run], tmp_path / 'whole').read_text()
+    assert len(whole) < 5_000_000
+    assert whole.count('no picture') == 0
+    assert 'The weakest 80 of 120 are drawn' in whole
+    assert 25 < whole.count('<article') <= page_module.MAX_IMAGES
+    monkeypatch.setattr(page_module, 'MAX_BYTES', len(whole) - 200_000)
+    less = write_report([run], tmp_path / 'less').read_text()
+    assert len(less.encode()) < page_module.MAX_BYTES
+    assert 0 < less.count('data:image/webp') < whole.count('data:image/webp')
+
+
+def test_pictures_cover_every_class_and_kind(small):
+    mine = small[2]
+    mistakes = pictures.find_mistakes(mine)
+    chosen = pictures.choose(mine.f1, mistakes, 12)
+    assert len(chosen) == 12 and mine.f1[chosen].tolist() == sorted(mine.f1[chosen])
+    assert mine.f1[chosen[0]] == mine.f1.min()
+    everything = pictures.choose(mine.f1, mistakes, 90)
+    for column in (1, 2):
+        shown = np.isin(mistakes[:, 0], everything)
+        assert set(mistakes[shown, column].tolist()) == set(mistakes[:, column].tolist())
+    # an image has a mistake where its F1 is not 1
+    assert set(mistakes[:, 0].tolist()) == set(np.flatnonzero(mine.f1 < 1).tolist())
+
+
+def test_two_runs_are_compared_where_one_has_no_detections(make_run, tmp_path):
+    pair = [make_run('one'), make_run('two', lr=0.5)]
+    (pair[1] / 'epoch_2.pth').unlink()
+    html = write_report(pair, tmp_path / 'out', compare=True).read_text()
+    changes = re.search(r'<section id="changes">.*?</section>', html, re.DOTALL)[0]
+    assert 'lr=0.5' in changes and 'Figures' not in changes
+    assert 'no checkpoint yet' in html
+
+
+def test_the_page_fits_a_phone(make_run, tmp_path, page):
+    page.set_viewport_size({'width': 375, 'height': 800})
+    opened(page, write_report([make_run('run')], tmp_path / 'out'))
+    assert page.evaluate('document.documentElement.scrollWidth') <= 375
+    figures, facts = (page.locator(f'.tile {part}').first for part in ('.figures', 'dl'))
+    above, below = figures.bounding_box(), facts.bounding_box()
+    assert above['y'] + above['height'] <= below['y']
+
+
+def test_a_config_that_fails_is_named(tmp_path):
+    broken = write_run(tmp_path / 'run', 'raise RuntimeError(5)\n')
+    with pytest.raises(ConfigError, match=r'RuntimeError: 5\)'):
+        write_report([broken], tmp_path / 'out')
+
+
+@pytest.mark.slow
+def test_a_real_training_is_evaluated_and_shown(tmp_path, page):
+    from evit_mm.runner.train import train
+
+    data = make_shapes(tmp_path / 'set', 16, 8, size=(96, 80), quiet=True)
+    config = write_config(tmp_path, data, 'train_cfg.update(max_epochs=1, val_interval=1)\n')
+    work = tmp_path / 'work'
+    train(config, work_dir=str(work), seed=1, device='cpu')
+    before = {p.relative_to(work) for p in work.rglob('*')}
+    opened(page, write_report([work], tmp_path / 'out', device='cpu'))
+    assert {p.relative_to(work) for p in work.rglob('*')} - before == {
+        (work / detections.CACHE).relative_to(work)
+    }
+    run = runs.read_runs([work])[0]
+    cells = page.locator('#summary tbody td').all_inner_texts()
+    logged = {k.removeprefix('coco/'): v[-1][1] for k, v in run.evaluations.items()}
+    names = ['bbox_mAP', 'bbox_mAP_50', 'bbox_mAP_75', 'bbox_mAP_s', 'bbox_mAP_m']
+    assert logged['bbox_mAP_50'] > 0
+    assert [float(cell) for cell in cells[:5]] == [logged[name] for name in names]
+    made = page.locator('#made').inner_text()
+    assert 'seed\t1\n' in made and 'versions\tevit_mm' in made  # of its summary.json
+    assert page.locator('.card image, .card use').count() > 0
+
+
+def test_commands_of_the_docs_page(make_run, tmp_path, monkeypatch):
+    for name in ('retinanet_evit_m4_shapes', 'a', 'b'):
+        make_run(f'work_dirs/{name}', num_images=6)
+    shutil.copytree(tmp_path / 'data_work_dirs' / 'a', tmp_path / 'DIR')
+    monkeypatch.chdir(tmp_path)
+    text = '\n'.join(blocks(ROOT / 'docs' / 'report.md', 'bash')).replace('\\\n', ' ')
+    commands = [shlex.split(line, comments=True) for line in text.strip().splitlines() if line]
+    assert len(commands) == 3
+    for python, tool, *arguments in commands:
+        assert python == 'python'
+        monkeypatch.setattr(sys, 'argv', [tool, *arguments])
+        runpy.run_path(str(ROOT / tool), run_name='__main__')
+        html = Path('report', 'index.html').read_text()
+        assert 'Worst images' in html
+        assert ('What changed' in html) == ('--compare' in arguments)
+    assert 'No detections are shown' not in html
+    # the folder of the last command was named, where the config names another
+    assert len(make_run.calls) == 4

@@ -1,0 +1,284 @@
+"""Losses that are not finite, images that cannot be read, workers that die: named, never silent."""
+
+import json
+import multiprocessing
+import os
+import re
+import signal
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmengine.hooks import Hook
+from PIL import Image
+
+from evit_mm.data import make_shapes
+from evit_mm.errors import ConfigError, DataError, EvitError
+from evit_mm.runner.faults import named_faults
+from evit_mm.runner.loader import GuardedDataset, Seeded, is_cut_short
+from evit_mm.runner.train import train as run_training
+from tests.runner.test_train import write_config
+
+COMMON = """
+train_cfg = dict(max_epochs=1, val_interval=1)
+train_dataloader['batch_size'] = 4
+"""
+
+
+@pytest.fixture
+def data(tmp_path):
+    return make_shapes(tmp_path / 'set', 16, 4, size=(96, 80), quiet=True)
+
+
+def train(tmp_path, data, extra='', hooks=(), **options):
+    config = write_config(tmp_path, data, COMMON + extra)
+    runner = run_training(
+        config, str(tmp_path / 'work'), seed=1, device='cpu', cfg_options=options, hooks=hooks
+    )
+    return runner, next((tmp_path / 'work').glob('*/*.log')).read_text()
+
+
+# --- a loss that is not finite
+
+
+class PoisonHook(Hook):
+    """Make a loss term of one iteration NaN; remember the weights around it."""
+
+    priority = 'VERY_HIGH'
+
+    def __init__(self, iteration, forever=False):
+        self.iteration, self.forever, self.before = iteration, forever, None
+
+    def before_train(self, runner):
+        inner = runner.model.loss
+
+        def loss(*args, **kwargs):
+            terms = inner(*args, **kwargs)
+            at = runner.iter + 1
+            if at == self.iteration or (self.forever and at > self.iteration):
+                self.before = [p.detach().clone() for p in runner.model.parameters()]
+                terms['loss_bbox'] = [term * float('nan') for term in terms['loss_bbox']]
+            return terms
+
+        runner.model.loss = loss
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if self.before is not None and runner.iter + 1 == self.iteration:
+            after = runner.model.parameters()
+            self.unchanged = all(map(torch.equal, self.before, after))
+
+
+@pytest.mark.slow
+def test_a_nan_stops_the_run_by_term_and_image_and_keeps_the_batch(data, tmp_path):
+    with pytest.raises(EvitError, match='^loss_bbox .nan. became NaN') as caught:
+        train(tmp_path, data, hooks=[PoisonHook(3)])
+    text = str(caught.value)
+    assert (
+        'iteration 3' in text and 'non_finite_loss.policy=skip' in text and 'loss_cls' not in text
+    )
+    file = tmp_path / 'work' / 'non_finite' / 'iter_3_rank_0.pth'
+    batch = torch.load(file, weights_only=True)
+    assert str(file) in text and batch['iteration'] == 3
+    assert [x.shape for x in batch['inputs']] == [(3, 160, 192)] * 4
+    boxes = json.loads((data / 'annotations' / 'instances_train.json').read_text())
+    names = {image['id']: image['file_name'] for image in boxes['images']}
+    for sample in batch['data_samples']:
+        assert f"{names[sample['img_id']]}' (id {sample['img_id']})" in text
+        found = sample['gt_instances']['bboxes']
+        number = sum(a['image_id'] == sample['img_id'] for a in boxes['annotations'])
+        assert found.shape == (number, 4) and len(sample['gt_instances']['labels']) == number
+
+
+@pytest.mark.slow
+def test_a_nan_can_be_skipped_and_is_counted(data, tmp_path):
+    poison = PoisonHook(2)
+    runner, log = train(
+        tmp_path, data, hooks=[poison], **{'default_hooks.non_finite_loss.policy': 'skip'}
+    )
+    assert poison.unchanged and runner.iter == 4
+    assert all(torch.isfinite(p).all() for p in runner.model.parameters())
+    assert '1 of 4 batches were skipped' in log
+    assert len(list((tmp_path / 'work' / 'non_finite').iterdir())) == 1
+
+
+@pytest.mark.slow
+def test_a_nan_without_end_stops_even_skipping(data, tmp_path, monkeypatch):
+    monkeypatch.setattr('evit_mm.runner.guards.MAX_SKIPPED_IN_A_ROW', 2)
+    skip = {'default_hooks.non_finite_loss.policy': 'skip'}
+    with pytest.raises(EvitError, match=r'iteration 3 .*\(2 batches in a row\)'):
+        train(tmp_path, data, hooks=[PoisonHook(2, forever=True)], **skip)
+
+
+def test_policies_that_do_not_exist_are_named(data, tmp_path):
+    with pytest.raises(ConfigError, match='policy must be one of stop, skip'):
+        train(tmp_path, data, **{'default_hooks.non_finite_loss.policy': 'ignore'})
+    with pytest.raises(ConfigError, match='corrupt_images must be one of raise, replace'):
+        train(tmp_path, data, **{'train_cfg.corrupt_images': 'drop'})
+
+
+# --- images
+
+
+def spoil(data, split='train'):
+    """Empty one image, put noise into another, cut a third short; return their names."""
+    files = sorted((data / split).iterdir())[:3]
+    files[0].write_bytes(b'')
+    files[1].write_bytes(b'\xff\xd8\xff\xe0 broken \xff\xd9')
+    files[2].write_bytes(files[2].read_bytes()[:-200])
+    return [str(file) for file in files]
+
+
+class SpoilHook(Hook):
+    """Spoil images that the check before the training has found whole."""
+
+    def __init__(self, data, names):
+        self.data, self.names = data, names
+
+    def before_train(self, runner):
+        self.names += spoil(self.data)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('workers', [0, 2])
+def test_a_corrupt_image_is_named_in_one_sentence(data, tmp_path, workers):
+    names = []
+    spoiler = SpoilHook(data, names)
+    with pytest.raises(DataError, match=r'^\'.*corrupt_images=replace$') as caught:
+        train(tmp_path, data, '', [spoiler], **{'train_dataloader.num_workers': workers})
+    assert any(str(caught.value).startswith(f"'{name}'") for name in names)
+
+
+@pytest.mark.slow
+def test_corrupt_images_can_be_replaced_and_are_summed_up(data, tmp_path):
+    names = spoil(data)
+    options = {'train_cfg.corrupt_images': 'replace', 'train_cfg.max_epochs': 2}
+    seen = []
+
+    class Watch(Hook):
+        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+            seen.extend(sample.img_path for sample in data_batch['data_samples'])
+
+    extra = 'train_dataloader.update(num_workers=2, persistent_workers=True)\n'
+    runner, log = train(tmp_path, data, extra, [Watch()], **options)
+    assert runner.iter == 8 and len(seen) == 32 and not set(seen) & set(names)
+    summary = log[log.index('samples were replaced') :]
+    assert all(name in summary for name in names) and 'because 3 images cannot be read' in log
+    counts = runner.message_hub.get_info('evit_mm_place')['replaced']
+    assert sum(counts.values()) >= 6  # once an epoch each, and when drawn as a replacement
+    assert f'{sum(counts.values())} samples were replaced' in log
+
+
+@pytest.mark.slow
+def test_a_corrupt_image_in_the_evaluation_is_named(data, tmp_path):
+    names = spoil(data, 'val')
+    with pytest.raises(DataError, match='cannot be decoded|cannot be read') as caught:
+        train(tmp_path, data)
+    assert Path(names[0]).name in str(caught.value) or Path(names[1]).name in str(caught.value)
+
+
+@pytest.mark.parametrize('policy', ['raise', 'replace'])
+def test_a_fault_of_a_transform_is_not_taken_for_an_image(data, policy):
+    class Opens:
+        def __getitem__(self, index):
+            Path('/nowhere/table.csv').read_text()
+
+        def get_data_info(self, index):
+            return {'img_path': str(next((data / 'train').iterdir()))}
+
+        def __len__(self):
+            return 1
+
+    with pytest.raises(FileNotFoundError, match='table.csv'):
+        GuardedDataset(Opens(), policy)[Seeded(0, 0)]
+
+
+def test_images_that_are_cut_short_are_told_from_odd_ones(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (90, 120, 3), np.uint8)
+    path = tmp_path / 'a.jpg'
+    cv2.imwrite(str(path), pixels)
+    whole = path.read_bytes()
+    assert not is_cut_short(str(path))
+    path.write_bytes(whole + bytes(5000))  # a camera's own data behind the image
+    assert not is_cut_short(str(path))
+    for length in (len(whole) - 2, len(whole) // 2):
+        path.write_bytes(whole[:length])
+        assert cv2.imread(str(path)) is not None  # OpenCV says nothing
+        assert is_cut_short(str(path))
+    Image.fromarray(pixels).save(tmp_path / 'a.png')
+    assert not is_cut_short(str(tmp_path / 'a.png')) and not is_cut_short('nowhere.jpg')
+
+
+@pytest.mark.slow
+def test_data_are_read_over_http(data, tmp_path):
+    asked = []
+
+    class Handler(SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            asked.append(self.path)
+
+    server = ThreadingHTTPServer(('127.0.0.1', 0), partial(Handler, directory=str(data)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    root, dataset = f'http://127.0.0.1:{server.server_port}', 'train_dataloader.dataset'
+    options = {
+        f'{dataset}.data_root': None,
+        f'{dataset}.ann_file': f'{root}/annotations/instances_train.json',
+        f'{dataset}.data_prefix.img': f'{root}/train/',
+    }
+    runner, _ = train(tmp_path, data, **options)
+    server.shutdown()
+    assert runner.iter == 4
+    assert len({path for path in asked if path.startswith('/train/')}) == 16
+
+
+# --- deaths
+
+
+class KillWorkerHook(Hook):
+    """Kill one of the loader's workers."""
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if batch_idx == 0:
+            os.kill(runner.train_dataloader._iterator._workers[0].pid, signal.SIGKILL)
+
+
+def train_under_a_killed_worker(data, folder):
+    """Write into ``folder`` what the run says when one of its loader's workers is killed."""
+    extra = 'train_dataloader.update(num_workers=2, persistent_workers=True, batch_size=1)\n'
+    try:
+        train(folder, data, extra, [KillWorkerHook()])
+    except EvitError as error:
+        (folder / 'said').write_text(str(error))
+
+
+@pytest.mark.slow
+def test_a_killed_worker_ends_the_run_with_a_sentence(data, tmp_path):
+    # in a process of its own: torch's handler of SIGCHLD may speak of the worker again, wherever
+    # the process is when its next child ends
+    process = multiprocessing.get_context('spawn').Process(
+        target=train_under_a_killed_worker, args=(data, tmp_path)
+    )
+    process.start()
+    process.join()
+    said = (tmp_path / 'said').read_text()
+    assert re.search(r'DataLoader worker .*(killed|exited).*num_workers', said, re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    ('error', 'kind', 'match'),
+    [
+        (OSError(28, 'No space left on device', 'a.json'), EvitError, "'a.json' could not be"),
+        (RuntimeError('DataLoader worker (pid 7) is killed by signal: Killed. '), EvitError, 'mem'),
+        (RuntimeError('mat1 and mat2'), RuntimeError, '^mat1 and mat2$'),
+        (FileNotFoundError(2, 'No such file', 'b.jpg'), FileNotFoundError, 'b.jpg'),
+        (AssertionError('failed to load image: c.jpg'), DataError, "'c.jpg' cannot be decoded"),
+    ],
+)
+def test_only_what_is_understood_is_translated(error, kind, match):
+    with pytest.raises(kind, match=match) as caught, named_faults():
+        raise error
+    assert type(caught.value) is kind

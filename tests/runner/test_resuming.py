@@ -1,0 +1,293 @@
+"""Resuming: bit for bit what an undisturbed run does, from whatever checkpoint is whole."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.dataset import DefaultSampler
+from mmengine.hooks import Hook
+from torch.utils.data import BatchSampler, DataLoader
+
+from evit_mm.data import make_shapes
+from evit_mm.errors import CheckpointError, ConfigError, EvitError
+from evit_mm.runner.loader import ExactBatchSampler, exact_loader
+from evit_mm.runner.resuming import find_last_good
+from evit_mm.runner.train import train as run_training
+from evit_mm.utils.files import write_atomically
+from tests.kills import OFTEN, RecordHook, differences, run_kills
+from tests.runner.test_train import write_config
+
+COMMON = """
+train_cfg = dict(max_epochs=2, val_interval=1)
+train_dataloader['batch_size'] = 4
+"""
+NOISY = """
+train_dataloader['dataset']['pipeline'] = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations', with_bbox=True),
+    dict(type='Resize', scale=(96, 96), keep_ratio=True),
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='PhotoMetricDistortion'),
+    dict(type='PackDetInputs'),
+]
+model['backbone']['drop_path_rate'] = 0.5
+"""
+
+WORKER = 'train_dataloader.update(num_workers=1, persistent_workers=True)\n'
+
+
+class InterruptHook(Hook):
+    """Ctrl-C after an iteration, or before the first image of an evaluation."""
+
+    priority = 'LOWEST'
+
+    def __init__(self, after_iter=None, in_evaluation=None):
+        self.after_iter, self.in_evaluation = after_iter, in_evaluation
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if runner.iter + 1 == self.after_iter:
+            raise KeyboardInterrupt
+
+    def before_val_iter(self, runner, batch_idx, data_batch=None):
+        if runner.epoch == self.in_evaluation:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    return make_shapes(tmp_path_factory.mktemp('data') / 'set', 24, 4, size=(96, 80), quiet=True)
+
+
+def train(folder, config, name, stop=None, **arguments):
+    """Train in ``folder / name``; with ``stop``, until it is interrupted."""
+    work = folder / name
+    work.mkdir(exist_ok=True)
+    hooks = [RecordHook(work / 'record_0.jsonl'), *([stop] if stop else [])]
+    arguments = {'resume': 'auto', 'seed': 5, 'device': 'cpu', **arguments}
+    if stop is None:
+        return run_training(config, str(work), hooks=hooks, **arguments)
+    with pytest.raises(KeyboardInterrupt):
+        run_training(config, str(work), hooks=hooks, **arguments)
+    return None
+
+
+def amp_on_the_cpu(monkeypatch):
+    """Take mmengine's word that there is a GPU back; CPUs do autocast to bfloat16."""
+    module = 'mmengine.optim.optimizer.amp_optimizer_wrapper.is_cuda_available'
+    monkeypatch.setattr(module, lambda: True)
+
+
+AMP = OFTEN + "optim_wrapper.update(type='AmpOptimWrapper', dtype='bfloat16')\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ('extra', 'stops'),
+    [
+        (NOISY, [InterruptHook(after_iter=8)]),
+        # the worker has generators of its own, so that the model's noise has only its own seeds
+        (NOISY + WORKER + OFTEN, [InterruptHook(after_iter=3), InterruptHook(after_iter=11)]),
+        (AMP, [InterruptHook(after_iter=5)]),
+    ],
+    ids=['by epoch', 'within epochs, accumulation, drop path, colours', 'AMP in bfloat16'],
+)
+def test_an_interrupted_run_is_bit_for_bit_an_undisturbed_one(
+    data, tmp_path, monkeypatch, extra, stops
+):
+    if 'Amp' in extra:
+        amp_on_the_cpu(monkeypatch)
+    config = write_config(tmp_path, data, COMMON + extra)
+    whole = train(tmp_path, config, 'whole')
+    for stop in stops:
+        train(tmp_path, config, 'cut', stop)
+    resumed = train(tmp_path, config, 'cut')
+    assert resumed.iter == whole.iter == 12
+    assert differences(tmp_path / 'whole', tmp_path / 'cut', 1) == (0.0, 0)
+    if 'Amp' in extra:  # else it would show nothing
+        assert type(whole.optim_wrapper).__name__ == 'AmpOptimWrapper'
+
+
+@pytest.mark.slow
+def test_runs_killed_at_random_points_end_as_undisturbed_ones(tmp_path):
+    found = run_kills(4, tmp_path / 'kills', seed=2)
+    assert found['kills'] == sum(found['points'].values()) == 4
+    assert found['lost'] == 0 and found['runs'] >= 1
+    assert found['worst_difference'] <= 1e-6, found
+
+
+@pytest.mark.slow
+def test_an_evaluation_that_was_cut_off_is_done_again(data, tmp_path):
+    config = write_config(tmp_path, data, COMMON)
+    train(tmp_path, config, 'cut', InterruptHook(in_evaluation=1))
+    assert not list((tmp_path / 'cut').glob('best_*'))
+    evaluated = []
+
+    class Watch(Hook):
+        def after_val_epoch(self, runner, metrics=None):
+            evaluated.append(runner.epoch)
+
+    run_training(config, str(tmp_path / 'cut'), 'auto', device='cpu', hooks=[Watch()])
+    assert evaluated == [1, 2]
+    assert len(list((tmp_path / 'cut').glob('best_*'))) == 1
+
+
+@pytest.mark.slow
+def test_the_middle_of_an_epoch_needs_the_same_batches_and_seed(data, tmp_path):
+    config = write_config(tmp_path, data, COMMON + OFTEN)
+    train(tmp_path, config, 'cut', InterruptHook(after_iter=4))
+    with pytest.raises(ConfigError, match=r'middle of an epoch of 6 batches, and this run has 3'):
+        train(tmp_path, config, 'cut', cfg_options={'train_dataloader.batch_size': 8})
+    with pytest.raises(ConfigError, match=r'was trained with seed 5 and not 6; leave the seed out'):
+        train(tmp_path, config, 'cut', seed=6)
+
+
+# --- checkpoints
+
+
+@pytest.mark.slow
+def test_torn_checkpoints_are_passed_over_with_a_warning(data, tmp_path, monkeypatch):
+    config = write_config(tmp_path, data, COMMON)
+    train(tmp_path, config, 'cut', InterruptHook(in_evaluation=2))
+    newest = tmp_path / 'cut' / 'epoch_2.pth'
+    assert Path((tmp_path / 'cut' / 'last_checkpoint').read_text()) == newest
+    newest.write_bytes(newest.read_bytes()[:20000])
+    warnings = []
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            'evit_mm.runner.resuming.print_log', lambda text, **_: warnings.append(text)
+        )
+        found, content = find_last_good(tmp_path / 'cut')
+    assert found.name == 'epoch_1.pth' and content['meta']['iter'] == 6
+    assert len(warnings) == 1 and warnings[0].startswith(f"passed over: '{newest}'")
+    assert train(tmp_path, config, 'cut').iter == 12
+    torch.load(newest)
+    # killed between the first checkpoint and the pointer to it
+    newest.with_name('last_checkpoint').unlink()
+    assert find_last_good(tmp_path / 'cut')[0] == newest
+    for file in (tmp_path / 'cut').glob('epoch_*.pth'):
+        file.write_bytes(b'')
+    with pytest.raises(CheckpointError, match='no checkpoint to resume that can be read'):
+        find_last_good(tmp_path / 'cut')
+    assert find_last_good(tmp_path) is None
+
+
+class FullDiskHook(Hook):
+    """Let one file's place be a device that is always full."""
+
+    priority = 'VERY_HIGH'
+
+    def __init__(self, name):
+        self.name = name
+
+    def after_train_epoch(self, runner):
+        if runner.epoch == 1:
+            Path(runner.work_dir, f'{self.name}.partial').symlink_to('/dev/full')
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists('/dev/full'), reason='there is no /dev/full here')
+@pytest.mark.parametrize('keep', [1, 2])
+def test_a_full_disk_ends_the_run_and_keeps_the_last_good_checkpoint(data, tmp_path, keep):
+    config = write_config(tmp_path, data, COMMON)
+    options = {'default_hooks.checkpoint.max_keep_ckpts': keep}
+    with pytest.raises(EvitError, match='No space left on device') as caught:
+        run_training(
+            config,
+            str(tmp_path / 'work'),
+            cfg_options=options,
+            device='cpu',
+            hooks=[FullDiskHook('epoch_2.pth')],
+        )
+    assert 'the last checkpoint is whole. Make room and go on with --resume' in str(caught.value)
+    found, _ = find_last_good(tmp_path / 'work')
+    assert found.name == 'epoch_1.pth'
+    files = {file.name for file in (tmp_path / 'work').glob('*.p*') if 'best' not in file.name}
+    assert files == {'epoch_1.pth', 'tiny.py'}
+    assert run_training(config, str(tmp_path / 'work'), 'auto', device='cpu').epoch == 2
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    write_atomically(tmp_path / 'a' / 'file', b'one')
+
+    def fail(handle):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(os, 'fsync', fail)
+    with pytest.raises(OSError, match='No space'):
+        write_atomically(tmp_path / 'a' / 'file', b'two')
+    assert [p.name for p in (tmp_path / 'a').iterdir()] == ['file']
+    assert (tmp_path / 'a' / 'file').read_bytes() == b'one'
+
+
+@pytest.mark.slow
+def test_the_best_checkpoint_goes_only_when_a_better_one_is_there(data, tmp_path, monkeypatch):
+    scores = iter([0.1, 0.05, 0.3])
+    monkeypatch.setattr(
+        'evit_mm.evaluation.coco_metric.HotCocoMetric.compute_metrics',
+        lambda self, results: {'bbox_mAP': next(scores)},
+    )
+    seen = []
+
+    class Watch(Hook):
+        priority = 'LOWEST'
+
+        def after_val_epoch(self, runner, metrics=None):
+            seen.append(sorted(p.name for p in Path(runner.work_dir).glob('best_*')))
+
+    config = write_config(tmp_path, data, 'train_cfg = dict(max_epochs=3, val_interval=1)\n')
+    run_training(config, str(tmp_path / 'work'), device='cpu', hooks=[Watch()])
+    name = 'best_coco_bbox_mAP_epoch_{}.pth'.format
+    assert seen == [[name(1)], [name(1)], [name(3)]]
+
+
+# --- data
+
+
+class Pictures:
+    """A data set of random numbers that knows which were asked for."""
+
+    metainfo = {}
+
+    def __init__(self):
+        self.asked = []
+
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, index):
+        self.asked.append(index)
+        return index, np.random.rand()
+
+
+def batches(start, workers=0, epoch=0, seed=1):
+    pictures = Pictures()
+    sampler = DefaultSampler(pictures, seed=seed)
+    loader = DataLoader(pictures, batch_sampler=BatchSampler(sampler, 4, False))
+    loader = DataLoader(pictures, batch_sampler=loader.batch_sampler, num_workers=workers)
+    loader = exact_loader(loader, seed, 'raise')
+    loader.batch_sampler.start, loader.batch_sampler.epoch = start, epoch
+    return [[x.tolist() for x in batch] for batch in loader], pictures.asked
+
+
+def test_an_epoch_entered_in_its_middle_goes_on_alike_and_decodes_nothing_twice():
+    whole, asked = batches(0)
+    rest, asked_later = batches(2)
+    assert len(whole) == 3 and rest == whole[2:]
+    assert len(asked) == 10 and len(asked_later) == 2 and len(set(asked)) == 10
+    assert batches(0, workers=2)[0] == whole
+    numbers = [number for _, column in whole for number in column]
+    assert len(set(numbers)) == 10
+    assert batches(0, epoch=1)[0] != whole != batches(0, seed=2)[0]
+
+
+def test_two_processes_augment_an_image_as_one_does(monkeypatch):
+    def seeds(rank, processes):
+        monkeypatch.setattr('mmengine.dataset.sampler.get_dist_info', lambda: (rank, processes))
+        monkeypatch.setattr('evit_mm.runner.loader.get_dist_info', lambda: (rank, processes))
+        sampler = BatchSampler(DefaultSampler(range(12), seed=3), 4 // processes, False)
+        return {pair for batch in ExactBatchSampler(sampler, 3) for pair in batch}
+
+    assert seeds(0, 1) == seeds(0, 2) | seeds(1, 2)
+    assert len(seeds(0, 1)) == 12

@@ -1,0 +1,84 @@
+"""What the tools share: one error line, Ctrl-C, the same options."""
+
+import argparse
+import os
+import runpy
+
+import pytest
+
+from evit_mm.errors import ConfigError
+from evit_mm.utils import cli
+from tests.conftest import ROOT
+
+
+def fail(error, cause=None):
+    def tool():
+        raise error from cause
+
+    return tool
+
+
+@pytest.mark.parametrize(
+    ('error', 'cause', 'said'),
+    [
+        (ConfigError('a.py: no'), None, 'error: a.py: no'),
+        (ConfigError('a.py: no'), KeyError('x'), 'error: a.py: no\nEVIT_MM_DEBUG=1 prints the'),
+        (
+            FileNotFoundError(2, 'No such file', 'b'),
+            None,
+            "error: [Errno 2] No such file: 'b'\nEVIT",
+        ),
+        (KeyboardInterrupt(), None, 'stopped'),
+    ],
+)
+def test_a_tool_ends_with_one_line(error, cause, said, monkeypatch):
+    monkeypatch.delenv(cli.DEBUG, raising=False)
+    with pytest.raises(SystemExit) as caught:
+        cli.run_tool(fail(error, cause), 'stopped')
+    assert str(caught.value).startswith(said)
+    assert ('EVIT_MM_DEBUG' in str(caught.value)) == ('EVIT' in said)
+
+
+def test_the_debug_variable_prints_the_traceback_with_its_cause(monkeypatch, capsys):
+    monkeypatch.setenv(cli.DEBUG, '1')
+    with pytest.raises(SystemExit, match='^error: a.py: no$'):
+        cli.run_tool(fail(ConfigError('a.py: no'), KeyError('x')))
+    shown = capsys.readouterr().err
+    assert "KeyError: 'x'" in shown and 'in tool' in shown
+    monkeypatch.setenv(cli.DEBUG, '0')
+    with pytest.raises(SystemExit):
+        cli.run_tool(fail(ConfigError('a.py: no'), KeyError('x')))
+    assert not capsys.readouterr().err
+
+
+def test_a_bug_is_not_made_a_line_of():
+    with pytest.raises(ZeroDivisionError):
+        cli.run_tool(lambda: 1 / 0)
+    assert cli.run_tool(lambda: 3) == 3
+
+
+def test_a_launchers_rank_goes_to_the_environment(monkeypatch):
+    monkeypatch.delenv('LOCAL_RANK', raising=False)
+    monkeypatch.setattr('sys.argv', ['tool', '--local-rank', '2', '--launcher', 'pytorch'])
+    parser = argparse.ArgumentParser()
+    cli.add_launcher(parser)
+    assert vars(cli.parse_with_rank(parser)) == {'launcher': 'pytorch'}
+    assert os.environ.pop('LOCAL_RANK') == '2'
+
+
+def test_an_override_without_a_value_is_named(monkeypatch, capsys):
+    monkeypatch.setattr('sys.argv', ['tool', '--cfg-options', 'a.b=1', 'model'])
+    parser = argparse.ArgumentParser()
+    cli.add_cfg_options(parser)
+    with pytest.raises(SystemExit):
+        parser.parse_args()
+    assert "takes KEY=VALUE, not 'model'" in capsys.readouterr().err
+
+
+# the doctor runs where evit_mm cannot be imported
+TOOLS = {path.stem for path in (ROOT / 'tools').glob('*.py')} - {'doctor'}
+
+
+@pytest.mark.parametrize('tool', sorted(TOOLS))
+def test_every_tool_uses_it(tool):
+    assert runpy.run_path(str(ROOT / 'tools' / f'{tool}.py'))['run_tool'] is cli.run_tool
