@@ -206,33 +206,8 @@ def comparison() -> Iterator[tuple[str, dict[str, Any]]]:
             yield stem, backbone
 
 
-def coco_table(folder: Path) -> Lines:  # noqa: ARG001
-    """Return the paper's comparison, published beside counted."""
-    columns = ['backbone', 'config', 'FLOPs M (published)', 'FLOPs M (counted)']
-    rows = []
-    for stem, backbone in comparison():
-        params, macs = complexity(config_path(stem)).classifier or (0, 0)
-        rows.append(
-            [
-                _label(backbone),
-                f'`configs/{stem}.py`',
-                f'{backbone["macs"] / 1e6:g}',
-                f'{macs / 1e6:.1f}',
-                f'{params / 1e6:.3f}',
-                _published_ap(stem),
-                NOT_RUN,
-            ]
-        )
-    return table([*columns, 'params M (counted)', 'AP published', 'AP here'], rows)
-
-
 def _label(row: dict[str, Any]) -> str:
     return f'{row["label"]} ({row["note"]})' if 'note' in row else row['label']
-
-
-def _published_ap(stem: str) -> str:
-    published = RESULTS['configs'][stem].get('published')
-    return f'{published["box"][0]} ({source_link(published["source"])})' if published else '-'
 
 
 def published_table(folder: Path) -> Lines:  # noqa: ARG001
@@ -280,16 +255,21 @@ def complexity_table(folder: Path) -> Lines:  # noqa: ARG001
     return as_markdown(rows).splitlines()
 
 
-def measured_table(folder: Path) -> Lines:
-    """Return the first run of each config that was trained here, with its command."""
+def results_table(folder: Path) -> Lines:
+    """Return each published COCO AP and the first run of each config that was trained here."""
     rows = []
     for stem, facts in RESULTS['configs'].items():
-        if 'measured' in facts:
-            run = facts['measured'][0]
-            ap, ap50 = (f'{figure:.3f}' for figure in run['box'][:2])
-            figures = [f'`configs/{stem}.py`', ap, ap50, run['training'], f'`{run["command"]}`']
-            rows.append([run['data'], *figures, _log_cell(run, folder)])
-    return table(['data', 'config', 'AP', 'AP50', 'training', 'command', 'log'], rows)
+        published, runs = facts.get('published', {}), facts.get('measured', [])
+        if 'box' not in published and not runs:
+            continue
+        config = f'[{stem}]({_path_from(folder, f"configs/{stem}.py")})'
+        if runs:
+            measured = f'{100 * runs[0]["box"][0]:.1f}'
+            rows.append([runs[0]['data'], config, '-', measured, _log_cell(runs[0], folder)])
+        else:
+            url = RESULTS['sources'][published['source']]['url']
+            rows.append(['COCO', config, f'[{published["box"][0]}]({url})', '-', '-'])
+    return table(['data', 'config', 'AP published', 'AP measured', 'log'], rows)
 
 
 def runs_table(folder: Path, *stems: str) -> Lines:
@@ -306,7 +286,7 @@ def runs_table(folder: Path, *stems: str) -> Lines:
 
 # page -> name of the table -> what makes it
 PAGES: dict[str, dict[str, Callable[[Path], Lines]]] = {
-    'README.md': {'coco': coco_table, 'measured': measured_table},
+    'README.md': {'results': results_table},
     'configs/README.md': {
         'coco': functools.partial(models_table, ending='_coco'),
         'imagenet': functools.partial(models_table, ending='_imagenet'),
