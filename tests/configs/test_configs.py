@@ -138,30 +138,6 @@ def test_light_head_differs_from_the_full_one_only_where_it_says():
     assert light.train_cfg == coco.train_cfg and light.test_cfg == coco.test_cfg
 
 
-@pytest.mark.parametrize('path', LITE, ids=lambda p: p.stem)
-def test_lite_detector_differs_from_the_full_one_only_where_it_says(path):
-    lite = load_config(path).model
-    full = load_config(path.with_name(path.name.replace('_lite', ''))).model
-    channels = 128 if '_m4_' in path.name else 96
-    stem = full.neck.in_channels[0] // 2
-    assert lite.backbone == {**full.backbone, 'out_stem': True}
-    assert lite.neck == {
-        **full.neck,
-        'in_channels': [stem, *full.neck.in_channels],
-        'out_channels': channels,
-        'num_extra_trans_convs': 0,
-    }
-    assert lite.bbox_head == {
-        **full.bbox_head,
-        'in_channels': channels,
-        'feat_channels': channels,
-        'stacked_convs': 2,
-        'anchor_generator': {**full.bbox_head.anchor_generator, 'scales_per_octave': 2},
-    }
-    for key in ('type', 'data_preprocessor', 'train_cfg', 'test_cfg'):
-        assert lite[key] == full[key]
-
-
 @pytest.mark.parametrize(
     'path', [path for path in COCO if path in LITE or path not in AUTHORS], ids=lambda p: p.stem
 )
