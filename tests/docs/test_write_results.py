@@ -67,7 +67,7 @@ def test_every_file_is_what_the_command_writes():
 
 
 def test_a_page_without_a_place_for_its_table_is_named(monkeypatch):
-    monkeypatch.setitem(PAGES, 'NOTICE', {'coco': write_results.coco_table})
+    monkeypatch.setitem(PAGES, 'NOTICE', {'coco': write_results.results_table})
     with pytest.raises(ConfigError, match="NOTICE has no '<!-- begin coco -->'"):
         write_results.page('NOTICE')
 
