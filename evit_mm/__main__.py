@@ -13,13 +13,13 @@ def main() -> None:
     tools = {file.stem: file for file in sorted(project_path('tools').glob('*.py'))}
     usage = (
         f'usage: python -m evit_mm TOOL [options]\ntools: {", ".join(tools)}\n'
-        f'configs, by name or path: {project_path("configs")}\n'
+        f'configs (give a name or a path): {project_path("configs")}\n'
     )
     if len(sys.argv) < 2 or sys.argv[1] in ('-h', '--help'):
         sys.stdout.write(usage)
         return
     if sys.argv[1] not in tools:
-        sys.exit(f"error: no tool '{sys.argv[1]}'\n{usage.rstrip()}")
+        sys.exit(f"error: unknown tool '{sys.argv[1]}'\n{usage.rstrip()}")
     tool = str(tools[sys.argv[1]])
     sys.argv = [tool, *sys.argv[2:]]
     runpy.run_path(tool, run_name='__main__')

@@ -7,10 +7,10 @@ for name in chromium chromium-browser google-chrome; do
 done
 say() { echo "evit_mm: $*" >&2; }
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-    say 'installing chromium, which the tests of pages look at them with'
+    say 'installing Chromium for the tests of the HTML pages'
     if apt-get update -qq >&2 &&
         DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; then
         exit 0
     fi
 fi
-say 'no Chromium, so the tests of pages will be skipped; on Debian: apt-get install chromium'
+say 'Chromium is not installed, so the tests of the HTML pages are skipped; on Debian: apt-get install chromium'

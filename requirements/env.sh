@@ -24,30 +24,30 @@ if [ -e "$stamp" ]; then
 elif [ -x "$venv/bin/python" ]; then
     has "$venv/bin/python" $libraries && use "$venv/bin/python"
     ! has "$venv/bin/python" torch ||
-        fail "$venv has torch, but not all of $libraries; install the rest, or give VENV= a new path"
+        fail "$venv has torch but lacks some of: $libraries; install them, or set VENV= to a new path"
 else
     path=$(command -v "$python") ||
-        fail "$python is not installed; install Python 3.10 to 3.13, or name it by PYTHON="
+        fail "$python is not installed; install Python 3.10 to 3.13, or set PYTHON= to its path"
     has "$path" $libraries && use "$path"
     "$path" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
-        fail "$("$path" --version 2>&1) is too old; name Python 3.10 to 3.13 by PYTHON="
+        fail "$("$path" --version 2>&1) is too old; set PYTHON= to Python 3.10 to 3.13"
     "$path" -c 'import venv, ensurepip' 2>/dev/null ||
         fail "$path has no venv module; on Debian and Ubuntu: apt-get install python3-venv"
-    "$path" -m venv "$venv" >&2 || fail "cannot create $venv, see above; set VENV= elsewhere"
+    "$path" -m venv "$venv" >&2 || fail "cannot create $venv, see above; set VENV= to another path"
 fi
 
 free=$(($(df -Pk "$venv" | awk 'NR == 2 { print $4 }') / 1048576))
 has "$venv/bin/python" torch || [ "$free" -ge "$gigabytes" ] ||
-    fail "$venv needs $gigabytes GB, the disk has $free GB free; free some, or set VENV= elsewhere"
+    fail "$venv needs $gigabytes GB, but the disk has $free GB free; free space, or set VENV= to another disk"
 : >"$stamp"
 log=$venv/install.log
-echo "evit_mm: installing torch, mmdet and the rest into $venv, about 3 minutes" >&2
+echo "evit_mm: installing torch, mmdet and other packages into $venv (about 3 minutes)" >&2
 "$venv/bin/python" -m pip install --disable-pip-version-check \
     --no-compile -c requirements/constraints.txt -e '.[all]' >"$log" 2>&1 || {
-    grep -q 'No space left' "$log" && fail "the disk is full; free some space, then repeat the command"
+    grep -q 'No space left' "$log" && fail "the disk is full; free some space, then run the command again"
     grep -qE 'NewConnectionError|NameResolutionError|ConnectTimeout|ProxyError|SSLError' "$log" &&
-        fail "pip cannot reach the package index; see to the network or the proxy, then repeat the command ($log)"
-    fail "pip failed: $(grep -m 1 '^ERROR' "$log" || tail -n 1 "$log"); all it said is in $log"
+        fail "pip cannot reach the package index; check the network and the proxy, then run the command again (log: $log)"
+    fail "pip failed: $(grep -m 1 '^ERROR' "$log" || tail -n 1 "$log"); see $log"
 }
 wanted >"$stamp"
 use "$venv/bin/python"

@@ -21,7 +21,7 @@ def _history_method(owner: Any, name: str) -> Any:
     Allowing ``getattr`` itself would let a file reach attributes of anything.
     """
     if owner is not HistoryBuffer or name not in ('min', 'max', 'current', 'mean'):
-        raise pickle.UnpicklingError(f'Unsupported getattr of {name!r}')
+        raise pickle.UnpicklingError(f'getattr of {name!r} is not allowed')
     return getattr(owner, name)
 
 

@@ -43,19 +43,19 @@ def tensors_of(checkpoint: Any, name: str = 'checkpoint') -> dict[str, Tensor]:
         if not isinstance(value, Tensor):
             continue
         if not isinstance(key, str) or not key.isprintable():
-            raise CheckpointError(f"'{name}': {ascii(key)[:200]} is not a name of a weight")
+            raise CheckpointError(f"'{name}': {ascii(key)[:200]} is not a valid weight name")
         tensor = Tensor.detach(value)  # without attributes that a file may have put over methods
         if not _is_plain(tensor):
             raise CheckpointError(
-                f"'{name}': '{key[:200]}' is not a plain tensor; save it as dense numbers, each "
-                'stored once'
+                f"'{name}': '{key[:200]}' is not a plain tensor; save it as a dense, contiguous "
+                'CPU tensor'
             )
         # what DataParallel and torch.compile put before every name
         state[key.removeprefix('module.').removeprefix('_orig_mod.')] = tensor
     if not state:
         raise CheckpointError(
-            f"'{name}' holds no weights: expected tensors by name, alone or under 'model' or "
-            "'state_dict'"
+            f"'{name}' contains no weights; expected a state dict at the top level or under "
+            "'model' or 'state_dict'"
         )
     return state
 
@@ -87,7 +87,8 @@ def extract_state_dict(
     found = {key[len(dotted) :]: v for key, v in state.items() if key.startswith(dotted)}
     if not found:
         raise CheckpointError(
-            f"'{name}' has no entry that begins with '{dotted}'; its first is '{next(iter(state))}'"
+            f"'{name}' has no entry with the prefix '{dotted}'; its first entry is "
+            f"'{next(iter(state))}'"
         )
     found = own_names(found, name)
     return {key: v for key, v in found.items() if not key.endswith(DERIVED)}
@@ -100,7 +101,7 @@ def own_names(state: Mapping[str, T], name: str = 'checkpoint') -> dict[str, T]:
     try:
         return {from_timm(key): value for key, value in state.items()}
     except ValueError as error:  # a number or part that timm does not have
-        raise CheckpointError(f"'{name}' is by timm's names, but one is unknown: {error}") from None
+        raise CheckpointError(f"'{name}' has an entry with an unknown timm name: {error}") from None
 
 
 def plain_weights_of(checkpoint: Any) -> dict[str, Any] | None:

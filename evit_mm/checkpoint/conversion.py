@@ -62,7 +62,7 @@ class Conversion:
             shown = ', '.join(entries[:NUM_SHOWN] + more)
             lines.append(f'{change} {len(entries)}: {shown}' if entries else f'{change} 0')
         classes = self.meta.get('dataset_meta', {}).get('classes')
-        lines.append(f'classes: {len(classes)}' if classes else 'classes: not in the file')
+        lines.append(f'classes: {len(classes)}' if classes else 'classes: none in the file')
         return '\n'.join(lines)
 
 
@@ -71,7 +71,7 @@ def convert_file(source: str | Path, target: str | Path, to: str | None = None) 
     check_target(target)  # before anything is fetched
     path = local_path(source)
     if os.path.realpath(path) == os.path.realpath(target):
-        raise CheckpointError(f"'{target}' is the file to convert itself; give another name")
+        raise CheckpointError(f"'{target}' is the input file; choose another output file")
     converted = convert(read_file(path), to, str(source))
     # where the authors have their weights, so that their own code finds them
     key = 'model' if converted.target == 'msra' else 'state_dict'
@@ -106,13 +106,13 @@ def convert(checkpoint: Any, to: str | None = None, name: str = 'checkpoint') ->
         raise ValueError(f'to must be one of {", ".join(TARGETS)}, got {to!r}')
     if target in ('timm', 'msra') and found.family not in ('msra', 'timm'):
         raise CheckpointError(
-            f"'{name}' is {found.description}, which has no form by the names of {target}; convert "
-            'it to backbone or detector'
+            f"'{name}' is {found.description}, which cannot be converted to {target}; convert it "
+            'to backbone or detector'
         )
 
     source = found.description
     if plain_weights_of(checkpoint):
-        source += ', averaged over training (EMA)'
+        source += ', EMA weights'
     meta = {**metadata_of(checkpoint), METADATA_KEY: {'from': source, 'to': target}}
     result = Conversion({}, meta, source, target)
 

@@ -85,7 +85,7 @@ def load_pretrained(model: nn.Module, source: str | Path, prefix: str | None = N
     resized = [k for k, v in fitted.items() if v.shape != state[k].shape]
     model.load_state_dict(fitted, strict=False)  # fit_state_dict has been strict
     note = f', resized {len(resized)} attention biases' if resized else ''
-    print_log(f'loaded {len(fitted)} entries of {source}{note}', logger='current')
+    print_log(f'loaded {len(fitted)} entries from {source}{note}', logger='current')
 
 
 def translate_names(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
@@ -138,12 +138,13 @@ def check_entries(
             shapes = f'{tuple(value.shape)} in the file, {tuple(tensor.shape)} in the model'
             faults.append(f'shape: {key} is {shapes}')
         elif value.dtype not in dtypes:
-            faults.append(f'type: {key} is {value.dtype} in the file, {tensor.dtype} here')
+            faults.append(f'type: {key} is {value.dtype} in the file, {tensor.dtype} in the model')
         elif not torch.isfinite(value).all():
             faults.append(f'not finite: {key}')
     if faults:
         shown = '\n  '.join(faults[:20])
         more = f'\n  ... and {len(faults) - 20} more' if len(faults) > 20 else ''
         raise CheckpointError(
-            f"'{name}' does not fit {network}; is it of the same config and arch?\n  {shown}{more}"
+            f"'{name}' does not fit {network}; use a checkpoint of the same config and arch\n"
+            f'  {shown}{more}'
         )

@@ -28,11 +28,13 @@ class Family:
 
 
 FAMILIES = {
-    'msra': Family("EfficientViT by the authors' names", 'patch_embed.0.c.weight', ('head.',)),
-    'timm': Family("EfficientViT by timm's names", 'patch_embed.conv1.conv.weight', ('head.',)),
-    'spos': Family("SPOS by megvii's names", 'first_conv.0.weight', ('conv_last.', 'classifier.')),
+    'msra': Family("EfficientViT with the authors' names", 'patch_embed.0.c.weight', ('head.',)),
+    'timm': Family("EfficientViT with timm's names", 'patch_embed.conv1.conv.weight', ('head.',)),
+    'spos': Family(
+        "SPOS with megvii's names", 'first_conv.0.weight', ('conv_last.', 'classifier.')
+    ),
     'mobile': Family(
-        'a mobile network of timm', 'conv_stem.weight', ('conv_head.', 'bn2.', 'classifier.')
+        'a timm mobile network', 'conv_stem.weight', ('conv_head.', 'bn2.', 'classifier.')
     ),
 }
 

@@ -29,9 +29,9 @@ CHECKPOINT_KINDS = ('zip', 'legacy', 'safetensors')
 BEGINNINGS = {
     b'PK\x03\x04': 'zip',
     b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19': 'legacy',
-    b'\x80': 'a Python pickle that torch.save has not written',
+    b'\x80': 'a Python pickle not written by torch.save',
     b'<': 'a web page',
-    b'version https://git-lfs': 'a pointer of Git LFS in place of the file itself',
+    b'version https://git-lfs': 'a Git LFS pointer',
     b'\x1f\x8b': 'a compressed file',
 }
 
@@ -46,7 +46,7 @@ def read_file(path: str | Path) -> Any:
     if not os.path.isfile(path):  # to open a pipe could wait for ever
         fault = 'is a folder, pipe or device' if os.path.exists(path) else 'does not exist'
         raise CheckpointError(
-            f"checkpoint '{path}' {fault}; give a .pth or .safetensors file, an http(s) address, "
+            f"checkpoint '{path}' {fault}; give a .pth or .safetensors file, an http(s) URL, "
             'timm://NAME or hf-hub:OWNER/NAME'
         )
     try:
@@ -54,7 +54,7 @@ def read_file(path: str | Path) -> Any:
             kind = kind_of(file)
             if kind not in CHECKPOINT_KINDS:
                 raise CheckpointError(
-                    f"'{path}' is {kind}, not a checkpoint; fetch or save it again"
+                    f"'{path}' is {kind}, not a checkpoint; download or save it again"
                 )
             if kind == 'safetensors':
                 return _read_safetensors(path)
@@ -69,13 +69,13 @@ def read_file(path: str | Path) -> Any:
         unknown = re.search(r'GLOBAL \S{1,200}', str(error))
         what = f' ({unknown[0]})' if unknown else ''
         raise CheckpointError(
-            f"checkpoint '{path}' was refused, nothing in it was run: it is damaged or holds more "
-            f'than weights{what}; save it again with its state dict alone'
+            f"checkpoint '{path}' was refused: it is damaged or contains more than weights{what}. "
+            'Nothing in it was run; save it again with only its state dict'
         ) from None
     except Exception as error:  # whatever broken bytes lead a library to
         raise CheckpointError(
-            f"'{path}' ({path.stat().st_size} bytes) is not a readable checkpoint, truncated or of "
-            f'another kind; fetch or save it again ({first_line(error)})'
+            f"'{path}' ({path.stat().st_size} bytes) is truncated or not a checkpoint; download or "
+            f'save it again ({first_line(error)})'
         ) from None
 
 
@@ -87,7 +87,7 @@ def kind_of(file: IO[bytes]) -> str:
     for beginning, kind in BEGINNINGS.items():
         if head.startswith(beginning):
             return kind
-    return 'truncated or of an unknown kind' if head else 'an empty file'
+    return 'a truncated or unknown file' if head else 'an empty file'
 
 
 def first_line(error: BaseException) -> str:
@@ -103,14 +103,14 @@ def _check_archive(path: Path, file: IO[bytes]) -> None:
     size, declared = path.stat().st_size, sum(member.file_size for member in members)
     if declared > size:
         raise CheckpointError(
-            f"'{path}' was refused: its {len(members)} members would unfold from {size} to "
-            f'{declared} bytes, as in no file of torch.save; save it again'
+            f"'{path}' was refused: it decompresses from {size} to {declared} bytes; save it again "
+            'with torch.save, which does not compress'
         )
     names = {member.filename.rpartition('/')[2] for member in members}
     if 'data.pkl' not in names or 'constants.pkl' in names:  # the latter has programs
         raise CheckpointError(
             f"'{path}' is a TorchScript program or another archive, not a checkpoint; save the "
-            'state dict of its model, or unpack the checkpoint in it'
+            "model's state dict, or extract the checkpoint from the archive"
         )
 
 

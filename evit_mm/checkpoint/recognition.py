@@ -53,8 +53,8 @@ def recognise(state: Mapping[str, Tensor], name: str) -> Recognised:
     if family is None:
         known = [f"{kind.description} (with '{kind.signature}')" for kind in FAMILIES.values()]
         raise CheckpointError(
-            f"'{name}' is of no kind that is known here: {', '.join(known)}; its first entries are "
-            f'{", ".join(list(state)[:NUM_SHOWN])}'
+            f"'{name}' is not a known checkpoint; its first entries are "
+            f'{", ".join(list(state)[:NUM_SHOWN])}. Known are: {", ".join(known)}'
         )
     names = own_names(names, name)
     body = {own: state[key] for own, key in names.items() if not own.endswith(BIAS_INDICES)}
@@ -75,7 +75,7 @@ def _check_network(body: Mapping[str, Tensor], family: str, name: str) -> str:
     except (LookupError, TypeError, ValueError, RuntimeError, OverflowError) as error:
         kind = FAMILIES[family].description
         raise CheckpointError(
-            f"'{name}' is {kind}, but its sizes are of no network: {error!r}"
+            f"'{name}' is {kind}, but its shapes match no network: {error!r}"
         ) from None
     expected = {k: v for module in modules for k, v in module.state_dict().items()}
     check_entries(body, expected, network, name)
@@ -98,7 +98,7 @@ def variant_of(state: Mapping[str, Tensor]) -> Variant:
         heads, num_offsets = state[f'{block}.mixer.m.attn.{ATTENTION_BIASES}'].shape
         window = math.isqrt(num_offsets)
         if window > MAX_WINDOW:
-            raise ValueError(f'windows of {window} x {window}')
+            raise ValueError(f'window size {window} is larger than {MAX_WINDOW}')
         queries = [state[f'{block}.mixer.m.attn.dws.{i}.c.weight'].shape for i in range(heads)]
         kernels = tuple(query[-1] for query in queries)
         rows.append((dim, len(blocks) - first, heads, kernels, queries[0][0], window))

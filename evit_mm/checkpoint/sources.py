@@ -20,7 +20,7 @@ CHUNK_BYTES = 1 << 18
 # torch hub's convention: the SHA-256 of name-0123abcd.pth begins with 0123abcd
 DIGEST_IN_NAME = re.compile(r'-([0-9a-f]{8,64})\.')
 POINT_AT_FILE = (
-    ', or point the config at the file: --cfg-options model.backbone.init_cfg.checkpoint=FILE '
+    ', or set --cfg-options model.backbone.init_cfg.checkpoint=FILE '
     '(model.backbone.init_cfg=None trains from scratch)'
 )
 
@@ -67,7 +67,7 @@ def _fetch(url: str) -> Path:
     """
     name = _file_name(url)
     if not name:
-        raise CheckpointError(f"'{url}' names no file; give the address of a checkpoint")
+        raise CheckpointError(f"'{url}' contains no file name; give the URL of a checkpoint")
     path = Path(torch.hub.get_dir()) / 'checkpoints' / name
     if path.is_file():
         return path
@@ -84,8 +84,8 @@ def _fetch(url: str) -> Path:
             cache.fetch(name, downloader=_download)
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f'cannot download {url} ({first_line(error)}). Fetch it on a machine with network and '
-            f"save it as '{path}'{POINT_AT_FILE}"
+            f'cannot download {url} ({first_line(error)}). Download it on a machine with network '
+            f"access and save it as '{path}'{POINT_AT_FILE}"
         ) from None
     return path
 
@@ -105,10 +105,10 @@ def _download(url: str, partial: str, cache: Any) -> None:
     with file.open('rb') as opened:
         kind = kind_of(opened)
     if kind not in CHECKPOINT_KINDS:
-        raise ValueError(f'the server sent {kind} in place of a checkpoint')
+        raise ValueError(f'the server sent {kind} instead of a checkpoint')
     named = DIGEST_IN_NAME.search(_file_name(url))
     if named and not (found := pooch.file_hash(partial, alg='sha256')).startswith(named[1]):
-        raise ValueError(f'what came has the SHA-256 {found}, not that in its name')
+        raise ValueError(f'the SHA-256 of the download is {found}, its name requires {named[1]}')
     file.chmod(0o644)  # temporary files are their owner's only, and the cache may be shared
 
 
@@ -124,6 +124,6 @@ def _fetch_from_hub(repository: str) -> Path:
             fault = error
     url = f'https://huggingface.co/{name}/resolve/{revision or "main"}/{HUB_FILES[0]}'
     raise CheckpointError(
-        f"cannot download '{repository}' from the Hugging Face hub ({first_line(fault)}). Fetch "
-        f'{url} on a machine with network{POINT_AT_FILE}'
+        f"cannot download '{repository}' from the Hugging Face hub ({first_line(fault)}). Download "
+        f'{url} on a machine with network access{POINT_AT_FILE}'
     )

@@ -37,7 +37,7 @@ STORAGE = ('storage', b'storage')  # in the two formats of torch.save
 def _latin1(text: str, encoding: str) -> bytes:
     """Stand in for ``_codecs.encode``, with which protocol 2 writes bytes."""
     if encoding != 'latin1':
-        raise pickle.UnpicklingError(f'Unsupported reduce for encoding {encoding!r}')
+        raise pickle.UnpicklingError(f'encoding {encoding!r} is not allowed')
     return text.encode('latin1')
 
 
@@ -45,7 +45,7 @@ def _dtype(kind: Any, *_: Any) -> np.dtype[Any]:
     """Stand in for ``np.dtype``; a file gets copies, since it may change them."""
     found = np.dtype(kind, copy=True)
     if type(found) not in DTYPES:
-        raise pickle.UnpicklingError(f'got {type(found)}, which mmengine does not log')
+        raise pickle.UnpicklingError(f'dtype {type(found)} is not allowed')
     return found
 
 
@@ -95,7 +95,7 @@ class Unpickler(_Unpickler):
         """Make an empty object of one of two types."""
         arguments, made = self.stack.pop(), self.stack.pop()
         if not (made is HistoryBuffer or made is Namespace) or arguments:
-            raise pickle.UnpicklingError(f'got {made!r}, which is not made here')
+            raise pickle.UnpicklingError(f'creating {made!r} is not allowed')
         self.append(made.__new__(made))
 
     def load_build(self) -> None:
@@ -107,7 +107,7 @@ class Unpickler(_Unpickler):
         elif kind in (np.ndarray, *DTYPES) or (kind is HistoryBuffer and type(state) is dict):
             kind.__setstate__(target, state)  # type: ignore[attr-defined]
         else:
-            raise pickle.UnpicklingError(f'got {kind}, which takes no state here')
+            raise pickle.UnpicklingError(f'setting the state of {kind} is not allowed')
 
     def load_append(self) -> None:
         """Append to a list and nothing else, whose method would be called."""
@@ -134,13 +134,13 @@ class Unpickler(_Unpickler):
         asked = self.stack[-1]
         _check_type(asked, tuple)
         if not asked or type(asked[0]) not in (str, bytes) or asked[0] not in STORAGE:
-            raise pickle.UnpicklingError('got the place of something else than a storage')
+            raise pickle.UnpicklingError('a persistent ID must name a storage')
         super().load_binpersid()
 
 
 def _check_type(value: Any, *allowed: type) -> None:
     if type(value) not in allowed:
-        raise pickle.UnpicklingError(f'got {type(value)} in the place of {allowed[0].__name__}')
+        raise pickle.UnpicklingError(f'expected {allowed[0].__name__}, got {type(value)}')
 
 
 # by name, so that the methods above take the place of those that they override

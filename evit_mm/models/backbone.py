@@ -58,7 +58,7 @@ class Backbone(BaseModule):
         last = len(self.parts()) - 1
         if not isinstance(frozen_stages, int) or not -1 <= frozen_stages <= last:
             raise ValueError(
-                f'frozen_stages must be -1 (none), 0 (stem) or up to {last} (the stages that '
+                f'frozen_stages must be an integer from -1 (nothing) to {last} (all stages that '
                 f'out_indices needs), got {frozen_stages}'
             )
         self.frozen_stages, self.norm_eval = frozen_stages, norm_eval
@@ -100,6 +100,6 @@ def check_out_indices(out_indices: Sequence[int], known: Sequence[int]) -> tuple
     indices = tuple(out_indices) if isinstance(out_indices, Sequence) else ()
     if not indices or not set(indices) <= set(known) or sorted(set(indices)) != list(indices):
         raise ValueError(
-            f'out_indices must be increasing stages out of {sorted(known)}, got {out_indices!r}'
+            f'out_indices must be an increasing sequence from {sorted(known)}, got {out_indices!r}'
         )
     return indices

@@ -81,7 +81,7 @@ class EfficientViTClassifier(ImageClassifier):
         channels = self.backbone.out_channels[-1]
         if self.head.in_channels != channels:
             raise ConfigError(
-                f'model.head.in_channels is {self.head.in_channels} but the backbone puts out '
+                f'model.head.in_channels is {self.head.in_channels}, but the backbone outputs '
                 f'{channels} channels; set model.head.in_channels={channels}'
             )
         self.data_preprocessor.num_classes = self.head.num_classes

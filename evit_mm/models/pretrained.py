@@ -24,9 +24,13 @@ def split_init_cfg(
     cfgs = [init_cfg] if isinstance(init_cfg, Mapping | str) else list(init_cfg)
     for cfg in cfgs:
         if not isinstance(cfg, Mapping) or 'type' not in cfg:
-            raise ConfigError(f'init_cfg must be dict(type=..., ...) or a list of them: {cfg!r}')
+            raise ConfigError(
+                f"init_cfg must be a dict with a 'type' or a list of them, got {cfg!r}"
+            )
         if cfg['type'] == 'Pretrained' and 'checkpoint' not in cfg:
-            raise ConfigError("init_cfg: type 'Pretrained' needs checkpoint=PATH_OR_URL")
+            raise ConfigError(
+                "init_cfg: type 'Pretrained' has no checkpoint; add checkpoint=PATH_OR_URL"
+            )
     pretrained = [cfg for cfg in cfgs if cfg['type'] == 'Pretrained']
     return pretrained, [cfg for cfg in cfgs if cfg['type'] != 'Pretrained']
 

@@ -144,7 +144,7 @@ class SPOSNet(Backbone):
         known = range(len(KERNEL_SIZES))
         is_whole = isinstance(choices, Sequence) and len(choices) == sum(DEPTHS)
         if not is_whole or not all(isinstance(c, int) and c in known for c in choices):
-            raise ValueError(f'choices must be {sum(DEPTHS)} numbers from 0 to 3, got {choices!r}')
+            raise ValueError(f'choices must be {sum(DEPTHS)} integers from 0 to 3, got {choices!r}')
         self.choices = tuple(choices)
         self.out_indices = check_out_indices(out_indices, range(len(DEPTHS) + 1))
         self.num_stages = min(self.out_indices[-1] + 1, len(DEPTHS))

@@ -64,12 +64,12 @@ class TIMMMobileNet(Backbone):
 
         super().__init__(channels_last, init_cfg)
         if not timm.is_model(model_name):
-            raise ValueError(f"model_name: timm {timm.__version__} has no '{model_name}'")
+            raise ValueError(f"model_name: timm {timm.__version__} has no model '{model_name}'")
         network = timm.create_model(model_name)
         if not all(hasattr(network, name) for name in ('conv_stem', 'bn1', 'blocks')):
             raise ValueError(
-                f"model_name: '{model_name}' is not made of conv_stem, bn1 and blocks as timm's "
-                "EfficientNet family is; mmpretrain's TIMMBackbone takes it"
+                f"model_name: '{model_name}' does not consist of conv_stem, bn1 and blocks; "
+                "use mmpretrain's TIMMBackbone instead"
             )
         self.model_name = model_name
         depth = len(network.blocks)

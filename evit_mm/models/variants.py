@@ -46,7 +46,7 @@ class Variant:
             object.__setattr__(self, field.name, self._integers(field.name))
         if self.embed_dims[0] % 8:
             raise ValueError(
-                f'arch: embed_dims[0] is {self.embed_dims[0]}; the stem needs a multiple of 8'
+                f'arch: embed_dims[0] must be a multiple of 8, got {self.embed_dims[0]}'
             )
         for stage, (dim, heads) in enumerate(zip(self.embed_dims, self.num_heads, strict=True)):
             if dim % heads:
@@ -57,7 +57,7 @@ class Variant:
         if len(self.kernel_sizes) < max(self.num_heads):
             raise ValueError(
                 f'arch: kernel_sizes has {len(self.kernel_sizes)} entries, '
-                f'but a stage has {max(self.num_heads)} heads; give one kernel per head'
+                f'but a stage has {max(self.num_heads)} heads; give one kernel size per head'
             )
         even = [k for k in self.kernel_sizes if k % 2 == 0]
         if even:
@@ -124,5 +124,5 @@ def resolve_arch(arch: str | Mapping[str, Any] | Variant) -> Variant:
             raise KeyError(f"arch has no key '{key}'{hint} (keys: {', '.join(known)})")
     missing = [name for name in needed if name not in arch]
     if missing:
-        raise KeyError(f'arch lacks {", ".join(missing)}')
+        raise KeyError(f'arch has no {", ".join(missing)}; add the missing keys')
     return Variant(**arch)

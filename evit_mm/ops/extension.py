@@ -20,7 +20,7 @@ from ..utils.environment import OPERATORS_SWITCH as SWITCH
 NAME = 'mmcv._ext'
 COMPILE = (
     'pip uninstall -y mmcv-lite, then '
-    'MMCV_WITH_OPS=1 pip install --no-build-isolation mmcv==2.1.0, which needs a C++ compiler'
+    'MMCV_WITH_OPS=1 pip install --no-build-isolation mmcv==2.1.0 (needs a C++ compiler)'
 )
 logger = logging.getLogger('evit_mm')
 
@@ -38,7 +38,7 @@ class _Extension(ModuleType):
 
         def missing(*args: Any, **kwargs: Any) -> Any:
             raise MissingOperatorError(
-                f"mmcv's operator '{name}' has no counterpart in torchvision; install an mmcv with "
+                f"evit_mm.ops does not provide the mmcv operator '{name}'; install mmcv with "
                 f'compiled operators: {COMPILE}'
             )
 
@@ -90,22 +90,22 @@ def provide() -> str:
     compiled = loaded or _is_compiled()
     if choice == 'compiled' and not compiled:
         raise EvitError(
-            f"{SWITCH}='compiled', but this mmcv has no compiled operators; unset it or install "
-            f'one that has them: {COMPILE}'
+            f"{SWITCH}='compiled', but this mmcv has no compiled operators; unset {SWITCH}, or "
+            f'install mmcv with compiled operators: {COMPILE}'
         )
     if choice == 'torchvision' and loaded:
         raise EvitError(
-            f"{SWITCH}='torchvision', but mmcv has loaded its compiled operators already; import "
+            f"{SWITCH}='torchvision', but mmcv has already loaded its compiled operators; import "
             'evit_mm before mmcv.ops'
         )
     if compiled and choice != 'torchvision':
-        logger.info("operators: mmcv's compiled ones")
+        logger.info('operators: mmcv uses its compiled operators')
         return 'compiled'
     sys.meta_path.insert(0, _Finder())
     if is_first_process() and multiprocessing.parent_process() is None:
-        # a warning, which Python writes to stderr also where no logging is set up
-        place = f" in the place of mmcv's compiled ones ({SWITCH})" if compiled else ''
-        logger.warning("operators: torchvision's, by evit_mm.ops%s", place)
+        # a warning, because Python prints warnings even if logging is not configured
+        place = f' instead of its compiled operators ({SWITCH})' if compiled else ''
+        logger.warning('operators: mmcv uses the torchvision operators of evit_mm.ops%s', place)
     return 'torchvision'
 
 

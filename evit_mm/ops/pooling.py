@@ -105,8 +105,8 @@ def _check_regions(rois: Tensor, maps: Tensor) -> None:
         return  # looking would make the GPU wait
     known = (rois[:, 0] >= 0) & (rois[:, 0] < len(maps))
     for fine, fault in (
-        (rois.isfinite().all(1), 'is not finite: the training has probably diverged'),
-        (known, f'is of an image that is not there: there are {len(maps)}'),
+        (rois.isfinite().all(1), 'is not finite; the training has probably diverged'),
+        (known, f'has an image index outside the batch of {len(maps)} images'),
     ):
         if not fine.all():
             number = int(fine.logical_not().nonzero()[0])

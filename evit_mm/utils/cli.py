@@ -27,7 +27,7 @@ def run_tool(tool: Callable[[], Any], interrupted: str = 'interrupted') -> Any:
         if os.environ.get(DEBUG, '0') != '0':
             traceback.print_exc()
         elif error.__cause__ or isinstance(error, OSError):
-            lines.append(f'{DEBUG}=1 prints the traceback')
+            lines.append(f'set {DEBUG}=1 to print the traceback')
         sys.exit('\n'.join(lines))
     except KeyboardInterrupt:
         sys.exit(interrupted)
@@ -35,7 +35,7 @@ def run_tool(tool: Callable[[], Any], interrupted: str = 'interrupted') -> Any:
 
 def add_device(parser: argparse.ArgumentParser) -> None:
     """Add ``--device``."""
-    parser.add_argument('--device', help='cpu, cuda, cuda:1, ... (default: a GPU if there is one)')
+    parser.add_argument('--device', help='cpu, cuda, cuda:1, ... (default: the GPU if available)')
 
 
 def add_cfg_options(parser: argparse.ArgumentParser) -> None:
@@ -46,11 +46,14 @@ def add_cfg_options(parser: argparse.ArgumentParser) -> None:
         def __call__(self, parser: Any, namespace: Any, values: Any, *rest: Any) -> None:
             for value in values:
                 if '=' not in value:
-                    parser.error(f'--cfg-options takes KEY=VALUE, not {value!r}')
+                    parser.error(f'--cfg-options expects KEY=VALUE, got {value!r}')
             super().__call__(parser, namespace, values, *rest)
 
     parser.add_argument(
-        '--cfg-options', nargs='+', action=CfgOptions, help='overrides, key.sub_key=value'
+        '--cfg-options',
+        nargs='+',
+        action=CfgOptions,
+        help='override config values, key.sub_key=value',
     )
 
 

@@ -76,7 +76,7 @@ def check_environment() -> None:
     package = 'opencv-python-headless' + (f'=={version}' if version else '')
     _load(
         'cv2',
-        'OpenCV does not load ({}); its build without windows needs no such library: '
+        'OpenCV cannot be imported ({}); install the build that needs no display libraries: '
         f'pip install --force-reinstall --no-deps {package}',
     )
     _check_torchvision_build()
@@ -89,7 +89,7 @@ def _check_mmcv_version() -> None:
         both = ' and '.join(f'{name} {version}' for name, version in present.items())
         keep = 'onedl-mmcv' if 'onedl-mmcv' in present else 'mmcv-lite==2.1.0'
         raise EnvironmentFault(
-            f'{both} are installed over each other; keep one: '
+            f'{both} are both installed and overwrite each other; keep one: '
             f'pip uninstall -y {" ".join(present)}, then pip install {keep}'
         )
     low, high = MMCV_RANGE
@@ -98,7 +98,7 @@ def _check_mmcv_version() -> None:
         for_mmpretrain = numbers >= high and not _version('mmdet')  # which takes it
         if name != 'onedl-mmcv' and not low <= numbers < high and not for_mmpretrain:
             raise EnvironmentFault(
-                f'{name} {version} is installed, but mmdet 3.3 takes mmcv >= 2.0.0, < 2.2.0 only; '
+                f'{name} {version} is installed, but mmdet 3.3 requires mmcv >= 2.0.0, < 2.2.0; '
                 f'pip uninstall -y {name}, then pip install mmcv-lite==2.1.0'
             )
 
@@ -109,23 +109,23 @@ def _check_torch_version() -> None:
         raise EnvironmentFault(f'torch {torch} is too old; pip install "torch>=2.0" torchvision')
     _load(
         'torch',
-        f'torch {torch} does not load ({{}}); pip install --force-reinstall torch=={torch}',
+        f'torch {torch} cannot be imported ({{}}); pip install --force-reinstall torch=={torch}',
     )
     needs = metadata.requires('torchvision') if vision else None
     pins = [re.match(r'torch\s*\(?\s*==\s*([\d.]+)', need) for need in needs or []]
     wanted = next((pin[1] for pin in pins if pin), None)
     if torch and wanted and torch.partition('+')[0] != wanted:
         raise EnvironmentFault(
-            f'torchvision {vision} is for torch {wanted}, but torch {torch} is installed; '
+            f'torchvision {vision} requires torch {wanted}, but torch {torch} is installed; '
             f'pip install torch=={torch.partition("+")[0]} torchvision'
         )
 
 
 def _check_torchvision_build() -> None:
     fault = (
-        f'torchvision {_version("torchvision")} is of another build than torch '
-        f'{_version("torch")} ({{}}); '
-        'pip uninstall -y torch torchvision, then pip install both from one index'
+        f'torchvision {_version("torchvision")} and torch {_version("torch")} come from different '
+        'builds ({}); '
+        'pip uninstall -y torch torchvision, then pip install both from the same index'
     )
     _load('torchvision', fault)
     if not hasattr(sys.modules['torch'].ops.torchvision, 'nms'):
@@ -142,9 +142,9 @@ def _check_mmcv_build() -> None:
     name = next(filter(_version, MMCV), 'mmcv')
     _load(
         'mmcv._ext',
-        f'the compiled operators of {name} {_version(name)} do not load with torch '
-        f'{_version("torch")} ({{}}); set {OPERATORS_SWITCH}=torchvision, which leaves them out, '
-        f'or compile {name} again',
+        f'the compiled operators of {name} {_version(name)} cannot be loaded with torch '
+        f'{_version("torch")} ({{}}); set {OPERATORS_SWITCH}=torchvision to replace them, '
+        f'or recompile {name}',
     )
 
 

@@ -44,7 +44,8 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         for place in places:
             content = vars(importlib.import_module(place))
             vars(module).update((k, v) for k, v in content.items() if not k.startswith('_'))
-        text = f'{module.__name__} is now {" and ".join(places)}; the old name will go'
+        new = ' or '.join(places)
+        text = f'{module.__name__} is deprecated and will be removed; import from {new} instead'
         warnings.warn(text, FutureWarning, stacklevel=2)
 
 

@@ -34,5 +34,5 @@ def find_config(config: str | Path) -> Path:
     name = path.name.removesuffix('.py')
     if name in own and str(path.parent) in ('.', 'configs'):
         return own[name]
-    hint = did_you_mean(name, own, n=3) or f"; see '{project_path('configs')}'"
+    hint = did_you_mean(name, own, n=3) or f"; the configs are in '{project_path('configs')}'"
     raise ConfigError(f"config '{config}' does not exist{hint}")

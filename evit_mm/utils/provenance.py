@@ -41,8 +41,8 @@ def need_torch(version: str, what: str) -> None:
     installed = importlib.metadata.version('torch')
     if version_numbers(installed) < version_numbers(version):
         raise EvitError(
-            f'{what} needs torch {version} or newer, and this is torch {installed}; install a '
-            f"newer one with: pip install 'torch>={version}' torchvision"
+            f'{what} needs torch {version} or newer, but torch {installed} is installed; '
+            f"run: pip install 'torch>={version}' torchvision"
         )
 
 
