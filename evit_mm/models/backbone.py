@@ -1,4 +1,4 @@
-"""What the backbones of the comparison share, so that one recipe treats all of them alike."""
+"""Base class of all backbones, so that one training recipe applies to each of them."""
 
 from __future__ import annotations
 
@@ -13,25 +13,26 @@ from .pretrained import load_checked, split_init_cfg
 
 
 class Backbone(BaseModule):
-    """Memory layout, frozen stages, BatchNorm kept in eval mode, and weights checked by name.
+    """Base class with memory format, frozen stages, ``norm_eval`` and strict loading of weights.
 
-    A subclass builds its modules, defines :meth:`parts` and calls :meth:`freeze` last. It lays
-    the images out first, by :meth:`to_layout` or in an
-    :class:`~evit_mm.models.layers.ImageConvBN`.
+    A subclass builds its modules in ``__init__``, calls :meth:`freeze` at the end of ``__init__``,
+    and defines :meth:`parts`. Its ``forward`` first converts the images with :meth:`to_layout` or
+    with an :class:`~evit_mm.models.layers.ImageConvBN`.
 
     Args:
-        channels_last: Compute in channels last, otherwise contiguous. A convolution puts its
-            result into the layout of its input, so that the neck and the head follow. Only the
-            maps change their layout, parameters stay contiguous.
-        init_cfg: As everywhere in OpenMMLab.
+        channels_last: Compute in channels-last memory format. False computes in contiguous format.
+            The neck and the head follow, because a convolution keeps the format of its input. Only
+            feature maps change their format. Parameters stay contiguous.
+        init_cfg: Initialisation config of OpenMMLab.
 
     Attributes:
-        channels_last: As given.
-        memory_format: The layout of the maps that follows from it.
-        frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the first k stages.
-        norm_eval: Every BatchNorm stays in eval mode while training.
-        unused: Beginnings of the names in a published file that belong to parts which this
-            backbone may have been built without, such as the classifier.
+        channels_last: The argument.
+        memory_format: The memory format of the feature maps.
+        frozen_stages: -1 freezes nothing, 0 freezes the stem, k freezes the stem and the first k
+            stages.
+        norm_eval: Whether every BatchNorm stays in eval mode during training.
+        unused: Name prefixes of optional parts, such as the classifier. A published checkpoint may
+            contain them even if this backbone is built without them.
     """
 
     frozen_stages: int = -1
@@ -46,15 +47,15 @@ class Backbone(BaseModule):
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
 
     def to_layout(self, x: Tensor) -> Tensor:
-        """Return images ``(B, C, H, W)`` in the layout of the maps."""
+        """Return images ``(B, C, H, W)`` in the memory format of the feature maps."""
         return x.contiguous(memory_format=self.memory_format)
 
     def parts(self) -> list[list[nn.Module]]:
-        """Return the modules of the stem, then those of each stage that is built."""
+        """Return the modules of the stem, then the modules of each stage that is built."""
         raise NotImplementedError
 
     def freeze(self, frozen_stages: int, norm_eval: bool) -> None:
-        """Settle what will not be trained."""
+        """Freeze the first stages, and set ``norm_eval``."""
         last = len(self.parts()) - 1
         if not isinstance(frozen_stages, int) or not -1 <= frozen_stages <= last:
             raise ValueError(
@@ -66,7 +67,10 @@ class Backbone(BaseModule):
             module.eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> Backbone:
-        """Set the mode; frozen stages, and with ``norm_eval`` every BatchNorm, stay in eval."""
+        """Set the training mode.
+
+        Frozen stages stay in eval mode. With ``norm_eval``, every BatchNorm stays in eval mode too.
+        """
         super().train(mode)
         for module in self._frozen_modules():
             module.eval()
@@ -77,12 +81,12 @@ class Backbone(BaseModule):
         return self
 
     def init_weights(self) -> None:
-        """Initialise as ``init_cfg`` says; ``Pretrained`` files are checked name by name."""
+        """Initialise the weights from ``init_cfg``. A ``Pretrained`` checkpoint must fit."""
         if self.is_init or not self.init_cfg:
             super().init_weights()
             return
         init_cfg = self.init_cfg
-        # mmengine's own Pretrained loads what happens to match and only warns about the rest
+        # mmengine's Pretrained skips entries that do not match and only warns
         pretrained, self.init_cfg = split_init_cfg(init_cfg)
         try:
             super().init_weights()
@@ -96,7 +100,7 @@ class Backbone(BaseModule):
 
 
 def check_out_indices(out_indices: Sequence[int], known: Sequence[int]) -> tuple[int, ...]:
-    """Return the indices as a tuple; they must be increasing and among those known."""
+    """Return ``out_indices`` as a tuple, after checking that they are known and increasing."""
     indices = tuple(out_indices) if isinstance(out_indices, Sequence) else ()
     if not indices or not set(indices) <= set(known) or sorted(set(indices)) != list(indices):
         raise ValueError(
