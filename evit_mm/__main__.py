@@ -1,4 +1,4 @@
-"""The tools by name, from any folder: python -m evit_mm train CONFIG [options]."""
+"""Run a tool from any folder, for example python -m evit_mm train CONFIG."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .utils.package_files import project_path
 
 
 def main() -> None:
-    """Run a tool as ``python tools/NAME.py`` would, with what follows its name."""
+    """Run ``tools/NAME.py`` with the arguments after its name."""
     tools = {file.stem: file for file in sorted(project_path('tools').glob('*.py'))}
     usage = (
         f'usage: python -m evit_mm TOOL [options]\ntools: {", ".join(tools)}\n'

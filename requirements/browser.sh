@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Find Chromium for the tests of pages, or install Debian's where that can be done unasked (as root).
-# Without one those tests are skipped and say so.
+# Find Chromium for the tests of the HTML pages. As root on Debian, install it if it is missing.
+# Without Chromium, these tests are skipped.
 set -uo pipefail
 for name in chromium chromium-browser google-chrome; do
     command -v "$name" >/dev/null && exit 0

@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# Print an interpreter that has the stack; install the stack if need be: env.sh [VENV] [PYTHON]
+# Print the path of an interpreter with all libraries. Usage: env.sh [VENV] [PYTHON]
 #
-# VENV is created with PYTHON and kept at the pinned versions. Another environment at VENV, or PYTHON
-# itself, is used as it is if it has the libraries, and nothing is installed into it.
+# If VENV does not exist, it is created with PYTHON, and the pinned versions are installed. An
+# existing environment at VENV, or PYTHON itself, is used without changes if it has the libraries.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 venv=${1:-.venv} python=${2:-python3}
-stamp=$venv/evit_mm.installed # what was installed; empty until all of it is
+stamp=$venv/evit_mm.installed # the installed requirements; empty during the installation
 libraries='torch torchvision cv2 mmengine mmcv mmdet'
 gigabytes=10
 
 fail() { echo "evit_mm: $*" >&2; exit 1; }
 use() { realpath -s "$1"; exit; }
 wanted() { cat setup.py requirements/constraints.txt; }
-# from /, where this checkout does not count as installed
+# from /, because the current folder is importable and this checkout must not count as installed
 has() (
     program=$(realpath -s "$1") && cd / && shift && "$program" -c \
         'import sys, importlib.util as u; sys.exit(not all(map(u.find_spec, sys.argv[1:])))' "$@"

@@ -111,7 +111,8 @@ class CascadedGroupAttention(nn.Module):
         for part, qkv, dw, bias in zip(slices, self.qkvs, self.dws, biases, strict=True):
             feat = part + heads[-1] if heads else part  # the cascade
             q, k, v = qkv(feat).split(self.split_sizes, dim=1)
-            # not flatten(2).transpose(1, 2): see `test_one_window_has_the_gradient_of_many`
+            # flatten(2).transpose(1, 2) would give BatchNorm wrong gradients on the CPU for B = 1,
+            # see test_one_window_has_the_gradient_of_many
             q = dw(q).permute(0, 2, 3, 1).flatten(1, 2) * self.scale  # (B, N, K)
             attention = (q @ k.flatten(2) + bias).softmax(dim=-1)  # (B, N, N)
             head = attention @ v.flatten(2).transpose(1, 2)  # (B, N, D)
