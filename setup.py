@@ -126,7 +126,7 @@ setup(
         'pooch[progress]',
         'urllib3>=2',  # detects truncated downloads
         'matplotlib',
-        # the same COCO metrics as pycocotools, bit for bit (tested); wheels for Python 3.10 and later
+        # bit-identical to pycocotools (tested); has wheels for Python 3.10 and later
         'hotcoco>=1.3,<2',
     ],
     extras_require=extras,

@@ -1,4 +1,4 @@
-"""The module ``mmcv._ext``, made of this package's operators for an mmcv without compiled ones."""
+"""The module ``mmcv._ext`` with the operators of this package."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ logger = logging.getLogger('evit_mm')
 
 
 class MissingOperatorError(EvitError, NotImplementedError):
-    """An operator of mmcv's was called that only its compiled extension has."""
+    """An operator was called that only the compiled extension of mmcv has."""
 
 
 class _Extension(ModuleType):
-    """Answers for every name, since mmcv asks for all of them on import."""
+    """A module with a function for every name, because mmcv requests all names on import."""
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         if name.startswith('_'):
@@ -46,7 +46,7 @@ class _Extension(ModuleType):
 
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Offers the module to Python's import system."""
+    """Import hook for ``mmcv._ext``."""
 
     def find_spec(
         self,
@@ -54,34 +54,33 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         path: Sequence[str] | None = None,  # noqa: ARG002
         target: ModuleType | None = None,  # noqa: ARG002
     ) -> importlib.machinery.ModuleSpec | None:
-        """Return a spec for ``mmcv._ext`` and no other module."""
+        """Return a spec for ``mmcv._ext``, and None for any other module."""
         if fullname != NAME:
             return None
         return importlib.machinery.ModuleSpec(NAME, self, origin='evit_mm.ops')
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
-        """Return the module, without its functions."""
+        """Return the module without functions."""
         return _Extension(spec.name, 'Operators of evit_mm.ops.')
 
     def exec_module(self, module: ModuleType) -> None:
-        """Fill the module."""
-        from .operators import OPERATORS  # late: it loads torchvision
+        """Add the functions to the module."""
+        from .operators import OPERATORS  # here, because it imports torchvision
 
         vars(module).update(OPERATORS)
 
 
 def provide() -> str:
-    """Let mmcv find the operators of this package, unless it has compiled ones.
+    """Provide the operators of this package to mmcv, unless mmcv has compiled operators.
 
-    The environment variable ``EVIT_MM_OPS`` decides otherwise: ``torchvision`` puts these operators
-    in the place of compiled ones, ``compiled`` never provides any. Calling it again changes
-    nothing.
+    The environment variable ``EVIT_MM_OPS`` overrides this. ``torchvision`` replaces compiled
+    operators by this package. ``compiled`` never provides operators. A second call has no effect.
 
     Returns:
-        Which operators mmcv uses: ``'torchvision'`` or ``'compiled'``.
+        The operators that mmcv uses: ``'torchvision'`` or ``'compiled'``.
 
     Raises:
-        EvitError: mmcv has other operators than the environment variable asks for.
+        EvitError: mmcv cannot use the operators that ``EVIT_MM_OPS`` selects.
     """
     choice = os.environ.get(SWITCH)
     if any(isinstance(finder, _Finder) for finder in sys.meta_path):
@@ -110,7 +109,7 @@ def provide() -> str:
 
 
 def _is_compiled() -> bool:
-    """Say whether mmcv's extension is installed, without importing it."""
+    """Return whether mmcv's compiled extension is installed, without importing it."""
     mmcv = importlib.machinery.PathFinder.find_spec('mmcv')
     if mmcv is None or mmcv.submodule_search_locations is None:
         return False
