@@ -1,4 +1,4 @@
-"""Setup of the package. ``requirements/constraints.txt`` pins the tested versions."""
+"""Package metadata and dependencies. ``requirements/constraints.txt`` pins the tested versions."""
 
 import re
 import shutil

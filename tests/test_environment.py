@@ -62,8 +62,8 @@ def run(folder, *command, **variables):
         ),
         (
             {'mmcv': ('2.1.0', '')},
-            'mmcv 2.1.0 and mmcv-lite 2.1.0 are both installed and overwrite each other; keep one: '
-            'pip uninstall -y mmcv mmcv-lite, then pip install mmcv-lite==2.1.0',
+            'mmcv 2.1.0 and mmcv-lite 2.1.0 are both installed and overwrite each other; reinstall '
+            'one: pip uninstall -y mmcv mmcv-lite, then pip install mmcv-lite==2.1.0',
         ),
         (
             {'torchvision': None},

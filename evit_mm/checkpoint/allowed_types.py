@@ -31,7 +31,7 @@ _SCALAR = np.float64().__reduce__()[0]
 # Dtypes of the numbers that mmengine logs. np.dtypes has names for them, but needs numpy 1.25.
 DTYPES: list[Any] = [type(np.dtype(kind)) for kind in ('float64', 'float32', 'int64', 'int32')]
 # mmengine's CheckpointHook also writes the histories of logged scalars, which are numpy arrays.
-# numpy 1 and numpy 2 use different names for the two functions. Files of both can be read.
+# numpy 1 and numpy 2 use different names for the two functions, and each reads both names.
 MMENGINE_TYPES: list[Any] = [
     HistoryBuffer,
     np.ndarray,

@@ -27,7 +27,7 @@ def tensors_of(checkpoint: Any, name: str = 'checkpoint') -> dict[str, Tensor]:
     the averaged weights.
 
     Args:
-        checkpoint: The value of :func:`~evit_mm.checkpoint.read_checkpoint`.
+        checkpoint: The result of :func:`~evit_mm.checkpoint.read_checkpoint`.
         name: File name for error messages.
 
     Returns:
@@ -45,7 +45,7 @@ def tensors_of(checkpoint: Any, name: str = 'checkpoint') -> dict[str, Tensor]:
             continue
         if not isinstance(key, str) or not key.isprintable():
             raise CheckpointError(f"'{name}': {ascii(key)[:200]} is not a valid weight name")
-        tensor = Tensor.detach(value)  # removes attributes of the file that may hide methods
+        tensor = Tensor.detach(value)  # the tensor may have attributes that hide methods
         if not _is_plain(tensor):
             raise CheckpointError(
                 f"'{name}': '{key[:200]}' is not a plain tensor; save it as a dense, contiguous "
@@ -70,9 +70,9 @@ def extract_state_dict(
     used) or timm's EfficientViT.
 
     Args:
-        checkpoint: The value of :func:`~evit_mm.checkpoint.read_checkpoint`.
-        prefix: Use only the entries with this prefix, and remove it from their names. None uses
-            ``backbone.`` if the checkpoint has entries with this prefix.
+        checkpoint: The result of :func:`~evit_mm.checkpoint.read_checkpoint`.
+        prefix: Use only the entries with this prefix, and remove it from their names. With
+            None, the prefix is ``backbone.`` if the checkpoint has entries with it.
         name: File name for error messages.
 
     Returns:
@@ -106,10 +106,10 @@ def own_names(state: Mapping[str, T], name: str = 'checkpoint') -> dict[str, T]:
 
 
 def plain_weights_of(checkpoint: Any) -> dict[str, Any] | None:
-    """Return the trained weights that mmengine's EMA hook stores in addition to the averaged ones.
+    """Return the non-averaged weights that mmengine's EMA hook stores.
 
     Args:
-        checkpoint: The value of :func:`~evit_mm.checkpoint.read_checkpoint`.
+        checkpoint: The result of :func:`~evit_mm.checkpoint.read_checkpoint`.
 
     Returns:
         The weights, with the prefix ``module.``, and the counter ``steps`` of the hook. None if the
@@ -122,7 +122,7 @@ def metadata_of(checkpoint: Any) -> dict[str, Any]:
     """Return the class names and the config of a checkpoint under mmengine's keys.
 
     Args:
-        checkpoint: The value of :func:`~evit_mm.checkpoint.read_checkpoint`, from mmdet 2 or 3.
+        checkpoint: The result of :func:`~evit_mm.checkpoint.read_checkpoint`, from mmdet 2 or 3.
 
     Returns:
         ``dataset_meta`` with ``classes``, and ``cfg`` with the text of the config, if the

@@ -86,7 +86,7 @@ def convert(checkpoint: Any, to: str | None = None, name: str = 'checkpoint') ->
     """Convert a checkpoint.
 
     Args:
-        checkpoint: The value of :func:`~evit_mm.checkpoint.read_checkpoint`, for a file of the
+        checkpoint: The result of :func:`~evit_mm.checkpoint.read_checkpoint`, for a file of the
             authors, timm, mmdet 2 or 3, this package, or SPOS. It is not modified.
         to: The target. ``'backbone'`` is the backbone with the names of this package.
             ``'detector'`` is the backbone as part of a detector with window size 7, and the neck

@@ -29,7 +29,7 @@ def fit_state_dict(
     dropped. Attention biases of another window size are resized.
 
     Args:
-        state: The value of :func:`~evit_mm.checkpoint.extract_state_dict`.
+        state: The result of :func:`~evit_mm.checkpoint.extract_state_dict`.
         model: The module to load into. Its attribute ``unused``, if it exists, lists the parts
             that only the checkpoint may have.
         name: File name for error messages.
@@ -56,7 +56,7 @@ def check_state_dict(
     """Check that a checkpoint contains exactly the entries of a model.
 
     Args:
-        state: The value of :func:`~evit_mm.checkpoint.extract_state_dict`.
+        state: The result of :func:`~evit_mm.checkpoint.extract_state_dict`.
         model: The module, which may be wrapped for distributed training.
         name: File name for error messages.
 

@@ -11,7 +11,7 @@ from typing import Any
 
 BACKBONE = 'backbone.'  # prefix of the backbone in a detector
 ATTENTION_BIASES = 'attention_biases'
-BIAS_INDICES = 'attention_bias_idxs'  # a buffer of the authors that depends on the window size
+BIAS_INDICES = 'attention_bias_idxs'  # the authors' buffer, which depends only on the window size
 DOWNSAMPLE = ('res1', 'patchmerge', 'res2')  # timm's names of the first three modules of a stage
 TO_TIMM = {'c': 'conv', 'l': 'linear'}
 FROM_TIMM = {timm: own for own, timm in TO_TIMM.items()}

@@ -51,10 +51,10 @@ def recognise(state: Mapping[str, Tensor], name: str) -> Recognised:
     names = {key.removeprefix(prefix): key for key in state if key.startswith(parts)}
     family = family_of(names)
     if family is None:
-        known = [f"{kind.description} (with '{kind.signature}')" for kind in FAMILIES.values()]
+        known = [f"{kind.description} ('{kind.signature}')" for kind in FAMILIES.values()]
         raise CheckpointError(
-            f"'{name}' is not a known checkpoint; its first entries are "
-            f'{", ".join(list(state)[:NUM_SHOWN])}. Known are: {", ".join(known)}'
+            f"'{name}' is of an unknown kind; its first entries are "
+            f'{", ".join(list(state)[:NUM_SHOWN])}. Known kinds: {", ".join(known)}'
         )
     names = own_names(names, name)
     body = {own: state[key] for own, key in names.items() if not own.endswith(BIAS_INDICES)}

@@ -20,7 +20,7 @@ CHUNK_BYTES = 1 << 18
 # convention of torch hub: the SHA-256 of name-0123abcd.pth starts with 0123abcd
 DIGEST_IN_NAME = re.compile(r'-([0-9a-f]{8,64})\.')
 POINT_AT_FILE = (
-    ', or set --cfg-options model.backbone.init_cfg.checkpoint=FILE '
+    ', or pass --cfg-options model.backbone.init_cfg.checkpoint=FILE '
     '(model.backbone.init_cfg=None trains from scratch)'
 )
 
@@ -110,7 +110,7 @@ def _download(url: str, partial: str, cache: Any) -> None:
         raise ValueError(f'the server sent {kind} instead of a checkpoint')
     named = DIGEST_IN_NAME.search(_file_name(url))
     if named and not (found := pooch.file_hash(partial, alg='sha256')).startswith(named[1]):
-        raise ValueError(f'the SHA-256 of the download is {found}, its name requires {named[1]}')
+        raise ValueError(f'the download has SHA-256 {found}, but its name requires {named[1]}')
     file.chmod(0o644)  # only the owner can read temporary files, but users may share the cache
 
 

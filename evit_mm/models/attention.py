@@ -124,7 +124,7 @@ class CascadedGroupAttention(nn.Module):
 class WindowAttention(nn.Module):
     """:class:`CascadedGroupAttention` on every window of a feature map of any size.
 
-    ``(B, C, H, W) -> (B, C, H, W)``. The arguments are the same.
+    ``(B, C, H, W) -> (B, C, H, W)``. It takes the same arguments.
     """
 
     def __init__(

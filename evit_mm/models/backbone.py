@@ -1,4 +1,4 @@
-"""Base class of all backbones, so that one training recipe applies to each of them."""
+"""Base class of the backbones, which gives all of them the same training options."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Backbone(BaseModule):
 
     Args:
         channels_last: Compute in channels-last memory format. False computes in contiguous format.
-            The neck and the head follow, because a convolution keeps the format of its input. Only
-            feature maps change their format. Parameters stay contiguous.
+            The neck and the head compute in the same format, because a convolution keeps the format
+            of its input. Parameters are always contiguous.
         init_cfg: Initialisation config of OpenMMLab.
 
     Attributes:
@@ -81,7 +81,7 @@ class Backbone(BaseModule):
         return self
 
     def init_weights(self) -> None:
-        """Initialise the weights from ``init_cfg``. A ``Pretrained`` checkpoint must fit."""
+        """Initialise the weights from ``init_cfg``. Every ``Pretrained`` entry must fit."""
         if self.is_init or not self.init_cfg:
             super().init_weights()
             return
@@ -100,7 +100,7 @@ class Backbone(BaseModule):
 
 
 def check_out_indices(out_indices: Sequence[int], known: Sequence[int]) -> tuple[int, ...]:
-    """Return ``out_indices`` as a tuple, after checking that they are known and increasing."""
+    """Check that ``out_indices`` are known and increasing, and return them as a tuple."""
     indices = tuple(out_indices) if isinstance(out_indices, Sequence) else ()
     if not indices or not set(indices) <= set(known) or sorted(set(indices)) != list(indices):
         raise ValueError(

@@ -90,7 +90,7 @@ class EfficientViTClassifier(ImageClassifier):
         self.data_preprocessor.num_classes = self.head.num_classes
 
     def init_weights(self) -> None:
-        """Initialise the weights from ``init_cfg``. A ``Pretrained`` checkpoint must fit."""
+        """Initialise the weights from ``init_cfg``. Every ``Pretrained`` entry must fit."""
         pretrained, _ = split_init_cfg(self.init_cfg or [])
         if self.is_init or not pretrained:
             super().init_weights()
@@ -120,8 +120,8 @@ class ClsVisualizationHook(VisualizationHook):
     """mmpretrain's VisualizationHook with correct colours and unique file names.
 
     mmpretrain 1.2 passes BGR pixels to a visualizer that expects RGB. It also drops the folder from
-    the file name, so the pictures of ``cat/1.jpg`` and ``dog/1.jpg`` overwrite each other. The
-    arguments are the same.
+    the file name, so the pictures of ``cat/1.jpg`` and ``dog/1.jpg`` overwrite each other. It
+    takes the same arguments.
     """
 
     def _draw_samples(

@@ -30,7 +30,7 @@ from .variants import NUM_STAGES, Variant, resolve_arch
 class EfficientViTBlock(nn.Module):
     """Sandwich layout: depthwise conv and FFN, window attention, depthwise conv and FFN.
 
-    ``(B, C, h, w) -> (B, C, h, w)``. The initial BatchNorm weights make the block the identity.
+    ``(B, C, h, w) -> (B, C, h, w)``. The block is initialised as the identity.
     """
 
     def __init__(self, variant: Variant, stage: int, drop_path_rate: float = 0.0) -> None:
@@ -76,7 +76,7 @@ class PatchMerging(nn.Module):
 
 
 def conv_ffn(dim: int, drop_path_rate: float) -> nn.Sequential:
-    """Return the depthwise conv and FFN before or after a :class:`PatchMerging`."""
+    """Return the depthwise conv and FFN that precede or follow a :class:`PatchMerging`."""
     return nn.Sequential(
         Residual(ConvBN(dim, dim, 3, groups=dim), drop_path_rate),
         Residual(FFN(dim), drop_path_rate),

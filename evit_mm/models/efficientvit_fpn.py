@@ -19,7 +19,7 @@ from ..errors import ConfigError
 
 
 class _TransposedConv(nn.Module):
-    """2x2 transposed convolution with stride 2, under the authors' checkpoint name ``conv``."""
+    """2x2 transposed convolution with stride 2, named ``conv`` as in the authors' checkpoints."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class EfficientViTFPN(BaseModule):
     The top-down path has 1x1 lateral convolutions and nearest-neighbour upsampling. Each output
     has a 3x3 convolution. There is no normalisation and no activation. The first transposed
     convolution upsamples the finest merged lateral by 2, and the second upsamples its result.
-    Coarser levels are max-pooled with kernel size 1 and stride 2.
+    Coarser levels come from max pooling with kernel size 1 and stride 2.
 
     Args:
         in_channels: Channels of each input, from fine to coarse.

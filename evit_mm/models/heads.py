@@ -19,8 +19,8 @@ class SyncedRetinaHead(RetinaHead):
 
     mmdet divides the loss of each process by the number of positive anchors in that process. This
     head averages the number over all processes. Therefore 2 processes with batch size 4 take the
-    same training steps as 1 process with batch size 8. In a single process, both heads are equal.
-    The arguments are the same.
+    same training steps as 1 process with batch size 8. In a single process, both heads have
+    the same loss. It takes the same arguments.
     """
 
     def get_targets(self, *args: Any, **kwargs: Any) -> tuple:

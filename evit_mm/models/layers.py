@@ -64,7 +64,7 @@ class ImageConvBN(ConvBN):
     def forward(self, x: Tensor) -> Tensor:
         """Convolve and normalise images of any memory format."""
         x = self.c(x.contiguous(memory_format=self.memory_format))
-        # a one-channel image has both memory formats, and the conv would return contiguous output
+        # a one-channel image has both memory formats, and then the conv returns contiguous output
         return self.bn(x.contiguous(memory_format=self.memory_format))
 
 

@@ -25,7 +25,7 @@ def split_init_cfg(
     for cfg in cfgs:
         if not isinstance(cfg, Mapping) or 'type' not in cfg:
             raise ConfigError(
-                f"init_cfg must be a dict with a 'type' or a list of them, got {cfg!r}"
+                f"init_cfg must be a dict with a 'type', or a list of dicts, got {cfg!r}"
             )
         if cfg['type'] == 'Pretrained' and 'checkpoint' not in cfg:
             raise ConfigError(

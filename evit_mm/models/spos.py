@@ -1,7 +1,7 @@
 """The network found by Single Path One-Shot NAS (Guo et al., arXiv 1904.00420).
 
-The authors (megvii) released a network similar to ShuffleNetV2 in which each block has one of four
-types. The submodules have the names of the released checkpoint. The input is BGR pixels from 0 to
+The network is similar to ShuffleNetV2, but each block has one of four types. The submodules have
+the names of the checkpoint that the authors (megvii) released. The input is BGR pixels from 0 to
 255 without normalisation. Configure this in the data preprocessor.
 
 Shapes: batch B, channels C, input size H x W, feature map size h x w. At stride s, h = ceil(H / s)
@@ -88,7 +88,7 @@ class SPOSBlock(nn.Module):
             self.branch_proj = nn.Sequential(*projection)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Concatenate the unchanged or projected channels with the main branch."""
+        """Concatenate the unchanged or projected channels with the output of the main branch."""
         if self.branch_proj is None:
             passing, x = split_even_odd(x)
         else:

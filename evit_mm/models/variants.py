@@ -21,7 +21,7 @@ class Variant:
     """One architecture. Each field has one value per stage, except ``kernel_sizes``.
 
     Args:
-        embed_dims: Channels of each stage. The stem needs a multiple of 8 for the first stage.
+        embed_dims: Channels of each stage. The first must be a multiple of 8 because of the stem.
         depths: Number of blocks in each stage.
         num_heads: Attention heads of each stage. They must divide the channels of the stage.
         kernel_sizes: Kernel size of the depthwise conv on the query, one odd number per head. A

@@ -4,9 +4,9 @@ Importing this package makes the operators available to ``mmcv.ops``, on CPU and
 backward. An mmcv with compiled operators is not changed. The environment variable ``EVIT_MM_OPS``
 overrides this, see :func:`~evit_mm.ops.extension.provide`.
 
-The functions have the names, arguments and results of mmcv's extension. mmcv's classes and
-functions call them. :data:`~evit_mm.ops.operators.OPERATORS` lists them. They are imported when
-``mmcv.ops`` is imported.
+The functions have the names, arguments and results of mmcv's extension, and mmcv's classes and
+functions call them. :data:`~evit_mm.ops.operators.OPERATORS` lists them. Importing ``mmcv.ops``
+loads them.
 """
 
 from .extension import MissingOperatorError, provide

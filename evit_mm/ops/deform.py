@@ -39,7 +39,7 @@ def deform_conv_forward(
 ) -> None:
     """Write the deformable convolution (arXiv 1703.06211) into ``output``: ``(B, O, h, w)``.
 
-    ``input`` is ``(B, C, H, W)``, ``weight`` ``(O, C / groups, k, k)``, ``offset``
+    ``input`` is ``(B, C, H, W)``, ``weight`` is ``(O, C / groups, k, k)``, and ``offset`` is
     ``(B, 2 * G * k * k, h, w)``.
     """
     with full_precision(input, weight, offset) as (x, kernel, shifts):

@@ -26,7 +26,7 @@ logger = logging.getLogger('evit_mm')
 
 
 class MissingOperatorError(EvitError, NotImplementedError):
-    """An operator was called that only the compiled extension of mmcv has."""
+    """The called operator exists only in the compiled extension of mmcv."""
 
 
 class _Extension(ModuleType):
@@ -73,8 +73,9 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 def provide() -> str:
     """Provide the operators of this package to mmcv, unless mmcv has compiled operators.
 
-    The environment variable ``EVIT_MM_OPS`` overrides this. ``torchvision`` replaces compiled
-    operators by this package. ``compiled`` never provides operators. A second call has no effect.
+    The environment variable ``EVIT_MM_OPS`` overrides this. With ``torchvision``, this
+    package replaces compiled operators. With ``compiled``, it does not provide operators. A second
+    call has no effect.
 
     Returns:
         The operators that mmcv uses: ``'torchvision'`` or ``'compiled'``.

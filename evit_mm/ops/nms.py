@@ -58,7 +58,7 @@ def softnms(
     with full_precision(boxes, scores.reshape(-1)) as (exact, values):
         factors = _Factors(exact.numpy(), iou_threshold, sigma, method, offset)
         found = None
-        # with a minimum of 0, many boxes with the equal score 0 are kept
+        # with a minimum score of 0, boxes with the equal score 0 are kept
         simple = min_score > 0 and (method != GAUSSIAN or sigma > 0)
         if simple and exact.isfinite().all() and values.isfinite().all():
             if method == NAIVE and not offset and not factors.degenerate:

@@ -53,7 +53,7 @@ def roi_align_forward(
         if not output.numel():
             return
         for grid, alike in _by_grid(grids):
-            # a finer grid of bins with one sample per bin returns the samples
+            # RoIAlign on a finer grid, with one sample per bin, returns the samples
             fine = [count * samples for count, samples in zip(size, grid, strict=True)]
             together = max(SAMPLES // (features.shape[1] * fine[0] * fine[1]), 1)
             for chosen in alike.split(together):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 @contextmanager
 def full_precision(*tensors: Tensor) -> Iterator[list[Tensor]]:
-    """Return the tensors in float32, or in float64 if one of them is float64. Disable autocast.
+    """Yield the tensors in float32 (float64 if one of them is float64), and disable autocast.
 
     mmcv's operators return the type of their inputs. mmcv's kernels also compute in this type, but
     half precision is too coarse for coordinates. At 1000 pixels, the spacing is half a pixel in

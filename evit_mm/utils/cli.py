@@ -17,8 +17,8 @@ DEBUG = 'EVIT_MM_DEBUG'
 def run_tool(tool: Callable[[], Any], interrupted: str = 'interrupted') -> Any:
     """Call the main function of a tool, and exit with a one-line error message on failure.
 
-    With ``EVIT_MM_DEBUG=1``, the traceback is printed above the message. The text ``interrupted``
-    is the message after Ctrl-C.
+    With ``EVIT_MM_DEBUG=1``, the traceback is printed above the message. After Ctrl-C, the
+    message is ``interrupted``.
     """
     try:
         return tool()

@@ -6,5 +6,8 @@ import os
 
 
 def is_first_process() -> bool:
-    """Return whether this is the rank 0 process, also before the process group is initialised."""
+    """Return whether this process has rank 0.
+
+    The result is valid before the process group is initialised.
+    """
     return os.environ.get('RANK', os.environ.get('SLURM_PROCID', '0')) == '0'

@@ -36,7 +36,7 @@ OPERATORS = ('auto', 'torchvision', 'compiled')
 
 
 class EnvironmentFault(ImportError):  # noqa: N818 - it is not an error of the program
-    """The installed packages are incompatible. The message states what to install."""
+    """A package is missing, broken or incompatible. The message states what to install."""
 
 
 def check_installed() -> None:
@@ -93,7 +93,7 @@ def _check_mmcv_version() -> None:
         both = ' and '.join(f'{name} {version}' for name, version in present.items())
         keep = 'onedl-mmcv' if 'onedl-mmcv' in present else 'mmcv-lite==2.1.0'
         raise EnvironmentFault(
-            f'{both} are both installed and overwrite each other; keep one: '
+            f'{both} are both installed and overwrite each other; reinstall one: '
             f'pip uninstall -y {" ".join(present)}, then pip install {keep}'
         )
     low, high = MMCV_RANGE

@@ -22,7 +22,7 @@ OTHERS = {
 
 
 def versions(packages: Sequence[str]) -> dict[str, str]:
-    """Return the installed version of each package, with the name of another distribution."""
+    """Return the version of each package, with the distribution name if it differs."""
     return {package: _version(package) for package in packages}
 
 
