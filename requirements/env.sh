@@ -24,7 +24,7 @@ if [ -e "$stamp" ]; then
 elif [ -x "$venv/bin/python" ]; then
     has "$venv/bin/python" $libraries && use "$venv/bin/python"
     ! has "$venv/bin/python" torch ||
-        fail "$venv has torch but lacks some of: $libraries; install them, or set VENV= to a new path"
+        fail "$venv has torch but lacks some of: $libraries; install the missing ones, or set VENV= to a new path"
 else
     path=$(command -v "$python") ||
         fail "$python is not installed; install Python 3.10 to 3.13, or set PYTHON= to its path"

@@ -62,7 +62,7 @@ class Conversion:
             shown = ', '.join(entries[:NUM_SHOWN] + more)
             lines.append(f'{change} {len(entries)}: {shown}' if entries else f'{change} 0')
         classes = self.meta.get('dataset_meta', {}).get('classes')
-        lines.append(f'classes: {len(classes)}' if classes else 'classes: none in the file')
+        lines.append(f'classes: {len(classes)}' if classes else 'classes: not in the file')
         return '\n'.join(lines)
 
 
