@@ -125,7 +125,7 @@ def _unpickle(file: IO[bytes]) -> Any:
     if tarfile.is_tarfile(file):  # torch's oldest format, which torch 2.6 refuses too
         raise pickle.UnpicklingError('a tar archive')
     file.seek(0)
-    # weights_only=False selects pickle_module, and this one reads only weights
+    # with this option, torch uses pickle_module, which reads only weights
     return torch.load(file, 'cpu', pickle_module=unpickling, weights_only=False)
 
 
