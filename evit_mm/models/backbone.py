@@ -20,16 +20,15 @@ class Backbone(BaseModule):
     with an :class:`~evit_mm.models.layers.ImageConvBN`.
 
     Args:
-        channels_last: Compute in channels-last memory format. False computes in contiguous format.
-            The neck and the head compute in the same format, because a convolution keeps the format
-            of its input. Parameters are always contiguous.
+        channels_last: Compute in channels-last instead of contiguous memory format. The neck and
+            the head use the same format, because a convolution keeps the format of its input.
+            Parameters are always contiguous.
         init_cfg: Initialisation config of OpenMMLab.
 
     Attributes:
         channels_last: The argument.
         memory_format: The memory format of the feature maps.
-        frozen_stages: -1 freezes nothing, 0 freezes the stem, k freezes the stem and the first k
-            stages.
+        frozen_stages: -1 freezes nothing, 0 freezes the stem, k also freezes the first k stages.
         norm_eval: Whether every BatchNorm stays in eval mode during training.
         unused: Name prefixes of optional parts, such as the classifier. A published checkpoint may
             contain them even if this backbone is built without them.

@@ -98,8 +98,8 @@ class EfficientViT(Backbone):
             (stride 64). Later stages are not built.
         out_stem: Also return the stride-8 map of the stem, as the first output. It has half the
             channels of stage 0.
-        frozen_stages: -1 freezes nothing, 0 freezes the stem, k freezes the stem and the first k
-            stages. Frozen parts have no gradients and keep BatchNorm in eval mode.
+        frozen_stages: -1 freezes nothing, 0 freezes the stem, k also freezes the first k stages.
+            Frozen parts have no gradients and keep BatchNorm in eval mode.
         norm_eval: Keep every BatchNorm in eval mode during training. Its affine weights still
             learn. The published detector was trained with ``norm_eval=True``.
         drop_path_rate: Stochastic depth rate of the last block. The rate grows linearly from 0 at
@@ -108,8 +108,8 @@ class EfficientViT(Backbone):
             statistics do not change. Needs PyTorch 2.1.
         window_sizes: Window size of each stage; overrides the window sizes of the variant. The
             ImageNet classifiers have (7, 7, 4).
-        channels_last: Compute in channels-last memory format, which is faster. False computes in
-            contiguous format. Results and checkpoints are the same.
+        channels_last: Compute in channels-last instead of contiguous memory format, which is
+            faster. Results and checkpoints are the same.
         init_cfg: Initialisation config of OpenMMLab.
             ``dict(type='Pretrained', checkpoint=PATH_OR_URL)`` loads the authors' files without
             conversion, see :func:`evit_mm.checkpoint.load_pretrained`.

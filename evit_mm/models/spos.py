@@ -105,11 +105,10 @@ class SPOSNet(Backbone):
             Xception block. The default is the released network.
         out_indices: Stages to return, in increasing order: 0 (stride 4) to 3 (stride 32), and 4
             for the 1024-channel map before the classifier. Later stages are not built.
-        frozen_stages: -1 freezes nothing, 0 freezes the stem, k freezes the stem and the first k
-            stages.
+        frozen_stages: -1 freezes nothing, 0 freezes the stem, k also freezes the first k stages.
         norm_eval: Keep every BatchNorm in eval mode during training.
-        channels_last: Compute in channels-last memory format, which is faster. False computes in
-            contiguous format. Results and checkpoints are the same.
+        channels_last: Compute in channels-last instead of contiguous memory format, which is
+            faster. Results and checkpoints are the same.
         init_cfg: Initialisation config of OpenMMLab. ``dict(type='Pretrained', checkpoint=FILE)``
             loads the released checkpoint without conversion. None keeps torch's initial weights,
             because mmengine's Kaiming initialisation counts the fan of a depthwise kernel over all

@@ -26,11 +26,11 @@ class TIMMMobileNet(Backbone):
         model_name: Name of the network in timm, for example ``'mobilenetv2_100'``.
         out_indices: Entries of ``blocks`` to return, in increasing order. Later entries are not
             built.
-        frozen_stages: -1 freezes nothing, 0 freezes the stem, k freezes the stem and the first k
-            entries of ``blocks``.
+        frozen_stages: -1 freezes nothing, 0 freezes the stem, k also freezes the first k entries
+            of ``blocks``.
         norm_eval: Keep every BatchNorm in eval mode during training.
-        channels_last: Compute in channels-last memory format, which is faster. False computes in
-            contiguous format. Results and checkpoints are the same.
+        channels_last: Compute in channels-last instead of contiguous memory format, which is
+            faster. Results and checkpoints are the same.
         init_cfg: Initialisation config of OpenMMLab.
             ``dict(type='Pretrained', checkpoint='timm://NAME')`` loads timm's weights from the
             Hugging Face hub. A file with these weights works too.
