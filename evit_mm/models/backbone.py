@@ -103,6 +103,7 @@ def check_out_indices(out_indices: Sequence[int], known: Sequence[int]) -> tuple
     indices = tuple(out_indices) if isinstance(out_indices, Sequence) else ()
     if not indices or not set(indices) <= set(known) or sorted(set(indices)) != list(indices):
         raise ValueError(
-            f'out_indices must be an increasing sequence from {sorted(known)}, got {out_indices!r}'
+            f'out_indices must contain indices from {sorted(known)} in increasing order, '
+            f'got {out_indices!r}'
         )
     return indices
