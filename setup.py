@@ -1,4 +1,4 @@
-"""Package of EfficientViT for OpenMMLab; ``requirements/constraints.txt`` pins what was tested."""
+"""Package metadata and dependencies. ``requirements/constraints.txt`` pins the tested versions."""
 
 import re
 import shutil
@@ -9,7 +9,7 @@ from setuptools.command.build_py import build_py
 
 here = Path(__file__).resolve().parent
 version = re.search(r"__version__ = '(.+)'", (here / 'evit_mm' / '__init__.py').read_text())[1]
-# what a wheel carries beside the code, under evit_mm/.mim, where OpenMMLab's tools look
+# files that the wheel contains under evit_mm/.mim, where OpenMMLab's tools look for them
 CARRIED = (
     'model-index.yml',
     'configs/**/*.py',
@@ -22,14 +22,14 @@ CARRIED = (
 
 
 class BuildWithMim(build_py):
-    """Copy configs and tools into the build, not into the checkout, which has them already."""
+    """Copy configs and tools into the build folder."""
 
     def run(self):
         super().run()
         if self.editable_mode:
             return
         target = Path(self.build_lib) / 'evit_mm' / '.mim'
-        shutil.rmtree(target, ignore_errors=True)  # of an earlier build
+        shutil.rmtree(target, ignore_errors=True)  # from an earlier build
         for pattern in CARRIED:
             for file in filter(Path.is_file, here.glob(pattern)):
                 copy = target / file.relative_to(here)
@@ -37,9 +37,9 @@ class BuildWithMim(build_py):
                 shutil.copy2(file, copy)
 
 
-# Nothing but 'all' names mmengine, mmcv or torchvision: an environment that has them may have them
-# under another name (compiled mmcv, mmcv-lite, the OneDL fork), which pip would then overwrite, or
-# for an older torch, which a newer torchvision would replace.
+# Only 'all' requires mmengine, mmcv and torchvision. An existing environment may have them under
+# another name (compiled mmcv, mmcv-lite, the OneDL fork), and pip would overwrite them. A newer
+# torchvision would also replace an older torch.
 extras = {
     'det': ['mmdet>=3.3.0,<3.4', 'pycocotools'],
     'cls': ['mmpretrain>=1.2.0', 'timm>=1.0.31'],
@@ -52,7 +52,7 @@ extras = {
     ],
     'report': ['jinja2'],
     'demo': ['gradio>=6'],
-    'track': ['tensorboard'],  # MLflow and Weights & Biases are asked for by name
+    'track': ['tensorboard'],  # install MLflow or Weights & Biases separately
     'docs': ['Sphinx>=8', 'myst-parser>=4', 'furo', 'sphinx-autoapi>=3.6'],
     'dev': [
         'pytest',
@@ -69,16 +69,16 @@ extras = {
         'tox',
     ],
 }
-# the libraries under all of it, for an environment that does not have them
+# base libraries for a new environment
 stack = [
     'torchvision>=0.15',
     'mmengine>=0.10.7',
     'mmcv-lite>=2.0.0,<2.2.0',
-    # configs with mmdet:: bases import pkg_resources, which setuptools 82 no longer has
+    # configs with mmdet:: bases import pkg_resources, which setuptools 82 removed
     'setuptools<82',
-    # mmcv-lite and mmengine ask for opencv-python, which does not load without libGL and libxcb.
-    # pip writes this one over it: of two packages of equal depth it installs the one whose name
-    # sorts last first. opencv-python-headless would come before opencv-python.
+    # mmcv-lite and mmengine require opencv-python, which needs libGL and libxcb. The headless build
+    # below overwrites its files, because pip installs packages of equal depth in reverse
+    # alphabetical order. opencv-python-headless would be overwritten by opencv-python.
     'opencv-contrib-python-headless',
 ]
 extras['all'] = sorted({*stack, *(package for packages in extras.values() for package in packages)})
@@ -114,8 +114,8 @@ setup(
     entry_points={'console_scripts': ['evit_mm = evit_mm.__main__:main']},
     cmdclass={'build_py': BuildWithMim},
     python_requires='>=3.10',
-    # All light but torch, so that nothing changes in an environment that has mmdet; where mmengine,
-    # mmcv or torchvision is missing, importing evit_mm says which one and how to install it.
+    # Except for torch, these packages are small and do not change an environment with mmdet. If
+    # mmengine, mmcv or torchvision is missing, importing evit_mm shows how to install it.
     install_requires=[
         'torch>=2.0',
         'numpy>=1.23',
@@ -124,9 +124,9 @@ setup(
         'safetensors',
         'filelock',
         'pooch[progress]',
-        'urllib3>=2',  # notices that a download has ended too early
+        'urllib3>=2',  # detects truncated downloads
         'matplotlib',
-        # tests show that its figures are pycocotools' to the bit; wheels for Python 3.10 and later
+        # bit-identical to pycocotools (tested); has wheels for Python 3.10 and later
         'hotcoco>=1.3,<2',
     ],
     extras_require=extras,

@@ -1,14 +1,14 @@
 """EfficientViT (Microsoft, arXiv 2305.07027) for OpenMMLab.
 
-Importing the package registers its networks by name, provides mmcv's operators, and lets mmengine's
-own checkpoints be read while ``torch.load`` stays weights-only. What trains and evaluates is
+Importing the package registers the networks and provides mmcv's operators. It also allows the types
+in mmengine's checkpoints for weights-only ``torch.load``. Training and evaluation are in
 :mod:`evit_mm.runner`.
 """
 
 from .utils.environment import check_installed
 
-check_installed()  # before anything imports what may be missing
-from . import ops  # isort: skip - before anything imports mmcv.ops
+check_installed()  # before the imports of packages that may be missing
+from . import ops  # isort: skip - before the first import of mmcv.ops
 from . import models
 from .checkpoint import allow_mmengine_types
 from .utils.old_names import provide_old_names

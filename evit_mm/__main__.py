@@ -1,4 +1,4 @@
-"""The tools by name, from any folder: python -m evit_mm train CONFIG [options]."""
+"""Run a tool from any folder, for example python -m evit_mm train CONFIG."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from .utils.package_files import project_path
 
 
 def main() -> None:
-    """Run a tool as ``python tools/NAME.py`` would, with what follows its name."""
+    """Run ``tools/NAME.py`` with the arguments after its name."""
     tools = {file.stem: file for file in sorted(project_path('tools').glob('*.py'))}
     usage = (
         f'usage: python -m evit_mm TOOL [options]\ntools: {", ".join(tools)}\n'
-        f'configs, by name or path: {project_path("configs")}\n'
+        f'configs (give a name or a path): {project_path("configs")}\n'
     )
     if len(sys.argv) < 2 or sys.argv[1] in ('-h', '--help'):
         sys.stdout.write(usage)
         return
     if sys.argv[1] not in tools:
-        sys.exit(f"error: no tool '{sys.argv[1]}'\n{usage.rstrip()}")
+        sys.exit(f"error: unknown tool '{sys.argv[1]}'\n{usage.rstrip()}")
     tool = str(tools[sys.argv[1]])
     sys.argv = [tool, *sys.argv[2:]]
     runpy.run_path(tool, run_name='__main__')

@@ -1,7 +1,7 @@
-"""Checkpoints from anywhere: read safely, recognised, fitted by name, converted.
+"""Read, recognise, fit, convert and write checkpoints.
 
-Functions from files and dicts to dicts. Nothing here ever unpickles arbitrary objects. Importing
-the package gives the networks their loader, :class:`~evit_mm.checkpoint.CheckedPretrained`.
+No function unpickles arbitrary objects. Importing this package registers the initializer that the
+networks use, :class:`~evit_mm.checkpoint.CheckedPretrained`.
 """
 
 from ..models.attention import fit_windows, resize_attention_biases

@@ -1,4 +1,4 @@
-"""The types that a checkpoint may hold besides tensors and plain Python values, and no others."""
+"""Types that a checkpoint may contain besides tensors and plain Python values."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.utils import digit_version
 
-# From 2.6 on torch.load is weights-only by default, and types may be allowed under other names.
+# Since torch 2.6, torch.load is weights-only by default, and types can be allowed by another name.
 TORCH_HAS_SAFE_TYPES: bool = digit_version(torch.__version__) >= digit_version('2.6.0')
 
 
 def _history_method(owner: Any, name: str) -> Any:
-    """Stand in for ``getattr`` in mmengine's pickles, which name HistoryBuffer's statistics so.
+    """Replace ``getattr`` in mmengine's pickles, which use it for methods of ``HistoryBuffer``.
 
-    Allowing ``getattr`` itself would let a file reach attributes of anything.
+    If ``getattr`` itself were allowed, a file could access the attributes of any object.
     """
     if owner is not HistoryBuffer or name not in ('min', 'max', 'current', 'mean'):
-        raise pickle.UnpicklingError(f'Unsupported getattr of {name!r}')
+        raise pickle.UnpicklingError(f'getattr of {name!r} is not allowed')
     return getattr(owner, name)
 
 
-# numpy's functions that make an array and a number again; pickling is the public way to them
+# numpy's functions that rebuild an array and a scalar, obtained through the public pickle protocol
 _RECONSTRUCT = np.empty(0).__reduce__()[0]
 _SCALAR = np.float64().__reduce__()[0]
-# The dtypes of the numbers that mmengine logs; np.dtypes, where they have names, needs numpy 1.25.
+# Dtypes of the numbers that mmengine logs. np.dtypes has names for them, but needs numpy 1.25.
 DTYPES: list[Any] = [type(np.dtype(kind)) for kind in ('float64', 'float32', 'int64', 'int32')]
-# What mmengine's CheckpointHook writes beside tensors: its scalar histories, which are numpy
-# arrays. Numpy 1 and 2 name the two functions differently, and each reads the other's files.
+# mmengine's CheckpointHook also writes the histories of logged scalars, which are numpy arrays.
+# numpy 1 and numpy 2 use different names for the two functions, and each reads both names.
 MMENGINE_TYPES: list[Any] = [
     HistoryBuffer,
     np.ndarray,
@@ -42,18 +42,18 @@ MMENGINE_TYPES: list[Any] = [
     (_SCALAR, 'numpy._core.multiarray.scalar'),
     (_SCALAR, 'numpy.core.multiarray.scalar'),
     (_history_method, 'builtins.getattr'),
-    (_history_method, '__builtin__.getattr'),  # its name in pickle protocol 2
+    (_history_method, '__builtin__.getattr'),  # the name in pickle protocol 2
 ]
-# The authors' ImageNet files keep their command line beside the weights.
+# The authors' ImageNet files also contain their command-line arguments.
 AUTHORS_TYPES: list[Any] = [argparse.Namespace]
 
 
 def allow_mmengine_types() -> None:
-    """Let ``torch.load(weights_only=True)`` read what mmengine itself saves, and no more.
+    """Allow the types in mmengine's training checkpoints for ``torch.load(weights_only=True)``.
 
-    From torch 2.6 on, mmengine's own ``torch.load`` calls are weights-only; without this, testing
-    and resuming from its training checkpoints fail. Before, they unpickle whatever they are given,
-    and there is nothing to allow.
+    Since torch 2.6, the ``torch.load`` calls in mmengine are weights-only. Without these types,
+    mmengine cannot test or resume from its own checkpoints. Before torch 2.6, mmengine unpickles
+    any object, and no type needs to be allowed.
     """
     if TORCH_HAS_SAFE_TYPES:
         torch.serialization.add_safe_globals(MMENGINE_TYPES)

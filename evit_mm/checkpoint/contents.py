@@ -1,6 +1,6 @@
-"""What a checkpoint holds: its tensors out of whatever wraps them, its class names, its config.
+"""Extract the tensors, the class names and the config from a checkpoint.
 
-Nothing that a file says about itself is believed before it is looked at here.
+A checkpoint is untrusted input, so every value is validated here before it is used.
 """
 
 from __future__ import annotations
@@ -15,25 +15,26 @@ from ..errors import CheckpointError
 from .names import BACKBONE, BIAS_INDICES, family_of, from_timm
 
 T = TypeVar('T')
-# Entries that follow from the architecture and are made anew when it is built.
+# Entries that depend only on the architecture. The model creates them again.
 DERIVED = (BIAS_INDICES, 'num_batches_tracked')
 
 
 def tensors_of(checkpoint: Any, name: str = 'checkpoint') -> dict[str, Tensor]:
     """Return all weights of a checkpoint by name.
 
-    Takes files with ``model`` or ``state_dict`` and bare ones; what wrappers put before every name
-    is cut off. Of a training with EMA, ``state_dict`` has the averaged weights.
+    The state dict is at the top level, under ``model`` or under ``state_dict``. The prefixes
+    ``module.`` and ``_orig_mod.`` are removed. If the training used EMA, ``state_dict`` contains
+    the averaged weights.
 
     Args:
-        checkpoint: What :func:`~evit_mm.checkpoint.read_checkpoint` returned.
-        name: The file's name, for messages.
+        checkpoint: The result of :func:`~evit_mm.checkpoint.read_checkpoint`.
+        name: File name for error messages.
 
     Returns:
-        Dense tensors by name, otherwise as they are in the file.
+        Dense tensors by name.
 
     Raises:
-        CheckpointError: There are no tensors, or a name or tensor is none of a state dict.
+        CheckpointError: There are no tensors, or a name or a tensor is not valid in a state dict.
     """
     content = _entries(checkpoint)
     for key in ('model', 'state_dict'):
@@ -43,19 +44,19 @@ def tensors_of(checkpoint: Any, name: str = 'checkpoint') -> dict[str, Tensor]:
         if not isinstance(value, Tensor):
             continue
         if not isinstance(key, str) or not key.isprintable():
-            raise CheckpointError(f"'{name}': {ascii(key)[:200]} is not a name of a weight")
-        tensor = Tensor.detach(value)  # without attributes that a file may have put over methods
+            raise CheckpointError(f"'{name}': {ascii(key)[:200]} is not a valid weight name")
+        tensor = Tensor.detach(value)  # the tensor may have attributes that hide methods
         if not _is_plain(tensor):
             raise CheckpointError(
-                f"'{name}': '{key[:200]}' is not a plain tensor; save it as dense numbers, each "
-                'stored once'
+                f"'{name}': '{key[:200]}' is not a plain tensor; save it as a dense, contiguous "
+                'CPU tensor'
             )
-        # what DataParallel and torch.compile put before every name
+        # prefixes of DataParallel and torch.compile
         state[key.removeprefix('module.').removeprefix('_orig_mod.')] = tensor
     if not state:
         raise CheckpointError(
-            f"'{name}' holds no weights: expected tensors by name, alone or under 'model' or "
-            "'state_dict'"
+            f"'{name}' contains no weights; expected a state dict at the top level or under "
+            "'model' or 'state_dict'"
         )
     return state
 
@@ -63,22 +64,22 @@ def tensors_of(checkpoint: Any, name: str = 'checkpoint') -> dict[str, Tensor]:
 def extract_state_dict(
     checkpoint: Any, prefix: str | None = None, name: str = 'checkpoint'
 ) -> dict[str, Tensor]:
-    """Return the backbone's tensors, by own names, out of whatever wraps them.
+    """Return the tensors of the backbone with the names of this package.
 
-    Takes what :func:`tensors_of` takes, whole detectors, from which the ``backbone.`` part is
-    taken, and the names of timm's EfficientViT.
+    The checkpoint can be a backbone, a classifier, a whole detector (its ``backbone.`` part is
+    used) or timm's EfficientViT.
 
     Args:
-        checkpoint: What :func:`~evit_mm.checkpoint.read_checkpoint` returned.
-        prefix: Take only names with this prefix and cut it off, instead of looking for
-            ``backbone.``.
-        name: The file's name, for messages.
+        checkpoint: The result of :func:`~evit_mm.checkpoint.read_checkpoint`.
+        prefix: Use only the entries with this prefix, and remove it from their names. With
+            None, the prefix is ``backbone.`` if the checkpoint has entries with it.
+        name: File name for error messages.
 
     Returns:
         Tensors by name, without the entries in :data:`DERIVED`.
 
     Raises:
-        CheckpointError: There are no tensors, or none with the prefix.
+        CheckpointError: There are no tensors, or no tensor has the prefix.
     """
     state = tensors_of(checkpoint, name)
     if prefix is None:
@@ -87,43 +88,46 @@ def extract_state_dict(
     found = {key[len(dotted) :]: v for key, v in state.items() if key.startswith(dotted)}
     if not found:
         raise CheckpointError(
-            f"'{name}' has no entry that begins with '{dotted}'; its first is '{next(iter(state))}'"
+            f"'{name}' has no entry with the prefix '{dotted}'; its first entry is "
+            f"'{next(iter(state))}'"
         )
     found = own_names(found, name)
     return {key: v for key, v in found.items() if not key.endswith(DERIVED)}
 
 
 def own_names(state: Mapping[str, T], name: str = 'checkpoint') -> dict[str, T]:
-    """Give a backbone's entries own names, if they have timm's."""
+    """Rename the entries of a backbone to the names of this package, if they have timm's names."""
     if family_of(state) != 'timm':
         return dict(state)
     try:
         return {from_timm(key): value for key, value in state.items()}
-    except ValueError as error:  # a number or part that timm does not have
-        raise CheckpointError(f"'{name}' is by timm's names, but one is unknown: {error}") from None
+    except ValueError as error:  # a number or a part that timm's EfficientViT does not have
+        raise CheckpointError(f"'{name}' has an entry with an unknown timm name: {error}") from None
 
 
 def plain_weights_of(checkpoint: Any) -> dict[str, Any] | None:
-    """Return what mmengine's EMA hook keeps beside the averaged weights, None without EMA.
+    """Return the non-averaged weights that mmengine's EMA hook stores.
 
     Args:
-        checkpoint: What :func:`~evit_mm.checkpoint.read_checkpoint` returned.
+        checkpoint: The result of :func:`~evit_mm.checkpoint.read_checkpoint`.
 
     Returns:
-        The weights as they were trained, names after ``module.``, and the hook's counter ``steps``.
+        The weights, with the prefix ``module.``, and the counter ``steps`` of the hook. None if the
+        training did not use EMA.
     """
     return _entries(_entries(checkpoint).get('ema_state_dict')) or None
 
 
 def metadata_of(checkpoint: Any) -> dict[str, Any]:
-    """Return what a checkpoint says beside its weights, under mmengine's keys.
+    """Return the class names and the config of a checkpoint under mmengine's keys.
 
     Args:
-        checkpoint: What :func:`~evit_mm.checkpoint.read_checkpoint` returned, from mmdet 2 or 3.
+        checkpoint: The result of :func:`~evit_mm.checkpoint.read_checkpoint`, from mmdet 2 or 3.
 
     Returns:
-        ``dataset_meta`` with ``classes`` and ``cfg``, the config's text, where there are any. The
-        text does not stand under ``config``, which mmengine runs on resuming.
+        ``dataset_meta`` with ``classes``, and ``cfg`` with the text of the config, if the
+        checkpoint has them. The key is not ``config``, because mmengine executes the text under
+        ``config`` when it resumes.
     """
     meta = _entries(_entries(checkpoint).get('meta'))
     dataset = _entries(meta.get('dataset_meta'))
@@ -138,15 +142,15 @@ def metadata_of(checkpoint: Any) -> dict[str, Any]:
 
 
 def _entries(value: Any) -> dict[Any, Any]:
-    """Return a dict's entries, none of anything else.
+    """Return the entries of a dict, or an empty dict for any other value.
 
-    A file may give an OrderedDict attributes such as ``get`` and ``items`` of its own.
+    A file can override methods of an OrderedDict, for example ``get`` and ``items``.
     """
     return dict(dict.items(value)) if isinstance(value, dict) else {}
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Whether a tensor is what it seems: dense, on the CPU, with a number stored per element."""
+    """Return whether a tensor is dense, on the CPU, and has storage for every element."""
     if type(tensor) is not Tensor or tensor.layout != torch.strided:
         return False
     if tensor.device.type != 'cpu' or tensor.is_quantized or tensor.is_nested:

@@ -1,4 +1,4 @@
-"""From one kind of checkpoint to another: dict to dict, and what changed on the way."""
+"""Convert checkpoints from one kind to another, and report the changes."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from .sources import local_path
 from .writing import check_target, write_checkpoint
 
 TARGETS = ('backbone', 'detector', 'timm', 'msra')
-DETECTOR_WINDOW = 7  # in every stage; the ImageNet files' last stage has 4
+DETECTOR_WINDOW = 7  # in every stage. The last stage of the ImageNet checkpoints has window size 4.
 NUM_SHOWN = 3
 
 
 @dataclass
 class Conversion:
-    """A converted checkpoint and what became of the old one's entries.
+    """A converted checkpoint and a record of the changes.
 
     Attributes:
-        state: Tensors by their new names.
-        meta: Class names and config text where there were any, under mmengine's keys, and what was
-            converted.
-        source: What the file was.
+        state: Tensors by new name.
+        meta: Class names and config text under mmengine's keys, if the source has them, and the
+            source and target of the conversion.
+        source: Description of the source.
         target: One of :data:`TARGETS`.
-        renamed: New name by old name, where they differ.
-        dropped: Old names of what was left out.
-        added: New names of what was made anew.
+        renamed: New name by old name, for the names that changed.
+        dropped: Old names of removed entries.
+        added: New names of created entries.
         resized: Old and new shape by new name.
     """
 
@@ -49,7 +49,7 @@ class Conversion:
     resized: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
 
     def summary(self) -> str:
-        """Return what happened, a line per kind of change."""
+        """Return a summary with one line per kind of change."""
         changes = {
             'renamed': [f'{old} -> {new}' for old, new in self.renamed.items()],
             'dropped': self.dropped,
@@ -67,37 +67,42 @@ class Conversion:
 
 
 def convert_file(source: str | Path, target: str | Path, to: str | None = None) -> Conversion:
-    """Read a checkpoint from anywhere, see :func:`convert`, and write it by its new suffix."""
-    check_target(target)  # before anything is fetched
+    """Read a checkpoint, convert it with :func:`convert`, and write it.
+
+    The suffix of ``target`` selects the file format.
+    """
+    check_target(target)  # before the download
     path = local_path(source)
     if os.path.realpath(path) == os.path.realpath(target):
-        raise CheckpointError(f"'{target}' is the file to convert itself; give another name")
+        raise CheckpointError(f"'{target}' is the input file; choose another output file")
     converted = convert(read_file(path), to, str(source))
-    # where the authors have their weights, so that their own code finds them
+    # the authors' code reads its weights from 'model'
     key = 'model' if converted.target == 'msra' else 'state_dict'
     write_checkpoint(converted.state, target, converted.meta, key)
     return converted
 
 
 def convert(checkpoint: Any, to: str | None = None, name: str = 'checkpoint') -> Conversion:
-    """Convert what a file holds.
+    """Convert a checkpoint.
 
     Args:
-        checkpoint: What :func:`~evit_mm.checkpoint.read_checkpoint` returned: a file of the
-            authors, of timm, of mmdet 2 or 3, of a training here, or of SPOS. It stays as it is.
-        to: ``'backbone'``: own names alone; ``'detector'``: the backbone as part of a detector,
-            with windows of 7, and neck and head where the source has them; ``'timm'``: timm's
-            names; ``'msra'``: the authors' ImageNet form. None is ``'detector'`` for a detector and
-            ``'backbone'`` otherwise. Classifiers are kept in the last two.
-        name: The file's name, for messages.
+        checkpoint: The result of :func:`~evit_mm.checkpoint.read_checkpoint`, for a file of the
+            authors, timm, mmdet 2 or 3, this package, or SPOS. It is not modified.
+        to: The target. ``'backbone'`` is the backbone with the names of this package.
+            ``'detector'`` is the backbone as part of a detector with window size 7, and the neck
+            and head if the source has them. ``'timm'`` has timm's names. ``'msra'`` is the authors'
+            ImageNet format. Only ``'timm'`` and ``'msra'`` keep a classifier. None selects
+            ``'detector'`` for a detector and ``'backbone'`` otherwise.
+        name: File name for error messages.
 
     Returns:
-        The new tensors, and what was renamed, dropped, added and resized. Tensors that are not
-        resized are those of the source, not copies.
+        The new tensors, and the renamed, dropped, added and resized entries. Tensors that are not
+        resized are not copied.
 
     Raises:
-        CheckpointError: The file is of no known kind, or has no form of the wanted kind.
-        ValueError: ``to`` is not among :data:`TARGETS`.
+        CheckpointError: The kind of the checkpoint is unknown, or it cannot be converted to the
+            target.
+        ValueError: ``to`` is not in :data:`TARGETS`.
     """
     state = tensors_of(checkpoint, name)
     found = recognise(state, name)
@@ -106,13 +111,13 @@ def convert(checkpoint: Any, to: str | None = None, name: str = 'checkpoint') ->
         raise ValueError(f'to must be one of {", ".join(TARGETS)}, got {to!r}')
     if target in ('timm', 'msra') and found.family not in ('msra', 'timm'):
         raise CheckpointError(
-            f"'{name}' is {found.description}, which has no form by the names of {target}; convert "
-            'it to backbone or detector'
+            f"'{name}' is {found.description}, which cannot be converted to {target}; convert it "
+            'to backbone or detector'
         )
 
     source = found.description
     if plain_weights_of(checkpoint):
-        source += ', averaged over training (EMA)'
+        source += ', EMA weights'
     meta = {**metadata_of(checkpoint), METADATA_KEY: {'from': source, 'to': target}}
     result = Conversion({}, meta, source, target)
 
@@ -135,11 +140,11 @@ def convert(checkpoint: Any, to: str | None = None, name: str = 'checkpoint') ->
 
 
 def _new_name(old: str, own: str | None, classifier: tuple[str, ...], target: str) -> str | None:
-    """Return the new name of an entry, None if it is left out; ``own`` is None in neck and head."""
+    """Return the new name of an entry, or None to drop it. ``own`` is None in neck and head."""
     if own is None:
         return old if target == 'detector' else None
     if own.endswith(BIAS_INDICES):
-        return None  # they are made anew where they are wanted
+        return None  # _add_bias_indices creates them for the target 'msra'
     if own.startswith(classifier) and target not in ('timm', 'msra'):
         return None
     if target == 'timm':
@@ -148,7 +153,7 @@ def _new_name(old: str, own: str | None, classifier: tuple[str, ...], target: st
 
 
 def _add_bias_indices(result: Conversion) -> None:
-    """Make the index buffers that the authors' code loads strictly."""
+    """Add the index buffers, which the authors' code requires."""
     for name, biases in list(result.state.items()):
         if name.endswith(ATTENTION_BIASES):
             buffer = name.removesuffix(ATTENTION_BIASES) + BIAS_INDICES

@@ -1,4 +1,4 @@
-"""Fitting tensors to a model by name and shape, and saying what does not fit."""
+"""Fit tensors to a model by name and shape, and report all differences."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from ..models.pretrained import INITIALIZER
 from .contents import DERIVED, extract_state_dict
 from .sources import read_checkpoint
 
-# what becomes float32 without loss
+# types that convert to float32 without loss
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def fit_state_dict(
     state: Mapping[str, Tensor], model: nn.Module, name: str = 'checkpoint'
 ) -> dict[str, Tensor]:
-    """Fit tensors to a model by name and shape; only what is known to differ may differ.
+    """Fit tensors to a model by name and shape.
 
-    A classifier and the stages that ``model`` does not build are left out, and attention biases of
-    another window size are resized.
+    Two differences are allowed. The classifier and the stages that ``model`` does not build are
+    dropped. Attention biases of another window size are resized.
 
     Args:
-        state: What :func:`~evit_mm.checkpoint.extract_state_dict` returned.
-        model: The module to load into. Its ``unused``, if it has that, are the parts which the
-            file may have and it may have been built without.
-        name: The file's name, for messages.
+        state: The result of :func:`~evit_mm.checkpoint.extract_state_dict`.
+        model: The module to load into. Its attribute ``unused``, if it exists, lists the parts
+            that only the checkpoint may have.
+        name: File name for error messages.
 
     Returns:
-        Exactly the entries of ``model.state_dict()`` (less the counters of BatchNorm), in shape.
+        The entries of ``model.state_dict()``, without the BatchNorm counters.
 
     Raises:
-        CheckpointError: An entry is missing, unexpected, mis-shaped, not finite, or of a type that
-            does not convert without loss; all are named.
+        CheckpointError: An entry is missing, unexpected, of another shape, not finite, or of a type
+            that cannot be converted without loss. The message lists these entries.
     """
     wanted = model.state_dict()
     parts = tuple(f'{part}.' for part in getattr(model, 'unused', ()))
@@ -53,27 +53,28 @@ def fit_state_dict(
 def check_state_dict(
     state: Mapping[str, Tensor], model: nn.Module, name: str = 'checkpoint'
 ) -> None:
-    """Check that a checkpoint holds exactly a model's entries.
+    """Check that a checkpoint contains exactly the entries of a model.
 
     Args:
-        state: What :func:`~evit_mm.checkpoint.extract_state_dict` returned.
-        model: The module, perhaps wrapped for several processes.
-        name: The file's name, for messages.
+        state: The result of :func:`~evit_mm.checkpoint.extract_state_dict`.
+        model: The module, which may be wrapped for distributed training.
+        name: File name for error messages.
 
     Raises:
-        CheckpointError: As :func:`fit_state_dict`, with nothing allowed to differ.
+        CheckpointError: There is a difference. Unlike :func:`fit_state_dict`, no difference is
+            allowed.
     """
     wanted = {k.removeprefix('module.'): v for k, v in model.state_dict().items()}
     check_entries(state, wanted, type(model).__name__, name)
 
 
 def load_pretrained(model: nn.Module, source: str | Path, prefix: str | None = None) -> None:
-    """Load ImageNet weights, or a detector's backbone, into a network.
+    """Load ImageNet weights, or the backbone of a detector, into a network.
 
     Args:
-        model: The network; changed in place, and only if everything fits. If it has a method
-            ``translate_state_dict``, that gives the tensors its own names first.
-        source: As in :func:`~evit_mm.checkpoint.read_checkpoint`.
+        model: The network. It is modified in-place, and only if every entry fits. Its method
+            ``translate_state_dict``, if it exists, first renames the tensors.
+        source: See :func:`~evit_mm.checkpoint.read_checkpoint`.
         prefix: See :func:`~evit_mm.checkpoint.extract_state_dict`.
 
     Raises:
@@ -83,15 +84,15 @@ def load_pretrained(model: nn.Module, source: str | Path, prefix: str | None = N
     state = translate_names(state, model)
     fitted = fit_state_dict(state, model, str(source))
     resized = [k for k, v in fitted.items() if v.shape != state[k].shape]
-    model.load_state_dict(fitted, strict=False)  # fit_state_dict has been strict
+    model.load_state_dict(fitted, strict=False)  # fit_state_dict has checked the names
     note = f', resized {len(resized)} attention biases' if resized else ''
-    print_log(f'loaded {len(fitted)} entries of {source}{note}', logger='current')
+    print_log(f'loaded {len(fitted)} entries from {source}{note}', logger='current')
 
 
 def translate_names(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Rename tensors by the model's ``translate_state_dict``, if it has one.
+    """Rename tensors with the method ``translate_state_dict`` of the model, if it exists.
 
-    The classifier has one, for the names in the authors' ImageNet files.
+    The classifier defines it for the names in the authors' ImageNet files.
     """
     translate = getattr(model, 'translate_state_dict', None)
     return state if translate is None else translate(state)
@@ -99,22 +100,22 @@ def translate_names(state: dict[str, Tensor], model: nn.Module) -> dict[str, Ten
 
 @WEIGHT_INITIALIZERS.register_module(name=INITIALIZER)
 class CheckedPretrained:
-    """mmengine's ``Pretrained`` for files that must fit, entry by entry.
+    """Initializer like mmengine's ``Pretrained`` that requires every entry to fit.
 
-    mmengine's own loads what happens to match and only warns about the rest. The networks of
-    :mod:`evit_mm.models` use this one for ``init_cfg=dict(type='Pretrained', ...)``; any other
-    module takes it by its name.
+    mmengine's ``Pretrained`` skips entries that do not match and only warns. The networks of
+    :mod:`evit_mm.models` use this class for ``init_cfg=dict(type='Pretrained', ...)``. Other
+    modules can use it as ``init_cfg=dict(type='CheckedPretrained', ...)``.
 
     Args:
-        checkpoint: As in :func:`~evit_mm.checkpoint.read_checkpoint`.
-        prefix: As in :func:`~evit_mm.checkpoint.extract_state_dict`.
+        checkpoint: See :func:`~evit_mm.checkpoint.read_checkpoint`.
+        prefix: See :func:`~evit_mm.checkpoint.extract_state_dict`.
     """
 
     def __init__(self, checkpoint: str, prefix: str | None = None) -> None:
         self.checkpoint, self.prefix = checkpoint, prefix
 
     def __call__(self, module: nn.Module) -> None:
-        """Load the weights into a module, in place.
+        """Load the weights into a module in-place.
 
         Raises:
             evit_mm.errors.CheckpointError: The file cannot be read or does not fit.
@@ -125,7 +126,7 @@ class CheckedPretrained:
 def check_entries(
     found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], network: str, name: str
 ) -> None:
-    """Raise a CheckpointError that names every difference but those in ``DERIVED``."""
+    """Raise a CheckpointError that lists the differences, except the entries in ``DERIVED``."""
     found = {key: tensor for key, tensor in found.items() if not key.endswith(DERIVED)}
     wanted = {key: tensor for key, tensor in wanted.items() if not key.endswith(DERIVED)}
     faults = [f'unexpected: {key}' for key in found if key not in wanted]
@@ -138,12 +139,13 @@ def check_entries(
             shapes = f'{tuple(value.shape)} in the file, {tuple(tensor.shape)} in the model'
             faults.append(f'shape: {key} is {shapes}')
         elif value.dtype not in dtypes:
-            faults.append(f'type: {key} is {value.dtype} in the file, {tensor.dtype} here')
+            faults.append(f'type: {key} is {value.dtype} in the file, {tensor.dtype} in the model')
         elif not torch.isfinite(value).all():
             faults.append(f'not finite: {key}')
     if faults:
         shown = '\n  '.join(faults[:20])
         more = f'\n  ... and {len(faults) - 20} more' if len(faults) > 20 else ''
         raise CheckpointError(
-            f"'{name}' does not fit {network}; is it of the same config and arch?\n  {shown}{more}"
+            f"'{name}' does not fit {network}; use a checkpoint of the same config and arch\n"
+            f'  {shown}{more}'
         )

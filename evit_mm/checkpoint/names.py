@@ -1,7 +1,6 @@
-"""The names that other people's files give to the same tensors, and the way between them.
+"""Translate tensor names between this package and other sources.
 
-Own names are those of the authors' files (EfficientViT) and of megvii's (SPOS). Pure functions on
-strings.
+This package uses the authors' names for EfficientViT and megvii's names for SPOS.
 """
 
 from __future__ import annotations
@@ -10,40 +9,42 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-BACKBONE = 'backbone.'  # before the backbone's names in a detector
+BACKBONE = 'backbone.'  # prefix of the backbone in a detector
 ATTENTION_BIASES = 'attention_biases'
-BIAS_INDICES = 'attention_bias_idxs'  # the authors' buffer, which follows from the window size
-DOWNSAMPLE = ('res1', 'patchmerge', 'res2')  # timm's names of a stage's first three entries
+BIAS_INDICES = 'attention_bias_idxs'  # the authors' buffer, which depends only on the window size
+DOWNSAMPLE = ('res1', 'patchmerge', 'res2')  # timm's names of the first three modules of a stage
 TO_TIMM = {'c': 'conv', 'l': 'linear'}
 FROM_TIMM = {timm: own for own, timm in TO_TIMM.items()}
 
 
 @dataclass(frozen=True)
 class Family:
-    """One kind of names."""
+    """A naming scheme."""
 
-    description: str  # what files with them are, for people
+    description: str  # for messages
     signature: str  # a name that no other family has
-    classifier: tuple[str, ...]  # what the names of a classifier's own entries begin with
+    classifier: tuple[str, ...]  # prefixes of the classifier
 
 
 FAMILIES = {
-    'msra': Family("EfficientViT by the authors' names", 'patch_embed.0.c.weight', ('head.',)),
-    'timm': Family("EfficientViT by timm's names", 'patch_embed.conv1.conv.weight', ('head.',)),
-    'spos': Family("SPOS by megvii's names", 'first_conv.0.weight', ('conv_last.', 'classifier.')),
+    'msra': Family("EfficientViT with the authors' names", 'patch_embed.0.c.weight', ('head.',)),
+    'timm': Family("EfficientViT with timm's names", 'patch_embed.conv1.conv.weight', ('head.',)),
+    'spos': Family(
+        "SPOS with megvii's names", 'first_conv.0.weight', ('conv_last.', 'classifier.')
+    ),
     'mobile': Family(
-        'a mobile network of timm', 'conv_stem.weight', ('conv_head.', 'bn2.', 'classifier.')
+        'a timm mobile network', 'conv_stem.weight', ('conv_head.', 'bn2.', 'classifier.')
     ),
 }
 
 
 def family_of(names: Mapping[str, Any]) -> str | None:
-    """Return the key of :data:`FAMILIES` that a backbone's names belong to, or None."""
+    """Return the key in :data:`FAMILIES` for the names of a backbone, or None."""
     return next((key for key, family in FAMILIES.items() if family.signature in names), None)
 
 
 def to_timm(name: str) -> str:
-    """Turn an own name of EfficientViT into timm's.
+    """Return timm's name of an EfficientViT tensor.
 
     Example:
         >>> to_timm('blocks2.3.mixer.m.attn.qkvs.0.c.weight')
@@ -51,7 +52,7 @@ def to_timm(name: str) -> str:
     """
     match name.split('.'):
         case ['patch_embed', index, *rest]:
-            place = ['patch_embed', f'conv{int(index) // 2 + 1}']  # a ReLU lies between two
+            place = ['patch_embed', f'conv{int(index) // 2 + 1}']  # odd indices are ReLUs
         case ['blocks1', index, *rest]:
             place = ['stages', '0', 'blocks', index]
         case ['blocks2' | 'blocks3' as stage, index, *rest]:
@@ -66,7 +67,7 @@ def to_timm(name: str) -> str:
 
 
 def from_timm(name: str) -> str:
-    """Turn timm's name of an EfficientViT tensor into the own one.
+    """Return the name in this package for timm's name of an EfficientViT tensor.
 
     Example:
         >>> from_timm('stages.1.downsample.patchmerge.conv1.conv.weight')

@@ -1,7 +1,7 @@
-"""What a checkpoint is, seen from its names and shapes.
+"""Recognise a checkpoint from its names and shapes.
 
-The names settle the family, the shapes the network: it is built without memory, and every name and
-shape is compared with it.
+The names determine the family, and the shapes determine the network. The network is built on the
+meta device and compared with every name and shape.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from .contents import own_names
 from .fitting import check_entries
 from .names import ATTENTION_BIASES, BACKBONE, BIAS_INDICES, FAMILIES, family_of
 
-HEAD = ('head.bn.', 'head.l.')  # a classifier's own entries beside its backbone's
-MAX_WINDOW = 32  # beyond any image size that EfficientViT is trained with
+HEAD = ('head.bn.', 'head.l.')  # prefixes of the classification head
+MAX_WINDOW = 32  # larger than any window of a trained EfficientViT
 NUM_SHOWN = 3
 
 
 @dataclass(frozen=True)
 class Recognised:
-    """What a state dict is.
+    """A recognised state dict.
 
     Attributes:
-        family: The kind of its names, a key of :data:`~evit_mm.checkpoint.names.FAMILIES`.
-        description: One phrase for people, such as ``"EfficientViT-M4, EfficientViT by timm's
+        family: A key of :data:`~evit_mm.checkpoint.names.FAMILIES`.
+        description: A phrase for messages, for example ``"EfficientViT-M4, EfficientViT with timm's
             names"``.
-        own_names: The own name of every entry of the backbone and its classifier, by the name in
-            the file. A detector has more entries.
+        own_names: Name in this package by name in the file, for the backbone and the classifier.
+            The neck and the head of a detector are not included.
     """
 
     family: str
@@ -45,21 +45,21 @@ class Recognised:
 
 
 def recognise(state: Mapping[str, Tensor], name: str) -> Recognised:
-    """Tell what a state dict is; a CheckpointError says where it is like nothing that is known."""
+    """Recognise a state dict, or raise a CheckpointError that lists the differences."""
     prefix = BACKBONE if any(key.startswith(BACKBONE) for key in state) else ''
     parts = (prefix, *HEAD) if prefix else ('',)
     names = {key.removeprefix(prefix): key for key in state if key.startswith(parts)}
     family = family_of(names)
     if family is None:
-        known = [f"{kind.description} (with '{kind.signature}')" for kind in FAMILIES.values()]
+        known = [f"{kind.description} ('{kind.signature}')" for kind in FAMILIES.values()]
         raise CheckpointError(
-            f"'{name}' is of no kind that is known here: {', '.join(known)}; its first entries are "
-            f'{", ".join(list(state)[:NUM_SHOWN])}'
+            f"'{name}' is of an unknown kind; its first entries are "
+            f'{", ".join(list(state)[:NUM_SHOWN])}. Known kinds: {", ".join(known)}'
         )
     names = own_names(names, name)
     body = {own: state[key] for own, key in names.items() if not own.endswith(BIAS_INDICES)}
     description = FAMILIES[family].description
-    if family != 'mobile':  # whose name alone says what it holds
+    if family != 'mobile':  # the variant of a mobile network is not determined
         description = f'{_check_network(body, family, name)}, {description}'
     if len(names) < len(state):
         description = f'detector with {description}'
@@ -67,7 +67,7 @@ def recognise(state: Mapping[str, Tensor], name: str) -> Recognised:
 
 
 def _check_network(body: Mapping[str, Tensor], family: str, name: str) -> str:
-    """Return the name of the network that the shapes imply, after comparing all of them with it."""
+    """Return the name of the network with these shapes, after comparing every entry with it."""
     build = _spos if family == 'spos' else _efficientvit
     try:
         with torch.device('meta'):
@@ -75,7 +75,7 @@ def _check_network(body: Mapping[str, Tensor], family: str, name: str) -> str:
     except (LookupError, TypeError, ValueError, RuntimeError, OverflowError) as error:
         kind = FAMILIES[family].description
         raise CheckpointError(
-            f"'{name}' is {kind}, but its sizes are of no network: {error!r}"
+            f"'{name}' is {kind}, but its shapes match no network: {error!r}"
         ) from None
     expected = {k: v for module in modules for k, v in module.state_dict().items()}
     check_entries(body, expected, network, name)
@@ -83,22 +83,23 @@ def _check_network(body: Mapping[str, Tensor], family: str, name: str) -> str:
 
 
 def variant_of(state: Mapping[str, Tensor]) -> Variant:
-    """Return the architecture of an EfficientViT by own names; stages it lacks are as the last.
+    """Return the architecture of an EfficientViT state dict.
 
-    A LookupError, TypeError or ValueError says that the entries are of no architecture.
+    Missing last stages get the values of the last stage that exists. A LookupError, TypeError or
+    ValueError means that the shapes match no architecture.
     """
     rows = []
     for stage in range(1, NUM_STAGES + 1):
         blocks = {key.split('.')[1] for key in state if key.startswith(f'blocks{stage}.')}
         if not blocks:
             break
-        first = 0 if stage == 1 else 3  # after the down-sampling
+        first = 0 if stage == 1 else 3  # index of the first block after the subsampling
         block = f'blocks{stage}.{first}'
         dim = state[f'{block}.dw0.m.c.weight'].shape[0]
         heads, num_offsets = state[f'{block}.mixer.m.attn.{ATTENTION_BIASES}'].shape
         window = math.isqrt(num_offsets)
         if window > MAX_WINDOW:
-            raise ValueError(f'windows of {window} x {window}')
+            raise ValueError(f'window size {window} is larger than {MAX_WINDOW}')
         queries = [state[f'{block}.mixer.m.attn.dws.{i}.c.weight'].shape for i in range(heads)]
         kernels = tuple(query[-1] for query in queries)
         rows.append((dim, len(blocks) - first, heads, kernels, queries[0][0], window))
@@ -120,9 +121,9 @@ def _efficientvit(state: Mapping[str, Tensor]) -> tuple[str, list[nn.Module]]:
 
 
 def variant_name(variant: Variant) -> str | None:
-    """Return the key of :data:`~evit_mm.models.VARIANTS` of an architecture, whatever its windows.
+    """Return the key of an architecture in :data:`~evit_mm.models.VARIANTS`, or None.
 
-    Kernels that no head uses do not count either; checkpoints do not have them.
+    Window sizes and the kernel sizes that no head uses are ignored.
     """
 
     def essence(v: Variant) -> Variant:

@@ -1,4 +1,4 @@
-"""Where a checkpoint comes from: a path, a URL, timm's or another repository on the HF hub."""
+"""Find or download a checkpoint: a path, a URL, or a repository on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -14,39 +14,40 @@ from ..errors import CheckpointError
 from .reading import CHECKPOINT_KINDS, first_line, kind_of, read_file
 
 HUB_FILES = ('model.safetensors', 'pytorch_model.bin')
-RETRIES = 2  # after an attempt that failed, a second and two seconds later
-TIMEOUT_SECONDS = 30  # without a byte
+RETRIES = 2  # after a failed attempt, with pauses of 1 and 2 seconds
+TIMEOUT_SECONDS = 30  # without receiving data
 CHUNK_BYTES = 1 << 18
-# torch hub's convention: the SHA-256 of name-0123abcd.pth begins with 0123abcd
+# convention of torch hub: the SHA-256 of name-0123abcd.pth starts with 0123abcd
 DIGEST_IN_NAME = re.compile(r'-([0-9a-f]{8,64})\.')
 POINT_AT_FILE = (
-    ', or point the config at the file: --cfg-options model.backbone.init_cfg.checkpoint=FILE '
+    ', or pass --cfg-options model.backbone.init_cfg.checkpoint=FILE '
     '(model.backbone.init_cfg=None trains from scratch)'
 )
 
 
 def read_checkpoint(source: str | Path) -> Any:
-    """Read a ``.pth``, ``.bin`` or ``.safetensors`` file without ever running code in it.
+    """Read a ``.pth``, ``.bin`` or ``.safetensors`` file. Code in the file is never executed.
 
     Args:
-        source: A path; an http(s) URL, downloaded once into torch hub's cache; or weights on the
-            Hugging Face hub, fetched into the hub's own cache: ``timm://NAME`` or ``timm/NAME`` of
-            timm's, ``hf-hub:OWNER/NAME`` of anybody, each with ``@REVISION`` if wanted.
+        source: A path, an http(s) URL, or a repository on the Hugging Face hub. A URL is downloaded
+            once into the cache of torch hub. A repository is ``timm://NAME`` or ``timm/NAME`` for
+            timm's weights, or ``hf-hub:OWNER/NAME``. Both accept ``@REVISION`` at the end. The
+            download goes into the cache of the Hugging Face hub.
 
     Returns:
-        What the file holds, tensors on the CPU. A ``.safetensors`` file that was written here comes
-        as ``state_dict`` and ``meta``, another one as its tensors.
+        The content of the file, with tensors on the CPU. A ``.safetensors`` file of this package
+        returns ``state_dict`` and ``meta``. Any other ``.safetensors`` file returns its tensors.
 
     Raises:
-        CheckpointError: The file is missing, not a regular file, cannot be fetched, is of another
-            kind, truncated, unfolds to more than its size, or holds types other than tensors, plain
-            Python values and those of :mod:`~evit_mm.checkpoint.allowed_types`.
+        CheckpointError: The file cannot be found or downloaded, is not a valid checkpoint, or
+            contains types other than tensors, plain Python values and the types in
+            :mod:`~evit_mm.checkpoint.allowed_types`.
     """
     return read_file(local_path(source))
 
 
 def local_path(source: str | Path) -> Path:
-    """Return where a source lies on this machine, fetching it if it must be."""
+    """Return the local path of a source, after downloading it if necessary."""
     text = str(source)
     if text.startswith(('http://', 'https://')):
         return _fetch(text)
@@ -60,19 +61,20 @@ def local_path(source: str | Path) -> Path:
 
 
 def _fetch(url: str) -> Path:
-    """Download a checkpoint into torch hub's cache, unless it is there.
+    """Download a checkpoint into the cache of torch hub, unless the cache has it.
 
-    Of several processes one downloads, and the others wait. The file appears under its name when
-    it is complete, begins as a checkpoint does, and has the SHA-256 that its name may tell.
+    One process downloads the file, and other processes wait for it. The file gets its name only
+    after it is complete, its first bytes are those of a checkpoint, and its SHA-256 matches the
+    name (if the name contains one).
     """
     name = _file_name(url)
     if not name:
-        raise CheckpointError(f"'{url}' names no file; give the address of a checkpoint")
+        raise CheckpointError(f"'{url}' contains no file name; give the URL of a checkpoint")
     path = Path(torch.hub.get_dir()) / 'checkpoints' / name
     if path.is_file():
         return path
 
-    import pooch  # late, both: reading a file does not need them
+    import pooch  # here, because reading a local file needs neither pooch nor filelock
     from filelock import FileLock
 
     cache = pooch.create(
@@ -84,8 +86,8 @@ def _fetch(url: str) -> Path:
             cache.fetch(name, downloader=_download)
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f'cannot download {url} ({first_line(error)}). Fetch it on a machine with network and '
-            f"save it as '{path}'{POINT_AT_FILE}"
+            f'cannot download {url} ({first_line(error)}). Download it on a machine with network '
+            f"access and save it as '{path}'{POINT_AT_FILE}"
         ) from None
     return path
 
@@ -95,7 +97,7 @@ def _file_name(url: str) -> str:
 
 
 def _download(url: str, partial: str, cache: Any) -> None:
-    """Fill a temporary file, which pooch moves to its place if nothing is raised here."""
+    """Download into a temporary file and check it. pooch then moves it to its final path."""
     import pooch
 
     pooch.HTTPDownloader(
@@ -105,16 +107,16 @@ def _download(url: str, partial: str, cache: Any) -> None:
     with file.open('rb') as opened:
         kind = kind_of(opened)
     if kind not in CHECKPOINT_KINDS:
-        raise ValueError(f'the server sent {kind} in place of a checkpoint')
+        raise ValueError(f'the server sent {kind} instead of a checkpoint')
     named = DIGEST_IN_NAME.search(_file_name(url))
     if named and not (found := pooch.file_hash(partial, alg='sha256')).startswith(named[1]):
-        raise ValueError(f'what came has the SHA-256 {found}, not that in its name')
-    file.chmod(0o644)  # temporary files are their owner's only, and the cache may be shared
+        raise ValueError(f'the download has SHA-256 {found}, but its name requires {named[1]}')
+    file.chmod(0o644)  # only the owner can read temporary files, but users may share the cache
 
 
 def _fetch_from_hub(repository: str) -> Path:
-    """Download ``OWNER/NAME[@REVISION]`` into the hub's cache, which locks and is atomic itself."""
-    import huggingface_hub  # late: a file on this machine does not need it
+    """Download ``OWNER/NAME[@REVISION]`` into the cache of the Hugging Face hub."""
+    import huggingface_hub  # here, because reading a local file does not need it
 
     name, _, revision = repository.partition('@')
     for file in HUB_FILES:
@@ -124,6 +126,6 @@ def _fetch_from_hub(repository: str) -> Path:
             fault = error
     url = f'https://huggingface.co/{name}/resolve/{revision or "main"}/{HUB_FILES[0]}'
     raise CheckpointError(
-        f"cannot download '{repository}' from the Hugging Face hub ({first_line(fault)}). Fetch "
-        f'{url} on a machine with network{POINT_AT_FILE}'
+        f"cannot download '{repository}' from the Hugging Face hub ({first_line(fault)}). Download "
+        f'{url} on a machine with network access{POINT_AT_FILE}'
     )

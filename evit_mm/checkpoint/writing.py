@@ -1,4 +1,4 @@
-"""Writing checkpoints: whole or not at all, never over what is still needed."""
+"""Write checkpoints atomically."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SUFFIXES = ('.pth', '.pt', '.bin', '.safetensors')
 
 
 def check_target(path: str | Path) -> None:
-    """Raise a CheckpointError for a file whose suffix names no form."""
+    """Raise a CheckpointError if the suffix of the file is not supported."""
     if Path(path).suffix not in SUFFIXES:
         raise CheckpointError(f"'{path}' must end in one of {', '.join(SUFFIXES)}")
 
@@ -30,27 +30,28 @@ def write_checkpoint(
     meta: Mapping[str, Any] | None = None,
     key: str = 'state_dict',
 ) -> None:
-    """Write weights, with metadata, as ``.safetensors`` or as ``torch.save`` does.
+    """Write weights and metadata to a ``.safetensors`` file or with ``torch.save``.
 
-    The file is written beside its place and moved there when it is whole and on the disk.
+    The content is written to a temporary file, which then replaces ``path`` (an atomic write).
 
     Args:
         state: Tensors by name.
-        path: File to write, in place of one that may be there.
-        meta: Plain values; in a ``.safetensors`` file they stand as JSON under ``evit_mm``.
-        key: Where ``torch.save``'s file has the tensors; beside them ``meta``.
+        path: File to write. An existing file is replaced.
+        meta: Plain values. A ``.safetensors`` file stores them as JSON under ``evit_mm``, and
+            ``torch.save`` stores them under ``meta``.
+        key: Key of the tensors in a ``torch.save`` file.
 
     Raises:
-        CheckpointError: The file cannot be written; what was there before still is.
+        CheckpointError: The file cannot be written. An existing file is not changed.
     """
     path = Path(path)
     check_target(path)
     meta = dict(meta or {})
-    # tensors of one storage each, so that no file holds more than the weights it names
+    # each tensor gets its own storage, because torch.save writes the whole storage of a view
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
     try:
         if path.suffix == '.safetensors':
-            import safetensors.torch  # late: evit_mm.ops works without it
+            import safetensors.torch  # here, because evit_mm.ops works without it
 
             text = {'format': 'pt', METADATA_KEY: json.dumps(meta)}
             content = safetensors.torch.save(state, text)
@@ -59,5 +60,5 @@ def write_checkpoint(
             torch.save({key: state, 'meta': meta}, buffer)
             content = buffer.getvalue()
         write_atomically(path, content)
-    except Exception as error:  # SafetensorError is a kind of its own
+    except Exception as error:  # SafetensorError is not an OSError
         raise CheckpointError(f"'{path}' cannot be written: {error}") from None

@@ -1,4 +1,4 @@
-"""Networks, registered in mmengine's root registry; needs neither mmdet nor mmpretrain."""
+"""Networks in mmengine's root registry. This package needs neither mmdet nor mmpretrain."""
 
 from .efficientvit import EfficientViT, EfficientViTHead
 from .efficientvit_fpn import EfficientViTFPN

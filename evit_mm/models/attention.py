@@ -1,7 +1,7 @@
-"""Cascaded group attention inside windows (arXiv 2305.07027, section 2.2).
+"""Cascaded group attention in windows (arXiv 2305.07027, section 2.2).
 
-Shapes: B batch (windows count as batch), C channels, h heads, D = C / h channels of one head's
-value, K channels of its query and key, w window side, N = w * w tokens.
+Shapes: batch B (each window is one sample), channels C, heads h, window size w, tokens N = w * w.
+Each head has D = C / h value channels and K query and key channels.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .window import window_partition, window_unpartition
 
 
 def relative_offsets(window_size: int) -> Tensor:
-    """Return which bias each pair of tokens shares: ``|dy| * w + |dx|``, ``(N, N)`` int64."""
+    """Return the bias index of each token pair, ``|dy| * w + |dx|``: ``(N, N)``, int64."""
     steps = torch.arange(window_size)
     ys, xs = (grid.flatten() for grid in torch.meshgrid(steps, steps, indexing='ij'))
     dy = (ys[:, None] - ys[None, :]).abs()
@@ -27,12 +27,13 @@ def relative_offsets(window_size: int) -> Tensor:
 
 
 def resize_attention_biases(biases: Tensor, window_size: int) -> Tensor:
-    """Resize relative position biases to another window: ``(h, w0 * w0) -> (h, w * w)``.
+    """Resize relative position biases to another window size: ``(h, w0 * w0) -> (h, w * w)``.
 
-    Bicubic on the grid of offsets, without corner alignment, as in the authors' detection code.
+    The offset grid is interpolated bicubically without corner alignment, as in the authors'
+    detection code.
 
     Raises:
-        ValueError: The biases are not over a square grid.
+        ValueError: The biases do not form a square grid.
     """
     side = round(biases.shape[-1] ** 0.5)
     if biases.ndim != 2 or side * side != biases.shape[1] or not biases.numel():
@@ -46,9 +47,9 @@ def resize_attention_biases(biases: Tensor, window_size: int) -> Tensor:
 
 
 def fit_windows(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a file's tensors with attention biases resized to the windows of a model's own.
+    """Return the tensors in ``state`` with attention biases resized to the windows in ``wanted``.
 
-    What cannot be resized is left to be reported.
+    Biases that cannot be resized are returned unchanged. The caller reports them.
     """
     fitted = dict(state)
     for key, value in state.items():
@@ -61,14 +62,17 @@ def fit_windows(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> di
 
 
 class CascadedGroupAttention(nn.Module):
-    """Attention whose heads each see a slice of the channels plus the previous head's output.
+    """Attention in which each head receives one slice of the channels.
+
+    The output of each head is added to the input slice of the next head (the cascade).
 
     Args:
-        dim: Channels C.
-        key_dim: Channels K of one head's query and key.
-        num_heads: Heads h; must divide ``dim``.
-        window_size: Window side w; the input must be exactly ``w x w``.
-        kernel_sizes: Depthwise kernel on the query of each head, one per head.
+        dim: Number of channels C.
+        key_dim: Number of query and key channels K of each head.
+        num_heads: Number of heads h. It must divide ``dim``.
+        window_size: Window size w. The input must be ``w x w``.
+        kernel_sizes: Kernel size of the depthwise conv on the query of each head. Extra entries
+            are ignored.
     """
 
     attention_bias_idxs: Tensor
@@ -95,31 +99,32 @@ class CascadedGroupAttention(nn.Module):
         )
         self.proj = nn.Sequential(nn.ReLU(inplace=True), ConvBN(dim, dim, bn_weight=0.0))
         self.attention_biases = nn.Parameter(torch.zeros(num_heads, window_size**2))
-        # not persistent: it follows from the window size, and a stale copy in a file of another
-        # window size must never be loaded
+        # not persistent: the indices depend on the window size, so a checkpoint with another
+        # window size must not overwrite them
         self.register_buffer('attention_bias_idxs', relative_offsets(window_size), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Attend within each window: ``(B, C, w, w) -> (B, C, w, w)``."""
+        """Apply attention in each window: ``(B, C, w, w) -> (B, C, w, w)``."""
         biases = self.attention_biases[:, self.attention_bias_idxs]  # (h, N, N)
         slices = x.chunk(len(self.qkvs), dim=1)
         heads: list[Tensor] = []
         for part, qkv, dw, bias in zip(slices, self.qkvs, self.dws, biases, strict=True):
             feat = part + heads[-1] if heads else part  # the cascade
             q, k, v = qkv(feat).split(self.split_sizes, dim=1)
-            # not flatten(2).transpose(1, 2): see `test_one_window_has_the_gradient_of_many`
+            # flatten(2).transpose(1, 2) would give BatchNorm wrong gradients on the CPU for B = 1,
+            # see test_one_window_has_the_gradient_of_many
             q = dw(q).permute(0, 2, 3, 1).flatten(1, 2) * self.scale  # (B, N, K)
             attention = (q @ k.flatten(2) + bias).softmax(dim=-1)  # (B, N, N)
             head = attention @ v.flatten(2).transpose(1, 2)  # (B, N, D)
-            # channels last in memory, as the windows come: a view, no copy
+            # a view without a copy, in channels-last format like the windows
             heads.append(head.unflatten(1, part.shape[2:]).permute(0, 3, 1, 2))
         return self.proj(torch.cat(heads, dim=1))
 
 
 class WindowAttention(nn.Module):
-    """:class:`CascadedGroupAttention` on every window of a map of any size.
+    """:class:`CascadedGroupAttention` on every window of a feature map of any size.
 
-    ``(B, C, H, W) -> (B, C, H, W)``; arguments as :class:`CascadedGroupAttention`.
+    ``(B, C, H, W) -> (B, C, H, W)``. It takes the same arguments.
     """
 
     def __init__(
@@ -134,6 +139,6 @@ class WindowAttention(nn.Module):
         self.attn = CascadedGroupAttention(dim, key_dim, num_heads, window_size, kernel_sizes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Cut into windows, attend in each, put together again."""
+        """Partition the map into windows, apply attention, and merge the windows."""
         windows = window_partition(x, self.attn.window_size)
         return window_unpartition(self.attn(windows), *x.shape[2:])

@@ -1,4 +1,4 @@
-"""What the backbones of the comparison share, so that one recipe treats all of them alike."""
+"""Base class of the backbones, which gives all of them the same training options."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from .pretrained import load_checked, split_init_cfg
 
 
 class Backbone(BaseModule):
-    """Memory layout, frozen stages, BatchNorm kept in eval mode, and weights checked by name.
+    """Base class with memory format, frozen stages, ``norm_eval`` and strict loading of weights.
 
-    A subclass builds its modules, defines :meth:`parts` and calls :meth:`freeze` last. It lays
-    the images out first, by :meth:`to_layout` or in an
-    :class:`~evit_mm.models.layers.ImageConvBN`.
+    A subclass builds its modules in ``__init__``, calls :meth:`freeze` at the end of ``__init__``,
+    and defines :meth:`parts`. Its ``forward`` first converts the images with :meth:`to_layout` or
+    with an :class:`~evit_mm.models.layers.ImageConvBN`.
 
     Args:
-        channels_last: Compute in channels last, otherwise contiguous. A convolution puts its
-            result into the layout of its input, so that the neck and the head follow. Only the
-            maps change their layout, parameters stay contiguous.
-        init_cfg: As everywhere in OpenMMLab.
+        channels_last: Compute in channels-last instead of contiguous memory format. The neck and
+            the head use the same format, because a convolution keeps the format of its input.
+            Parameters are always contiguous.
+        init_cfg: Initialisation config of OpenMMLab.
 
     Attributes:
-        channels_last: As given.
-        memory_format: The layout of the maps that follows from it.
-        frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the first k stages.
-        norm_eval: Every BatchNorm stays in eval mode while training.
-        unused: Beginnings of the names in a published file that belong to parts which this
-            backbone may have been built without, such as the classifier.
+        channels_last: The argument.
+        memory_format: The memory format of the feature maps.
+        frozen_stages: -1 freezes nothing, 0 freezes the stem, k also freezes the first k stages.
+        norm_eval: Whether every BatchNorm stays in eval mode during training.
+        unused: Name prefixes of optional parts, such as the classifier. A published checkpoint may
+            contain them even if this backbone is built without them.
     """
 
     frozen_stages: int = -1
@@ -46,27 +46,30 @@ class Backbone(BaseModule):
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
 
     def to_layout(self, x: Tensor) -> Tensor:
-        """Return images ``(B, C, H, W)`` in the layout of the maps."""
+        """Return images ``(B, C, H, W)`` in the memory format of the feature maps."""
         return x.contiguous(memory_format=self.memory_format)
 
     def parts(self) -> list[list[nn.Module]]:
-        """Return the modules of the stem, then those of each stage that is built."""
+        """Return the modules of the stem, then the modules of each stage that is built."""
         raise NotImplementedError
 
     def freeze(self, frozen_stages: int, norm_eval: bool) -> None:
-        """Settle what will not be trained."""
+        """Freeze the first stages, and set ``norm_eval``."""
         last = len(self.parts()) - 1
         if not isinstance(frozen_stages, int) or not -1 <= frozen_stages <= last:
             raise ValueError(
-                f'frozen_stages must be -1 (none), 0 (stem) or up to {last} (the stages that '
-                f'out_indices needs), got {frozen_stages}'
+                f'frozen_stages must be an integer from -1 (freeze nothing) to {last} (freeze all '
+                f'stages that out_indices needs), got {frozen_stages}'
             )
         self.frozen_stages, self.norm_eval = frozen_stages, norm_eval
         for module in self._frozen_modules():
             module.eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> Backbone:
-        """Set the mode; frozen stages, and with ``norm_eval`` every BatchNorm, stay in eval."""
+        """Set the training mode.
+
+        Frozen stages stay in eval mode. With ``norm_eval``, every BatchNorm stays in eval mode too.
+        """
         super().train(mode)
         for module in self._frozen_modules():
             module.eval()
@@ -77,12 +80,12 @@ class Backbone(BaseModule):
         return self
 
     def init_weights(self) -> None:
-        """Initialise as ``init_cfg`` says; ``Pretrained`` files are checked name by name."""
+        """Initialise the weights from ``init_cfg``. Every ``Pretrained`` entry must fit."""
         if self.is_init or not self.init_cfg:
             super().init_weights()
             return
         init_cfg = self.init_cfg
-        # mmengine's own Pretrained loads what happens to match and only warns about the rest
+        # mmengine's Pretrained skips entries that do not match and only warns
         pretrained, self.init_cfg = split_init_cfg(init_cfg)
         try:
             super().init_weights()
@@ -96,10 +99,11 @@ class Backbone(BaseModule):
 
 
 def check_out_indices(out_indices: Sequence[int], known: Sequence[int]) -> tuple[int, ...]:
-    """Return the indices as a tuple; they must be increasing and among those known."""
+    """Check that ``out_indices`` are known and increasing, and return them as a tuple."""
     indices = tuple(out_indices) if isinstance(out_indices, Sequence) else ()
     if not indices or not set(indices) <= set(known) or sorted(set(indices)) != list(indices):
         raise ValueError(
-            f'out_indices must be increasing stages out of {sorted(known)}, got {out_indices!r}'
+            f'out_indices must contain indices from {sorted(known)} in increasing order, '
+            f'got {out_indices!r}'
         )
     return indices

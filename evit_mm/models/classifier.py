@@ -1,6 +1,8 @@
-"""ImageNet classification on top of mmpretrain; needs it, so configs import this by name.
+"""ImageNet classifier for mmpretrain.
 
-Shapes: B batch, C channels, K classes.
+The package does not import this module, because it needs mmpretrain. Configs import it by name.
+
+Shapes: batch B, channels C, classes K.
 """
 
 from __future__ import annotations
@@ -24,14 +26,15 @@ from .pretrained import load_checked, split_init_cfg
 
 @MODELS.register_module()
 class EfficientViTClsHead(ClsHead):
-    """The authors' classification head in mmpretrain's form, with the authors' names.
+    """The authors' classification head as an mmpretrain head.
 
-    :class:`~evit_mm.models.EfficientViTHead` computes the same without losses and predictions.
+    :class:`~evit_mm.models.EfficientViTHead` is the same head without losses and predictions.
 
     Args:
-        in_channels: Channels of the backbone's last output.
-        num_classes: Classes K.
-        **kwargs: mmpretrain's own of every head: ``loss``, ``topk``, ``cal_acc``, ``init_cfg``.
+        in_channels: Channels of the last output of the backbone.
+        num_classes: Number of classes K.
+        **kwargs: Arguments of mmpretrain's ``ClsHead``: ``loss``, ``topk``, ``cal_acc`` and
+            ``init_cfg``.
 
     Example:
         >>> import torch
@@ -44,36 +47,36 @@ class EfficientViTClsHead(ClsHead):
         super().__init__(**kwargs)
         self.in_channels = in_channels
         self.num_classes = num_classes
-        # taken apart, so that the names in a classifier are `head.bn` and `head.l`, as in the files
+        # the names in the authors' checkpoints are head.bn and head.l
         classifier = BNLinear(in_channels, num_classes)
         self.bn, self.l = classifier.bn, classifier.l
 
     def pre_logits(self, feats: tuple[Tensor, ...]) -> Tensor:
-        """Return what the linear layer takes, ``(B, C)``, from the backbone's outputs."""
+        """Return the input of the linear layer, ``(B, C)``, for the outputs of the backbone."""
         return self.bn(mean_pool(feats[-1]))
 
     def forward(self, feats: tuple[Tensor, ...]) -> Tensor:
-        """Return the logits ``(B, K)`` from the backbone's outputs."""
+        """Return the logits ``(B, K)`` for the outputs of the backbone."""
         return self.l(self.pre_logits(feats))
 
 
 @MODELS.register_module()
 class EfficientViTClassifier(ImageClassifier):
-    """mmpretrain's ImageClassifier that takes the authors' ImageNet files as they are.
+    """mmpretrain's ImageClassifier that loads the authors' ImageNet checkpoints.
 
-    ``init_cfg=dict(type='Pretrained', checkpoint=PATH_OR_URL)`` loads backbone and head, checked
-    name by name; attention biases are resized where the windows differ. To keep the backbone alone,
-    as for another number of classes, give ``init_cfg`` to the backbone. The head's ``num_classes``
-    serves mixup and CutMix too, so it stands in a config once.
+    ``init_cfg=dict(type='Pretrained', checkpoint=PATH_OR_URL)`` loads the backbone and the head.
+    All names must match. Attention biases are resized if the window sizes differ. To load only the
+    backbone, for example for another number of classes, set ``init_cfg`` in the backbone. Mixup and
+    CutMix use ``num_classes`` of the head.
 
     Args:
-        backbone: An :class:`~evit_mm.models.EfficientViT`.
-        head: An :class:`EfficientViTClsHead`.
-        **kwargs: mmpretrain's: ``train_cfg`` (batch augmentations), ``data_preprocessor``,
-            ``init_cfg``, ...
+        backbone: Config of an :class:`~evit_mm.models.EfficientViT`.
+        head: Config of an :class:`EfficientViTClsHead`.
+        **kwargs: Arguments of mmpretrain's ``ImageClassifier``, for example ``train_cfg`` (batch
+            augmentations), ``data_preprocessor`` and ``init_cfg``.
 
     Raises:
-        ConfigError: The head does not take as many channels as the backbone puts out.
+        ConfigError: ``head.in_channels`` differs from the output channels of the backbone.
     """
 
     def __init__(self, backbone: dict, head: dict, **kwargs: Any) -> None:
@@ -81,27 +84,27 @@ class EfficientViTClassifier(ImageClassifier):
         channels = self.backbone.out_channels[-1]
         if self.head.in_channels != channels:
             raise ConfigError(
-                f'model.head.in_channels is {self.head.in_channels} but the backbone puts out '
+                f'model.head.in_channels is {self.head.in_channels}, but the backbone outputs '
                 f'{channels} channels; set model.head.in_channels={channels}'
             )
         self.data_preprocessor.num_classes = self.head.num_classes
 
     def init_weights(self) -> None:
-        """Initialise as ``init_cfg`` says; a ``Pretrained`` file must fit as a whole."""
+        """Initialise the weights from ``init_cfg``. Every ``Pretrained`` entry must fit."""
         pretrained, _ = split_init_cfg(self.init_cfg or [])
         if self.is_init or not pretrained:
             super().init_weights()
             return
-        # every entry comes from the file, so nothing else needs initialising
+        # the checkpoint contains every entry, so nothing else needs initialisation
         for cfg in pretrained:
             load_checked(self, cfg['checkpoint'], prefix='')
         self._is_init = True
 
     def translate_state_dict(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Give a file's tensors this classifier's names and window sizes.
+        """Return the tensors with the names and window sizes of this classifier.
 
-        The file has the authors' names (``patch_embed.*``, ``blocks*``, ``head.*``) or this
-        class's own, in which all but the head begin with ``backbone.``.
+        ``state`` has the authors' names (``patch_embed.*``, ``blocks*``, ``head.*``) or the names
+        of this class (``backbone.*``, ``head.*``).
         """
         if not any(key.startswith('backbone.') for key in state):
             state = {k if k.startswith('head.') else f'backbone.{k}': v for k, v in state.items()}
@@ -114,10 +117,11 @@ class EfficientViTClassifier(ImageClassifier):
 
 @HOOKS.register_module()
 class ClsVisualizationHook(VisualizationHook):
-    """mmpretrain's VisualizationHook with the right colours and one picture per image.
+    """mmpretrain's VisualizationHook with correct colours and unique file names.
 
-    mmpretrain 1.2 hands BGR pixels to a visualizer that takes RGB, and names pictures after files
-    alone, so that ``cat/1.jpg`` and ``dog/1.jpg`` overwrite each other. Arguments as mmpretrain's.
+    mmpretrain 1.2 passes BGR pixels to a visualizer that expects RGB. It also drops the folder from
+    the file name, so the pictures of ``cat/1.jpg`` and ``dog/1.jpg`` overwrite each other. It
+    takes the same arguments.
     """
 
     def _draw_samples(
@@ -127,7 +131,7 @@ class ClsVisualizationHook(VisualizationHook):
             return
         samples = [sample.new() for sample in data_samples]
         for sample in samples:
-            # CLASS_IMAGE.jpg
+            # file name: CLASS_IMAGE.jpg
             sample.set_metainfo({'img_path': '_'.join(Path(sample.img_path).parts[-2:])})
         rgb = [image.flip(0) for image in data_batch['inputs']]
         super()._draw_samples(batch_idx, {**data_batch, 'inputs': rgb}, samples, step)

@@ -1,9 +1,10 @@
 """EfficientViT: memory-efficient vision transformer with cascaded group attention.
 
-Microsoft's model (arXiv 2305.07027), not MIT-HAN's of the same name. Submodule names are those of
-the authors' checkpoints.
+This is Microsoft's EfficientViT (arXiv 2305.07027). MIT-HAN's model of the same name is a different
+network. The submodules have the names of the authors' checkpoints.
 
-Shapes: B batch, C channels, H x W input size; h = ceil(H / s), w = ceil(W / s) at stride s.
+Shapes: batch B, channels C, input size H x W, feature map size h x w. At stride s, h = ceil(H / s)
+and w = ceil(W / s).
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ from .variants import NUM_STAGES, Variant, resolve_arch
 
 
 class EfficientViTBlock(nn.Module):
-    """The sandwich: depthwise conv and FFN, window attention, depthwise conv and FFN.
+    """Sandwich layout: depthwise conv and FFN, window attention, depthwise conv and FFN.
 
-    ``(B, C, h, w) -> (B, C, h, w)``. With BatchNorm at its initial values it is the identity.
+    ``(B, C, h, w) -> (B, C, h, w)``. The block is initialised as the identity.
     """
 
     def __init__(self, variant: Variant, stage: int, drop_path_rate: float = 0.0) -> None:
@@ -49,14 +50,14 @@ class EfficientViTBlock(nn.Module):
         self.ffn1 = Residual(FFN(dim), rate)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Run the five residual branches."""
+        """Apply the five residual branches."""
         x = self.ffn0(self.dw0(x))
         x = self.mixer(x)
         return self.ffn1(self.dw1(x))
 
 
 class PatchMerging(nn.Module):
-    """Halve the size with an inverted residual: ``(B, C, h, w) -> (B, C', h / 2, w / 2)``."""
+    """Subsample with an inverted residual block: ``(B, C, h, w) -> (B, C', h / 2, w / 2)``."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -68,14 +69,14 @@ class PatchMerging(nn.Module):
         self.conv3 = ConvBN(hidden, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Expand, stride, gate, project; odd sizes round up."""
+        """Expand, subsample, gate and project. Odd sizes round up."""
         x = self.act(self.conv1(x))
         x = self.act(self.conv2(x))
         return self.conv3(self.se(x))
 
 
 def conv_ffn(dim: int, drop_path_rate: float) -> nn.Sequential:
-    """Return the depthwise conv and FFN that stand before and after a :class:`PatchMerging`."""
+    """Return the depthwise conv and FFN that precede or follow a :class:`PatchMerging`."""
     return nn.Sequential(
         Residual(ConvBN(dim, dim, 3, groups=dim), drop_path_rate),
         Residual(FFN(dim), drop_path_rate),
@@ -84,35 +85,37 @@ def conv_ffn(dim: int, drop_path_rate: float) -> nn.Sequential:
 
 @MODELS.register_module()
 class EfficientViT(Backbone):
-    """EfficientViT backbone: feature maps at strides 16, 32 and 64.
+    """EfficientViT backbone with feature maps at strides 16, 32 and 64.
 
-    Registered in mmengine's root registry, so that ``dict(type='EfficientViT', arch='m4')`` works
-    in every OpenMMLab library once ``evit_mm`` is imported.
+    The class is registered in mmengine's root registry. After ``import evit_mm``,
+    ``dict(type='EfficientViT', arch='m4')`` works in every OpenMMLab library.
 
     Args:
-        arch: ``'m0'`` to ``'m5'``, or a dict with :class:`~evit_mm.models.variants.Variant`'s
-            fields.
+        arch: ``'m0'`` to ``'m5'``, or a dict with the fields of
+            :class:`~evit_mm.models.variants.Variant`.
         in_channels: Channels of the input image.
-        out_indices: Stages to return, increasing, of 0 (stride 16), 1 (32) and 2 (64). Stages
-            after the last of them are not built.
-        out_stem: Return the stem's stride-8 map, with half of stage 0's channels, as a further
-            first output.
-        frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the first k stages: no
-            gradients, and BatchNorm in eval mode.
-        norm_eval: Keep every BatchNorm in eval mode while training; its affine weights still
-            learn. The published detector was trained so.
-        drop_path_rate: Stochastic depth of the last block; grows linearly from 0 at the first.
+        out_indices: Stages to return, in increasing order: 0 (stride 16), 1 (stride 32) and 2
+            (stride 64). Later stages are not built.
+        out_stem: Also return the stride-8 map of the stem, as the first output. It has half the
+            channels of stage 0.
+        frozen_stages: -1 freezes nothing, 0 freezes the stem, k also freezes the first k stages.
+            Frozen parts have no gradients and keep BatchNorm in eval mode.
+        norm_eval: Keep every BatchNorm in eval mode during training. Its affine weights still
+            learn. The published detector was trained with ``norm_eval=True``.
+        drop_path_rate: Stochastic depth rate of the last block. The rate grows linearly from 0 at
+            the first block.
         with_cp: Recompute each block in the backward pass to save memory. Gradients and BatchNorm
-            statistics stay those of the plain run. Needs PyTorch 2.1.
-        window_sizes: Window side of each stage in place of the variant's; the ImageNet
-            classifiers have (7, 7, 4).
-        channels_last: Compute in channels last memory, which is faster; otherwise contiguous.
-            Results and checkpoints are the same.
-        init_cfg: As everywhere in OpenMMLab. ``dict(type='Pretrained', checkpoint=PATH_OR_URL)``
-            takes the authors' files as they are, see :func:`evit_mm.checkpoint.load_pretrained`.
+            statistics do not change. Needs PyTorch 2.1.
+        window_sizes: Window size of each stage; overrides the window sizes of the variant. The
+            ImageNet classifiers have (7, 7, 4).
+        channels_last: Compute in channels-last instead of contiguous memory format, which is
+            faster. Results and checkpoints are the same.
+        init_cfg: Initialisation config of OpenMMLab.
+            ``dict(type='Pretrained', checkpoint=PATH_OR_URL)`` loads the authors' files without
+            conversion, see :func:`evit_mm.checkpoint.load_pretrained`.
 
     Attributes:
-        variant: The checked architecture.
+        variant: The architecture.
         out_channels: Channels of each output.
         strides: Stride of each output.
 
@@ -195,21 +198,21 @@ class EfficientViT(Backbone):
 
     @property
     def stages(self) -> list[nn.Sequential]:
-        """The stages that are built, first to last."""
+        """The stages that are built, in order."""
         return [getattr(self, f'blocks{i + 1}') for i in range(self.out_indices[-1] + 1)]
 
     def parts(self) -> list[list[nn.Module]]:
-        """Return the modules of the stem, then those of each stage that is built."""
+        """Return the modules of the stem, then the modules of each stage that is built."""
         return [[self.patch_embed], *([stage] for stage in self.stages)]
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Compute the feature maps.
 
         Args:
-            x: Normalised images ``(B, in_channels, H, W)``, any size from 16 x 16 up.
+            x: Normalised images ``(B, in_channels, H, W)`` of at least 16 x 16 pixels.
 
         Returns:
-            One ``(B, C, ceil(H / s), ceil(W / s))`` per entry of ``strides``.
+            One map ``(B, C, ceil(H / s), ceil(W / s))`` for each stride s in ``strides``.
         """
         outputs = []
         for index, layer in enumerate(self.patch_embed):
@@ -233,12 +236,12 @@ class EfficientViT(Backbone):
 
 @MODELS.register_module()
 class EfficientViTHead(BaseModule):
-    """The authors' classification head: mean over the last map, BatchNorm, linear layer.
+    """The authors' classification head: global average pooling, BatchNorm and a linear layer.
 
     Args:
-        in_channels: Channels of the backbone's last output.
-        num_classes: Classes.
-        init_cfg: As everywhere in OpenMMLab.
+        in_channels: Channels of the last output of the backbone.
+        num_classes: Number of classes.
+        init_cfg: Initialisation config of OpenMMLab.
 
     Example:
         >>> import torch
@@ -254,13 +257,13 @@ class EfficientViTHead(BaseModule):
         self.head = BNLinear(in_channels, num_classes)
 
     def forward(self, feats: tuple[Tensor, ...]) -> Tensor:
-        """Return the logits ``(B, num_classes)`` from the backbone's outputs."""
+        """Return the logits ``(B, num_classes)`` for the outputs of the backbone."""
         return self.head(mean_pool(feats[-1]))
 
 
 @contextmanager
 def _statistics_kept(block: nn.Module) -> Iterator[None]:
-    """Keep BatchNorm's running statistics while a block is computed a second time."""
+    """Do not update the BatchNorm running statistics while a block is recomputed."""
     norms = [m for m in block.modules() if isinstance(m, _BatchNorm) and m.training]
     momenta = [norm.momentum for norm in norms]
     counts = [norm.num_batches_tracked.clone() for norm in norms]

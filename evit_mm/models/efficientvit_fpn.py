@@ -1,9 +1,9 @@
-"""The neck of the published EfficientViT detectors.
+"""Neck of the published EfficientViT detectors.
 
-A feature pyramid whose finer levels come from transposed convolutions, since the backbone's first
-map already has stride 16. Submodule names are those of the authors' detector files.
+The first map of the backbone already has stride 16. Transposed convolutions add the finer levels.
+The submodules have the names of the authors' detector checkpoints.
 
-Shapes: B batch, C_i ``in_channels[i]``, C ``out_channels``.
+Shapes: batch B, C_i = ``in_channels[i]``, C = ``out_channels``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..errors import ConfigError
 
 
 class _TransposedConv(nn.Module):
-    """2x2 transposed convolution that doubles the size; the wrapper keeps the file's name."""
+    """2x2 transposed convolution with stride 2, named ``conv`` as in the authors' checkpoints."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -32,24 +32,25 @@ class _TransposedConv(nn.Module):
 
 @MODELS.register_module()
 class EfficientViTFPN(BaseModule):
-    """Feature pyramid with transposed-convolution levels below the finest input.
+    """Feature pyramid network with additional finer levels from transposed convolutions.
 
-    1x1 laterals, nearest top-down adds, a 3x3 convolution per level; no norm, no activation.
-    Each transposed level doubles the merged finest lateral (then the level before it) and has its
-    own 3x3 convolution. Coarser levels come from max-pooling with kernel 1 and stride 2.
+    The top-down path has 1x1 lateral convolutions and nearest-neighbour upsampling. Each output
+    has a 3x3 convolution. There is no normalisation and no activation. The first transposed
+    convolution upsamples the finest merged lateral by 2, and the second upsamples its result.
+    Coarser levels come from max pooling with kernel size 1 and stride 2.
 
     Args:
-        in_channels: Channels of each input, finest first.
+        in_channels: Channels of each input, from fine to coarse.
         out_channels: Channels of every output.
-        num_outs: Outputs in all: transposed levels, one per input, then pooled ones.
-        num_extra_trans_convs: Transposed levels: 0, 1 (RetinaNet: stride 8) or 2 (Mask R-CNN:
-            strides 8 and 4).
-        init_cfg: As everywhere in OpenMMLab. None is the published initialisation: convolutions
-            Xavier-uniform, transposed ones Kaiming-normal over fan-out.
+        num_outs: Number of outputs: transposed levels, one level per input, and pooled levels.
+        num_extra_trans_convs: Number of transposed levels: 0, 1 (RetinaNet, stride 8) or 2 (Mask
+            R-CNN, strides 8 and 4).
+        init_cfg: Initialisation config of OpenMMLab. None is the published initialisation:
+            Xavier uniform for convolutions, Kaiming normal (fan-out) for transposed convolutions.
 
     Raises:
         TypeError: ``in_channels`` is not a list of integers.
-        ValueError: ``num_outs`` or ``num_extra_trans_convs`` is impossible, or the inputs of
+        ValueError: ``num_outs`` or ``num_extra_trans_convs`` is out of range, or the inputs of
             ``forward`` do not match ``in_channels``.
 
     Example:
@@ -68,7 +69,7 @@ class EfficientViTFPN(BaseModule):
         num_extra_trans_convs: int = 0,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
-        from mmcv.cnn import ConvModule  # late: mmcv loads OpenCV
+        from mmcv.cnn import ConvModule  # here, because mmcv imports OpenCV
 
         super().__init__(init_cfg=init_cfg)
         is_list = isinstance(in_channels, (list, tuple)) and len(in_channels) > 0
@@ -86,8 +87,8 @@ class EfficientViTFPN(BaseModule):
         needed = len(in_channels) + num_extra_trans_convs
         if num_outs < needed:
             raise ValueError(
-                f'num_outs must be at least {needed}: {len(in_channels)} inputs and '
-                f'{num_extra_trans_convs} transposed levels; got {num_outs}'
+                f'num_outs must be at least {needed} ({len(in_channels)} inputs and '
+                f'{num_extra_trans_convs} transposed levels), got {num_outs}'
             )
         self.in_channels = tuple(in_channels)
         self.out_channels = out_channels
@@ -107,8 +108,8 @@ class EfficientViTFPN(BaseModule):
         )
 
     def init_weights(self) -> None:
-        """Initialise as published, then as ``init_cfg`` says."""
-        if self.is_init:  # not to wipe what has been learned since
+        """Apply the published initialisation, then ``init_cfg``."""
+        if self.is_init:  # do not overwrite trained weights
             return
         for module in self.modules():
             if isinstance(module, nn.ConvTranspose2d):
@@ -118,13 +119,14 @@ class EfficientViTFPN(BaseModule):
         super().init_weights()
 
     def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Build the pyramid.
+        """Compute the feature pyramid.
 
         Args:
-            inputs: One ``(B, C_i, h_i, w_i)`` per entry of ``in_channels``, finest first.
+            inputs: One map ``(B, C_i, h_i, w_i)`` per entry of ``in_channels``, from fine to
+                coarse.
 
         Returns:
-            ``num_outs`` maps ``(B, C, h, w)``, finest first.
+            ``num_outs`` maps ``(B, C, h, w)``, from fine to coarse.
         """
         self._check(inputs)
         laterals = [conv(x) for conv, x in zip(self.lateral_convs, inputs, strict=True)]
@@ -136,8 +138,8 @@ class EfficientViTFPN(BaseModule):
         finer = laterals[:1]
         for trans_conv in self.extra_trans_convs:
             finer.insert(0, trans_conv(finer[0]))
-        # in the authors' files the 3x3 convolutions count from the finest level, while the
-        # transposed ones count away from the laterals
+        # in the authors' checkpoints, extra_fpn_convs[0] belongs to the finest level, but
+        # extra_trans_convs[0] belongs to the level next to the laterals
         outputs = [conv(x) for conv, x in zip(self.extra_fpn_convs, finer, strict=False)] + outputs
         while len(outputs) < self.num_outs:
             outputs.append(F.max_pool2d(outputs[-1], kernel_size=1, stride=2))

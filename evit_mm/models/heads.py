@@ -1,4 +1,7 @@
-"""Detection heads on top of mmdet's; needs mmdet, so configs import it by name."""
+"""Detection heads for mmdet.
+
+The package does not import this module, because it needs mmdet. Configs import it by name.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +15,16 @@ from mmdet.utils import reduce_mean
 
 @MODELS.register_module()
 class SyncedRetinaHead(RetinaHead):
-    """mmdet's RetinaHead whose loss does not depend on how a batch is spread over processes.
+    """mmdet's RetinaHead with a loss that does not depend on the number of processes.
 
-    mmdet divides each process's loss by that process's positive anchors; here the number is
-    averaged over all processes, so that 2 processes with batch 4 take the steps of one with batch
-    8. In a single process the two heads are the same. Arguments as mmdet's.
+    mmdet divides the loss of each process by the number of positive anchors in that process. This
+    head averages the number over all processes. Therefore 2 processes with batch size 4 take the
+    same training steps as 1 process with batch size 8. In a single process, both heads have
+    the same loss. It takes the same arguments.
     """
 
     def get_targets(self, *args: Any, **kwargs: Any) -> tuple:
-        """Return mmdet's targets with ``avg_factor``, the last of them, averaged."""
+        """Return mmdet's targets, with ``avg_factor`` averaged over all processes."""
         *targets, avg_factor = super().get_targets(*args, **kwargs)
         device = targets[0][0].device
         total = torch.tensor(float(avg_factor), dtype=torch.float32, device=device)

@@ -1,8 +1,8 @@
-"""The small layers that the network is made of.
+"""Basic layers of the network.
 
-Attribute names (``c``, ``bn``, ``m``, ``pw1``, ``fc1``, ...) are those of the authors' checkpoints
-and so part of a file format; do not rename them. ReLUs work in place: each follows a convolution,
-a BatchNorm or a concatenation, whose result neither the backward pass nor anybody else reads.
+The attribute names (``c``, ``bn``, ``m``, ``pw1``, ``fc1``, ...) are the names in the authors'
+checkpoints. Do not rename them. Every ReLU is in-place. It follows a convolution, a BatchNorm or a
+concatenation, and nothing else needs the output of that layer, not even the backward pass.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from torch import Tensor, nn
 
 
 class ConvBN(nn.Sequential):
-    """Convolution without bias, then BatchNorm.
+    """Convolution without bias, followed by BatchNorm.
 
     Args:
-        in_channels: Channels in.
-        out_channels: Channels out.
-        kernel_size: Side of the kernel, odd; the padding keeps the size at stride 1.
-        stride: Stride.
+        in_channels: Number of input channels.
+        out_channels: Number of output channels.
+        kernel_size: Kernel size, an odd number. The padding keeps the map size at stride 1.
+        stride: Stride of the convolution.
         groups: Groups of the convolution.
-        bn_weight: Initial BatchNorm scale; 0 lets a residual branch start as the identity.
+        bn_weight: Initial BatchNorm weight. With 0, a residual branch starts as the identity.
     """
 
     def __init__(
@@ -47,15 +47,14 @@ class ConvBN(nn.Sequential):
 
 
 class ImageConvBN(ConvBN):
-    """:class:`ConvBN` on images, whose result is in the layout that the network computes in.
+    """:class:`ConvBN` for the input images, with a choice of memory format.
 
-    The copy of the images in that layout is freed before the BatchNorm allocates its result. While
-    it lived longer, the process of a small network returned memory to the system after every call
-    and asked for it again in the next.
+    The converted copy of the images is freed before the BatchNorm allocates its output. Otherwise a
+    small network returns this memory to the system and allocates it again in every call.
 
     Args:
-        memory_format: That layout.
-        args, kwargs: As :class:`ConvBN`.
+        memory_format: Memory format of the output.
+        args, kwargs: Arguments of :class:`ConvBN`.
     """
 
     def __init__(self, memory_format: torch.memory_format, *args: int, **kwargs: int) -> None:
@@ -63,14 +62,14 @@ class ImageConvBN(ConvBN):
         self.memory_format = memory_format
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolve and normalise images of either layout."""
+        """Convolve and normalise images of any memory format."""
         x = self.c(x.contiguous(memory_format=self.memory_format))
-        # images of one channel are in both layouts, and their result would be contiguous
+        # a one-channel image has both memory formats, and then the conv returns contiguous output
         return self.bn(x.contiguous(memory_format=self.memory_format))
 
 
 class FFN(nn.Module):
-    """Pointwise feed-forward network with expansion 2: ``(B, C, H, W) -> (B, C, H, W)``."""
+    """Pointwise feed-forward network with expansion ratio 2: ``(B, C, H, W) -> (B, C, H, W)``."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -79,12 +78,12 @@ class FFN(nn.Module):
         self.pw2 = ConvBN(2 * dim, dim, bn_weight=0.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply the two pointwise convolutions with a ReLU between them."""
+        """Apply two pointwise convolutions with a ReLU between them."""
         return self.pw2(self.act(self.pw1(x)))
 
 
 class SqueezeExcite(nn.Module):
-    """Channel gate from the spatial mean, reduction 4: ``(B, C, H, W) -> (B, C, H, W)``."""
+    """Squeeze-and-excitation with reduction ratio 4: ``(B, C, H, W) -> (B, C, H, W)``."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -99,7 +98,7 @@ class SqueezeExcite(nn.Module):
 
 
 class Residual(nn.Module):
-    """``x + m(x)``; while training, the branch of a sample is dropped with ``drop_path_rate``."""
+    """Residual connection ``x + m(x)``, with stochastic depth during training."""
 
     def __init__(self, m: nn.Module, drop_path_rate: float = 0.0) -> None:
         super().__init__()
@@ -107,7 +106,7 @@ class Residual(nn.Module):
         self.drop_path_rate = drop_path_rate
 
     def forward(self, x: Tensor) -> Tensor:
-        """Add the branch, scaled by 1 / (1 - rate) where it is kept."""
+        """Add the output of the branch to the input."""
         branch = self.m(x)
         if self.training and self.drop_path_rate:
             branch = drop_path(branch, self.drop_path_rate)
@@ -115,18 +114,18 @@ class Residual(nn.Module):
 
 
 def drop_path(x: Tensor, rate: float) -> Tensor:
-    """Set samples of a batch ``(B, ...)`` to zero with probability ``rate``; scale the others.
+    """Drop samples of a batch ``(B, ...)`` with probability ``rate`` (stochastic depth).
 
-    The mean stays what it was (stochastic depth, arXiv 1603.09382).
+    The other samples are divided by ``1 - rate`` to keep the mean. See arXiv 1603.09382.
     """
     kept = torch.rand((x.shape[0], *[1] * (x.ndim - 1)), dtype=x.dtype, device=x.device) >= rate
     return x / (1 - rate) * kept
 
 
 class BNLinear(nn.Module):
-    """BatchNorm over features, then a linear layer: the authors' classification head.
+    """BatchNorm followed by a linear layer: ``(B, in_features) -> (B, out_features)``.
 
-    ``(B, in_features) -> (B, out_features)``; the weight starts as a truncated normal, std 0.02.
+    The linear weight is initialised from a truncated normal distribution with std 0.02.
     """
 
     def __init__(self, in_features: int, out_features: int) -> None:
@@ -137,7 +136,7 @@ class BNLinear(nn.Module):
         nn.init.zeros_(self.l.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise and project; logits."""
+        """Normalise the features and return the logits."""
         return self.l(self.bn(x))
 
 

@@ -1,10 +1,11 @@
-"""The network that Single Path One-Shot NAS found (Guo et al., arXiv 1904.00420).
+"""The network found by Single Path One-Shot NAS (Guo et al., arXiv 1904.00420).
 
-As released by its authors (megvii): a ShuffleNetV2-like network with a choice of kernel per block.
-Submodule names are those of the released checkpoint. The network wants BGR pixels from 0 to 255 as
-they are; that belongs to the data preprocessor.
+The network is similar to ShuffleNetV2, but each block has one of four types. The submodules have
+the names of the checkpoint that the authors (megvii) released. The input is BGR pixels from 0 to
+255 without normalisation. Configure this in the data preprocessor.
 
-Shapes: B batch, C channels, H x W input size; h = ceil(H / s), w = ceil(W / s) at stride s.
+Shapes: batch B, channels C, input size H x W, feature map size h x w. At stride s, h = ceil(H / s)
+and w = ceil(W / s).
 """
 
 from __future__ import annotations
@@ -23,17 +24,17 @@ DEPTHS = (4, 4, 8, 4)
 STAGE_CHANNELS = (64, 160, 320, 640)
 STEM_CHANNELS = 16
 LAST_CHANNELS = 1024
-# 0, 1, 2: shuffle block with a depthwise kernel of 3, 5, 7; 3: xception block
+# choices 0, 1, 2: shuffle block with depthwise kernel 3, 5, 7; choice 3: Xception block
 KERNEL_SIZES = (3, 5, 7, 3)
 XCEPTION = 3
 RELEASED_CHOICES = (2, 1, 0, 1, 2, 0, 2, 0, 2, 0, 2, 3, 0, 0, 0, 0, 3, 2, 3, 3)
 
 
 def split_even_odd(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Split the channels into the even and the odd ones: ``(B, C, h, w) -> 2 x (B, C / 2, h, w)``.
+    """Split the even channels from the odd channels: ``(B, C, h, w) -> 2 x (B, C / 2, h, w)``.
 
-    This takes the place of ShuffleNetV2's shuffle: the next block finds both branches of this one
-    in each half.
+    This split replaces the channel shuffle of ShuffleNetV2. Each half contains channels of both
+    branches of the previous block.
     """
     return x[:, 0::2], x[:, 1::2]
 
@@ -54,8 +55,9 @@ def _depthwise(channels: int, kernel_size: int, stride: int = 1) -> list[nn.Modu
 class SPOSBlock(nn.Module):
     """One choice block: ``(B, C, h, w) -> (B, C', h / stride, w / stride)``.
 
-    At stride 1 the even channels pass and the odd ones go through the main branch; at stride 2 all
-    go through both the main branch and a projection, which keeps their number.
+    At stride 1, the even channels are not changed, and the odd channels go through the main branch.
+    At stride 2, all channels go through the main branch and through a projection. The projection
+    keeps the number of channels.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, choice: int) -> None:
@@ -86,7 +88,7 @@ class SPOSBlock(nn.Module):
             self.branch_proj = nn.Sequential(*projection)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Concatenate what passes and what the main branch makes."""
+        """Concatenate the unchanged or projected channels with the output of the main branch."""
         if self.branch_proj is None:
             passing, x = split_even_odd(x)
         else:
@@ -96,23 +98,24 @@ class SPOSBlock(nn.Module):
 
 @MODELS.register_module()
 class SPOSNet(Backbone):
-    """SPOS backbone: feature maps of its four stages, strides 4, 8, 16 and 32.
+    """SPOS backbone with feature maps at strides 4, 8, 16 and 32.
 
     Args:
-        choices: The block at each of the 20 places, 0 to 3 (kernel 3, 5, 7, xception); the
-            released network by default.
-        out_indices: Stages to return, increasing, of 0 (stride 4) to 3 (stride 32), and 4 for the
-            map of 1024 channels that the classifier pools. Stages after the last are not built.
-        frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the first k stages.
-        norm_eval: Keep every BatchNorm in eval mode while training.
-        channels_last: Compute in channels last memory, which is faster; otherwise contiguous.
-            Results and checkpoints are the same.
-        init_cfg: As everywhere in OpenMMLab. ``dict(type='Pretrained', checkpoint=FILE)`` takes
-            the released checkpoint as it is; None leaves torch's initial weights, as EfficientViT
-            does (mmengine's Kaiming counts a depthwise kernel's fan over all channels).
+        choices: Type of each of the 20 blocks: 0, 1 and 2 for kernel 3, 5 and 7, and 3 for an
+            Xception block. The default is the released network.
+        out_indices: Stages to return, in increasing order: 0 (stride 4) to 3 (stride 32), and 4
+            for the 1024-channel map before the classifier. Later stages are not built.
+        frozen_stages: -1 freezes nothing, 0 freezes the stem, k also freezes the first k stages.
+        norm_eval: Keep every BatchNorm in eval mode during training.
+        channels_last: Compute in channels-last instead of contiguous memory format, which is
+            faster. Results and checkpoints are the same.
+        init_cfg: Initialisation config of OpenMMLab. ``dict(type='Pretrained', checkpoint=FILE)``
+            loads the released checkpoint without conversion. None keeps torch's initial weights,
+            because mmengine's Kaiming initialisation counts the fan of a depthwise kernel over all
+            channels.
 
     Attributes:
-        choices: The block at each place.
+        choices: Type of each block.
         out_channels: Channels of each output.
         strides: Stride of each output.
 
@@ -144,7 +147,7 @@ class SPOSNet(Backbone):
         known = range(len(KERNEL_SIZES))
         is_whole = isinstance(choices, Sequence) and len(choices) == sum(DEPTHS)
         if not is_whole or not all(isinstance(c, int) and c in known for c in choices):
-            raise ValueError(f'choices must be {sum(DEPTHS)} numbers from 0 to 3, got {choices!r}')
+            raise ValueError(f'choices must be {sum(DEPTHS)} integers from 0 to 3, got {choices!r}')
         self.choices = tuple(choices)
         self.out_indices = check_out_indices(out_indices, range(len(DEPTHS) + 1))
         self.num_stages = min(self.out_indices[-1] + 1, len(DEPTHS))
@@ -169,7 +172,7 @@ class SPOSNet(Backbone):
         self.freeze(frozen_stages, norm_eval)
 
     def parts(self) -> list[list[nn.Module]]:
-        """Return the modules of the stem, then those of each stage that is built."""
+        """Return the modules of the stem, then the blocks of each stage that is built."""
         stages, blocks = [], list(self.features)
         for depth in DEPTHS[: self.num_stages]:
             stages.append(blocks[:depth])
@@ -180,10 +183,10 @@ class SPOSNet(Backbone):
         """Compute the feature maps.
 
         Args:
-            x: BGR images from 0 to 255, ``(B, 3, H, W)``.
+            x: BGR images ``(B, 3, H, W)`` with values from 0 to 255.
 
         Returns:
-            One ``(B, C, ceil(H / s), ceil(W / s))`` per entry of ``strides``.
+            One map ``(B, C, ceil(H / s), ceil(W / s))`` for each stride s in ``strides``.
         """
         x = self.first_conv(self.to_layout(x))
         outputs = []
@@ -199,11 +202,11 @@ class SPOSNet(Backbone):
 
 @MODELS.register_module()
 class SPOSHead(BaseModule):
-    """SPOS's classifier: mean over the map of 1024 channels, linear layer without bias.
+    """Classification head of SPOS: global average pooling and a linear layer without bias.
 
     Args:
-        num_classes: Classes.
-        init_cfg: As everywhere in OpenMMLab.
+        num_classes: Number of classes.
+        init_cfg: Initialisation config of OpenMMLab.
     """
 
     def __init__(self, num_classes: int = 1000, init_cfg: dict | None = None) -> None:
@@ -211,5 +214,8 @@ class SPOSHead(BaseModule):
         self.classifier = nn.Sequential(nn.Linear(LAST_CHANNELS, num_classes, bias=False))
 
     def forward(self, feats: tuple[Tensor, ...]) -> Tensor:
-        """Return the logits ``(B, num_classes)`` from ``SPOSNet(out_indices=(..., 4))``."""
+        """Return the logits ``(B, num_classes)`` for the outputs of ``SPOSNet``.
+
+        The last output must be the 1024-channel map (``out_indices=(..., 4)``).
+        """
         return self.classifier(mean_pool(feats[-1]))

@@ -1,8 +1,8 @@
 """timm's mobile networks as backbones: MobileNetV2 and V3, EfficientNet, MixNet, Single-Path NAS.
 
-timm's own ``features_only`` takes the deepest map at each stride, which for MobileNetV3 is the
-classifier's 960-channel convolution, and mmpretrain's wrapper knows neither ``norm_eval`` nor
-frozen stages; under one recipe all backbones need the same three.
+Two wrappers exist, but neither fits the comparison. timm's ``features_only`` returns the last map
+at each stride. For MobileNetV3 this map is the 960-channel convolution of the classifier.
+mmpretrain's ``TIMMBackbone`` has neither ``norm_eval`` nor ``frozen_stages``.
 """
 
 from __future__ import annotations
@@ -15,31 +15,34 @@ from torch import Tensor, nn
 
 from .backbone import Backbone, check_out_indices
 
-PROBE_SIZE = 64  # side of the image that finds out channels and strides
+PROBE_SIZE = 64  # size of the image that is used to determine channels and strides
 
 
 @MODELS.register_module()
 class TIMMMobileNet(Backbone):
-    """Feature maps of a timm network that is made of ``conv_stem``, ``bn1`` and ``blocks``.
+    """Backbone from a timm network that consists of ``conv_stem``, ``bn1`` and ``blocks``.
 
     Args:
-        model_name: timm's name, such as ``'mobilenetv2_100'``.
-        out_indices: Entries of ``blocks`` to return, increasing. Later ones are not built.
-        frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the first k entries of
-            ``blocks``.
-        norm_eval: Keep every BatchNorm in eval mode while training.
-        channels_last: Compute in channels last memory, which is faster; otherwise contiguous.
-            Results and checkpoints are the same.
-        init_cfg: As everywhere in OpenMMLab. ``dict(type='Pretrained', checkpoint='timm://NAME')``
-            takes timm's weights from the Hugging Face hub, or a file that holds them.
+        model_name: Name of the network in timm, for example ``'mobilenetv2_100'``.
+        out_indices: Entries of ``blocks`` to return, in increasing order. Later entries are not
+            built.
+        frozen_stages: -1 freezes nothing, 0 freezes the stem, k also freezes the first k entries
+            of ``blocks``.
+        norm_eval: Keep every BatchNorm in eval mode during training.
+        channels_last: Compute in channels-last instead of contiguous memory format, which is
+            faster. Results and checkpoints are the same.
+        init_cfg: Initialisation config of OpenMMLab.
+            ``dict(type='Pretrained', checkpoint='timm://NAME')`` loads timm's weights from the
+            Hugging Face hub. A file with these weights works too.
 
     Attributes:
-        model_name: timm's name.
+        model_name: The argument.
         out_channels: Channels of each output.
         strides: Stride of each output.
 
     Raises:
-        ValueError: timm has no such network, it is of another kind, or an argument is out of range.
+        ValueError: timm does not have the network, the network consists of other parts, or an
+            argument is out of range.
 
     Example:
         >>> import torch
@@ -60,16 +63,16 @@ class TIMMMobileNet(Backbone):
         channels_last: bool = True,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
-        import timm  # late: it loads torchvision and the Hugging Face hub
+        import timm  # here, because it imports torchvision and huggingface_hub
 
         super().__init__(channels_last, init_cfg)
         if not timm.is_model(model_name):
-            raise ValueError(f"model_name: timm {timm.__version__} has no '{model_name}'")
+            raise ValueError(f"model_name: timm {timm.__version__} has no model '{model_name}'")
         network = timm.create_model(model_name)
         if not all(hasattr(network, name) for name in ('conv_stem', 'bn1', 'blocks')):
             raise ValueError(
-                f"model_name: '{model_name}' is not made of conv_stem, bn1 and blocks as timm's "
-                "EfficientNet family is; mmpretrain's TIMMBackbone takes it"
+                f"model_name: '{model_name}' does not consist of conv_stem, bn1 and blocks; "
+                "use mmpretrain's TIMMBackbone instead"
             )
         self.model_name = model_name
         depth = len(network.blocks)
@@ -79,7 +82,7 @@ class TIMMMobileNet(Backbone):
         self.blocks = network.blocks[:num_stages]
         self.unused += tuple(f'blocks.{i}' for i in range(num_stages, depth))
         self.eval()
-        with torch.no_grad():  # timm's table of channels has one entry per stride, not per block
+        with torch.no_grad():  # timm's feature_info has one entry per stride, not per block
             maps = self(torch.zeros(1, 3, PROBE_SIZE, PROBE_SIZE))
         self.train()
         self.out_channels = tuple(x.shape[1] for x in maps)
@@ -87,19 +90,20 @@ class TIMMMobileNet(Backbone):
         self.freeze(frozen_stages, norm_eval)
 
     def parts(self) -> list[list[nn.Module]]:
-        """Return the modules of the stem, then those of each entry of ``blocks``."""
+        """Return the modules of the stem, then each entry of ``blocks``."""
         return [[self.conv_stem, self.bn1], *([block] for block in self.blocks)]
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Compute the feature maps.
 
         Args:
-            x: RGB images normalised with ImageNet's mean and deviation, ``(B, 3, H, W)``.
+            x: RGB images ``(B, 3, H, W)``, normalised with the ImageNet mean and standard
+                deviation.
 
         Returns:
-            One ``(B, C, ceil(H / s), ceil(W / s))`` per entry of ``strides``.
+            One map ``(B, C, ceil(H / s), ceil(W / s))`` for each stride s in ``strides``.
         """
-        x = self.bn1(self.conv_stem(self.to_layout(x)))  # the activation is part of timm's bn1
+        x = self.bn1(self.conv_stem(self.to_layout(x)))  # timm's bn1 includes the activation
         outputs = []
         for index, block in enumerate(self.blocks):
             x = block(x)

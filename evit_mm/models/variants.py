@@ -1,7 +1,7 @@
-"""The one table of the family: EfficientViT-M0 to M5, and the check of a custom architecture.
+"""Architectures of EfficientViT-M0 to M5, and validation of custom architectures.
 
-Source of the figures: arXiv 2305.07027, table 3, and the authors' classification code. M0 has the
-query kernels of its ImageNet weights, (5, 5, 5, 5).
+Source of the values: arXiv 2305.07027, table 3, and the authors' classification code. The query
+kernels of M0 are those of its ImageNet weights, (5, 5, 5, 5).
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ NUM_STAGES = 3
 
 @dataclass(frozen=True)
 class Variant:
-    """One architecture of the family; plural names hold one value per stage.
+    """One architecture. Each field has one value per stage, except ``kernel_sizes``.
 
     Args:
-        embed_dims: Channels of each stage; the first must be a multiple of 8 for the stem.
-        depths: Blocks of each stage.
-        num_heads: Attention heads of each stage; must divide the stage's channels.
-        kernel_sizes: Query depthwise kernel of head 0, 1, ...; a stage with h heads uses the
-            first h. Odd numbers.
-        key_dims: Channels of one head's query and key, per stage.
-        window_sizes: Side of the attention windows in tokens, per stage.
+        embed_dims: Channels of each stage. The first must be a multiple of 8 because of the stem.
+        depths: Number of blocks in each stage.
+        num_heads: Attention heads of each stage. They must divide the channels of the stage.
+        kernel_sizes: Kernel size of the depthwise conv on the query, one odd number per head. A
+            stage with h heads uses the first h numbers.
+        key_dims: Query and key channels of each head.
+        window_sizes: Window size of the attention, in tokens.
 
     Raises:
         TypeError: A field is not a sequence of integers.
-        ValueError: A field has the wrong length or an impossible value.
+        ValueError: A field has the wrong length or an invalid value.
     """
 
     embed_dims: tuple[int, ...]
@@ -46,7 +46,7 @@ class Variant:
             object.__setattr__(self, field.name, self._integers(field.name))
         if self.embed_dims[0] % 8:
             raise ValueError(
-                f'arch: embed_dims[0] is {self.embed_dims[0]}; the stem needs a multiple of 8'
+                f'arch: embed_dims[0] must be a multiple of 8, got {self.embed_dims[0]}'
             )
         for stage, (dim, heads) in enumerate(zip(self.embed_dims, self.num_heads, strict=True)):
             if dim % heads:
@@ -57,7 +57,7 @@ class Variant:
         if len(self.kernel_sizes) < max(self.num_heads):
             raise ValueError(
                 f'arch: kernel_sizes has {len(self.kernel_sizes)} entries, '
-                f'but a stage has {max(self.num_heads)} heads; give one kernel per head'
+                f'but a stage has {max(self.num_heads)} heads; give one kernel size per head'
             )
         even = [k for k in self.kernel_sizes if k % 2 == 0]
         if even:
@@ -86,19 +86,16 @@ VARIANTS: dict[str, Variant] = {
 
 
 def resolve_arch(arch: str | Mapping[str, Any] | Variant) -> Variant:
-    """Turn what a config gives as ``arch`` into a checked :class:`Variant`.
+    """Return the :class:`Variant` for the ``arch`` argument of a config.
 
     Args:
-        arch: A name of :data:`VARIANTS` (any case), a mapping of :class:`Variant`'s fields, or a
-            :class:`Variant`.
-
-    Returns:
-        The variant.
+        arch: A name in :data:`VARIANTS` (in upper or lower case), a mapping with the fields of
+            :class:`Variant`, or a :class:`Variant`.
 
     Raises:
-        KeyError: The name or a key of the mapping is unknown, or a needed key is missing.
+        KeyError: The name or a key of the mapping is unknown, or a required key is missing.
         TypeError: ``arch`` or a field has the wrong type.
-        ValueError: A field has an impossible value.
+        ValueError: A field has an invalid value.
 
     Example:
         >>> resolve_arch('m4').embed_dims
@@ -124,5 +121,5 @@ def resolve_arch(arch: str | Mapping[str, Any] | Variant) -> Variant:
             raise KeyError(f"arch has no key '{key}'{hint} (keys: {', '.join(known)})")
     missing = [name for name in needed if name not in arch]
     if missing:
-        raise KeyError(f'arch lacks {", ".join(missing)}')
+        raise KeyError(f'arch has no {", ".join(missing)}; add the missing keys')
     return Variant(**arch)

@@ -1,6 +1,7 @@
-"""Cutting feature maps into square windows and back: pure functions.
+"""Partition feature maps into square windows, and merge the windows.
 
-Shapes: B batch, C channels, H x W map, w window side, nH = ceil(H / w), nW = ceil(W / w).
+Shapes: batch B, channels C, map size H x W, window size w. A map has nH x nW windows, with
+nH = ceil(H / w) and nW = ceil(W / w).
 """
 
 from __future__ import annotations
@@ -10,15 +11,15 @@ from torch import Tensor
 
 
 def window_partition(x: Tensor, window_size: int) -> Tensor:
-    """Cut a map into windows, zero-padded at the bottom and right to whole windows.
+    """Partition a map into windows: ``(B, C, H, W) -> (B * nH * nW, C, w, w)``.
 
-    ``(B, C, H, W) -> (B * nH * nW, C, w, w)``, windows of an image in row-major order, channels
-    last in memory. The padding is part of the trained function: padded tokens take part in the
-    attention.
+    The map is zero-padded at the bottom and right. The windows of each image are in row-major order
+    and in channels-last memory format. The padded tokens take part in the attention, as in the
+    authors' code, so the trained weights depend on this padding.
     """
     _, channels, height, width = x.shape
     w = window_size
-    # this form of the ceiling lets torch.compile see that rows * w is a multiple of w
+    # written this way, torch.compile can prove that rows * w is a multiple of w
     rows, cols = (height + w - 1) // w, (width + w - 1) // w
     x = F.pad(x, (0, cols * w - width, 0, rows * w - height))
     x = x.view(-1, channels, rows, w, cols, w).permute(0, 2, 4, 3, 5, 1)
@@ -26,9 +27,9 @@ def window_partition(x: Tensor, window_size: int) -> Tensor:
 
 
 def window_unpartition(windows: Tensor, height: int, width: int) -> Tensor:
-    """Put the windows of :func:`window_partition` together again and cut the padding off.
+    """Merge the windows of :func:`window_partition` and remove the padding.
 
-    ``(B * nH * nW, C, w, w) -> (B, C, H, W)``, channels last in memory.
+    ``(B * nH * nW, C, w, w) -> (B, C, H, W)``, in channels-last memory format.
     """
     _, channels, w, _ = windows.shape
     rows, cols = (height + w - 1) // w, (width + w - 1) // w

@@ -1,7 +1,7 @@
 """Deformable convolution and multi-scale deformable attention.
 
-Shapes: B images, C channels in, O channels out, H x W map in, h x w map out, k x k kernel,
-G groups of offsets. mmcv gives the geometry of a convolution by name.
+Shapes: images B, input channels C, output channels O, input size H x W, output size h x w, kernel
+size k x k, offset groups G. mmcv passes the geometry of a convolution as keyword arguments.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torchvision.ops import deform_conv2d
 from .precision import full_precision, gradients
 
 Sizes = tuple[int, ...]
-# what torchvision wants of the geometry, in its order, by mmcv's names for either convolution
+# the geometry in the order of torchvision's arguments, by mmcv's names for each convolution
 _sizes = operator.itemgetter(
     'dH', 'dW', 'padH', 'padW', 'dilationH', 'dilationW', 'group', 'deformable_group'
 )
@@ -39,7 +39,7 @@ def deform_conv_forward(
 ) -> None:
     """Write the deformable convolution (arXiv 1703.06211) into ``output``: ``(B, O, h, w)``.
 
-    ``input`` is ``(B, C, H, W)``, ``weight`` ``(O, C / groups, k, k)``, ``offset``
+    ``input`` is ``(B, C, H, W)``, ``weight`` is ``(O, C / groups, k, k)``, and ``offset`` is
     ``(B, 2 * G * k * k, h, w)``.
     """
     with full_precision(input, weight, offset) as (x, kernel, shifts):
@@ -47,10 +47,11 @@ def deform_conv_forward(
 
 
 class _LastWeightGradient(threading.local):
-    """The weight's gradient, which torchvision computes together with the input's.
+    """Cache for the weight gradient, which torchvision computes together with the input gradient.
 
-    mmcv asks for the two one after the other with the same gradient of the output, input and
-    offset. Two layers may share the first alone: those whose results are added.
+    mmcv requests the two gradients in two calls with the same output gradient, input and offset.
+    All three must match, because two layers can have the same output gradient if their results are
+    added.
     """
 
     kept: tuple[list[weakref.ref], Sizes, Tensor] | None = None
@@ -59,7 +60,7 @@ class _LastWeightGradient(threading.local):
         self.kept = [weakref.ref(tensor, self._forget) for tensor in tensors], sizes, value
 
     def take(self, tensors: tuple[Tensor, ...], sizes: Sizes) -> Tensor | None:
-        """Return the gradient that belongs to these tensors, if it is there, and forget it."""
+        """Return the gradient for these tensors, or None, and clear the cache."""
         kept, self.kept = self.kept, None
         if kept is None:
             return None
@@ -84,7 +85,7 @@ def deform_conv_backward_input(
     columns: Tensor,
     **geometry: int,
 ) -> None:
-    """Write the gradients of :func:`deform_conv_forward` by input and offset."""
+    """Write the gradients of :func:`deform_conv_forward` with respect to input and offset."""
     sizes = _sizes(geometry)
     tensors = (grad_output, input, weight, offset)
     with full_precision(*tensors) as (gradient, x, kernel, shifts):
@@ -105,7 +106,7 @@ def deform_conv_backward_parameters(
     scale: float,
     **geometry: int,
 ) -> None:
-    """Add ``scale`` times the gradient of :func:`deform_conv_forward` by weight."""
+    """Add ``scale`` times the gradient of :func:`deform_conv_forward` w.r.t. the weight."""
     sizes = _sizes(geometry)
     shape = (*sizes, *grad_weight.shape)
     by_weight = _last_weight_gradient.take((grad_output, input, offset), shape)
@@ -128,10 +129,10 @@ def modulated_deform_conv_forward(
     with_bias: bool,
     **geometry: int,
 ) -> None:
-    """Write the deformable convolution with a weight for each sample into ``output``.
+    """Write the modulated deformable convolution (arXiv 1811.11168) into ``output``.
 
-    arXiv 1811.11168. ``mask`` is ``(B, G * k * k, h, w)``, ``bias`` ``(O,)``; the rest as in
-    :func:`deform_conv_forward`. Offsets and masks may have more places than the output, see
+    ``mask`` is ``(B, G * k * k, h, w)`` and ``bias`` is ``(O,)``. For the other arguments, see
+    :func:`deform_conv_forward`. Offsets and masks can be larger than the output, see
     ``_first_places``.
     """
     offset, mask = (_first_places(x, output.shape[2:]) for x in (offset, mask))
@@ -166,7 +167,7 @@ def modulated_deform_conv_backward(
         found = _backward(gradient, x, kernel, shifts, factors, _modulated_sizes(geometry))
     targets = (grad_input, grad_weight, grad_offset, grad_mask)
     for target, value in zip(targets, found, strict=False):
-        if target.shape != value.shape:  # as _first_places reads them
+        if target.shape != value.shape:  # reverse of _first_places
             flat = value.flatten(1)
             value = F.pad(flat, (0, target[0].numel() - flat.shape[1])).view_as(target)
         target.copy_(value)
@@ -177,12 +178,12 @@ def modulated_deform_conv_backward(
 def _first_places(values: Tensor, size: torch.Size) -> Tensor:
     """Read offsets or masks ``(B, channels, H, W)`` as ``(B, channels, *size)``, as mmcv does.
 
-    mmcv's kernels take the numbers of an image one after the other, in the output's size, whatever
-    the size of the map that they come from. mmdet's DyHead relies on it: it convolves a level with
-    the offsets of the level above, which has four times the places.
+    mmcv's kernels read the values of an image in memory order and assume the output size. The real
+    map can be larger. mmdet's DyHead depends on this: it convolves a level with the offsets of
+    another level, which has four times as many positions.
     """
     if values.shape[2:] == size or values.shape[2:].numel() < size.numel():
-        return values  # too few are an error of torchvision's
+        return values  # if there are too few values, torchvision raises an error
     count = values.shape[1] * size.numel()
     return values.flatten(1)[:, :count].view(len(values), -1, *size)
 
@@ -209,7 +210,7 @@ def _backward(
     mask: Tensor | None,
     sizes: Sizes,
 ) -> tuple[Tensor, ...]:
-    """Return the gradients by input, weight, offset, mask and bias."""
+    """Return the gradients with respect to input, weight, offset, mask and bias."""
     bias = x.new_zeros(len(weight))
     factors = x.new_zeros((len(x), 1)) if mask is None else mask
     back = torch.ops.torchvision._deform_conv2d_backward
@@ -219,17 +220,19 @@ def _backward(
 def ms_deform_attn_forward(
     value: Tensor,
     spatial_shapes: Tensor,
-    level_start_index: Tensor,  # follows from the shapes
+    level_start_index: Tensor,  # not used: spatial_shapes determines it
     sampling_locations: Tensor,
     attention_weights: Tensor,
     im2col_step: int,
 ) -> Tensor:
-    """Return multi-scale deformable attention (arXiv 2010.04159) by mmcv's function in PyTorch.
+    """Return multi-scale deformable attention (arXiv 2010.04159), with mmcv's PyTorch function.
 
-    ``value`` is ``(B, keys, heads, D)``, the levels one after the other; ``spatial_shapes``
-    ``(levels, 2)``, height and width; ``sampling_locations`` ``(B, queries, heads, levels, points,
-    2)`` in 0 to 1, as (x, y); ``attention_weights`` ``(B, queries, heads, levels, points)``; the
-    result ``(B, queries, heads * D)``.
+    Shapes:
+        value: ``(B, keys, heads, D)``, with the levels concatenated.
+        spatial_shapes: ``(levels, 2)``, height and width.
+        sampling_locations: ``(B, queries, heads, levels, points, 2)``, x and y from 0 to 1.
+        attention_weights: ``(B, queries, heads, levels, points)``.
+        result: ``(B, queries, heads * D)``.
     """
     shapes = spatial_shapes.tolist()
     with full_precision(value, sampling_locations, attention_weights) as inputs:

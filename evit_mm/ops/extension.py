@@ -1,4 +1,4 @@
-"""The module ``mmcv._ext``, made of this package's operators for an mmcv without compiled ones."""
+"""The module ``mmcv._ext`` with the operators of this package."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from ..utils.environment import OPERATORS_SWITCH as SWITCH
 NAME = 'mmcv._ext'
 COMPILE = (
     'pip uninstall -y mmcv-lite, then '
-    'MMCV_WITH_OPS=1 pip install --no-build-isolation mmcv==2.1.0, which needs a C++ compiler'
+    'MMCV_WITH_OPS=1 pip install --no-build-isolation mmcv==2.1.0 (needs a C++ compiler)'
 )
 logger = logging.getLogger('evit_mm')
 
 
 class MissingOperatorError(EvitError, NotImplementedError):
-    """An operator of mmcv's was called that only its compiled extension has."""
+    """The called operator exists only in the compiled extension of mmcv."""
 
 
 class _Extension(ModuleType):
-    """Answers for every name, since mmcv asks for all of them on import."""
+    """A module with a function for every name, because mmcv requests all names on import."""
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         if name.startswith('_'):
@@ -38,7 +38,7 @@ class _Extension(ModuleType):
 
         def missing(*args: Any, **kwargs: Any) -> Any:
             raise MissingOperatorError(
-                f"mmcv's operator '{name}' has no counterpart in torchvision; install an mmcv with "
+                f"evit_mm.ops does not provide the mmcv operator '{name}'; install mmcv with "
                 f'compiled operators: {COMPILE}'
             )
 
@@ -46,7 +46,7 @@ class _Extension(ModuleType):
 
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Offers the module to Python's import system."""
+    """Import hook for ``mmcv._ext``."""
 
     def find_spec(
         self,
@@ -54,34 +54,34 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         path: Sequence[str] | None = None,  # noqa: ARG002
         target: ModuleType | None = None,  # noqa: ARG002
     ) -> importlib.machinery.ModuleSpec | None:
-        """Return a spec for ``mmcv._ext`` and no other module."""
+        """Return a spec for ``mmcv._ext``, and None for any other module."""
         if fullname != NAME:
             return None
         return importlib.machinery.ModuleSpec(NAME, self, origin='evit_mm.ops')
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
-        """Return the module, without its functions."""
+        """Return the module without functions."""
         return _Extension(spec.name, 'Operators of evit_mm.ops.')
 
     def exec_module(self, module: ModuleType) -> None:
-        """Fill the module."""
-        from .operators import OPERATORS  # late: it loads torchvision
+        """Add the functions to the module."""
+        from .operators import OPERATORS  # here, because it imports torchvision
 
         vars(module).update(OPERATORS)
 
 
 def provide() -> str:
-    """Let mmcv find the operators of this package, unless it has compiled ones.
+    """Provide the operators of this package to mmcv, unless mmcv has compiled operators.
 
-    The environment variable ``EVIT_MM_OPS`` decides otherwise: ``torchvision`` puts these operators
-    in the place of compiled ones, ``compiled`` never provides any. Calling it again changes
-    nothing.
+    The environment variable ``EVIT_MM_OPS`` overrides this. With ``torchvision``, this
+    package replaces compiled operators. With ``compiled``, it does not provide operators. A second
+    call has no effect.
 
     Returns:
-        Which operators mmcv uses: ``'torchvision'`` or ``'compiled'``.
+        The operators that mmcv uses: ``'torchvision'`` or ``'compiled'``.
 
     Raises:
-        EvitError: mmcv has other operators than the environment variable asks for.
+        EvitError: mmcv cannot use the operators that ``EVIT_MM_OPS`` selects.
     """
     choice = os.environ.get(SWITCH)
     if any(isinstance(finder, _Finder) for finder in sys.meta_path):
@@ -90,27 +90,27 @@ def provide() -> str:
     compiled = loaded or _is_compiled()
     if choice == 'compiled' and not compiled:
         raise EvitError(
-            f"{SWITCH}='compiled', but this mmcv has no compiled operators; unset it or install "
-            f'one that has them: {COMPILE}'
+            f"{SWITCH}='compiled', but this mmcv has no compiled operators; unset {SWITCH}, or "
+            f'install mmcv with compiled operators: {COMPILE}'
         )
     if choice == 'torchvision' and loaded:
         raise EvitError(
-            f"{SWITCH}='torchvision', but mmcv has loaded its compiled operators already; import "
+            f"{SWITCH}='torchvision', but mmcv has already loaded its compiled operators; import "
             'evit_mm before mmcv.ops'
         )
     if compiled and choice != 'torchvision':
-        logger.info("operators: mmcv's compiled ones")
+        logger.info('operators: mmcv uses its compiled operators')
         return 'compiled'
     sys.meta_path.insert(0, _Finder())
     if is_first_process() and multiprocessing.parent_process() is None:
-        # a warning, which Python writes to stderr also where no logging is set up
-        place = f" in the place of mmcv's compiled ones ({SWITCH})" if compiled else ''
-        logger.warning("operators: torchvision's, by evit_mm.ops%s", place)
+        # a warning, because Python prints warnings even if logging is not configured
+        place = f' instead of its compiled operators ({SWITCH})' if compiled else ''
+        logger.warning('operators: mmcv uses the torchvision operators of evit_mm.ops%s', place)
     return 'torchvision'
 
 
 def _is_compiled() -> bool:
-    """Say whether mmcv's extension is installed, without importing it."""
+    """Return whether mmcv's compiled extension is installed, without importing it."""
     mmcv = importlib.machinery.PathFinder.find_spec('mmcv')
     if mmcv is None or mmcv.submodule_search_locations is None:
         return False

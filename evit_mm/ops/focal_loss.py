@@ -1,4 +1,7 @@
-"""Focal losses (arXiv 1708.02002): N samples, C classes."""
+"""Focal losses (arXiv 1708.02002).
+
+Shapes: samples N, classes C.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from torch import Tensor
 
 from .precision import full_precision
 
-LOWEST_LOG = -87.33654475  # log of the smallest normal float32: mmcv's logarithms end there
+LOWEST_LOG = -87.33654475  # log of the smallest normal float32, at which mmcv clamps logarithms
 
 
 def sigmoid_focal_loss_forward(
@@ -19,10 +22,10 @@ def sigmoid_focal_loss_forward(
     gamma: float,
     alpha: float,
 ) -> None:
-    """Write the focal loss of the sigmoids of logits ``(N, C)`` into ``output``: ``(N, C)``.
+    """Write the sigmoid focal loss of logits ``(N, C)`` into ``output``: ``(N, C)``.
 
-    A ``target`` out of range, such as C, means background. ``weight`` has a factor for the samples
-    of each class, or is empty.
+    A ``target`` outside 0 to C - 1 is background. ``weight`` contains one factor per class, or is
+    empty.
     """
     with full_precision(input) as (logits,):
         wrong, log_right, sign = _answers(logits, target)
@@ -38,7 +41,7 @@ def sigmoid_focal_loss_backward(
     gamma: float,
     alpha: float,
 ) -> None:
-    """Write the gradient of :func:`sigmoid_focal_loss_forward` by each logit."""
+    """Write the gradient of :func:`sigmoid_focal_loss_forward` with respect to the logits."""
     with full_precision(input) as (logits,):
         wrong, log_right, sign = _answers(logits, target)
         slope = wrong**gamma * (gamma * (1 - wrong) * log_right - wrong)
@@ -47,7 +50,7 @@ def sigmoid_focal_loss_backward(
 
 
 def _answers(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the wrong answer's probability, the right one's logarithm, and 1 or -1."""
+    """Return the probability of the wrong answer, the log of the right answer, and 1 or -1."""
     classes = torch.arange(logits.shape[1], device=logits.device)
     sign = (target[:, None] == classes).to(logits) * 2 - 1
     signed = logits * sign
@@ -59,7 +62,7 @@ def _alphas(sign: Tensor, alpha: float) -> Tensor:
 
 
 def _class_weights(weight: Tensor, target: Tensor) -> Tensor | float:
-    """Return ``(N, 1)`` factors; the background has none of its own and takes 1."""
+    """Return one factor per sample, ``(N, 1)``. The factor of background is 1."""
     if not weight.numel():
         return 1.0
     padded = F.pad(weight.float() if weight.dtype != torch.float64 else weight, (0, 1), value=1.0)
@@ -75,9 +78,9 @@ def softmax_focal_loss_forward(
     gamma: float,
     alpha: float,
 ) -> None:
-    """Write the focal loss of probabilities ``(N, C)`` into ``output``: ``(N,)``.
+    """Write the softmax focal loss of probabilities ``(N, C)`` into ``output``: ``(N,)``.
 
-    A negative ``target`` is ignored. ``weight`` has a factor for each class, or is empty.
+    A negative ``target`` is ignored. ``weight`` contains one factor per class, or is empty.
     """
     with full_precision(input) as (probabilities,):
         right, log_right, valid = _right_class(probabilities, target)
@@ -94,9 +97,9 @@ def softmax_focal_loss_backward(
     gamma: float,
     alpha: float,
 ) -> None:
-    """Write the gradient of :func:`softmax_focal_loss_forward` by each logit.
+    """Write the gradient of :func:`softmax_focal_loss_forward` with respect to the logits.
 
-    ``buff (N,)`` takes the factor that is common to a sample's classes.
+    ``buff (N,)`` receives the factor that all classes of a sample have in common.
     """
     with full_precision(input) as (probabilities,):
         right, log_right, valid = _right_class(probabilities, target)
@@ -110,6 +113,6 @@ def softmax_focal_loss_backward(
 
 
 def _right_class(probabilities: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the right class's probability and its logarithm, and whether there is one."""
+    """Return the probability of the target class, its logarithm, and whether it is valid."""
     right = probabilities.gather(1, target.clamp(min=0)[:, None])[:, 0]
     return right, right.log().clamp(min=LOWEST_LOG), target >= 0

@@ -1,8 +1,8 @@
-"""Non-maximum suppression and the overlap of boxes.
+"""Non-maximum suppression and the IoU of boxes.
 
-Shapes: N boxes, M other boxes. Boxes are ``(x1, y1, x2, y2)``, rotated ones
-``(x, y, width, height, angle in radians)``, quadrilaterals ``(x1, y1, ..., x4, y4)``. An ``offset``
-of 1 counts the last pixel of a box as part of it.
+Shapes: boxes N, other boxes M. Boxes are ``(x1, y1, x2, y2)``, rotated boxes are
+``(x, y, width, height, angle in radians)``, and quadrilaterals are ``(x1, y1, ..., x4, y4)``. With
+``offset`` 1, the last pixel belongs to the box.
 """
 
 from __future__ import annotations
@@ -15,24 +15,25 @@ from torch import Tensor
 
 from .precision import full_precision
 
-NAIVE, LINEAR, GAUSSIAN = range(3)  # soft-NMS methods as mmcv numbers them
-ALL_PAIRS = 2048  # boxes up to which soft-NMS of equal scores computes all overlaps at once
-CHOSEN = -1.0  # below every minimum, also after many factors
-IN_CACHE = 32  # boxes whose overlaps are computed together
-SHARED_EDGE = 1e-9  # relative distance up to which two edges of polygons count as one
+NAIVE, LINEAR, GAUSSIAN = range(3)  # mmcv's numbers of the soft-NMS methods
+ALL_PAIRS = 2048  # maximum number of boxes for which soft-NMS computes all IoUs at once
+CHOSEN = -1.0  # score of a selected box, negative and so below every minimum score
+IN_CACHE = 32  # number of boxes for which IoUs are computed at the same time
+SHARED_EDGE = 1e-9  # relative distance below which two polygon edges are equal
 
 
 def nms(bboxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
-    """Return the indices of the boxes ``(N, 4)`` to keep, the highest score first.
+    """Return the indices of the boxes ``(N, 4)`` to keep, by decreasing score.
 
-    A box is dropped if its overlap with a kept one is larger than ``iou_threshold``.
+    A box is dropped if its IoU with a kept box is larger than ``iou_threshold``.
     """
     with full_precision(bboxes, scores.reshape(-1)) as (boxes, values):
         if offset:
             boxes = boxes + boxes.new_tensor((0, 0, offset, offset))
-        # the order of equal scores is torch's, as in mmcv; torchvision's own sort keeps it
+        # torch's sort determines the order of equal scores, as in mmcv. The sort in torchvision is
+        # stable and keeps this order.
         values, order = values.sort(descending=True)
-        # mmcv compares float32 numbers: an overlap of exactly 0.3 is not above a threshold of 0.3
+        # mmcv compares in float32, where an IoU of 0.3 is not above a threshold of 0.3
         threshold = float(np.float32(iou_threshold))
         return order[torch.ops.torchvision.nms(boxes[order], values, threshold)]
 
@@ -47,16 +48,17 @@ def softnms(
     method: int,
     offset: int,
 ) -> Tensor:
-    """Lower the scores of boxes that overlap better ones (arXiv 1704.04503), on the CPU.
+    """Apply soft-NMS (arXiv 1704.04503) on the CPU, and return the indices of the kept boxes.
 
-    Boxes whose score falls below ``min_score`` are dropped. Returns the indices of the others, and
-    writes their boxes and new scores into ``dets``: ``(N, 5)``. ``iou_threshold`` is the overlap
-    from which the naive and the linear method act, ``sigma`` the width of the Gaussian one.
+    Soft-NMS lowers the score of a box that overlaps a box with a higher score. Boxes with a score
+    below ``min_score`` are dropped. The kept boxes and their new scores are written into ``dets``:
+    ``(N, 5)``. The naive and the linear method use ``iou_threshold``, and the Gaussian method uses
+    ``sigma``.
     """
     with full_precision(boxes, scores.reshape(-1)) as (exact, values):
         factors = _Factors(exact.numpy(), iou_threshold, sigma, method, offset)
         found = None
-        # a minimum of 0 keeps boxes whose scores have become 0, all equal
+        # with a minimum score of 0, boxes with the equal score 0 are kept
         simple = min_score > 0 and (method != GAUSSIAN or sigma > 0)
         if simple and exact.isfinite().all() and values.isfinite().all():
             if method == NAIVE and not offset and not factors.degenerate:
@@ -73,7 +75,7 @@ def softnms(
 
 
 class _Factors:
-    """What a chosen box multiplies the others' scores by."""
+    """Factors by which a selected box multiplies the scores of other boxes."""
 
     def __init__(
         self, boxes: np.ndarray, iou_threshold: float, sigma: float, method: int, offset: int
@@ -83,7 +85,7 @@ class _Factors:
         self.degenerate = not (boxes[:, :2] < boxes[:, 2:]).all()
 
     def rows(self) -> np.ndarray:
-        """Return the factors that each box has for each: ``(N, N)``."""
+        """Return the factors of all pairs of boxes: ``(N, N)``."""
         every = np.arange(self.columns.shape[1])
         rows = np.empty((len(every), len(every)), self.columns.dtype)
         for start in range(0, len(every), IN_CACHE):
@@ -92,10 +94,10 @@ class _Factors:
         return rows
 
     def of(self, chosen: np.ndarray, others: np.ndarray) -> np.ndarray:
-        """Return the factors that chosen boxes, by index, have for others."""
+        """Return the factors of the boxes ``chosen`` for the boxes ``others``, given by index."""
         factors = _overlaps_of(self.columns[:, chosen], self.columns[:, others], self.offset)
         if self.degenerate:
-            # two boxes without an area overlap by 0 / 0, with which mmcv makes the scores NaN
+            # the IoU of two boxes without area is 0 / 0, which makes the scores NaN in mmcv
             np.nan_to_num(factors, copy=False)
         if self.method == GAUSSIAN:
             factors *= factors
@@ -110,7 +112,7 @@ class _Factors:
 
 
 def _overlaps_of(chosen: np.ndarray, others: np.ndarray, offset: int) -> np.ndarray:
-    """Return the overlaps of boxes ``(4, M)`` with others ``(4, N)``: ``(M, N)``."""
+    """Return the IoUs of boxes ``(4, M)`` and boxes ``(4, N)``: ``(M, N)``."""
     left, top, right, bottom = chosen[..., None]
     x1, y1, x2, y2 = others
     width, height = np.minimum(right, x2), np.minimum(bottom, y2)
@@ -131,17 +133,17 @@ def _overlaps_of(chosen: np.ndarray, others: np.ndarray, offset: int) -> np.ndar
 def _pick_by_nms(
     boxes: Tensor, scores: Tensor, iou_threshold: float, min_score: float
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """As :func:`_pick`, for the naive method, whose factors are 0 and 1.
+    """Return the result of :func:`_pick` for the naive method, whose factors are 0 and 1.
 
-    Not by :func:`nms`, which would sort once more and compare the boxes below the minimum too.
+    :func:`nms` is not used, because it sorts again and also compares the boxes below the minimum.
     """
     scores, order = scores.sort(descending=True)
-    count = max(1, int((scores >= min_score).sum()))  # mmcv always keeps the best one
+    count = max(1, int((scores >= min_score).sum()))  # mmcv always keeps the best box
     compared = scores[: count + 1]
     if (compared[1:] == compared[:-1]).any():
         return None
     scores, order = scores[:count], order[:count]
-    # mmcv drops a box from the threshold on, torchvision above it
+    # mmcv drops a box if IoU >= threshold, torchvision if IoU > threshold
     threshold = torch.tensor(np.float32(iou_threshold)).to(boxes)
     threshold = torch.nextafter(threshold, torch.full_like(threshold, -1))
     kept = torch.ops.torchvision.nms(boxes[order], scores, float(threshold))
@@ -151,20 +153,20 @@ def _pick_by_nms(
 def _pick(
     scores: np.ndarray, factors: _Factors, min_score: float
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return the boxes in the order in which they are chosen, and their scores.
+    """Return the boxes in the order of selection, and their scores.
 
-    None if two boxes have the best score: which of them comes first is then decided by mmcv's way
-    of moving boxes around.
+    The result is None if two boxes have the best score. Then the order depends on how mmcv moves
+    boxes, see :func:`_pick_in_order_of_mmcv`.
     """
     order, kept = [], []
     names, left = np.arange(len(scores)), scores
     while len(left):
-        # factors of the boxes that probably come next, for those that are left
+        # factors of the boxes that are probably selected next, for the remaining boxes
         some = np.argpartition(left, -min(len(left), IN_CACHE))[-IN_CACHE:]
         rows = dict(zip(some.tolist(), factors.of(names[some], names), strict=True))
         best = int(left.argmax())
         if best not in rows:
-            return None  # another one of the same score is
+            return None  # another box has the same score
         while best in rows:
             score = left[best]
             if order and score < min_score:
@@ -185,15 +187,15 @@ def _pick(
 def _pick_in_order_of_mmcv(
     scores: np.ndarray, factors: _Factors, min_score: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """As :func:`_pick`, with boxes swapped as in mmcv, which takes the first of equal scores."""
+    """Return the result of :func:`_pick` for any scores, with boxes swapped as in mmcv."""
     left, count = scores.copy(), len(scores)
     rows = factors.rows() if count <= ALL_PAIRS else None
     every = np.arange(count)
-    order = np.arange(count)  # the box at each place
+    order = np.arange(count)  # the box at each position
     for place in range(count):
         if place >= count:
             break
-        # a score that is not a number is never larger, nor is one larger than it
+        # comparisons with NaN are false, so NaN scores are neither replaced nor selected
         best = place
         if not np.isnan(left[place]):
             best += int(np.nanargmax(left[place:count]))
@@ -204,7 +206,7 @@ def _pick_in_order_of_mmcv(
         row = factors.of(chosen[None], every)[0] if rows is None else rows[chosen]
         rest *= row[order[place + 1 : count]]
         for low in place + 1 + np.flatnonzero(rest < min_score):
-            # the last box that is good enough takes the place of one that is not
+            # the last box with a sufficient score replaces a dropped box
             while count > low and left[count - 1] < min_score:
                 count -= 1
             if low >= count:
@@ -215,9 +217,10 @@ def _pick_in_order_of_mmcv(
 
 
 def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
-    """Return for each box that is kept its index, then those of the boxes that it suppresses.
+    """Return one list per kept box: its index and the indices of the boxes that it suppresses.
 
-    ``dets`` is ``(N, 5)``, boxes and scores, on the CPU. A box is suppressed from the threshold on.
+    ``dets`` contains boxes and scores, ``(N, 5)``, on the CPU. A box is suppressed if its IoU is at
+    least ``iou_threshold``.
     """
     with full_precision(dets) as (exact,):
         order = exact[:, 4].argsort(descending=True)
@@ -232,10 +235,10 @@ def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
 def _greedy(
     names: np.ndarray, are_close: Callable[[np.ndarray, np.ndarray], np.ndarray]
 ) -> list[list[int]]:
-    """Group items, best first, with the later ones that are close to them.
+    """Group each item with the later items that are close to it. The items are sorted, best first.
 
-    The result calls an item by its name. ``are_close`` takes the places of some and of other items
-    and returns ``(some, others)`` bool.
+    The result contains the names of the items. ``are_close`` receives the positions of some items
+    and of other items, and returns a bool array ``(some, others)``.
     """
     groups = []
     free = np.arange(len(names))
@@ -243,7 +246,7 @@ def _greedy(
         these = names[free]
         firsts = these[:IN_CACHE].tolist()
         close = are_close(free[:IN_CACHE], free)
-        has_others = (np.count_nonzero(close, axis=1) > 1).tolist()  # all are close to themselves
+        has_others = (np.count_nonzero(close, axis=1) > 1).tolist()  # every item is close to itself
         alone = np.ones(len(free), bool)
         for place, first in enumerate(firsts):
             if alone[place]:
@@ -261,9 +264,9 @@ def _greedy(
 def bbox_overlaps(
     bboxes1: Tensor, bboxes2: Tensor, ious: Tensor, mode: int, aligned: bool, offset: int
 ) -> None:
-    """Write the overlaps of boxes into ``ious``: ``(N, M)``, or ``(N,)`` of pairs if ``aligned``.
+    """Write the IoUs of boxes into ``ious``: ``(N, M)``, or ``(N,)`` for pairs if ``aligned``.
 
-    Mode 0 divides the intersection by the union, 1 by the area of ``bboxes1``.
+    Mode 0 divides the intersection by the union. Mode 1 divides it by the area of ``bboxes1``.
     """
     with full_precision(bboxes1, bboxes2) as (first, second):
         if not aligned:
@@ -281,7 +284,7 @@ def bbox_overlaps(
 def box_iou_rotated(
     bboxes1: Tensor, bboxes2: Tensor, ious: Tensor, mode_flag: int, aligned: bool
 ) -> None:
-    """Write the overlaps of rotated boxes into ``ious``; arguments as :func:`bbox_overlaps`."""
+    """Write the IoUs of rotated boxes into ``ious``. See :func:`bbox_overlaps`."""
     first, second = _corners_of_rotated(bboxes1), _corners_of_rotated(bboxes2)
     ious.copy_(_polygon_overlaps(first, second, aligned, mode_flag).view_as(ious))
 
@@ -289,7 +292,7 @@ def box_iou_rotated(
 def box_iou_quadri(
     bboxes1: Tensor, bboxes2: Tensor, ious: Tensor, mode_flag: int, aligned: bool
 ) -> None:
-    """Write the overlaps of convex quadrilaterals into ``ious``, as :func:`bbox_overlaps`."""
+    """Write the IoUs of convex quadrilaterals into ``ious``. See :func:`bbox_overlaps`."""
     first, second = _corners_of_quadri(bboxes1), _corners_of_quadri(bboxes2)
     ious.copy_(_polygon_overlaps(first, second, aligned, mode_flag).view_as(ious))
 
@@ -303,11 +306,11 @@ def nms_rotated(
     iou_threshold: float,
     multi_label: bool,
 ) -> Tensor:
-    """Return the indices of the rotated boxes to keep, the highest score first.
+    """Return the indices of the rotated boxes to keep, by decreasing score.
 
-    ``dets_sorted`` is ``(N, 5)`` by falling score, as ``order`` says, perhaps with the class in a
-    sixth column. A box is dropped from the threshold on. In mmcv's kernels, too, boxes of different
-    classes suppress each other.
+    ``dets_sorted`` is ``(N, 5)``, sorted by decreasing score as in ``order``. A sixth column with
+    the class is ignored. A box is dropped if its IoU with a kept box is at least ``iou_threshold``.
+    As in mmcv's kernels, boxes of different classes suppress each other.
     """
     return _suppress(_corners_of_rotated(dets_sorted[:, :5]), order, iou_threshold)
 
@@ -320,7 +323,10 @@ def nms_quadri(
     iou_threshold: float,
     multi_label: bool,
 ) -> Tensor:
-    """As :func:`nms_rotated` for convex quadrilaterals: ``(N, 8)``, perhaps with the class."""
+    """Return the indices of the convex quadrilaterals to keep. See :func:`nms_rotated`.
+
+    ``dets_sorted`` is ``(N, 8)``. A ninth column with the class is ignored.
+    """
     return _suppress(_corners_of_quadri(dets_sorted[:, :8]), order, iou_threshold)
 
 
@@ -349,7 +355,7 @@ def _corners_of_rotated(boxes: Tensor) -> Tensor:
 
 
 def _polygon_overlaps(first: Tensor, second: Tensor, aligned: bool, mode: int) -> Tensor:
-    """Return overlaps of convex quadrilaterals, corners ``(N, 4, 2)`` and ``(M, 4, 2)`` float64."""
+    """Return the IoUs of convex quadrilaterals with corners ``(N, 4, 2)`` and ``(M, 4, 2)``."""
     first, area1 = _counter_clockwise(first)
     second, area2 = _counter_clockwise(second)
     shape = (len(first),) if aligned else (len(first), len(second))
@@ -357,7 +363,7 @@ def _polygon_overlaps(first: Tensor, second: Tensor, aligned: bool, mode: int) -
     cols = torch.arange(len(second), device=first.device)
     if not aligned:
         rows, cols = (grid.flatten() for grid in torch.meshgrid(rows, cols, indexing='ij'))
-    # most pairs are apart, as their upright bounds show
+    # most pairs do not intersect, which their axis-aligned bounds show
     low = torch.maximum(first.amin(1)[rows], second.amin(1)[cols])
     high = torch.minimum(first.amax(1)[rows], second.amax(1)[cols])
     near = (high > low).all(1) & (area1[rows] >= 1e-14) & (area2[cols] >= 1e-14)
@@ -371,33 +377,34 @@ def _polygon_overlaps(first: Tensor, second: Tensor, aligned: bool, mode: int) -
 
 
 def _counter_clockwise(corners: Tensor) -> tuple[Tensor, Tensor]:
-    """Return quadrilaterals ``(N, 4, 2)`` in one direction of rotation, and their areas."""
+    """Return quadrilaterals ``(N, 4, 2)`` in counter-clockwise order, and their areas."""
     area = _cross(corners, corners.roll(-1, 1)).sum(1) / 2
     return torch.where((area < 0)[:, None, None], corners.flip(1), corners), area.abs()
 
 
 def _intersection(first: Tensor, second: Tensor) -> Tensor:
-    """Return the areas common to pairs of convex quadrilaterals, by Green's theorem.
+    """Return the intersection areas of pairs of convex quadrilaterals, with Green's theorem.
 
-    The boundary of the common part consists of what each polygon's edges have inside the other
-    one. An edge that both share is taken from the first. Corners ``(P, 4, 2)`` counter-clockwise.
+    The corners are ``(P, 4, 2)`` in counter-clockwise order. The boundary of the intersection
+    consists of the parts of each polygon's edges that are inside the other polygon. A shared edge
+    counts only for the first polygon.
     """
     middle = (first.mean(1, keepdim=True) + second.mean(1, keepdim=True)) / 2
-    first, second = first - middle, second - middle  # small numbers, little rounding
+    first, second = first - middle, second - middle  # small coordinates reduce rounding errors
     width = SHARED_EDGE * first.abs().amax((1, 2)).maximum(second.abs().amax((1, 2)))
     inside = _integral_inside(first, second, -width) + _integral_inside(second, first, width)
     return (inside / 2).clamp_(min=0)
 
 
 def _integral_inside(edges: Tensor, polygon: Tensor, depth: Tensor) -> Tensor:
-    """Integrate x dy - y dx along the part of polygons' edges that lies inside other polygons.
+    """Integrate x dy - y dx along the parts of ``edges`` that are inside ``polygon``.
 
-    A point counts that lies at least ``depth (P,)`` inside.
+    A point is inside if its distance from every side is at least ``depth (P,)``.
     """
     start, step = edges, edges.roll(-1, 1) - edges
     sides = polygon.roll(-1, 1) - polygon
     sides = sides / sides.norm(dim=2, keepdim=True).clamp_min(1e-300)
-    # distance of the edges' starts (dim 1) from the polygon's sides (dim 2), and its change
+    # distance of the edge starts (dim 1) from the polygon sides (dim 2), and its change per edge
     distance = _cross(sides[:, None], start[:, :, None] - polygon[:, None]) - depth[:, None, None]
     change = _cross(sides[:, None], step[:, :, None])
     crossing = -distance / torch.where(change == 0, torch.ones_like(change), change)
@@ -405,7 +412,7 @@ def _integral_inside(edges: Tensor, polygon: Tensor, depth: Tensor) -> Tensor:
     enter = crossing.masked_fill(change <= 0, 0).amax(2).clamp_(0, 1)
     leave = crossing.masked_fill(change >= 0, 1).amin(2).clamp_(0, 1)
     length = (leave - enter).clamp_(min=0).masked_fill_(parallel_outside, 0)
-    # x dy - y dx of a straight piece is its length times the cross product with its direction
+    # for a straight line, x dy - y dx is the cross product of start and step times the length
     return (_cross(start, step) * length).sum(1)
 
 

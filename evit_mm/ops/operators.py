@@ -1,4 +1,4 @@
-"""The table of the operators; importing it loads torchvision."""
+"""The table of operators. Importing this module imports torchvision."""
 
 import torch
 
@@ -6,16 +6,16 @@ from . import deform, focal_loss, nms, pooling, resampling, sync_bn
 
 
 def get_compiler_version() -> str:
-    """Return what mmcv reports as the compiler of its operators."""
+    """Return the compiler that mmcv reports for its operators."""
     return 'none, operators of evit_mm.ops'
 
 
 def get_compiling_cuda_version() -> str:
-    """Return what mmcv reports as the CUDA of its operators: PyTorch's."""
+    """Return the CUDA version that mmcv reports for its operators, which is PyTorch's."""
     return torch.version.cuda or 'not available'
 
 
-#: mmcv's name of each operator, and the function that takes its place
+#: name of each operator in mmcv, and the function that replaces it
 OPERATORS = {
     function.__name__: function
     for function in (

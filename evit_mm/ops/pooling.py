@@ -1,8 +1,8 @@
-"""Pooling of regions: RoIAlign, RoIPool, deformable RoI pooling.
+"""RoI pooling: RoIAlign, RoIPool and deformable RoI pooling.
 
-Shapes: B images, C channels, H x W map, K regions ``(image, x1, y1, x2, y2)``, h x w bins each.
-``spatial_scale`` is the map's size over the image's; a ``sampling_ratio`` of 0 takes about one
-sample for each pixel.
+Shapes: images B, channels C, map size H x W, regions K as ``(image, x1, y1, x2, y2)``, bins h x w
+per region. ``spatial_scale`` is the map size divided by the image size. With ``sampling_ratio`` 0,
+there is about one sample per pixel of the map.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from torch import Tensor
 from ..errors import EvitError
 from .precision import full_precision, gradients
 
-MAX = 0  # RoIAlign's pool mode as mmcv numbers them; the other is the average
-BILINEAR, BORDER = 0, 1  # how grid_sample's backward function numbers its choices
-NOTHING = -10000.0  # mmcv's maximum over no sample
-SAMPLES = 2**22  # that the maximum looks at together
+MAX = 0  # mmcv's pool mode for the maximum; the other mode is the average
+BILINEAR, BORDER = 0, 1  # options of grid_sample's backward function
+NOTHING = -10000.0  # mmcv's maximum of an empty bin
+SAMPLES = 2**22  # number of samples in memory at the same time
 
 
 def roi_align_forward(
@@ -35,10 +35,10 @@ def roi_align_forward(
     pool_mode: int,
     aligned: bool,
 ) -> None:
-    """Write RoIAlign's average or maximum over bilinear samples into ``output``: ``(K, C, h, w)``.
+    """Write the average or maximum of bilinear samples into ``output``: ``(K, C, h, w)``.
 
-    For the maximum, ``argmax_y`` and ``argmax_x`` take row and column of the largest sample in its
-    bin, -1 for none.
+    For the maximum, ``argmax_y`` and ``argmax_x`` receive the row and the column of the largest
+    sample in its bin, or -1 if there is none.
     """
     size = (aligned_height, aligned_width)
     _check_regions(rois, input)
@@ -53,7 +53,7 @@ def roi_align_forward(
         if not output.numel():
             return
         for grid, alike in _by_grid(grids):
-            # the samples are the averages of smaller bins with one sample each
+            # RoIAlign on a finer grid, with one sample per bin, returns the samples
             fine = [count * samples for count, samples in zip(size, grid, strict=True)]
             together = max(SAMPLES // (features.shape[1] * fine[0] * fine[1]), 1)
             for chosen in alike.split(together):
@@ -100,13 +100,13 @@ def roi_align_backward(
 
 
 def _check_regions(rois: Tensor, maps: Tensor) -> None:
-    """Refuse regions whose memory torchvision would look for outside the maps, on a CPU."""
+    """Raise an EvitError for regions that make torchvision read outside the maps on a CPU."""
     if rois.device.type != 'cpu':
-        return  # looking would make the GPU wait
+        return  # the check would synchronise with the GPU
     known = (rois[:, 0] >= 0) & (rois[:, 0] < len(maps))
     for fine, fault in (
-        (rois.isfinite().all(1), 'is not finite: the training has probably diverged'),
-        (known, f'is of an image that is not there: there are {len(maps)}'),
+        (rois.isfinite().all(1), 'is not finite; the training has probably diverged'),
+        (known, f'has an image index outside the batch of {len(maps)} images'),
     ):
         if not fine.all():
             number = int(fine.logical_not().nonzero()[0])
@@ -116,9 +116,9 @@ def _check_regions(rois: Tensor, maps: Tensor) -> None:
 def _bins(
     rois: Tensor, size: tuple[int, int] | torch.Size, scale: float, ratio: int, aligned: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the start of regions on the map, the size of a bin and its number of samples.
+    """Return the start of each region on the map, the bin size and the samples per bin.
 
-    Each ``(K, 2)`` as (y, x).
+    Each result is ``(K, 2)`` as (y, x).
     """
     start = rois[:, (2, 1)] * scale
     length = rois[:, (4, 3)] * scale - start
@@ -132,23 +132,23 @@ def _bins(
 
 
 def _by_grid(grids: Tensor) -> Iterator[tuple[list[int], Tensor]]:
-    """Yield each number of samples in a bin (rows, columns), and the regions that have it."""
+    """Yield each number of samples per bin (rows, columns) and the indices of its regions."""
     for grid in grids.unique(dim=0).tolist():
         if 0 not in grid:
             yield grid, (grids == grids.new_tensor(grid)).all(1).nonzero()[:, 0]
 
 
 def _scatter(gradient: Tensor, images: Tensor, y: Tensor, x: Tensor, target: Tensor) -> None:
-    """Add the gradient of bilinear samples at ``y`` and ``x``, each ``(K, C, h, w)``, to maps.
+    """Add the gradient of bilinear samples at ``y`` and ``x`` to the maps ``target``.
 
-    ``images (K,)`` has the image of each region.
+    ``y`` and ``x`` are ``(K, C, h, w)``. ``images (K,)`` is the image index of each region.
     """
     grid, inside = _as_grid(x, y, target.shape[2:])
     gradient = gradient * inside
     back = torch.ops.aten.grid_sampler_2d_backward
     for image in images.unique().tolist():
         mine = (images == image).nonzero()[:, 0]
-        # channels have samples of their own, so that each is an image of the batch
+        # each channel has different sample positions, so the channels become the batch
         places = grid[mine].transpose(0, 1).flatten(1, 3)[:, :, None]
         values = gradient[mine].transpose(0, 1).flatten(1)[:, None, :, None]
         maps = target[image][:, None].to(values)
@@ -165,11 +165,11 @@ def roi_pool_forward(
     pooled_width: int,
     spatial_scale: float,
 ) -> None:
-    """Write the maximum over each bin's pixels into ``output``.
+    """Write the maximum of the pixels in each bin into ``output``: ``(K, C, h, w)``.
 
-    torchvision rounds a region to whole pixels before it cuts it into bins, mmcv rounds each bin.
-    So each bin is given to torchvision as a region of its own. ``argmax`` takes the pixel of each
-    maximum, -1 if there is none; both are ``(K, C, h, w)``.
+    torchvision rounds a region to whole pixels and then divides it into bins. mmcv rounds each bin
+    instead. Therefore, each bin is passed to torchvision as a separate region. ``argmax`` receives
+    the pixel index of each maximum, or -1 for an empty bin.
     """
     size = (pooled_height, pooled_width)
     _check_regions(rois, input)
@@ -204,7 +204,7 @@ def roi_pool_backward(
 
 
 def _pixel_bins(rois: Tensor, size: tuple[int, int], scale: float, limits: torch.Size) -> Tensor:
-    """Return the pixels of each bin, both ends included, as regions: ``(K * h * w, 5)`` int64."""
+    """Return the bins as regions with inclusive pixel bounds: ``(K * h * w, 5)``, int64."""
     starts = rois[:, (2, 1)] * scale  # (K, 2) as (y, x)
     lengths = (rois[:, (4, 3)] + 1) * scale - starts
     valid = (lengths > 0).all(1)
@@ -233,9 +233,9 @@ def deform_roi_pool_forward(
     sampling_ratio: int,
     gamma: float,
 ) -> None:
-    """Write the average over bins that are shifted by learned offsets into ``output``.
+    """Write the average of bins that are shifted by learned offsets into ``output``.
 
-    ``offset`` is ``(K, 2, h, w)`` as (x, y), in units of ``gamma`` times the region, or empty.
+    ``offset`` is ``(K, 2, h, w)`` as (x, y), relative to ``gamma`` times the region size, or empty.
     """
     options = (spatial_scale, sampling_ratio, gamma)
     _check_regions(rois, input)
@@ -307,7 +307,7 @@ def _deform_roi_pool(
 def _sample(features: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """Sample a map ``(C, H, W)`` at points ``(K, h, w, S)``: ``(K, C, h, w, S)``.
 
-    Points up to one pixel outside take the border's value, those beyond it 0.
+    Points up to one pixel outside the map get the border value. Points farther outside get 0.
     """
     grid, inside = _as_grid(x, y, features.shape[1:])
     grid = grid.flatten(0, 2)[None]  # (1, K * h * w, S, 2)
@@ -316,7 +316,7 @@ def _sample(features: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 
 def _as_grid(x: Tensor, y: Tensor, size: torch.Size) -> tuple[Tensor, Tensor]:
-    """Return points as ``grid_sample`` wants them, in a last dimension, and which count."""
+    """Return the points in the coordinates of ``grid_sample``, and which points are inside."""
     height, width = size
     inside = (x >= -1) & (x <= width) & (y >= -1) & (y <= height)
     return torch.stack((2 * x / max(width - 1, 1) - 1, 2 * y / max(height - 1, 1) - 1), -1), inside

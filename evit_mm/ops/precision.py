@@ -1,4 +1,4 @@
-"""Half precision and gradients, as all operators need them."""
+"""Half precision and gradients for all operators."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from torch import Tensor
 
 @contextmanager
 def full_precision(*tensors: Tensor) -> Iterator[list[Tensor]]:
-    """Compute in float32, or float64 if one of the tensors has it, also under autocast.
+    """Yield the tensors in float32 (float64 if one of them is float64), and disable autocast.
 
-    mmcv's operators return the type that they are given. Its kernels compute in that type too, in
-    which a coordinate of 1000 pixels has steps of half a pixel (float16) or of four (bfloat16).
+    mmcv's operators return the type of their inputs. mmcv's kernels also compute in this type, but
+    half precision is too coarse for coordinates. At 1000 pixels, the spacing is half a pixel in
+    float16 and four pixels in bfloat16.
     """
     double = any(x.dtype == torch.float64 for x in tensors)
     with torch.autocast(tensors[0].device.type, enabled=False):
@@ -25,12 +26,12 @@ def full_precision(*tensors: Tensor) -> Iterator[list[Tensor]]:
 def gradients(
     function: Callable[..., Tensor], inputs: Sequence[Tensor], grad_output: Tensor
 ) -> tuple[Tensor, ...]:
-    """Return the gradients of a function of tensors, computed by running it once more.
+    """Return the gradients of a function by running the function again.
 
     Args:
-        function: From the inputs to one tensor.
-        inputs: Floating point tensors.
-        grad_output: Gradient of the result, in its shape.
+        function: Function of the inputs that returns one tensor.
+        inputs: Floating-point tensors.
+        grad_output: Gradient of the result, with the shape of the result.
 
     Returns:
         One gradient for each input.

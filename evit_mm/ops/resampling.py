@@ -1,6 +1,6 @@
-"""CARAFE's upsampling and the convolution at chosen places.
+"""CARAFE upsampling and masked convolution.
 
-Shapes: B images, C channels, H x W map, k x k kernel, s scale factor, G groups.
+Shapes: images B, channels C, map size H x W, kernel size k x k, scale factor s, groups G.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ def carafe_forward(
     group_size: int,
     scale_factor: int,
 ) -> None:
-    """Write features, upsampled with a kernel for each place, into ``output``.
+    """Write the features, upsampled with one kernel per output position, into ``output``.
 
-    CARAFE, arXiv 1905.02188: ``(B, C, H, W)`` and kernels ``(B, G * k * k, s * H, s * W)`` become
-    ``(B, C, s * H, s * W)``. mmcv hands ``rfeatures``, a copy, to the backward pass.
+    CARAFE (arXiv 1905.02188) maps features ``(B, C, H, W)`` and kernels
+    ``(B, G * k * k, s * H, s * W)`` to ``(B, C, s * H, s * W)``. ``rfeatures`` receives a copy of
+    the features, which mmcv passes to the backward pass.
     """
     rfeatures.copy_(features)
     carafe_naive_forward(features, masks, output, kernel_size, group_size, scale_factor)
@@ -59,9 +60,9 @@ def carafe_naive_forward(
     group_size: int,
     scale_factor: int,
 ) -> None:
-    """As :func:`carafe_forward`, with which it shares its results."""
+    """Write the same result as :func:`carafe_forward`, without the copy of the features."""
     with full_precision(features, masks) as (x, kernels):
-        # one image at a time, since the neighbourhoods take k * k times the memory of the map
+        # one image at a time, because the neighbourhoods need k * k times the memory of the map
         for image, kernel, result in zip(x, kernels, output, strict=True):
             result.copy_(_reassemble(image, kernel, kernel_size, group_size, scale_factor))
 
@@ -95,7 +96,7 @@ def _reassemble(image: Tensor, kernel: Tensor, k: int, groups: int, s: int) -> T
     around = around.view(groups, channels // groups, k * k, height * width)
     kernel = kernel.view(groups, k * k, height, s, width, s).transpose(3, 4)
     kernel = kernel.reshape(groups, k * k, height * width, s * s)
-    # a matrix product for each pixel: (C / G, k * k) x (k * k, s * s)
+    # one matrix product per pixel: (C / G, k * k) x (k * k, s * s)
     result = around.permute(0, 3, 1, 2) @ kernel.transpose(1, 2)
     result = result.view(groups, height, width, channels // groups, s, s)
     return result.permute(0, 3, 1, 4, 2, 5).reshape(channels, height * s, width * s)
@@ -111,12 +112,12 @@ def masked_im2col_forward(
     pad_h: int,
     pad_w: int,
 ) -> None:
-    """Write the neighbourhoods of P places of ``im (1, C, H, W)`` into ``col``.
+    """Write the neighbourhoods of P positions in ``im (1, C, H, W)`` into ``col``.
 
-    ``col`` is ``(C * kernel_h * kernel_w, P)``. A neighbourhood begins ``pad_h`` rows above its
-    place and ``pad_w`` columns left of it.
+    ``col`` is ``(C * kernel_h * kernel_w, P)``. A neighbourhood starts ``pad_h`` rows above and
+    ``pad_w`` columns left of its position.
     """
-    # places may lie at the lower and right edge: enough zeros for any neighbourhood there
+    # enough zeros for positions at the bottom and right edges
     padded = F.pad(im[0], (pad_w, kernel_w, pad_h, kernel_h))
     rows = mask_h_idx[:, None] + torch.arange(kernel_h, device=im.device)
     cols = mask_w_idx[:, None] + torch.arange(kernel_w, device=im.device)
@@ -133,5 +134,5 @@ def masked_col2im_forward(
     width: int,
     channels: int,
 ) -> None:
-    """Write ``(C, P)`` values to their places in ``im``: ``(1, C, H, W)``."""
+    """Write values ``(C, P)`` to their positions in ``im``: ``(1, C, H, W)``."""
     im[0, :, mask_h_idx, mask_w_idx] = col.to(im)

@@ -1,7 +1,9 @@
-"""Batch normalisation whose statistics mmcv's ``SyncBatchNorm`` sums over processes.
+"""Operators of mmcv's ``SyncBatchNorm``.
 
-Shapes: B images, C channels, S places of a map. mmcv's module exchanges the sums itself. All
-statistics, and the normalised values that it keeps for the backward pass, are float32.
+mmcv's module exchanges the statistics between the processes. The statistics and the normalised
+values for the backward pass are float32.
+
+Shapes: images B, channels C, map positions S.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ def sync_bn_forward_mean(input: Tensor, mean: Tensor) -> None:
 
 
 def sync_bn_forward_var(input: Tensor, mean: Tensor, var: Tensor) -> None:
-    """Write the mean square distance of ``(B, C, S)`` from ``mean`` into ``var``: ``(C,)``."""
+    """Write the biased variance of each channel of ``(B, C, S)`` into ``var``: ``(C,)``."""
     var.copy_((input.float() - mean[:, None]).square_().mean((0, 2)))
 
 
@@ -36,8 +38,8 @@ def sync_bn_forward_output(
 ) -> None:
     """Normalise ``input (B, C, S)`` and update the running statistics, each ``(C,)``.
 
-    ``mean`` and ``var`` are those of all ``group_size`` processes. ``norm (B, C, S)`` takes the
-    values before weight and bias, ``std (C,)`` the standard deviation.
+    ``mean`` and ``var`` are the statistics over all ``group_size`` processes. ``norm (B, C, S)``
+    receives the values before weight and bias. ``std (C,)`` receives the standard deviation.
     """
     std.copy_((var + eps).sqrt())
     norm.copy_((input.float() - mean[:, None]) / std[:, None])
@@ -51,7 +53,7 @@ def sync_bn_forward_output(
 def sync_bn_backward_param(
     grad_output: Tensor, norm: Tensor, grad_weight: Tensor, grad_bias: Tensor
 ) -> None:
-    """Write the gradients of :func:`sync_bn_forward_output` by weight and bias: ``(C,)``."""
+    """Write the gradients with respect to weight and bias, each ``(C,)``."""
     gradient = grad_output.float()
     grad_weight.copy_((gradient * norm).sum((0, 2)))
     grad_bias.copy_(gradient.sum((0, 2)))
@@ -66,7 +68,7 @@ def sync_bn_backward_data(
     std: Tensor,
     grad_input: Tensor,
 ) -> None:
-    """Write the gradient by the input: ``(B, C, S)``.
+    """Write the gradient with respect to the input: ``(B, C, S)``.
 
     ``grad_weight`` and ``grad_bias`` are the means over all processes.
     """

@@ -1,1 +1,1 @@
-"""Files, paths, versions and text: what every room may use; imports nothing above it."""
+"""Helpers for files, paths, versions and text. They do not import the other subpackages."""

@@ -1,4 +1,4 @@
-"""What the tools share: their common options, the error line and Ctrl-C."""
+"""Common options and error handling of the command-line tools."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ DEBUG = 'EVIT_MM_DEBUG'
 
 
 def run_tool(tool: Callable[[], Any], interrupted: str = 'interrupted') -> Any:
-    """Call a tool's main function; end with one line where the user can fix what went wrong.
+    """Call the main function of a tool, and exit with a one-line error message on failure.
 
-    With ``EVIT_MM_DEBUG=1`` the traceback stands above that line. After Ctrl-C the line is
-    ``interrupted``.
+    With ``EVIT_MM_DEBUG=1``, the traceback is printed above the message. After Ctrl-C, the
+    message is ``interrupted``.
     """
     try:
         return tool()
@@ -27,7 +27,7 @@ def run_tool(tool: Callable[[], Any], interrupted: str = 'interrupted') -> Any:
         if os.environ.get(DEBUG, '0') != '0':
             traceback.print_exc()
         elif error.__cause__ or isinstance(error, OSError):
-            lines.append(f'{DEBUG}=1 prints the traceback')
+            lines.append(f'set {DEBUG}=1 to print the traceback')
         sys.exit('\n'.join(lines))
     except KeyboardInterrupt:
         sys.exit(interrupted)
@@ -35,33 +35,36 @@ def run_tool(tool: Callable[[], Any], interrupted: str = 'interrupted') -> Any:
 
 def add_device(parser: argparse.ArgumentParser) -> None:
     """Add ``--device``."""
-    parser.add_argument('--device', help='cpu, cuda, cuda:1, ... (default: a GPU if there is one)')
+    parser.add_argument('--device', help='cpu, cuda, cuda:1, ... (default: the GPU if available)')
 
 
 def add_cfg_options(parser: argparse.ArgumentParser) -> None:
-    """Add ``--cfg-options``, mmengine's overrides."""
+    """Add ``--cfg-options``, which overrides config values as in mmengine."""
     from mmengine.config import DictAction
 
     class CfgOptions(DictAction):
         def __call__(self, parser: Any, namespace: Any, values: Any, *rest: Any) -> None:
             for value in values:
                 if '=' not in value:
-                    parser.error(f'--cfg-options takes KEY=VALUE, not {value!r}')
+                    parser.error(f'--cfg-options expects KEY=VALUE, got {value!r}')
             super().__call__(parser, namespace, values, *rest)
 
     parser.add_argument(
-        '--cfg-options', nargs='+', action=CfgOptions, help='overrides, key.sub_key=value'
+        '--cfg-options',
+        nargs='+',
+        action=CfgOptions,
+        help='override config values, key.sub_key=value',
     )
 
 
 def add_launcher(parser: argparse.ArgumentParser) -> None:
-    """Add ``--launcher``, and the rank that some launchers give by an argument."""
+    """Add ``--launcher`` and ``--local-rank``, which some launchers pass."""
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
 
 
 def parse_with_rank(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """Read the command line; the rank goes to where mmengine looks for it."""
+    """Parse the command line, and set ``LOCAL_RANK``, which mmengine reads."""
     args = parser.parse_args()
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     del args.local_rank

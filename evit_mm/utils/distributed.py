@@ -1,4 +1,4 @@
-"""Several processes."""
+"""Distributed training."""
 
 from __future__ import annotations
 
@@ -6,5 +6,8 @@ import os
 
 
 def is_first_process() -> bool:
-    """Whether this process is the first of its launcher's, before they have joined."""
+    """Return whether this process has rank 0.
+
+    The result is valid before the process group is initialised.
+    """
     return os.environ.get('RANK', os.environ.get('SLURM_PROCID', '0')) == '0'

@@ -1,9 +1,11 @@
-"""Do torch, torchvision, OpenCV, mmengine and mmcv fit each other?
+"""Check that torch, torchvision, OpenCV, mmengine and mmcv are installed and compatible.
 
-What is broken is named in one sentence with its fix, and not by a traceback from deep inside a
-library. Importing evit_mm asks what is installed, importing :mod:`evit_mm.runner` and
-``tools/doctor.py`` also what loads. Standard library only, also as a program: ``python
-evit_mm/utils/environment.py`` prints what is wrong and exits with 1 if there is anything.
+A problem is reported as one message with its fix instead of a traceback from inside a library.
+Importing evit_mm checks which versions are installed. Importing :mod:`evit_mm.runner` and running
+``tools/doctor.py`` also check that the packages can be imported.
+
+This module needs only the standard library. ``python evit_mm/utils/environment.py`` prints the
+first problem and exits with status 1 if there is one.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import re
 import sys
 from importlib import metadata
 
-# modules that nothing works without, and what installs each of them
+# required modules, and the package that installs each of them
 NEEDED = {
     'torch': 'torch',
     'torchvision': 'torchvision',
@@ -24,24 +26,25 @@ NEEDED = {
     'mmengine': 'mmengine',
     'mmcv': "'mmcv-lite>=2.0.0,<2.2.0'",
 }
-# distributions that contain the module mmcv; the last one is that of the OneDL fork
+# distributions that contain the module mmcv; the last one is the OneDL fork
 MMCV = ('mmcv', 'mmcv-lite', 'mmcv-full', 'onedl-mmcv')
-MMCV_RANGE = ((2, 0), (2, 2))  # mmdet 3.3 refuses any other
+MMCV_RANGE = ((2, 0), (2, 2))  # mmdet 3.3 accepts only these versions
 OLDEST_TORCH = (2, 0)
-# which operators mmcv is given: the values of an environment variable, see evit_mm.ops
+# environment variable that selects mmcv's operators, and its values; see evit_mm.ops
 OPERATORS_SWITCH = 'EVIT_MM_OPS'
 OPERATORS = ('auto', 'torchvision', 'compiled')
 
 
-class EnvironmentFault(ImportError):  # noqa: N818 - the fault is not in the program
-    """The installed packages do not fit each other; the message says what to install."""
+class EnvironmentFault(ImportError):  # noqa: N818 - it is not an error of the program
+    """A package is missing, broken or incompatible. The message states what to install."""
 
 
 def check_installed() -> None:
-    """Look for packages that are missing or do not fit each other; importing evit_mm calls this.
+    """Check that all required packages are installed and compatible. ``import evit_mm`` calls this.
 
     Raises:
-        EnvironmentFault: There is one; the first is named, and after a semicolon its fix.
+        EnvironmentFault: There is a problem. The message states the first problem, a semicolon
+            and the fix.
     """
     choice = os.environ.get(OPERATORS_SWITCH)
     if choice and choice not in OPERATORS:
@@ -52,7 +55,7 @@ def check_installed() -> None:
     missing = [module for module in NEEDED if importlib.util.find_spec(module) is None]
     if missing:
         wanted = [NEEDED[module] for module in missing]
-        if 'torch' not in missing:  # which pip would exchange for the newest one
+        if 'torch' not in missing:  # otherwise pip would replace torch with the newest version
             wanted.insert(0, f'torch=={_version("torch")}')
         if len(missing) > 2:
             wanted = ["'evit_mm[all]'"]
@@ -65,10 +68,11 @@ def check_installed() -> None:
 
 
 def check_environment() -> None:
-    """Look also for packages that do not load; importing :mod:`evit_mm.runner` calls this.
+    """Also check that the packages can be imported. Importing :mod:`evit_mm.runner` calls this.
 
     Raises:
-        EnvironmentFault: There is one; the first is named, and after a semicolon its fix.
+        EnvironmentFault: There is a problem. The message states the first problem, a semicolon
+            and the fix.
     """
     check_installed()
     names = ('opencv-python', 'opencv-contrib-python')
@@ -76,7 +80,7 @@ def check_environment() -> None:
     package = 'opencv-python-headless' + (f'=={version}' if version else '')
     _load(
         'cv2',
-        'OpenCV does not load ({}); its build without windows needs no such library: '
+        'OpenCV cannot be imported ({}); install the build that needs no display libraries: '
         f'pip install --force-reinstall --no-deps {package}',
     )
     _check_torchvision_build()
@@ -89,16 +93,16 @@ def _check_mmcv_version() -> None:
         both = ' and '.join(f'{name} {version}' for name, version in present.items())
         keep = 'onedl-mmcv' if 'onedl-mmcv' in present else 'mmcv-lite==2.1.0'
         raise EnvironmentFault(
-            f'{both} are installed over each other; keep one: '
+            f'{both} are both installed and overwrite each other; reinstall one: '
             f'pip uninstall -y {" ".join(present)}, then pip install {keep}'
         )
     low, high = MMCV_RANGE
     for name, version in present.items():
         numbers = version_numbers(version)
-        for_mmpretrain = numbers >= high and not _version('mmdet')  # which takes it
+        for_mmpretrain = numbers >= high and not _version('mmdet')  # mmpretrain accepts mmcv 2.2
         if name != 'onedl-mmcv' and not low <= numbers < high and not for_mmpretrain:
             raise EnvironmentFault(
-                f'{name} {version} is installed, but mmdet 3.3 takes mmcv >= 2.0.0, < 2.2.0 only; '
+                f'{name} {version} is installed, but mmdet 3.3 requires mmcv >= 2.0.0, < 2.2.0; '
                 f'pip uninstall -y {name}, then pip install mmcv-lite==2.1.0'
             )
 
@@ -109,23 +113,23 @@ def _check_torch_version() -> None:
         raise EnvironmentFault(f'torch {torch} is too old; pip install "torch>=2.0" torchvision')
     _load(
         'torch',
-        f'torch {torch} does not load ({{}}); pip install --force-reinstall torch=={torch}',
+        f'torch {torch} cannot be imported ({{}}); pip install --force-reinstall torch=={torch}',
     )
     needs = metadata.requires('torchvision') if vision else None
     pins = [re.match(r'torch\s*\(?\s*==\s*([\d.]+)', need) for need in needs or []]
     wanted = next((pin[1] for pin in pins if pin), None)
     if torch and wanted and torch.partition('+')[0] != wanted:
         raise EnvironmentFault(
-            f'torchvision {vision} is for torch {wanted}, but torch {torch} is installed; '
+            f'torchvision {vision} requires torch {wanted}, but torch {torch} is installed; '
             f'pip install torch=={torch.partition("+")[0]} torchvision'
         )
 
 
 def _check_torchvision_build() -> None:
     fault = (
-        f'torchvision {_version("torchvision")} is of another build than torch '
-        f'{_version("torch")} ({{}}); '
-        'pip uninstall -y torch torchvision, then pip install both from one index'
+        f'torchvision {_version("torchvision")} and torch {_version("torch")} come from different '
+        'builds ({}); '
+        'pip uninstall -y torch torchvision, then pip install both from the same index'
     )
     _load('torchvision', fault)
     if not hasattr(sys.modules['torch'].ops.torchvision, 'nms'):
@@ -134,7 +138,7 @@ def _check_torchvision_build() -> None:
 
 def _check_mmcv_build() -> None:
     if os.environ.get(OPERATORS_SWITCH) == 'torchvision':
-        return  # evit_mm.ops takes the place of the compiled operators
+        return  # evit_mm.ops replaces the compiled operators
     spec = importlib.util.find_spec('mmcv')
     folders = spec.submodule_search_locations if spec else None
     if importlib.machinery.PathFinder.find_spec('mmcv._ext', folders) is None:
@@ -142,17 +146,17 @@ def _check_mmcv_build() -> None:
     name = next(filter(_version, MMCV), 'mmcv')
     _load(
         'mmcv._ext',
-        f'the compiled operators of {name} {_version(name)} do not load with torch '
-        f'{_version("torch")} ({{}}); set {OPERATORS_SWITCH}=torchvision, which leaves them out, '
-        f'or compile {name} again',
+        f'the compiled operators of {name} {_version(name)} cannot be loaded with torch '
+        f'{_version("torch")} ({{}}); set {OPERATORS_SWITCH}=torchvision to replace them, '
+        f'or recompile {name}',
     )
 
 
 def _load(module: str, fault: str) -> None:
-    """Import a module; what that raises takes the place of ``{}`` in the sentence."""
+    """Import a module. If that fails, raise ``fault`` with the error inserted at ``{}``."""
     try:
         importlib.import_module(module)
-    except Exception as error:  # a broken library raises whatever it likes
+    except Exception as error:  # a broken library can raise any error
         text = ' '.join(str(error).split())
         raise EnvironmentFault(fault.format(f'{type(error).__name__}: {text[:200]}')) from error
 
@@ -165,13 +169,13 @@ def _version(distribution: str) -> str | None:
 
 
 def version_numbers(version: str) -> tuple[int, ...]:
-    """Return the leading numbers of a version: ``2.1.0rc4`` is ``(2, 1, 0)``."""
+    """Return the leading numbers of a version: ``2.1.0rc4`` returns ``(2, 1, 0)``."""
     found = re.match(r'\d+(?:\.\d+)*', version)
     return tuple(int(part) for part in found[0].split('.')) if found else ()
 
 
 if __name__ == '__main__':
-    del sys.path[0]  # this folder's modules are not top-level ones
+    del sys.path[0]  # the modules in this folder are not top-level modules
     try:
         check_environment()
     except EnvironmentFault as found:

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Write files atomically."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ PARTIAL = '.partial'
 
 
 def write_atomically(path: str | Path, content: bytes) -> None:
-    """Write a file that is there as a whole, on the disk, or not at all.
+    """Write a file atomically, and flush it to the disk.
 
     Raises:
-        OSError: It cannot be written; what was there before still is, and nothing else.
+        OSError: The file cannot be written. An existing file is not changed.
     """
     path = Path(path)
     partial = path.with_name(path.name + PARTIAL)
@@ -34,12 +34,12 @@ def write_atomically(path: str | Path, content: bytes) -> None:
 
 
 def write_json(path: str | Path, content: Any, indent: int | None = None) -> None:
-    """Write JSON as :func:`write_atomically` does."""
+    """Write a JSON file with :func:`write_atomically`."""
     write_atomically(path, json.dumps(content, indent=indent).encode())
 
 
 def read_json_dict(path: str | Path) -> dict[str, Any]:
-    """Return a JSON file's object, empty where there is none that can be read."""
+    """Return the object in a JSON file, or an empty dict if it cannot be read."""
     with suppress(OSError, ValueError):
         content = json.loads(Path(path).read_text(encoding='utf-8'))
         if isinstance(content, dict):
@@ -48,7 +48,7 @@ def read_json_dict(path: str | Path) -> dict[str, Any]:
 
 
 def _sync_folder(folder: Path) -> None:
-    if hasattr(os, 'O_DIRECTORY'):  # elsewhere a folder cannot be opened
+    if hasattr(os, 'O_DIRECTORY'):  # other systems cannot open folders
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(handle)

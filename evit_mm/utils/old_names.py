@@ -1,4 +1,4 @@
-"""Modules that have moved: configs and programs may import them by their old names for now."""
+"""Deprecated module names that configs and programs can still import."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 PACKAGE = 'evit_mm.'
-#: old name -> where its public names are now
+#: old name -> modules that now contain its public names
 MOVED = {
     'benchmark': ('compare.benchmark',),
     'classifier': ('models.classifier',),
@@ -30,24 +30,25 @@ MOVED = {
 
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Offers the old names to Python's import system."""
+    """Import hook for the old names."""
 
     def find_spec(self, fullname: str, *_: Any) -> importlib.machinery.ModuleSpec | None:
-        """Return a spec for an old name and for nothing else."""
+        """Return a spec for an old name, and None for any other name."""
         if not fullname.startswith(PACKAGE) or fullname.removeprefix(PACKAGE) not in MOVED:
             return None
         return importlib.machinery.ModuleSpec(fullname, self)
 
     def exec_module(self, module: ModuleType) -> None:
-        """Fill the module with what stands under the new names."""
+        """Copy the public names of the new modules into the old module."""
         places = [PACKAGE + place for place in MOVED[module.__name__.removeprefix(PACKAGE)]]
         for place in places:
             content = vars(importlib.import_module(place))
             vars(module).update((k, v) for k, v in content.items() if not k.startswith('_'))
-        text = f'{module.__name__} is now {" and ".join(places)}; the old name will go'
+        new = ' or '.join(places)
+        text = f'{module.__name__} is deprecated and will be removed; import from {new} instead'
         warnings.warn(text, FutureWarning, stacklevel=2)
 
 
 def provide_old_names() -> None:
-    """Let the old names be imported."""
+    """Install the import hook for the old names."""
     sys.meta_path.append(_Finder())

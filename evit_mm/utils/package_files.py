@@ -1,6 +1,6 @@
-"""Where configs, tools and pinned requirements lie: in the checkout, or inside the wheel.
+"""Find configs, tools and pinned requirements in a checkout or in an installed wheel.
 
-A wheel carries them under ``evit_mm/.mim``, as OpenMMLab's packages do, where ``mim`` looks too.
+A wheel contains them under ``evit_mm/.mim``, where OpenMMLab's ``mim`` finds them.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ MIM = PACKAGE / '.mim'
 
 
 def project_path(name: str) -> Path:
-    """Return the path of a file or folder of the project's root, such as ``configs``.
+    """Return the path of a file or folder in the root of the project, for example ``configs``.
 
-    Beside an installed package lie other people's folders, so there only ``.mim`` is asked.
+    An installed package uses only ``.mim``, because its parent folder contains other packages.
     """
     return (MIM if MIM.is_dir() else PACKAGE.parent) / name
 
 
 def find_config(config: str | Path) -> Path:
-    """Return the config file that is meant: a path, or the name of one that comes along.
+    """Return the path of a config, given as a path or as the name of a config of this package.
 
-    A name such as ``retinanet_evit_m4_coco`` may have ``configs/`` before it and ``.py`` after it.
+    The name can start with ``configs/`` and end with ``.py``.
     """
     path = Path(config)
     if path.is_file():
@@ -34,5 +34,5 @@ def find_config(config: str | Path) -> Path:
     name = path.name.removesuffix('.py')
     if name in own and str(path.parent) in ('.', 'configs'):
         return own[name]
-    hint = did_you_mean(name, own, n=3) or f"; see '{project_path('configs')}'"
+    hint = did_you_mean(name, own, n=3) or f"; the configs are in '{project_path('configs')}'"
     raise ConfigError(f"config '{config}' does not exist{hint}")

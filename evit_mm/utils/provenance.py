@@ -1,4 +1,4 @@
-"""What a run is made with: versions and the commit, and whether PyTorch is new enough."""
+"""Report package versions, the commit and the CPU, and check the PyTorch version."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from ..errors import EvitError
 from .environment import version_numbers
 
-# other distributions that bring the same modules: without operators, and the maintained fork's
+# other distributions of the same modules: mmcv-lite without operators, and the OneDL fork
 OTHERS = {
     'mmengine': ('onedl-mmengine',),
     'mmcv': ('mmcv-lite', 'onedl-mmcv'),
@@ -22,7 +22,7 @@ OTHERS = {
 
 
 def versions(packages: Sequence[str]) -> dict[str, str]:
-    """Return the installed versions by package; those of another distribution name it."""
+    """Return the version of each package, with the distribution name if it differs."""
     return {package: _version(package) for package in packages}
 
 
@@ -37,19 +37,19 @@ def _version(package: str) -> str:
 
 
 def need_torch(version: str, what: str) -> None:
-    """Raise an EvitError where the installed PyTorch is too old for ``what``."""
+    """Raise an EvitError if the installed PyTorch is too old for ``what``."""
     installed = importlib.metadata.version('torch')
     if version_numbers(installed) < version_numbers(version):
         raise EvitError(
-            f'{what} needs torch {version} or newer, and this is torch {installed}; install a '
-            f"newer one with: pip install 'torch>={version}' torchvision"
+            f'{what} needs torch {version} or newer, but torch {installed} is installed; '
+            f"run: pip install 'torch>={version}' torchvision"
         )
 
 
 def commit() -> str:
-    """Return the commit of this package's checkout, ``-dirty`` where it was changed.
+    """Return the commit of the checkout, with ``-dirty`` if it has changes.
 
-    An installed package has none: the repository around its environment would be somebody else's.
+    The result is ``unknown`` for an installed package, which may be inside another repository.
     """
     here = Path(__file__).resolve().parents[1]
     if not (here.parent / '.git').exists():
@@ -62,7 +62,7 @@ def commit() -> str:
 
 
 def cpu() -> str:
-    """Return the processor's name."""
+    """Return the name of the CPU."""
     try:
         text = Path('/proc/cpuinfo').read_text()
     except OSError:

@@ -1,4 +1,4 @@
-"""Text for people: hints in error messages, tables."""
+"""Hints for error messages, and Markdown tables."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 
 
 def did_you_mean(word: object, known: Iterable[str], n: int = 1, cutoff: float = 0.6) -> str:
-    """Return ``", did you mean 'X'?"`` with up to ``n`` words, or nothing if none is close.
+    """Return ``", did you mean 'X'?"`` with up to ``n`` similar words, or an empty string.
 
-    ``cutoff`` is how alike two words must be, from 0 to 1.
+    ``cutoff`` is the minimum similarity, from 0 to 1.
     """
     close = difflib.get_close_matches(str(word), list(known), n=n, cutoff=cutoff)
     quoted = ' or '.join(f"'{name}'" for name in close)
@@ -17,6 +17,6 @@ def did_you_mean(word: object, known: Iterable[str], n: int = 1, cutoff: float =
 
 
 def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Return the lines of a table in Markdown."""
+    """Return the lines of a Markdown table."""
     head, *body = (f'| {" | ".join(cells)} |' for cells in (columns, *rows))
     return [head, f'|{"---|" * len(columns)}', *body]

@@ -129,13 +129,13 @@ def test_another_arch_is_reported_not_loaded(tmp_path, tiny, published):
 
 @pytest.mark.parametrize('content', [{}, {'model': {}}, {'a': 1}, [1, 2], torch.ones(1)])
 def test_a_file_without_weights_is_an_error(tmp_path, tiny, content):
-    with pytest.raises(CheckpointError, match='holds no weights'):
+    with pytest.raises(CheckpointError, match='contains no weights'):
         load(tiny, save(tmp_path / 'file.pth', content))
 
 
 def test_missing_prefix_is_an_error(tmp_path, tiny, published):
     path = save(tmp_path / 'file.pth', published)
-    with pytest.raises(CheckpointError, match=r"no entry that begins with 'net\.'"):
+    with pytest.raises(CheckpointError, match=r"no entry with the prefix 'net\.'"):
         load(tiny, path, prefix='net')
 
 
@@ -154,7 +154,7 @@ def test_a_pickle_bomb_is_refused_and_does_not_go_off(tmp_path, legacy, nested):
     content = {'model': {'w': torch.ones(1)}, 'x': Bomb(trap)} if nested else Bomb(trap)
     path = tmp_path / 'bomb.pth'
     torch.save(content, path, _use_new_zipfile_serialization=not legacy)
-    with pytest.raises(CheckpointError, match=r"bomb\.pth' was refused, nothing in it was run"):
+    with pytest.raises(CheckpointError, match=r"bomb\.pth' was refused: .*Nothing in it was run"):
         ckpt.read_checkpoint(path)
     assert not trap.exists()
     if TORCH_HAS_SAFE_TYPES:
@@ -172,7 +172,7 @@ def test_truncated_files_are_named(tmp_path, published, cut):
     whole = buffer.getvalue()
     path = tmp_path / 'cut.pth'
     path.write_bytes(whole[: cut if isinstance(cut, int) else int(len(whole) * cut)])
-    with pytest.raises(CheckpointError, match=r"cut\.pth' .*fetch or save it again"):
+    with pytest.raises(CheckpointError, match=r"cut\.pth' .*download or save it again"):
         ckpt.read_checkpoint(path)
 
 

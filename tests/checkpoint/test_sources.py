@@ -155,7 +155,7 @@ def test_what_came_before_a_cut_is_never_mixed_with_another_file(server, monkeyp
     [
         (404, '404 Client Error', sources.RETRIES + 1),
         (500, '500 Server Error', sources.RETRIES + 1),
-        ('page', 'the server sent a web page in place of a checkpoint', sources.RETRIES + 1),
+        ('page', 'the server sent a web page instead of a checkpoint', sources.RETRIES + 1),
         ('cut', r'\d+ bytes read, \d+ more expected', sources.RETRIES + 1),
     ],
 )
@@ -176,7 +176,7 @@ def test_a_digest_in_the_name_is_checked_before_the_file_is_there(server):
     digest = hashlib.sha256(server.content).hexdigest()[:8]
     good = server.url.replace('tiny', f'tiny-{digest}')
     assert read_checkpoint(good)['seed'] == 0
-    with pytest.raises(CheckpointError, match='not that in its name'):
+    with pytest.raises(CheckpointError, match='its name requires 0123abcd'):
         read_checkpoint(server.url.replace('tiny', 'tiny-0123abcd'))
     assert left(server) == [f'tiny-{digest}.pth']
 
@@ -185,9 +185,9 @@ def test_without_a_server_or_a_disk(server, monkeypatch, tmp_path):
     with socket.socket() as unused:
         unused.bind(('127.0.0.1', 0))
         url = f'http://127.0.0.1:{unused.getsockname()[1]}/tiny.pth'
-        with pytest.raises(CheckpointError, match='refused.*Fetch it on a machine with network'):
+        with pytest.raises(CheckpointError, match='refused.*Download it on a machine with network'):
             local_path(url)
-    with pytest.raises(CheckpointError, match='names no file'):
+    with pytest.raises(CheckpointError, match='contains no file name'):
         local_path('https://example.org/')
 
     def full(self, url, output_file, pooch):

@@ -107,7 +107,7 @@ def test_without_network_the_message_says_what_to_fetch(monkeypatch):
 def test_a_broken_safetensors_file_is_refused(weights, tmp_path):
     broken = tmp_path / 'broken.safetensors'
     broken.write_bytes(weights.read_bytes()[:100])
-    with pytest.raises(CheckpointError, match='not a readable checkpoint'):
+    with pytest.raises(CheckpointError, match='is truncated or not a checkpoint'):
         read_checkpoint(broken)
 
 
@@ -119,7 +119,7 @@ def test_frozen_stages_norm_eval_and_wrong_arguments():
     assert not any(p.requires_grad for p in model.blocks[0].parameters())
     assert not any(m.training for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d))
     for wrong, match in (
-        (dict(model_name='nothing'), 'has no'),
+        (dict(model_name='nothing'), 'has no model'),
         (dict(model_name='resnet18'), 'TIMMBackbone'),
         (dict(out_indices=(7,)), 'out_indices'),
         (dict(frozen_stages=6), 'frozen_stages'),

@@ -22,7 +22,7 @@ def test_names_dicts_and_variants_are_taken():
         ({'embed_dims': 16}, TypeError, 'sequence of integers'),
         ({'embed_dims': (16.0, 24, 32)}, TypeError, 'sequence of integers'),
         ({'num_heads': (2, 5, 2)}, ValueError, r'num_heads\[1\] = 5 does not divide'),
-        ({'num_heads': (4, 4, 4)}, ValueError, 'one kernel per head'),
+        ({'num_heads': (4, 4, 4)}, ValueError, 'one kernel size per head'),
         ({'kernel_sizes': (3, 4)}, ValueError, 'odd'),
         ({'depths': (1, 0, 1)}, ValueError, 'positive'),
     ],
@@ -36,7 +36,7 @@ def test_unknown_name_missing_key_and_wrong_type(tiny):
     with pytest.raises(KeyError, match='m0, m1, m2, m3, m4, m5'):
         resolve_arch('m6')
     del tiny['depths']
-    with pytest.raises(KeyError, match='lacks depths'):
+    with pytest.raises(KeyError, match='arch has no depths'):
         resolve_arch(tiny)
     with pytest.raises(TypeError, match='name or a dict'):
         resolve_arch(4)

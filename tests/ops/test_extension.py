@@ -49,7 +49,7 @@ def test_operators_are_found_whatever_is_imported_before():
     )
     assert done.returncode == 0, done.stderr
     # one line says which operators are used
-    assert (done.stdout + done.stderr).count("operators: torchvision's, by evit_mm.ops") == 1
+    assert (done.stdout + done.stderr).count('torchvision operators of evit_mm.ops') == 1
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_a_missing_operator_is_named_when_it_is_called():
     from mmcv.ops import PSAMask
 
     mask = PSAMask('collect', (3, 3))
-    with pytest.raises(MissingOperatorError, match="'psamask_forward' .* with compiled operators"):
+    with pytest.raises(MissingOperatorError, match="'psamask_forward'; install mmcv with compiled"):
         mask(torch.rand(1, 9, 4, 4))
 
 
@@ -225,7 +225,7 @@ def test_roi_align_of_regions_that_are_not_there():
     for pool in (RoIAlign(3, 0.5, 2), RoIAlign(3, 0.5, 0, 'max'), RoIPool(3, 0.5)):
         for region, fault in (
             ([0, 1, 1, float('nan'), 6], 'region 1, .*nan.* is not finite'),
-            ([2, 1, 1, 6, 6], 'of an image that is not there: there are 2'),
+            ([2, 1, 1, 6, 6], 'index outside the batch of 2 images'),
         ):
             with pytest.raises(EvitError, match=fault):
                 pool(x, torch.tensor([[0, 1, 1, 6, 6], region]))

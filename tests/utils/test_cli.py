@@ -22,11 +22,11 @@ def fail(error, cause=None):
     ('error', 'cause', 'said'),
     [
         (ConfigError('a.py: no'), None, 'error: a.py: no'),
-        (ConfigError('a.py: no'), KeyError('x'), 'error: a.py: no\nEVIT_MM_DEBUG=1 prints the'),
+        (ConfigError('a.py: no'), KeyError('x'), 'error: a.py: no\nset EVIT_MM_DEBUG=1'),
         (
             FileNotFoundError(2, 'No such file', 'b'),
             None,
-            "error: [Errno 2] No such file: 'b'\nEVIT",
+            "error: [Errno 2] No such file: 'b'\nset EVIT",
         ),
         (KeyboardInterrupt(), None, 'stopped'),
     ],
@@ -72,7 +72,7 @@ def test_an_override_without_a_value_is_named(monkeypatch, capsys):
     cli.add_cfg_options(parser)
     with pytest.raises(SystemExit):
         parser.parse_args()
-    assert "takes KEY=VALUE, not 'model'" in capsys.readouterr().err
+    assert "expects KEY=VALUE, got 'model'" in capsys.readouterr().err
 
 
 # the doctor runs where evit_mm cannot be imported

@@ -56,13 +56,13 @@ def run(folder, *command, **variables):
     [
         (
             {'mmcv-lite': None, 'mmcv': ('2.2.0', '')},
-            'mmcv 2.2.0 is installed, but mmdet 3.3 takes mmcv >= 2.0.0, < 2.2.0 only; '
+            'mmcv 2.2.0 is installed, but mmdet 3.3 requires mmcv >= 2.0.0, < 2.2.0; '
             'pip uninstall -y mmcv, then pip install mmcv-lite==2.1.0',
         ),
         (
             {'mmcv': ('2.1.0', '')},
-            'mmcv 2.1.0 and mmcv-lite 2.1.0 are installed over each other; keep one: '
-            'pip uninstall -y mmcv mmcv-lite, then pip install mmcv-lite==2.1.0',
+            'mmcv 2.1.0 and mmcv-lite 2.1.0 are both installed and overwrite each other; reinstall '
+            'one: pip uninstall -y mmcv mmcv-lite, then pip install mmcv-lite==2.1.0',
         ),
         (
             {'torchvision': None},
@@ -70,7 +70,7 @@ def run(folder, *command, **variables):
         ),
         (
             {'torch': ('2.11.0', TORCH)},
-            'torchvision 0.29.1 is for torch 2.14.1, but torch 2.11.0 is installed; '
+            'torchvision 0.29.1 requires torch 2.14.1, but torch 2.11.0 is installed; '
             'pip install torch==2.11.0 torchvision',
         ),
         ({'torch': ('1.13.1', TORCH)}, 'torch 1.13.1 is too old; pip install "torch>=2.0"'),
@@ -101,20 +101,21 @@ def test_what_is_missing_or_does_not_fit_is_one_sentence(tmp_path, changes, sent
     [
         (
             {'torchvision': ('0.29.1', NO_NMS)},
-            'torchvision 0.29.1 is of another build than torch 2.14.1+cpu (RuntimeError: operator '
-            'torchvision::nms does not exist); pip uninstall -y torch torchvision, then pip '
-            'install both from one index',
+            'torchvision 0.29.1 and torch 2.14.1+cpu come from different builds (RuntimeError: '
+            'operator torchvision::nms does not exist); pip uninstall -y torch torchvision, then '
+            'pip install both from the same index',
         ),
         (
             {'torch': ('2.14.1', 'class ops:\n    torchvision = None')},
-            'torchvision 0.29.1 is of another build than torch 2.14.1 (its operators are missing); '
-            'pip uninstall -y torch torchvision, then pip install both from one index',
+            'torchvision 0.29.1 and torch 2.14.1 come from different builds (its operators are '
+            'missing); pip uninstall -y torch torchvision, then pip install both from the same '
+            'index',
         ),
         (
             {'opencv-python': ('5.0.0.93', NO_XCB)},
-            'OpenCV does not load (ImportError: libxcb.so.1: cannot open shared object file); its '
-            'build without windows needs no such library: pip install --force-reinstall --no-deps '
-            'opencv-python-headless==5.0.0.93',
+            'OpenCV cannot be imported (ImportError: libxcb.so.1: cannot open shared object file); '
+            'install the build that needs no display libraries: pip install --force-reinstall '
+            '--no-deps opencv-python-headless==5.0.0.93',
         ),
     ],
 )
@@ -137,7 +138,7 @@ def test_an_opencv_that_does_not_load_is_named_where_it_is_needed(tmp_path):
     done = subprocess.run(command, env=environ, capture_output=True, text=True)
     assert done.stdout == 'light\n'
     assert done.stderr.splitlines()[-1].startswith(
-        'evit_mm.utils.environment.EnvironmentFault: OpenCV does not load (ImportError: libxcb'
+        'evit_mm.utils.environment.EnvironmentFault: OpenCV cannot be imported (ImportError: libxcb'
     )
 
 
@@ -149,7 +150,7 @@ def test_operators_compiled_for_another_torch(tmp_path, name):
     )
     (tmp_path / 'mmcv' / '_ext.py').write_text(UNDEFINED)
     (line,) = run(tmp_path, PROGRAM).stdout.splitlines()
-    assert line.startswith(f'the compiled operators of {name} 2.1.0 do not load with torch')
+    assert line.startswith(f'the compiled operators of {name} 2.1.0 cannot be loaded with torch')
     assert 'undefined symbol' in line and '; set EVIT_MM_OPS=torchvision' in line
     # then nothing of mmcv's operators is loaded
     assert not run(tmp_path, PROGRAM, EVIT_MM_OPS='torchvision').stdout
