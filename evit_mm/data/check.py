@@ -45,7 +45,7 @@ def check_config_data(cfg: Config, splits: Sequence[str] = ('train', 'val')) -> 
         print_log(note, logger='current', level=logging.WARNING)
     if faults:
         lines = '\n  '.join(faults)
-        raise DataError(f'the data set does not fit ({cfg.filename}):\n  {lines}')
+        raise DataError(f"the data sets of config '{cfg.filename}' have errors:\n  {lines}")
 
 
 def config_data_faults(
@@ -119,11 +119,11 @@ def check_coco(
         *(_mask_faults(loaded, sizes) if with_mask else ()),
     ]
     if all(a['iscrowd'] for a in loaded):
-        empty = 'there is no usable box (of a class of the config, not a crowd); '
+        empty = 'no box has both a class of the config and iscrowd 0'
         if training:
-            faults.append(f'{empty}training needs at least one')
+            faults.append(f'{empty}; add at least one such box to train')
         else:
-            notes.append(f'{empty}every AP will be -1')
+            notes.append(f'{empty}, so every AP will be -1; add such boxes to evaluate')
     faults, notes = ([f"'{ann_file}': {text}" for text in texts] for texts in (faults, notes))
     return faults, notes
 
@@ -167,18 +167,19 @@ def _class_faults(categories: Entries, classes: Sequence[str] | str | None) -> I
     missing = [name for name in classes if name not in names]
     in_file_order = [name for name in names if name in classes]
     if repeated:
-        yield f'several categories are named {some(repeated)}; rename them'
+        yield f'several categories have the same name ({some(repeated)}); rename them'
     elif isinstance(classes, str):
-        yield f"metainfo.classes is the string '{classes}'; give a tuple such as ('{classes}',)"
+        yield f"metainfo.classes is the string '{classes}'; use a tuple, such as ('{classes}',)"
     elif missing:
         yield (
-            f'it lacks {some(missing)} of metainfo.classes, which mmdet would skip silently; its '
-            f'categories are {some(names)}; set metainfo.classes to those'
+            f'metainfo.classes has {some(missing)}, but the categories are {some(names)}; set '
+            'metainfo.classes to the names of the categories, because mmdet skips other classes '
+            'silently'
         )
     elif in_file_order != list(classes):
         yield (
-            'metainfo.classes is not in the order of its categories, so names would be swapped; '
-            f'set metainfo.classes={tuple(in_file_order)}'
+            'metainfo.classes is not in the order of the categories, so class names would be '
+            f'swapped; set metainfo.classes={tuple(in_file_order)}'
         )
 
 
@@ -193,8 +194,8 @@ def _image_faults(images: Entries, img_dir: Path, num_decoded: int | None) -> It
     missing = [name for name in names if img_dir / name not in present]
     if missing:
         yield (
-            f"it names {len(missing)} of {len(images)} images that '{img_dir}' lacks "
-            f'({some(missing)}); check data_prefix.img or copy them there'
+            f"{len(missing)} of {len(images)} images are not in '{img_dir}' ({some(missing)}); "
+            'check data_prefix.img or copy the images there'
         )
     else:
         yield from _decoding_faults(images, img_dir, num_decoded)
@@ -217,8 +218,8 @@ def _decoding_faults(images: Entries, img_dir: Path, num_decoded: int | None) ->
         elif pixels.shape[:2] != (image['height'], image['width']):
             size = f'{pixels.shape[1]}x{pixels.shape[0]}'
             said = f'{image["width"]}x{image["height"]}'
-            differing.append(f'{image["file_name"]} is {size} but the file says {said}')
-    opened = f"of {len(images)} images opened in '{img_dir}'"
+            differing.append(f'{image["file_name"]} is {size}, not {said}')
+    opened = f"of {len(images)} checked images in '{img_dir}'"
     if broken:
         yield (
             f'{len(broken)} {opened} {UNDECODABLE} ({some(broken)}); replace them or remove their '
@@ -226,8 +227,9 @@ def _decoding_faults(images: Entries, img_dir: Path, num_decoded: int | None) ->
         )
     if differing:
         yield (
-            f'{len(differing)} {opened} have another size ({some(differing)}; rotated by the EXIF '
-            'tag?), so boxes would not fit; mend the entries or save the images again'
+            f'{len(differing)} {opened} have another size than in the annotation file '
+            f'({some(differing)}), so boxes would be misplaced; correct width and height, or save '
+            'the images without EXIF rotation'
         )
 
 
@@ -248,18 +250,18 @@ def _boxes_left_out(
     notes = []
     if empty:
         notes.append(
-            f'{len(empty)} boxes have no area or are under a pixel wide; mmdet leaves them out '
-            f'(annotations {some(empty)})'
+            f'{len(empty)} boxes have no area or a side below one pixel (annotations '
+            f'{some(empty)}), so mmdet ignores them; correct or remove them'
         )
     if outside:
         notes.append(
-            f'{len(outside)} boxes lie outside their image; mmdet leaves them out (annotations '
-            f'{some(outside)}); is bbox [x, y, width, height] in pixels?'
+            f'{len(outside)} boxes are outside their image (annotations {some(outside)}), so '
+            'mmdet ignores them; check that bbox is [x, y, width, height] in pixels'
         )
     if beyond:
         notes.append(
-            f'{len(beyond)} boxes reach over the edge of their image by more than a pixel; mmdet '
-            f'clips them (annotations {some(beyond)}); is bbox [x, y, width, height]?'
+            f'{len(beyond)} boxes extend beyond their image by more than one pixel (annotations '
+            f'{some(beyond)}), so mmdet clips them; check that bbox is [x, y, width, height]'
         )
     return {*empty, *outside}, notes
 
@@ -273,8 +275,8 @@ def _mask_faults(annotations: Entries, sizes: Mapping[Any, tuple[int, int]]) -> 
     ]
     if lacking:
         yield (
-            f'{len(lacking)} of {len(annotations)} annotations have no segmentation that can be '
-            'loaded (polygons [[x, y, x, y, x, y, ...]] near the image or RLE of its size), which '
-            f'the pipeline asks for (with_mask=True): {some(lacking)}; mend it, remove them, or '
-            'train a detector of boxes alone'
+            f'{len(lacking)} of {len(annotations)} annotations have no valid segmentation '
+            f'({some(lacking)}), but the pipeline loads masks (with_mask=True); use polygons '
+            '[[x, y, x, y, x, y, ...]] near the image or RLE of the image size, remove the '
+            'annotations, or train a detector without masks'
         )

@@ -54,21 +54,21 @@ def _folder_faults(dataset: Mapping[str, Any], num_classes: int | None, field: s
     if not folder.is_dir():
         return [
             f"image folder '{folder}' does not exist; set {field}.data_root and data_prefix, or "
-            'lay images out as DATA_ROOT/{train,val}/CLASS/IMAGE'
+            'arrange the images as DATA_ROOT/{train,val}/CLASS/IMAGE'
         ]
     list_file = _list_file(dataset)
     if list_file is not None:
-        missing = f"list '{list_file}' does not exist; check data_root and ann_file"
+        missing = f"image list '{list_file}' does not exist; check data_root and ann_file"
         return [] if list_file.is_file() else [missing]
     classes = _class_folders(folder)
     if not classes:
-        return [f"'{folder}' has no folder per class; lay images out as {folder}/CLASS/IMAGE"]
+        return [f"'{folder}' has no class folders; arrange the images as {folder}/CLASS/IMAGE"]
     samples = {name: _first_image(folder / name) for name in classes}
     empty = [name for name, sample in samples.items() if sample is None]
     if empty:
         return [
-            f"'{folder}': no image ({', '.join(SUFFIXES)}) of {some(empty)}; add images, or "
-            'remove the folders in every split'
+            f"'{folder}': no image ({', '.join(SUFFIXES)}) in {some(empty)}; add images, or "
+            'remove these folders from every split'
         ]
     if num_classes not in (None, len(classes)):
         return [
@@ -91,9 +91,9 @@ def _order_faults(cfg: Config, dataset: Mapping[str, Any]) -> Iterator[str]:
     trained, found = set(_class_folders(train_folder)), set(_class_folders(folder))
     if trained and trained != found:
         yield (
-            f"'{folder}' and '{train_folder}' differ in their class folders "
+            f"'{folder}' and '{train_folder}' have different class folders "
             f'({some(sorted(trained ^ found))}), so the same label would mean different classes; '
-            'make them the same'
+            'use the same class folders in both'
         )
 
 
@@ -104,8 +104,8 @@ def _topk_faults(cfg: Config, split: str, num_classes: int | None) -> Iterator[s
         top = topk if isinstance(topk, int) else max(topk)
         if num_classes is not None and top > num_classes:
             yield (
-                f'{split}_evaluator asks for top-{top} accuracy of {num_classes} classes; set '
-                f'{split}_evaluator.topk=1'
+                f'{split}_evaluator computes the top-{top} accuracy of only {num_classes} '
+                f'classes; set {split}_evaluator.topk=1'
             )
 
 

@@ -25,10 +25,10 @@ def list_images(source: str | Path) -> list[Path]:
     if source.is_file():
         return [source]
     if not source.is_dir():
-        raise DataError(f"'{source}' does not exist")
+        raise DataError(f"image or folder '{source}' does not exist")
     images = sorted(p for p in source.rglob('*') if p.suffix.lower() in IMAGE_SUFFIXES)
     if not images:
-        raise DataError(f"no image under '{source}' (looked for {', '.join(IMAGE_SUFFIXES)})")
+        raise DataError(f"no image found in '{source}' (formats: {', '.join(IMAGE_SUFFIXES)})")
     return images
 
 

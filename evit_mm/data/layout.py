@@ -33,14 +33,13 @@ def find_splits(root: str | Path) -> tuple[CocoSplit, CocoSplit]:
     root = Path(root)
     if not root.is_dir():
         raise DataError(
-            f"data set '{root}' does not exist; give the folder that holds annotations/"
+            f"data set folder '{root}' does not exist; give the folder that contains annotations/"
         )
     train, val = _find(root, 'train'), _find(root, 'val')
     if train.classes != val.classes:
         raise DataError(
-            f"'{train.ann_file}' has the categories {train.classes}, '{val.ann_file}' has "
-            f'{val.classes}; write both files with the same categories in the same order, by which '
-            'mmdet numbers the classes'
+            f"'{train.ann_file}' has the categories {train.classes}, but '{val.ann_file}' has "
+            f'{val.classes}; use the same categories in the same order in both files'
         )
     return train, val
 
@@ -51,7 +50,7 @@ def _find(root: Path, split: str) -> CocoSplit:
     ann_file = next((file for file in files if file.is_file()), None)
     if ann_file is None:
         raise DataError(
-            f"'{root}' has no {split} annotations: neither {names[0]} nor {names[1]} is in "
+            f"'{root}' has no {split} annotations; add {names[0]} or {names[1]} to "
             f"'{root / 'annotations'}'"
         )
     coco = read_coco(ann_file)
@@ -63,7 +62,10 @@ def _find(root: Path, split: str) -> CocoSplit:
     img_dir = next((f for f in folders if (f / first['file_name']).is_file()), None)
     if img_dir is None:
         looked = ', '.join(f"'{folder}'" for folder in folders)
-        raise DataError(f"image '{first['file_name']}' of '{ann_file}' is in none of {looked}")
+        raise DataError(
+            f"image '{first['file_name']}' of '{ann_file}' does not exist; put the images in one "
+            f'of the folders {looked}'
+        )
     boxes = Counter(a['category_id'] for a in coco['annotations'] if not a['iscrowd'])
     return CocoSplit(
         ann_file=ann_file,

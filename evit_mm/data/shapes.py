@@ -60,8 +60,9 @@ def make_shapes(
     root = Path(root).absolute()
     if num_train < 1 or num_val < 1 or min(size) < 32 or seed < 0:
         raise DataError(
-            f'shapes: need at least one image per split, 32 pixels a side and a seed from 0 on, '
-            f'got {num_train} train, {num_val} val, size {size[0]}x{size[1]}, seed {seed}'
+            'shapes: use at least one image per split, a size of at least 32x32 pixels and a seed '
+            f'of at least 0; got {num_train} training and {num_val} validation images, size '
+            f'{size[0]}x{size[1]}, seed {seed}'
         )
     # a new version is another data set, so that an old folder is not taken for it
     settings = {'version': 1, 'train': num_train, 'val': num_val, 'size': list(size), 'seed': seed}
@@ -69,7 +70,9 @@ def make_shapes(
         if _settings_of(root) == settings:
             return root
         if not root.is_dir() or any(root.iterdir()):
-            raise DataError(f"'{root}' holds something else; remove it or choose another folder")
+            raise DataError(
+                f"'{root}' exists and contains something else; remove it or choose another folder"
+            )
     root.parent.mkdir(parents=True, exist_ok=True)
     # renamed when whole, so that there is never half a data set
     with tempfile.TemporaryDirectory(prefix=f'.{root.name}.', dir=root.parent) as folder:

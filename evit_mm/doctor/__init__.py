@@ -34,7 +34,8 @@ def diagnose(
     if config is None:
         return findings
     if worst(findings) == 'red':
-        text = 'not checked, because the environment is broken'
-        return [*findings, Finding('yellow', 'config', text, 'fix what is red; run this again')]
+        text = 'not checked because the environment has errors'
+        mend = 'fix the red findings, then run this command again'
+        return [*findings, Finding('yellow', 'config', text, mend)]
     check_config = importlib.import_module('.config', __package__).check_config
     return findings + guarded('config', lambda: check_config(config, checkpoint, all_images))

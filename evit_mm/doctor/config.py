@@ -40,7 +40,7 @@ def check_data(cfg: Config, all_images: bool) -> Iterator[Finding]:
         yield from_sentence('yellow', 'data', note)
     if not faults:
         kinds = 'CocoDataset, ImageNet and CustomDataset on local disks'
-        yield Finding('green', 'data', f'no fault in what is checked: {kinds}')
+        yield Finding('green', 'data', f'no errors found (checked: {kinds})')
 
 
 def check_model(cfg: Config) -> Iterator[Finding]:
@@ -55,4 +55,4 @@ def check_model(cfg: Config) -> Iterator[Finding]:
 def check_checkpoint(cfg: Config, checkpoint: str) -> Iterator[Finding]:
     """Build a config's model with the weights of a checkpoint."""
     load_detector(cfg, checkpoint)
-    yield Finding('green', 'checkpoint', f'{checkpoint} fits the model and its classes')
+    yield Finding('green', 'checkpoint', f'{checkpoint} matches the model and its classes')

@@ -87,9 +87,9 @@ def check_versions() -> Iterator[Finding]:
             equal += 1
         else:
             text = f'{package} is {version or "not installed"}, the pinned version is {pin}'
-            mend = f'if something fails: pip install {package}=={pin}'
+            mend = f'if something fails, run pip install {package}=={pin}'
             yield Finding('yellow', 'versions', text, mend)
-    text = f'{equal} of {len(PACKAGES)} packages are in the pinned version'
+    text = f'{equal} of {len(PACKAGES)} packages have the pinned version'
     yield Finding('green', 'versions', text)
 
 
@@ -112,10 +112,11 @@ def check_environment(program: Path = ENVIRONMENT) -> Iterator[Finding]:
     for fault in faults:
         yield from_sentence('red', 'environment', fault)
     if not faults and status:
-        text = f'importing the libraries ended python ({status})'
+        text = f'Python crashed during the import of the libraries (exit status {status})'
         yield Finding('red', 'environment', text, 'install into a new environment')
     elif not faults:
-        yield Finding('green', 'environment', 'torch, torchvision, OpenCV and mmcv fit each other')
+        text = 'torch, torchvision, OpenCV and mmcv are compatible'
+        yield Finding('green', 'environment', text)
 
 
 def check_operators(program: Path = PROBE) -> Iterator[Finding]:
@@ -124,13 +125,13 @@ def check_operators(program: Path = PROBE) -> Iterator[Finding]:
     outcomes = dict(line.split(': ', 1) for line in lines)
     for step, outcome in outcomes.items():
         if outcome != 'ok':  # empty where the step ended the process
-            text = f'{step}: {outcome or f"ended python ({status})"}'
+            text = f'{step}: {outcome or f"Python crashed (exit status {status})"}'
             yield Finding('red', 'operators', text, 'install the pinned versions')
     passed = [step for step, outcome in outcomes.items() if outcome == 'ok']
     if passed:
-        yield Finding('green', 'operators', f'as expected: {", ".join(passed)}')
+        yield Finding('green', 'operators', f'passed: {", ".join(passed)}')
     without_gpu = 'mmcv.nms cpu' in passed and 'mmcv.nms cuda' not in outcomes
     if without_gpu and Path('/dev/nvidia0').exists():
-        text = 'there is an NVIDIA GPU, but torch cannot use it'
-        mend = 'install its driver, and a torch that was built for the CUDA of that driver'
+        text = 'torch cannot use the NVIDIA GPU of this machine'
+        mend = 'install the GPU driver and a torch build for its CUDA version'
         yield Finding('yellow', 'operators', text, mend)

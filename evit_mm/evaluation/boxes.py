@@ -106,7 +106,9 @@ def read_truth(
         )
     except (KeyError, TypeError, ValueError, IndexError) as error:
         reason = f'{type(error).__name__}: {error}'
-        raise DataError(f"'{name}' is not in COCO's format ({reason}); export it again") from None
+        raise DataError(
+            f"annotation file '{name}' is not in COCO format ({reason}); export it again"
+        ) from None
 
 
 def read_found(results: Sequence[Mapping[str, Any]], truth: Truth) -> Found:

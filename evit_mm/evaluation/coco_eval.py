@@ -50,7 +50,7 @@ def precision(evaluator: hotcoco.COCOeval) -> np.ndarray:
     stands where there is no object.
     """
     if evaluator.eval is None:
-        raise ValueError('accumulate() comes first')
+        raise ValueError('the evaluator has no result; call accumulate() first')
     return evaluator.eval['precision']
 
 

@@ -51,12 +51,15 @@ class HotCocoMetric(CocoMetric):
         known = PRECISIONS + RECALLS
         unknown = [item for item in self.metric_items or () if item not in known]
         if unknown:
-            raise ConfigError(f'metric_items has {unknown[0]!r}; there are {", ".join(known)}')
+            raise ConfigError(
+                f'metric_items has the unknown figure {unknown[0]!r}; choose from '
+                f'{", ".join(known)}'
+            )
         numbers = tuple(self.proposal_nums)
         if self.metrics != ['proposal_fast'] and (len(numbers) < 3 or 100 not in numbers):
             raise ConfigError(
-                f"proposal_nums is {numbers}; COCO's figures need three numbers, 100 among them, "
-                'such as (1, 10, 100)'
+                f'proposal_nums is {numbers}; use at least three numbers that include 100, such '
+                'as (1, 10, 100)'
             )
 
     def compute_metrics(self, results: list) -> dict[str, float]:
@@ -169,8 +172,8 @@ class HotCocoMetric(CocoMetric):
         for prediction in predictions:
             if prediction['img_id'] not in images:
                 raise DataError(
-                    f'image {prediction["img_id"]!r} is not in the annotations of the evaluator; '
-                    "give its ann_file the data set's"
+                    f'image {prediction["img_id"]!r} is not in the ann_file of the evaluator; use '
+                    'the ann_file of the data set'
                 )
             boxes = prediction['bboxes'].astype(float)
             image = np.full(len(boxes), images[prediction['img_id']])

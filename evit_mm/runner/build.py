@@ -131,7 +131,7 @@ class CheckedRunner(Runner):
             if self.cfg.get('sync_bn'):  # torch has it for GPUs only
                 self.cfg.sync_bn = None
                 self.logger.warning(
-                    'sync_bn needs GPUs; here each process keeps BatchNorm statistics of its own'
+                    'sync_bn needs GPUs; each process computes its own BatchNorm statistics'
                 )
             model_wrapper_cfg = model_wrapper_cfg or {
                 'type': 'MMDistributedDataParallel',
@@ -179,7 +179,10 @@ def build_runner(cfg: Config, launcher: str = 'none') -> Runner:
     make_folder('--work-dir', cfg.work_dir)
     runner = RUNNERS.get(cfg.get('runner_type', 'CheckedRunner'))
     if runner is None:
-        raise ConfigError(f"{cfg.filename}: there is no runner_type '{cfg.runner_type}'")
+        raise ConfigError(
+            f"{cfg.filename}: unknown runner_type '{cfg.runner_type}'; use CheckedRunner, or "
+            'import the module of your runner in custom_imports'
+        )
     with config_faults(cfg):
         return runner.from_cfg(cfg)
 
@@ -214,7 +217,9 @@ def set_device(device: str | None) -> None:
             torch.empty(1, device=chosen)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise ConfigError(f"--device '{device}' cannot be used here: {reason}") from None
+        raise ConfigError(
+            f"--device '{device}' is not available ({reason}); choose another device, such as cpu"
+        ) from None
     # mmengine has no function for this: get_device() returns the module's constant
     mmengine.device.utils.DEVICE = chosen.type
 
@@ -224,7 +229,9 @@ def make_folder(flag: str, folder: str | Path) -> None:
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"{flag}: the folder '{folder}' cannot be made ({error})") from None
+        raise ConfigError(
+            f"{flag}: folder '{folder}' cannot be created ({error}); choose another folder"
+        ) from None
 
 
 @contextmanager

@@ -65,7 +65,9 @@ def load_config(
             raise ConfigError(f"{config}: unknown key '{key}'{hint}")
     for key in ('model', 'test_dataloader'):
         if not isinstance(cfg.get(key), Mapping):
-            raise ConfigError(f"{config}: '{key}' is missing")
+            raise ConfigError(
+                f"{config}: '{key}' is missing or not a dict; define it or inherit it by _base_"
+            )
     check_test_keys(cfg.model.get('test_cfg'), str(config))
     if work_dir is not None:
         cfg.work_dir = work_dir

@@ -85,7 +85,7 @@ class ConsoleLoggerHook(LoggerHook):
             super().after_val_epoch(runner, metrics)
         figures = '  '.join(f'{name}: {_figure(x)}' for name, x in (metrics or {}).items())
         when = f'{_epoch(runner, runner.epoch)}  ' if runner.log_processor.by_epoch else ''
-        _say(runner, f'{when}evaluated: {figures or "nothing was found"}')
+        _say(runner, f'{when}evaluated: {figures or "no result"}')
 
     def _say_how_far(self, runner: Any, batch_idx: int, batches: int) -> None:
         if self.every_n_inner_iters(batch_idx, self.interval):

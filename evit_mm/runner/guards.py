@@ -84,8 +84,8 @@ class NonFiniteLossHook(Hook):
         skipped = runner.message_hub.runtime_info.get(SKIPPED)
         if skipped:
             runner.logger.warning(
-                f'{skipped} of {runner.iter} batches were skipped, because their loss was not '
-                f"finite; they are in '{Path(runner.work_dir, FOLDER)}'"
+                f'{skipped} of {runner.iter} batches were skipped because their loss was not '
+                f"finite; they are saved in '{Path(runner.work_dir, FOLDER)}'"
             )
 
     def _check(self, model: Any, args: Any, kwargs: Mapping, losses: Any) -> Any:
@@ -118,11 +118,11 @@ class NonFiniteLossHook(Hook):
         if self.policy == 'stop' or self.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
             many = f' ({self.skipped_in_a_row} batches in a row)' * (self.skipped_in_a_row > 1)
             raise EvitError(
-                f'{what}{many}. Look at its boxes; a lower rate or optim_wrapper.clip_grad may '
-                'help; --cfg-options default_hooks.non_finite_loss.policy=skip trains past such '
-                'batches'
+                f'{what}{many}. Check its boxes, reduce the learning rate or set '
+                'optim_wrapper.clip_grad; to skip such batches, use --cfg-options '
+                'default_hooks.non_finite_loss.policy=skip'
             )
-        runner.logger.warning(f'{what}; it is skipped')
+        runner.logger.warning(f'{what}; the batch is skipped')
         hub = runner.message_hub
         hub.update_info(SKIPPED, hub.runtime_info.get(SKIPPED, 0) + 1)
 
@@ -143,7 +143,7 @@ class NonFiniteLossHook(Hook):
         torch.save({'losses': terms, 'iteration': number, **_plain(self.batch)}, buffer)
         write_atomically(file, buffer.getvalue())
         images = ', '.join(_image_name(sample) for sample in self.batch['data_samples'])
-        return f"{said} {where} on {images}; the batch is kept in '{file}'"
+        return f"{said} {where} on {images}; the batch is saved in '{file}'"
 
 
 def _image_name(sample: Any) -> str:

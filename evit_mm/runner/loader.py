@@ -108,12 +108,12 @@ class GuardedDataset(Dataset):
             if self.corrupt_images == 'replace':
                 sample[REPLACED] = '\n'.join(replaced)
             return sample
-        return DataError(f'{len(replaced)} images in a row cannot be read; {replaced[0]}')
+        return DataError(f'{len(replaced)} images in a row cannot be read. First: {replaced[0]}')
 
     def _read(self, index: Any) -> Any:
         name = _image_name(self.dataset, index)
         if name and is_cut_short(name):
-            raise DataError(f"'{name}' is cut short; {_MEND}")
+            raise DataError(f"image '{name}' is truncated; {_MEND}")
         try:
             return self.dataset[index]
         except (OSError, cv2.error, AssertionError) as error:
@@ -123,7 +123,7 @@ class GuardedDataset(Dataset):
                 raise
             # where a sample is made of several images, the message may name another one
             reason = str(error) if isinstance(error, OSError) else 'it cannot be decoded'
-            raise DataError(f"'{name or index}' cannot be read: {reason}; {_MEND}") from None
+            raise DataError(f"image '{name or index}' cannot be read: {reason}; {_MEND}") from None
 
 
 def _is_of_image(error: OSError, name: str | None) -> bool:
@@ -136,8 +136,8 @@ def _is_of_image(error: OSError, name: str | None) -> bool:
 
 
 _MEND = (
-    'mend it or take it out of the annotations, or train past it with --cfg-options '
-    'train_cfg.corrupt_images=replace'
+    'replace it, remove it from the annotations, or use --cfg-options '
+    'train_cfg.corrupt_images=replace to train on another image instead'
 )
 
 

@@ -101,8 +101,9 @@ class ExactTrainLoop(EpochBasedTrainLoop):
         if done and self.place['batches'] != len(self.dataloader):
             raise ConfigError(
                 f'the checkpoint is from the middle of an epoch of {self.place["batches"]} '
-                f'batches, and this run has {len(self.dataloader)}; resume with the same data, '
-                'batch size and number of processes, or from a checkpoint at the end of an epoch'
+                f'batches, but this run has {len(self.dataloader)} batches per epoch; resume with '
+                'the same data, batch size and number of processes, or resume from a checkpoint '
+                'at the end of an epoch'
             )
         return done
 
@@ -124,7 +125,7 @@ class ExactTrainLoop(EpochBasedTrainLoop):
         own = [line for text in data_batch.pop(REPLACED) for line in text.splitlines()]
         counts = self.place.setdefault('replaced', {})
         for line in itertools.chain(*all_gather_object(own)):
-            self.runner.logger.warning(f'another image is taken: {line}')
+            self.runner.logger.warning(f'sample replaced: {line}')
             counts[line] = counts.get(line, 0) + 1
 
     def _summarise(self) -> None:
@@ -133,6 +134,6 @@ class ExactTrainLoop(EpochBasedTrainLoop):
             worst = counts.most_common(NAMED)
             named = '\n  '.join(f'{number} times: {line}' for line, number in worst)
             self.runner.logger.warning(
-                f'{counts.total()} samples were replaced, because {len(counts)} images '
+                f'{counts.total()} samples were replaced because {len(counts)} images '
                 f'cannot be read; the most frequent:\n  {named}'
             )

@@ -38,14 +38,16 @@ def find_resumed(cfg: Config) -> dict[str, Any] | None:
         lacking = [f'meta.{key}' for key in ('epoch', 'iter') if key not in content['meta']]
     if lacking:
         raise CheckpointError(
-            f"'{path}' has no {' and no '.join(lacking)}, so it cannot be resumed; start from its "
-            f'weights with --cfg-options load_from={path}, without --resume'
+            f"checkpoint '{path}' has no {' and no '.join(lacking)}, so a training cannot resume "
+            f'from it; to start from its weights, use --cfg-options load_from={path} without '
+            '--resume'
         )
     cfg.load_from = str(path)
     seed, chosen = content['meta'].get('seed'), cfg.get('randomness', {}).get('seed')
     if None not in (seed, chosen) and seed != chosen:
         raise ConfigError(
-            f"'{path}' was trained with seed {seed} and not {chosen}; leave the seed out to go on"
+            f"checkpoint '{path}' was trained with seed {seed}, not {chosen}; resume with --seed "
+            f'{seed}'
         )
     if seed is not None:
         # mmengine restores the seed only after the sampler has drawn its own
@@ -66,13 +68,13 @@ def find_last_good(work_dir: str | Path) -> tuple[Path, dict[str, Any]] | None:
             passed_over.append(str(error))
             continue
         for reason in passed_over:
-            print_log(f'passed over: {reason}', logger='current', level=logging.WARNING)
+            print_log(f'skipped checkpoint: {reason}', logger='current', level=logging.WARNING)
         return file, content
     if passed_over:
         reasons = '\n  '.join(passed_over)
         raise CheckpointError(
-            f"'{work_dir}' has no checkpoint to resume that can be read; start in another "
-            f'--work-dir or without --resume\n  {reasons}'
+            f"no checkpoint in '{work_dir}' can be read; choose another --work-dir or train "
+            f'without --resume\n  {reasons}'
         )
     return None
 
@@ -105,17 +107,17 @@ class ResumedOptimizerHook(Hook):
         own = optimizer.param_groups
         if {*own[0]} - {*saved[0]} or _sizes(own) != _sizes(saved):
             raise ConfigError(
-                f"'{file}' was trained with another optimizer than this {type(optimizer).__name__} "
-                'or with other groups of parameters; resume with the optim_wrapper that it was '
-                f'trained with, or start from its weights: --cfg-options load_from={file}, '
-                'without --resume'
+                f'the optimizer {type(optimizer).__name__} or its parameter groups differ from '
+                f"those in checkpoint '{file}'; resume with the optim_wrapper of that training, "
+                f'or start from its weights with --cfg-options load_from={file} without --resume'
             )
         for new, old in zip(_rates(own), _rates(saved), strict=True):
             if not math.isclose(new, old):
                 runner.logger.warning(
-                    f"the run goes on with the checkpoint's learning rate {old:g} and schedule, "
-                    f"not with the config's {new:g}; to train on with another rate, start from "
-                    f'its weights: --cfg-options load_from={file}, without --resume'
+                    f'the training resumes with the learning rate {old:g} and the schedule of the '
+                    f'checkpoint, not with the {new:g} of the config; to use another learning '
+                    f'rate, start from the weights with --cfg-options load_from={file} without '
+                    '--resume'
                 )
                 return
 

@@ -146,7 +146,7 @@ class SummaryHook(Hook):
         try:
             write_json(Path(runner.work_dir, FILE), summary, indent=1)
         except OSError as error:
-            runner.logger.warning(f'{FILE} could not be written ({error.strerror or error})')
+            runner.logger.warning(f'{FILE} cannot be written ({error.strerror or error})')
         return summary
 
 
@@ -195,11 +195,11 @@ def describe(runner: Any, summary: Mapping[str, Any]) -> str:
         if value is not None
     )
     state = 'finished' if summary['finished'] else 'stopped'
-    lines = [f'{state} after {done} and {seconds}; at most {memory}']
+    lines = [f'{state} after {done} in {seconds}; peak: {memory}']
     best, folder = summary['best'], Path(_shown(runner.work_dir))
     checkpoint = pointed_at(folder)
     if best is None:
-        lines.append('no evaluation, or none that found anything')
+        lines.append('no evaluation result')
     else:
         where = 'its checkpoint is not in the work dir'
         if best['checkpoint']:

@@ -78,9 +78,12 @@ def _write_predictions(cfg: Config, out: str) -> None:
     evaluator = cfg.test_evaluator
     if out.endswith('.json'):
         if is_classifier(cfg):
-            raise ConfigError(f"--out '{out}': a classifier's predictions go to FILE.pkl")
+            raise ConfigError(f"--out '{out}' must end in .pkl for a classifier")
         if not isinstance(evaluator, Mapping):
-            raise ConfigError(f"{cfg.filename}: --out '{out}' needs one test_evaluator, not a list")
+            raise ConfigError(
+                f"{cfg.filename}: --out '{out}' needs a single test_evaluator, not a list; use "
+                'FILE.pkl or set one evaluator'
+            )
         cfg.test_evaluator.outfile_prefix = f'{out}.partial'
     elif out.endswith(('.pkl', '.pickle')):
         evaluators = [evaluator] if isinstance(evaluator, Mapping) else list(evaluator)

@@ -43,9 +43,9 @@ def add_trackers(cfg: Config, trackers: Sequence[str]) -> None:
     """
     for name in trackers:
         if name not in BACKENDS:
-            raise ConfigError(f"--track '{name}': there are {', '.join(BACKENDS)}")
+            raise ConfigError(f"unknown --track '{name}'; choose from {', '.join(BACKENDS)}")
         if importlib.util.find_spec(name) is None:
-            raise ConfigError(f'--track {name} needs the package {name}: pip install {name}')
+            raise ConfigError(f'--track {name} needs the package {name}; run pip install {name}')
     state = read_json_dict(Path(cfg.work_dir, STATE)) if cfg.get('resume') else {}
     state.setdefault('run', f'{datetime.datetime.now():%Y%m%d_%H%M%S}')
     state.setdefault('wandb', os.urandom(4).hex())

@@ -65,7 +65,10 @@ def train(
         _use_amp(cfg)
     if auto_scale_lr:
         if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
-            raise ConfigError(f'{config}: --auto-scale-lr needs auto_scale_lr.base_batch_size')
+            raise ConfigError(
+                f'{config}: --auto-scale-lr needs auto_scale_lr.base_batch_size; set it in the '
+                'config'
+            )
         cfg.auto_scale_lr.enable = True
     if seed is not None and not 0 <= seed < 2**32:
         raise ConfigError(f'--seed must be from 0 to 2**32 - 1, got {seed}')
@@ -91,7 +94,7 @@ def train(
 
 def _use_amp(cfg: Config) -> None:
     if get_device() == 'cpu':
-        raise ConfigError('--amp needs a GPU; leave it out to train on the CPU')
+        raise ConfigError('--amp needs a GPU; remove it to train on the CPU')
     kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
     cfg.optim_wrapper.type = f'Amp{kind.removeprefix("Amp")}'  # mmengine's and evit_mm's alike
     cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')

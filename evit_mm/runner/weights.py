@@ -72,7 +72,7 @@ def read_start(checkpoint: str | Path, model: nn.Module) -> dict[str, Any]:
     left_out = [key for key in (*state, *own) if key not in fitting and not key.endswith(DERIVED)]
     if left_out:
         names = ', '.join(sorted(set(left_out)))
-        text = f"'{name}' has another head; these stay as they were initialised: {names}"
+        text = f"'{name}' has a different head; these entries are not loaded: {names}"
         print_log(text, logger='current', level=logging.WARNING)
     whole = {k: v for k, v in {**own, **fitting}.items() if not k.endswith(DERIVED)}
     check_state_dict(whole, model, name=name)
@@ -86,6 +86,7 @@ def check_classes(
     classes = (trained or {}).get('classes')
     if classes is not None and list(classes) != list(metainfo['classes']):
         raise ConfigError(
-            f"'{checkpoint}' was trained with the classes {tuple(classes)}, the config names "
-            f'{tuple(metainfo["classes"])}; set metainfo.classes to those of the checkpoint'
+            f"checkpoint '{checkpoint}' was trained with the classes {tuple(classes)}, but the "
+            f'config has {tuple(metainfo["classes"])}; set metainfo.classes to the classes of the '
+            'checkpoint'
         )
