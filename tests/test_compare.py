@@ -145,7 +145,7 @@ def test_splits_are_found_in_the_usual_layouts(shapes, copy):
     ('change', 'match'),
     [
         (lambda coco: coco.update(images=[]), "the list 'images' is empty"),
-        (lambda coco: coco.update(categories=[]), 'has no categories'),
+        (lambda coco: coco.update(categories=[]), "the list 'categories' is empty"),
         (lambda coco: coco.pop('annotations'), 'export the file in COCO format'),
         (
             lambda coco: coco['images'][0].update(file_name='gone.jpg'),

@@ -161,7 +161,8 @@ def test_torn_checkpoints_are_passed_over_with_a_warning(data, tmp_path, monkeyp
         )
         found, content = find_last_good(tmp_path / 'cut')
     assert found.name == 'epoch_1.pth' and content['meta']['iter'] == 6
-    assert len(warnings) == 1 and warnings[0].startswith(f"skipped checkpoint: '{newest}'")
+    assert len(warnings) == 1 and warnings[0].startswith('skipped: ')
+    assert str(newest) in warnings[0]
     assert train(tmp_path, config, 'cut').iter == 12
     torch.load(newest)
     # killed between the first checkpoint and the pointer to it

@@ -68,7 +68,7 @@ def find_last_good(work_dir: str | Path) -> tuple[Path, dict[str, Any]] | None:
             passed_over.append(str(error))
             continue
         for reason in passed_over:
-            print_log(f'skipped checkpoint: {reason}', logger='current', level=logging.WARNING)
+            print_log(f'skipped: {reason}', logger='current', level=logging.WARNING)
         return file, content
     if passed_over:
         reasons = '\n  '.join(passed_over)
