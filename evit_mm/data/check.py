@@ -1,7 +1,8 @@
-"""A look at a COCO-format data set before anything long starts.
+"""Check COCO-format data sets before a training or a test starts.
 
-mmdet silently skips classes that the annotation file lacks, numbers labels in the file's order,
-and drops boxes without area; each of these ends in a low AP hours later. Here they are named.
+mmdet silently skips classes that are missing in the annotation file, numbers the labels in the
+order of the file, and drops boxes without area. Each of these leads to a low AP hours later. The
+functions of this module report them.
 """
 
 from __future__ import annotations
@@ -30,15 +31,15 @@ Entries = Sequence[Mapping[str, Any]]
 
 
 def check_config_data(cfg: Config, splits: Sequence[str] = ('train', 'val')) -> None:
-    """Check the data sets that a config's dataloaders read, and the files of its evaluators.
+    """Check the data sets of the data loaders of a config, and the files of its evaluators.
 
     Args:
-        cfg: The config; only what lies on local disks is looked at, inside wrappers too: mmdet's
-            ``CocoDataset``, and ``ImageNet`` and ``CustomDataset`` of mmpretrain.
-        splits: Of ``train``, ``val`` and ``test``.
+        cfg: The config. ``CocoDataset`` of mmdet and ``ImageNet`` and ``CustomDataset`` of
+            mmpretrain are checked, also inside wrappers, if their files are on a local disk.
+        splits: Splits to check: ``train``, ``val`` and ``test``.
 
     Raises:
-        DataError: Something would fail or silently go wrong; all findings are in the message.
+        DataError: A data set has errors. The message lists all of them.
     """
     faults, notes = config_data_faults(cfg, splits)
     for note in notes:
@@ -51,10 +52,10 @@ def check_config_data(cfg: Config, splits: Sequence[str] = ('train', 'val')) -> 
 def config_data_faults(
     cfg: Config, splits: Sequence[str], num_decoded: int | None = NUM_DECODED
 ) -> tuple[list[str], list[str]]:
-    """Return the faults and notes on the data sets that a config's dataloaders read.
+    """Return the errors and the notes on the data sets of a config.
 
-    They are those of :func:`check_coco`, and where the config differs from its data; each begins
-    with its split.
+    They include the findings of :func:`check_coco` and differences between the config and its
+    data. Each starts with the name of the split.
     """
     faults: list[str] = []
     notes: list[str] = []
@@ -90,18 +91,19 @@ def check_coco(
     with_mask: bool = False,
     num_decoded: int | None = NUM_DECODED,
 ) -> tuple[list[str], list[str]]:
-    """Check one annotation file in COCO's format and its images.
+    """Check an annotation file in COCO format and its images.
 
     Args:
-        ann_file: JSON with ``images``, ``annotations`` and ``categories``.
-        img_dir: Folder that ``file_name`` is relative to.
-        classes: Names that the config trains, in its order; None for COCO's own.
-        training: The file is for training, where no box at all is an error.
-        with_mask: Masks are loaded too, so that every object needs a segmentation.
-        num_decoded: Images to open at most, evenly chosen; None opens all of them, with a bar.
+        ann_file: JSON file with ``images``, ``annotations`` and ``categories``.
+        img_dir: Folder that contains the images; ``file_name`` is relative to it.
+        classes: Class names of the config, in order. None accepts the categories of the file.
+        training: Whether the file is for training. A training file needs at least one box.
+        with_mask: Whether masks are loaded. If so, every object needs a segmentation.
+        num_decoded: Maximum number of images to decode, evenly spaced. None decodes all images
+            and shows a progress bar.
 
     Returns:
-        Faults that must be mended, and notes on what will be left out; each is a sentence.
+        Errors to fix, and notes on annotations that mmdet ignores or changes. Each is one sentence.
     """
     try:
         coco = read_coco(ann_file)
@@ -129,7 +131,7 @@ def check_coco(
 
 
 def _num_classes_faults(cfg: Config, classes: Sequence[str] | str) -> Iterator[str]:
-    if isinstance(classes, str):  # which check_coco names
+    if isinstance(classes, str):  # check_coco reports this error
         return
     roi_head = cfg.model.get('roi_head') or {}
     heads = {
@@ -187,7 +189,7 @@ def _image_faults(images: Entries, img_dir: Path, num_decoded: int | None) -> It
     if not img_dir.is_dir():
         yield f"image folder '{img_dir}' does not exist; check data_root and data_prefix.img"
         return
-    # one listing per folder, not a stat per image
+    # listing each folder once is faster than one stat call per image
     folders = {(img_dir / image['file_name']).parent for image in images}
     present = {path for folder in folders if folder.is_dir() for path in folder.iterdir()}
     names = [image['file_name'] for image in images]
@@ -236,7 +238,7 @@ def _decoding_faults(images: Entries, img_dir: Path, num_decoded: int | None) ->
 def _boxes_left_out(
     annotations: Entries, sizes: Mapping[Any, tuple[int, int]]
 ) -> tuple[set[Any], list[str]]:
-    """Return the ids of the boxes that mmdet leaves out, and a note on each kind of odd box."""
+    """Return the ids of the boxes that mmdet ignores, and a note on each kind of invalid box."""
     empty, outside, beyond = [], [], []
     for annotation in annotations:
         x, y, w, h = annotation['bbox']
@@ -267,7 +269,7 @@ def _boxes_left_out(
 
 
 def _mask_faults(annotations: Entries, sizes: Mapping[Any, tuple[int, int]]) -> Iterator[str]:
-    # mmdet ends with KeyError: 'mask' at the first of them, or ignores the object
+    # mmdet raises KeyError: 'mask' for such an annotation, or ignores the object
     lacking = [
         annotation['id']
         for annotation in annotations

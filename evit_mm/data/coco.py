@@ -1,4 +1,4 @@
-"""Annotation files in COCO's format: read, and refused where they do not hold together."""
+"""Read annotation files in COCO format and reject inconsistent ones."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .images import some
 
 
 def is_number(value: Any) -> bool:
-    """Say whether a value of a JSON file is a finite number."""
+    """Return whether a value of a JSON file is a finite number."""
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 
@@ -22,7 +22,7 @@ def _is_box(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 4 and all(map(is_number, value))
 
 
-Kind = tuple[str, Callable[[Any], bool]]  # what a field must be: in words, and as a test
+Kind = tuple[str, Callable[[Any], bool]]  # description of a valid value, and a test for it
 ID: Kind = ('an integer or a string', lambda value: isinstance(value, (int, str)))
 NUMBER: Kind = ('a finite number', is_number)
 NAME: Kind = ('a non-empty string', lambda value: isinstance(value, str) and bool(value))
@@ -49,10 +49,13 @@ DEFAULTS = {'area': ' (width times height of the box)', 'iscrowd': ' (0)'}
 
 
 def read_coco(ann_file: str | Path, parts: Sequence[str] = tuple(FIELDS)) -> dict[str, Any]:
-    """Read an annotation file, or raise a DataError that names its faults, one a line.
+    """Read an annotation file and check the given parts.
 
-    In the parts that are needed, every entry has the fields of :data:`FIELDS`, ids are unique, and
-    each annotation's image and category are there.
+    In these parts, every entry must have the fields of :data:`FIELDS`, ids must be unique, and the
+    image and the category of each annotation must exist.
+
+    Raises:
+        DataError: The file cannot be read or has errors. The message lists one error per line.
     """
     ann_file = Path(ann_file)
     if not ann_file.is_file():

@@ -1,4 +1,4 @@
-"""Where a COCO-format data set keeps its parts."""
+"""Find the annotation files and image folders of a COCO-format data set."""
 
 from __future__ import annotations
 
@@ -13,22 +13,26 @@ from .coco import read_coco
 
 @dataclass(frozen=True)
 class CocoSplit:
-    """One annotation file and the folder of its images."""
+    """An annotation file and its image folder."""
 
     ann_file: Path
     img_dir: Path
-    classes: tuple[str, ...]  # in the file's order
+    classes: tuple[str, ...]  # in the order of the file
     num_images: int
-    num_boxes: dict[str, int]  # of each class, crowds left out
+    num_boxes: dict[str, int]  # per class, without crowds
     first_image: Path
     first_size: tuple[int, int]  # width, height
 
 
 def find_splits(root: str | Path) -> tuple[CocoSplit, CocoSplit]:
-    """Find the training and the validation part of a data set in COCO's format.
+    """Find the training and the validation split of a COCO-format data set.
 
-    Annotations are ``annotations/instances_{train,val}.json``, perhaps with COCO's ``2017`` before
-    the dot; images are in a folder named like the part, in ``images/`` or right in ``root``.
+    The annotation files are ``annotations/instances_{train,val}.json`` or
+    ``annotations/instances_{train,val}2017.json``. The images are in a folder named after the
+    split, in ``images/``, or in ``root`` itself.
+
+    Raises:
+        DataError: A file or folder is missing, or the splits have different categories.
     """
     root = Path(root)
     if not root.is_dir():
@@ -79,7 +83,7 @@ def _find(root: Path, split: str) -> CocoSplit:
 
 
 def dataset_config(split: CocoSplit, pipeline: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the parts of a ``CocoDataset`` config that depend on where the data lie."""
+    """Return the ``CocoDataset`` options for the paths and classes of a split."""
     return {
         'data_root': '',
         'ann_file': str(split.ann_file),

@@ -1,4 +1,4 @@
-"""Going on from a checkpoint: which one, with which seed, and whether the optimizer is the same."""
+"""Resume from a checkpoint: find it, restore its seed, and compare its optimizer."""
 
 from __future__ import annotations
 
@@ -19,10 +19,17 @@ from .work_dir import last_checkpoints
 
 
 def find_resumed(cfg: Config) -> dict[str, Any] | None:
-    """Find the checkpoint that a config's run goes on from; its path and seed go into the config.
+    """Find the checkpoint to resume from and write its path and seed into the config.
 
-    With ``resume``, it is ``load_from``, else the last whole checkpoint in ``work_dir``. What it
-    holds is returned, and None where the run begins anew.
+    With ``resume``, the checkpoint is ``load_from``, by default the last intact checkpoint in
+    ``work_dir``.
+
+    Returns:
+        The content of the checkpoint, or None if the training starts from the beginning.
+
+    Raises:
+        CheckpointError: The checkpoint cannot be read or has no training state.
+        ConfigError: The config has another seed than the checkpoint.
     """
     if not cfg.get('resume'):
         return None
@@ -50,15 +57,15 @@ def find_resumed(cfg: Config) -> dict[str, Any] | None:
             f'{seed}'
         )
     if seed is not None:
-        # mmengine restores the seed only after the sampler has drawn its own
+        # mmengine restores the seed too late, after the sampler has used its own
         cfg.randomness = {**cfg.get('randomness', {}), 'seed': seed}
     return {**content, 'state_dict': tensors_of(content, name=str(path))}
 
 
 def find_last_good(work_dir: str | Path) -> tuple[Path, dict[str, Any]] | None:
-    """Return the last whole checkpoint of a run and what it holds, None where it has none.
+    """Return the last intact checkpoint of a run and its content, or None without a checkpoint.
 
-    A warning names each that cannot be read and is passed over.
+    Unreadable checkpoints are skipped with a warning.
     """
     passed_over: list[str] = []
     for file in last_checkpoints(work_dir):
@@ -80,9 +87,9 @@ def find_last_good(work_dir: str | Path) -> tuple[Path, dict[str, Any]] | None:
 
 
 def resumed_from(runner: Any) -> str | None:
-    """Return the checkpoint that a run goes on from, None where it begins anew.
+    """Return the checkpoint that a run resumes from, or None.
 
-    mmengine tells its hooks in no other way than by these two attributes of its runner.
+    mmengine has no public attribute for it.
     """
     if not runner._resume:
         return None
@@ -91,18 +98,19 @@ def resumed_from(runner: Any) -> str | None:
 
 @HOOKS.register_module()
 class ResumedOptimizerHook(Hook):
-    """Refuse another optimizer, and say whose learning rate counts, before a run is resumed.
+    """Compare the optimizer of the config with the checkpoint when a training resumes.
 
-    The checkpoint's rates and schedule count, as they do in mmengine, which does not say so.
+    A different optimizer is an error. A different learning rate gives a warning, because the
+    training continues with the learning rate and the schedule of the checkpoint, as in mmengine.
     """
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict) -> None:
-        """Compare the checkpoint's groups of parameters with those of the config's optimizer."""
+        """Compare the parameter groups and the learning rates with the checkpoint."""
         file = resumed_from(runner)
         if file is None or 'optimizer' not in checkpoint:
             return
         saved = checkpoint['optimizer']['param_groups']
-        # the wrapper's own list has base settings as one group more
+        # the list of the wrapper has an additional group with the base settings
         optimizer = runner.optim_wrapper.optimizer
         own = optimizer.param_groups
         if {*own[0]} - {*saved[0]} or _sizes(own) != _sizes(saved):
