@@ -119,7 +119,7 @@ def installed(monkeypatch, **versions):
 def test_versions_that_differ_are_named(monkeypatch, versions, text, mend):
     installed(monkeypatch, **versions)
     (finding,) = only(stack.check_versions(), 'yellow')
-    assert finding.text.startswith(f'{text}, the pinned version is ')
+    assert finding.text.startswith(f'{text} (pinned version: ')
     assert mend in finding.mend
 
 

@@ -18,7 +18,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--show-dir', help='folder for pictures with ground truth (left) and detections (right)'
     )
-    parser.add_argument('--fuse', action='store_true', help='fuse the model before the test')
+    parser.add_argument('--fuse', action='store_true', help='evaluate the fused model')
     add_device(parser)
     add_cfg_options(parser)
     add_launcher(parser)

@@ -123,9 +123,9 @@ def check_coco(
     if all(a['iscrowd'] for a in loaded):
         empty = 'no box has both a class of the config and iscrowd 0'
         if training:
-            faults.append(f'{empty}; add at least one such box to train')
+            faults.append(f'{empty}; add at least one such box for training')
         else:
-            notes.append(f'{empty}, so every AP will be -1; add such boxes to evaluate')
+            notes.append(f'{empty}, so every AP will be -1; add such boxes for the evaluation')
     faults, notes = ([f"'{ann_file}': {text}" for text in texts] for texts in (faults, notes))
     return faults, notes
 

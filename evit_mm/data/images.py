@@ -32,7 +32,7 @@ def list_images(source: str | Path) -> list[Path]:
         raise DataError(f"image or folder '{source}' does not exist")
     images = sorted(p for p in source.rglob('*') if p.suffix.lower() in IMAGE_SUFFIXES)
     if not images:
-        raise DataError(f"no image found in '{source}' (formats: {', '.join(IMAGE_SUFFIXES)})")
+        raise DataError(f"no image found in '{source}' ({', '.join(IMAGE_SUFFIXES)})")
     return images
 
 

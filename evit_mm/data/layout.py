@@ -37,7 +37,7 @@ def find_splits(root: str | Path) -> tuple[CocoSplit, CocoSplit]:
     root = Path(root)
     if not root.is_dir():
         raise DataError(
-            f"data set folder '{root}' does not exist; give the folder that contains annotations/"
+            f"data set '{root}' does not exist; give the folder that contains annotations/"
         )
     train, val = _find(root, 'train'), _find(root, 'val')
     if train.classes != val.classes:

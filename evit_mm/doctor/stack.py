@@ -86,7 +86,7 @@ def check_versions() -> Iterator[Finding]:
         if version == pin:
             equal += 1
         else:
-            text = f'{package} is {version or "not installed"}, the pinned version is {pin}'
+            text = f'{package} is {version or "not installed"} (pinned version: {pin})'
             mend = f'if something fails, run pip install {package}=={pin}'
             yield Finding('yellow', 'versions', text, mend)
     text = f'{equal} of {len(PACKAGES)} packages have the pinned version'

@@ -67,7 +67,7 @@ def load_config(
     for key in ('model', 'test_dataloader'):
         if not isinstance(cfg.get(key), Mapping):
             raise ConfigError(
-                f"{config}: '{key}' is missing or not a dict; define it or inherit it by _base_"
+                f"{config}: '{key}' is missing or not a dict; define it or inherit it with _base_"
             )
     check_test_keys(cfg.model.get('test_cfg'), str(config))
     if work_dir is not None:

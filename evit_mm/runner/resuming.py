@@ -45,7 +45,7 @@ def find_resumed(cfg: Config) -> dict[str, Any] | None:
         lacking = [f'meta.{key}' for key in ('epoch', 'iter') if key not in content['meta']]
     if lacking:
         raise CheckpointError(
-            f"checkpoint '{path}' has no {' and no '.join(lacking)}, so a training cannot resume "
+            f"checkpoint '{path}' has no {' and no '.join(lacking)}, so training cannot resume "
             f'from it; to start from its weights, use --cfg-options load_from={path} without '
             '--resume'
         )
@@ -122,10 +122,10 @@ class ResumedOptimizerHook(Hook):
         for new, old in zip(_rates(own), _rates(saved), strict=True):
             if not math.isclose(new, old):
                 runner.logger.warning(
-                    f'the training resumes with the learning rate {old:g} and the schedule of the '
-                    f'checkpoint, not with the {new:g} of the config; to use another learning '
-                    f'rate, start from the weights with --cfg-options load_from={file} without '
-                    '--resume'
+                    f'training resumes with the learning rate {old:g} and the schedule of the '
+                    f'checkpoint, not with the learning rate {new:g} of the config; to use another '
+                    f'learning rate, start from the weights with --cfg-options load_from={file} '
+                    'without --resume'
                 )
                 return
 
