@@ -1,4 +1,4 @@
-"""Check COCO-format data sets before a training or a test starts.
+"""Check COCO-format data sets before a training or test run starts.
 
 mmdet silently skips classes that are missing in the annotation file, numbers the labels in the
 order of the file, and drops boxes without area. Each of these leads to a low AP hours later. The
@@ -229,7 +229,7 @@ def _decoding_faults(images: Entries, img_dir: Path, num_decoded: int | None) ->
         )
     if differing:
         yield (
-            f'{len(differing)} {opened} have another size than in the annotation file '
+            f'{len(differing)} {opened} have a different size in the annotation file '
             f'({some(differing)}), so boxes would be misplaced; correct width and height, or save '
             'the images without EXIF rotation'
         )

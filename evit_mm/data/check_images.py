@@ -1,4 +1,4 @@
-"""Check data sets with one image folder per class before a training or a test starts.
+"""Check data sets with one image folder per class before a training or test run starts.
 
 In each split, mmpretrain numbers the classes in the order of their folder names. If one split has
 an additional class folder, all later labels shift without an error. This check reports it.

@@ -28,9 +28,9 @@ class _AdaptiveClipping:
 class AGCOptimWrapper(_AdaptiveClipping, OptimWrapper):
     """mmengine's OptimWrapper with adaptive gradient clipping (arXiv 2102.06171).
 
-    The gradient norm of each output unit of each parameter is limited to ``clip_factor`` times its
-    weight norm, which is at least 1e-3. The gradients of the classifier are also clipped, as in the
-    training of the authors.
+    The gradient norm of each output unit is limited to ``clip_factor`` times the weight norm of the
+    unit. Weight norms below 1e-3 count as 1e-3. The gradients of the classifier are also clipped,
+    as in the training code of the authors.
 
     Args:
         clip_factor: Maximum ratio of the gradient norm of a unit to its weight norm.

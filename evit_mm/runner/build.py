@@ -34,17 +34,17 @@ REMOVABLE = ('runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler
 class CheckedRunner(Runner):
     """mmengine's runner with additional checks. A config selects it with ``runner_type``.
 
-    - Checkpoints are read weights-only and must match the model. A test needs an exact match. A
-      training can start from a checkpoint with a different head. The config text in a checkpoint is
+    - Checkpoints are read weights-only and must match the model. Testing needs an exact match.
+      Training can start from a checkpoint with a different head. The config text in a checkpoint is
       ignored, because mmengine would execute it.
     - ``resume=True`` without ``load_from`` resumes from the last intact checkpoint in the work dir,
       with its seed.
     - Several processes without a GPU communicate with gloo.
     - The console shows less than the log file. See :mod:`evit_mm.runner.console`.
-    - A training writes its config to the work dir. A test does not.
+    - Training writes the config to the work dir. Testing does not.
     - ``default_hooks.NAME=None`` disables any default hook.
     - Hooks can define two additional methods. ``before_build(runner, splits)`` is called before the
-      data sets and loops are built. ``on_exit(runner)`` is called at the end of a training, also
+      data sets and loops are built. ``on_exit(runner)`` is called at the end of training, also
       after an exception.
 
     Raises:
@@ -89,7 +89,7 @@ class CheckedRunner(Runner):
     def load_checkpoint(self, filename: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Load a checkpoint that matches the model.
 
-        mmengine calls this method after the initialisation of the model and hooks such as EMA.
+        mmengine calls this method after it has initialised the model and hooks such as EMA.
         """
         model = unwrap(self.model)
         if self._evaluates:
@@ -144,7 +144,10 @@ class CheckedRunner(Runner):
         return super().wrap_model(model_wrapper_cfg, model)
 
     def build_logger(self, *args: Any, **kwargs: Any) -> logging.Logger:
-        """Build mmengine's logger. Until the runner is built, infos go only to the log file."""
+        """Build mmengine's logger and hide INFO messages on the console until the runner is built.
+
+        The log file contains all messages.
+        """
         logger = super().build_logger(*args, **kwargs)
         self._while_built.enter_context(file_only(logger))
         return logger
@@ -176,7 +179,7 @@ class CheckedRunner(Runner):
 
 
 def build_runner(cfg: Config, launcher: str = 'none') -> Runner:
-    """Build the runner type of a config, by default a :class:`CheckedRunner`."""
+    """Build the runner of a config. The default type is :class:`CheckedRunner`."""
     cfg.launcher = launcher
     make_folder('--work-dir', cfg.work_dir)
     runner = RUNNERS.get(cfg.get('runner_type', 'CheckedRunner'))
@@ -239,9 +242,9 @@ def make_folder(flag: str, folder: str | Path) -> None:
 
 @contextmanager
 def config_faults(cfg: Mapping[str, Any]) -> Iterator[None]:
-    """Convert errors in the building of a component to a ConfigError that names the config.
+    """Convert errors during the build of a component to a ConfigError that names the config.
 
-    Put only the building code into this context, so that other errors are not converted.
+    Use this context only around build calls, so that other errors are not converted.
     """
     try:
         yield

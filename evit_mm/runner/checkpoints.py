@@ -64,7 +64,7 @@ class SafeCheckpointHook(CheckpointHook):
     - Buffers, such as BatchNorm statistics, are copied from the first process to all others before
       a checkpoint is saved and before each evaluation.
 
-    The arguments are the arguments of mmengine's hook.
+    The arguments are the same as in mmengine's hook.
     """
 
     _resumed_gradients: dict[str, Tensor] = {}
@@ -87,7 +87,7 @@ class SafeCheckpointHook(CheckpointHook):
         self._resumed_gradients = {}
 
     def before_val_epoch(self, runner: Any) -> None:
-        """Give all processes the same buffers for the evaluation."""
+        """Synchronise the buffers of all processes before the evaluation."""
         share_buffers(unwrap(runner.model))
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict) -> None:
@@ -130,9 +130,9 @@ def gradients_in_flight(runner: Any) -> dict[str, Tensor]:
 def share_state(runner: Any) -> None:
     """Synchronise the buffers and the accumulated gradients of all processes.
 
-    The gradients are averaged over the processes. The optimizer step averages them anyway, so the
-    time of the averaging does not change the result. After it, the running training and a resumed
-    training are bitwise equal.
+    The gradients are averaged over the processes. The optimizer step would average them later, so
+    this does not change the result. The current run and a run that resumes from the checkpoint
+    then give bitwise equal results.
     """
     share_buffers(unwrap(runner.model))
     for gradient in gradients_in_flight(runner).values():

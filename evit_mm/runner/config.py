@@ -83,7 +83,7 @@ def is_classifier(cfg: Mapping[str, Any]) -> bool:
 
 
 def check_test_keys(test_cfg: Any, name: str, where: str = 'model.test_cfg') -> None:
-    """Reject misspelled keys. Keys unlike any known key are accepted for custom heads."""
+    """Reject misspelled keys. Accept other unknown keys, because custom heads can use them."""
     if not isinstance(test_cfg, Mapping):
         return
     for key, value in test_cfg.items():

@@ -17,11 +17,11 @@ from .summary import best_so_far
 
 @contextmanager
 def file_only(logger: logging.Logger, errors: bool = False) -> Iterator[None]:
-    """Hide infos from the console inside this context. At log level DEBUG, nothing is hidden.
+    """Hide INFO messages on the console inside this context. At level DEBUG, nothing is hidden.
 
     Args:
         logger: Logger of mmengine.
-        errors: Whether to hide warnings too, so that only errors are shown.
+        errors: Whether to hide warnings too and show only errors.
     """
     level = logging.ERROR if errors else logging.WARNING
     handlers = console_handlers(logger)
@@ -50,7 +50,7 @@ class ConsoleLoggerHook(LoggerHook):
     """mmengine's LoggerHook with full lines in the log file and short lines on the console.
 
     The short line of an iteration shows the loss, the learning rate, the best metric so far and
-    the remaining time. The arguments are the arguments of mmengine's hook.
+    the remaining time. The arguments are the same as in mmengine's hook.
     """
 
     def after_train_iter(
@@ -66,7 +66,7 @@ class ConsoleLoggerHook(LoggerHook):
     def after_val_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        """Log the progress of a validation."""
+        """Log the progress of the validation."""
         with file_only(runner.logger):
             super().after_val_iter(runner, batch_idx, data_batch, outputs)
         self._say_how_far(runner, batch_idx, len(runner.val_dataloader))
@@ -74,13 +74,13 @@ class ConsoleLoggerHook(LoggerHook):
     def after_test_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        """Log the progress of a test."""
+        """Log the progress of the test."""
         with file_only(runner.logger):
             super().after_test_iter(runner, batch_idx, data_batch, outputs)
         self._say_how_far(runner, batch_idx, len(runner.test_dataloader))
 
     def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
-        """Log the metrics of a validation."""
+        """Log the metrics of the validation."""
         with file_only(runner.logger):
             super().after_val_epoch(runner, metrics)
         figures = '  '.join(f'{name}: {_figure(x)}' for name, x in (metrics or {}).items())

@@ -35,9 +35,9 @@ class DataCheckHook(Hook):
         self.checked = tuple(splits)
 
     def before_train(self, runner: Any) -> None:
-        """Check the data sets of the training, unless this has been done."""
+        """Check the data sets for training, unless this has been done."""
         self.before_build(runner, ('train', 'val'))
 
     def before_test(self, runner: Any) -> None:
-        """Check the data sets of the test, unless this has been done."""
+        """Check the data sets for testing, unless this has been done."""
         self.before_build(runner, ('test',))

@@ -26,7 +26,7 @@ SKIPPED = 'evit_mm_skipped_batches'  # key of the message hub, which is saved in
 
 @HOOKS.register_module()
 class NonFiniteLossHook(Hook):
-    """Stop a training or skip the batch if a loss is NaN or infinite.
+    """Stop the training or skip the batch if a loss is NaN or infinite.
 
     The check runs before the optimizer step. The message names the loss and the images, and the
     batch is saved in ``work_dir/non_finite``. The hook checks the losses that the forward of the

@@ -32,11 +32,11 @@ class Seeded(NamedTuple):
 
 
 class ExactBatchSampler:
-    """Yield the batches of another batch sampler from batch ``start`` on, with seeds.
+    """Yield the batches of another batch sampler from batch ``start`` on, with a seed per sample.
 
-    Skipped samples are never decoded. The seed of a sample depends on its position over all
-    processes. With mmengine's ``DefaultSampler``, the augmentation of an image is therefore the
-    same for any number of processes.
+    Earlier samples are never decoded. The seed of a sample depends on its position in the epoch,
+    counted over all processes. With mmengine's ``DefaultSampler``, the augmentation of an image is
+    therefore the same for any number of processes.
     """
 
     def __init__(self, batch_sampler: Any, seed: int) -> None:
@@ -90,8 +90,8 @@ class GuardedDataset(Dataset):
     def __getitem__(self, key: Any) -> Any:
         """Return a sample. An index without a seed is passed to the wrapped data set.
 
-        If the image cannot be read, or too many images in a row, a ``DataError`` is returned in
-        place of the sample. If a worker raised it, torch would hide its message in a traceback.
+        If the image or too many replacements in a row cannot be read, a ``DataError`` is returned
+        in place of the sample. If a worker raised the error, torch would hide it in a traceback.
         """
         if not isinstance(key, Seeded):
             return self.dataset[key]
@@ -129,7 +129,7 @@ class GuardedDataset(Dataset):
 
 
 def _is_of_image(error: OSError, name: str | None) -> bool:
-    """Return whether an error is about an image, not about another file of a transform."""
+    """Return whether an error is about an image, and not about another file of a transform."""
     if name is None or '://' in name:
         return True
     opened = str(error.filename or '')

@@ -23,10 +23,9 @@ NAMED = 10  # maximum number of images in the summary
 class ExactTrainLoop(EpochBasedTrainLoop):
     """mmengine's epoch-based training loop with exact resuming, also within an epoch.
 
-    A training that resumes within an epoch continues with the next batch of this epoch. It does not
-    decode the earlier images again. All random numbers depend on seeds that are derived from the
-    position in the training. See :mod:`~evit_mm.runner.seeding`. An interrupted evaluation is
-    repeated.
+    A run that resumes within an epoch continues with the next batch of this epoch. It does not
+    decode the earlier images again. The seeds of all random numbers depend on the position in the
+    training, see :mod:`~evit_mm.runner.seeding`. An interrupted evaluation is repeated.
 
     Args:
         runner: The runner.
@@ -109,7 +108,7 @@ class ExactTrainLoop(EpochBasedTrainLoop):
         return done
 
     def _evaluate(self) -> None:
-        """Evaluate if an evaluation is due, and record it for checkpoints saved meanwhile."""
+        """Evaluate if it is due, and record this in checkpoints that are saved meanwhile."""
         self._decide_current_val_interval()
         due = self._epoch % self.val_interval == 0 or self._epoch == self._max_epochs
         evaluated = self.place.get('evaluated') == self._epoch

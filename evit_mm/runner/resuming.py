@@ -29,7 +29,7 @@ def find_resumed(cfg: Config) -> dict[str, Any] | None:
 
     Raises:
         CheckpointError: The checkpoint cannot be read or has no training state.
-        ConfigError: The config has another seed than the checkpoint.
+        ConfigError: The seed of the config differs from the seed of the checkpoint.
     """
     if not cfg.get('resume'):
         return None
@@ -63,7 +63,7 @@ def find_resumed(cfg: Config) -> dict[str, Any] | None:
 
 
 def find_last_good(work_dir: str | Path) -> tuple[Path, dict[str, Any]] | None:
-    """Return the last intact checkpoint of a run and its content, or None without a checkpoint.
+    """Return the last intact checkpoint of a run and its content, or None if it has no checkpoint.
 
     Unreadable checkpoints are skipped with a warning.
     """
@@ -98,7 +98,7 @@ def resumed_from(runner: Any) -> str | None:
 
 @HOOKS.register_module()
 class ResumedOptimizerHook(Hook):
-    """Compare the optimizer of the config with the checkpoint when a training resumes.
+    """Compare the optimizer of the config with the checkpoint when training resumes.
 
     A different optimizer is an error. A different learning rate gives a warning, because the
     training continues with the learning rate and the schedule of the checkpoint, as in mmengine.
@@ -110,7 +110,7 @@ class ResumedOptimizerHook(Hook):
         if file is None or 'optimizer' not in checkpoint:
             return
         saved = checkpoint['optimizer']['param_groups']
-        # the list of the wrapper has an additional group with the base settings
+        # the wrapper's list has an additional group with the base settings
         optimizer = runner.optim_wrapper.optimizer
         own = optimizer.param_groups
         if {*own[0]} - {*saved[0]} or _sizes(own) != _sizes(saved):

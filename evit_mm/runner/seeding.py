@@ -1,8 +1,8 @@
 """Derive seeds from the position in the training, so that checkpoints need no generator states.
 
 The augmentation of a sample uses a seed derived from (seed, epoch, position in the epoch). The
-random numbers of the model use a seed derived from (seed, iteration, rank). A resumed training
-therefore uses the same random numbers as an uninterrupted one, for any number of workers.
+random numbers of the model use a seed derived from (seed, iteration, rank). A resumed run
+therefore uses the same random numbers as an uninterrupted run, for any number of workers.
 
 Saved generator states would not be enough, because workers load samples in advance.
 """

@@ -151,7 +151,7 @@ class SummaryHook(Hook):
 
 
 def _provenance(runner: Any, facts: Mapping[str, Any]) -> str:
-    """Return a text with the facts to reproduce a run: commit, versions, seed, threads."""
+    """Return the facts that are needed to reproduce a run: commit, versions, seed, threads."""
     found = ', '.join(f'{name} {version}' for name, version in facts['versions'].items())
     lines = (
         'This run',
@@ -170,7 +170,7 @@ def read_summary(work_dir: str | Path) -> dict[str, Any]:
 
 
 def best_so_far(runner: Any) -> dict[str, Any] | None:
-    """Return ``metric``, ``value`` and ``epoch`` of the best evaluation, or None without one."""
+    """Return ``metric``, ``value`` and ``epoch`` of the best evaluation, or None before it."""
     return runner.message_hub.runtime_info.get(BEST)
 
 

@@ -74,7 +74,7 @@ def test(
 
 
 def _write_predictions(cfg: Config, out: str) -> None:
-    """Set up the config to write predictions to a file."""
+    """Configure the evaluation to write the predictions to a file."""
     evaluator = cfg.test_evaluator
     if out.endswith('.json'):
         if is_classifier(cfg):
@@ -94,7 +94,7 @@ def _write_predictions(cfg: Config, out: str) -> None:
 
 
 def _draw_predictions(cfg: Config, show_dir: str) -> None:
-    """Set up the visualization hook of the config to draw pictures into a folder."""
+    """Configure the visualization hook to save pictures in a folder."""
     folder = os.path.abspath(show_dir)
     if is_classifier(cfg):
         cfg.default_hooks.visualization.update(enable=True, interval=1, out_dir=folder)

@@ -1,8 +1,8 @@
-"""Log a training to TensorBoard, MLflow or Weights & Biases.
+"""Log training runs to TensorBoard, MLflow or Weights & Biases.
 
 The backends of mmengine write the logs. This module adds three features: an early error for a
-missing package, one continuous log for a resumed training, and pictures of the predictions on the
-same few images after each evaluation.
+missing package, one continuous log for a resumed run, and pictures of the predictions on the same
+few images after each evaluation.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SCORE = 0.3  # score threshold, as in tools/predict.py
 
 
 def add_trackers(cfg: Config, trackers: Sequence[str]) -> None:
-    """Add trackers and their hook to a config. A resumed training continues its logs.
+    """Add trackers and their hook to a config. A resumed run continues its logs.
 
     Backend options in the config override the defaults. ``work_dir`` and ``resume`` must be final.
 
@@ -67,7 +67,7 @@ def add_trackers(cfg: Config, trackers: Sequence[str]) -> None:
 
 
 def drop_trackers(cfg: Config) -> None:
-    """Remove the trackers from a config, because a test must not write to the training log."""
+    """Remove the trackers from a config, because testing must not write to the training log."""
     cfg.get('default_hooks', {}).pop('tracking', None)
     visualizer = cfg.get('visualizer') or {}
     backends = visualizer.get('vis_backends') or []
@@ -76,7 +76,7 @@ def drop_trackers(cfg: Config) -> None:
 
 @HOOKS.register_module()
 class TrackingHook(Hook):
-    """Log pictures of each evaluation to the trackers, and continue the log of a resumed training.
+    """Log pictures of each evaluation to the trackers, and continue the logs of a resumed run.
 
     Args:
         trackers: Names from :data:`~evit_mm.runner.tracking.BACKENDS`.
@@ -92,7 +92,7 @@ class TrackingHook(Hook):
 
     @master_only
     def before_train(self, runner: Any) -> None:
-        """Mark a resumed training in TensorBoard, and save the id of the MLflow run."""
+        """Mark the resumed step in TensorBoard, and save the id of the MLflow run."""
         if 'tensorboard' in self.trackers and resumed_from(runner):
             self._forget_after(runner)
         if 'mlflow' in self.trackers:

@@ -41,7 +41,7 @@ def train(
             ``work_dirs/NAME``.
         resume: ``'auto'`` resumes from the last intact checkpoint in ``work_dir``, if there is one.
             A path resumes from this checkpoint. With :class:`~evit_mm.runner.ExactTrainLoop`, the
-            losses and weights are the same as in an uninterrupted training.
+            losses and weights are the same as in an uninterrupted run.
         amp: Whether to train in mixed precision.
         auto_scale_lr: Whether to scale the learning rate to the actual batch size.
         launcher: ``'none'``, ``'pytorch'``, ``'slurm'`` or ``'mpi'``.
@@ -55,7 +55,7 @@ def train(
             :data:`evit_mm.runner.tracking.BACKENDS`.
 
     Returns:
-        The runner after the training.
+        The runner after training.
 
     Raises:
         EvitError: The config, a data set or a checkpoint cannot be used, the loss is not finite,

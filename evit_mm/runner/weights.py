@@ -57,7 +57,7 @@ def read_fitting(
 
 
 def read_start(checkpoint: str | Path, model: nn.Module) -> dict[str, Any]:
-    """Read weights to start a training from. Only the head may differ.
+    """Read initial weights for training. Only the head may differ.
 
     Returns:
         A dict with a complete ``state_dict``. Entries that do not match keep the values of the
@@ -83,7 +83,7 @@ def read_start(checkpoint: str | Path, model: nn.Module) -> dict[str, Any]:
 def check_classes(
     trained: Mapping[str, Any] | None, metainfo: Mapping[str, Any], checkpoint: str | Path
 ) -> None:
-    """Raise a ConfigError if a checkpoint was trained with other class names than the config."""
+    """Raise a ConfigError if the class names of a checkpoint differ from the config."""
     classes = (trained or {}).get('classes')
     if classes is not None and list(classes) != list(metainfo['classes']):
         raise ConfigError(

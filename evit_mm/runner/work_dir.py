@@ -18,7 +18,7 @@ def read_scalars(work_dir: str | Path) -> tuple[list[dict[str, Any]], int]:
 
     Returns:
         The entries and the number of incomplete lines. Entries of training steps have the key
-        ``iter``. The last line of a running or killed training can be incomplete.
+        ``iter``. The last line of an active or killed run can be incomplete.
     """
     entries: list[dict[str, Any]] = []
     broken = 0
@@ -35,7 +35,7 @@ def read_scalars(work_dir: str | Path) -> tuple[list[dict[str, Any]], int]:
 
 
 def pointed_at(work_dir: str | Path) -> Path | None:
-    """Return the checkpoint in the file ``last_checkpoint``, or None without this file."""
+    """Return the checkpoint named in ``last_checkpoint``, or None if this file does not exist."""
     with suppress(OSError, UnicodeDecodeError):
         named = Path(Path(work_dir, 'last_checkpoint').read_text().strip())
         own = Path(work_dir, named.name)  # in a copied folder, the path is that of the original
@@ -58,7 +58,7 @@ def last_checkpoints(work_dir: str | Path) -> list[Path]:
 
 
 def find_checkpoint(work_dir: str | Path) -> Path | None:
-    """Return the best checkpoint of a run, or the last one, or None without a checkpoint."""
+    """Return the best checkpoint of a run, else the last one, else None."""
     folder = Path(work_dir)
     best = sorted(folder.glob('best_*.pth'), key=number_of, reverse=True)
     candidates = [*best, *last_checkpoints(folder), folder / WEIGHTS]
