@@ -350,7 +350,7 @@ def test_where_pycocotools_and_mmdet_are_wrong_the_figure_is_right(made, tmp_pat
 
 def test_what_cannot_be_evaluated_is_named(made):
     ann_file, classes, samples = made
-    with pytest.raises(ConfigError, match="metric_items has the unknown figure 'mAP_x'"):
+    with pytest.raises(ConfigError, match="metric_items has the unknown metric 'mAP_x'"):
         evaluated('HotCocoMetric', made, metric_items=['mAP_x'])
     for numbers in ((300,), (1, 10, 300)):
         with pytest.raises(ConfigError, match='at least three numbers that include 100'):

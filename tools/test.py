@@ -26,7 +26,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Evaluate."""
+    """Run the evaluation."""
     args = parse_args()
     evaluate(**vars(args))
     if args.show_dir:

@@ -39,7 +39,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Train."""
+    """Run the training."""
     train(**vars(parse_args()))
 
 

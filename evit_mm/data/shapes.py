@@ -178,7 +178,7 @@ def shape_mask(
 def _place(
     rng: Generator, owner: np.ndarray, full_areas: list[int], category: int, diameter: float
 ) -> np.ndarray | None:
-    """Return the mask of a new object that keeps the others visible, or None without a place."""
+    """Return the mask of a new object that keeps the others visible, or None on failure."""
     height, width = owner.shape
     diameter = min(diameter, 0.85 * min(height, width))
     for _ in range(20):

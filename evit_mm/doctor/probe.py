@@ -35,7 +35,7 @@ def main() -> None:
 
 
 def step(name: str, run: Callable[[], Any]) -> bool:
-    """Print the name, run the step, print ``ok`` or the exception, and return the success."""
+    """Run a step, print its name and ``ok`` or the exception, and return whether it succeeded."""
     outcome = 'ok'
     print(f'{name}: ', end='', flush=True)  # noqa: T201 - stack.py reads this output
     try:

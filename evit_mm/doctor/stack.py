@@ -68,7 +68,7 @@ def tested_versions() -> dict[str, str]:
 
 
 def installed_version(package: str) -> str | None:
-    """Return the version of a package or of its alternative, without the ``+...`` suffix."""
+    """Return the version of a package or of an alternative, without the ``+...`` suffix."""
     for name in (package, *SAME_MODULE.get(package, ())):
         try:
             return metadata.version(name).split('+')[0]

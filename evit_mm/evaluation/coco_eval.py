@@ -28,10 +28,10 @@ FIGURES = (
 
 @dataclass(frozen=True)
 class Figures:
-    """The figures of COCO's evaluation. A figure without any object is NaN.
+    """The metrics of COCO's evaluation. A metric is NaN if there is no object for it.
 
     Attributes:
-        twelve: COCO's twelve figures in the order of :data:`FIGURES`.
+        twelve: COCO's twelve metrics in the order of :data:`FIGURES`.
         ap: ``(K,)`` AP of each class.
         ap50: ``(K,)`` AP of each class at IoU 0.5.
         curves: For each IoU range, ``(101,)`` precision over ascending recall, averaged over the
@@ -56,7 +56,7 @@ def precision(evaluator: hotcoco.COCOeval) -> np.ndarray:
 
 
 def summarize(evaluator: hotcoco.COCOeval) -> np.ndarray:
-    """Print COCO's table and return its twelve figures. Call ``accumulate()`` first.
+    """Print COCO's table and return its twelve metrics. Call ``accumulate()`` first.
 
     This function runs the summary of pycocotools on the arrays of hotcoco, because the two
     summaries differ. pycocotools computes AP with 100 detections per image, or returns -1 if 100 is
@@ -73,7 +73,7 @@ def summarize(evaluator: hotcoco.COCOeval) -> np.ndarray:
 
 
 def coco_figures(evaluator: hotcoco.COCOeval) -> Figures:
-    """Return COCO's figures over all classes and per class. Call ``accumulate()`` first."""
+    """Return COCO's metrics over all classes and per class. Call ``accumulate()`` first."""
     with contextlib.redirect_stdout(io.StringIO()):
         twelve = summarize(evaluator)
     values = precision(evaluator)[..., 0, -1]  # (T, R, K), all areas

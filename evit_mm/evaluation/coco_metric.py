@@ -28,23 +28,23 @@ RECALLS = ('AR@100', 'AR@300', 'AR@1000', 'AR_s@1000', 'AR_m@1000', 'AR_l@1000')
 
 @METRICS.register_module()
 class HotCocoMetric(CocoMetric):
-    """Compute the figures of mmdet's CocoMetric with hotcoco, which is many times faster.
+    """Compute the metrics of mmdet's CocoMetric with hotcoco, which is many times faster.
 
-    The arguments and the names of the figures are the same as in CocoMetric, and the figures are
+    The arguments and the names of the metrics are the same as in CocoMetric, and the values are
     bitwise equal. Set ``type='CocoMetric'`` to evaluate with pycocotools. ``use_mp_eval`` has no
     effect because hotcoco uses all cores. Result files are written only if ``outfile_prefix`` is
     set.
 
-    The figures differ from CocoMetric in two cases, where pycocotools or mmdet is wrong:
+    The values differ from CocoMetric in two cases, where pycocotools or mmdet is wrong:
 
     - An object with the id 0 can be matched.
-    - With ``classwise=True``, each class gets its own figure even if the categories of the file
-      are not sorted by id.
+    - With ``classwise=True``, each class gets its own value even if the categories of the file are
+      not sorted by id.
 
-    The figures can also differ for invalid input, such as duplicate ids or NaN in boxes.
+    The values can also differ for invalid input, such as duplicate ids or NaN in boxes.
 
     Raises:
-        ConfigError: ``metric_items`` contains an unknown figure, or COCO cannot compute AP with
+        ConfigError: ``metric_items`` contains an unknown metric, or COCO cannot compute AP with
             ``proposal_nums``.
     """
 
@@ -58,7 +58,7 @@ class HotCocoMetric(CocoMetric):
         unknown = [item for item in self.metric_items or () if item not in known]
         if unknown:
             raise ConfigError(
-                f'metric_items has the unknown figure {unknown[0]!r}; choose from '
+                f'metric_items has the unknown metric {unknown[0]!r}; choose from '
                 f'{", ".join(known)}'
             )
         numbers = tuple(self.proposal_nums)
@@ -69,7 +69,7 @@ class HotCocoMetric(CocoMetric):
             )
 
     def compute_metrics(self, results: list) -> dict[str, float]:
-        """Return the figures under mmdet's names.
+        """Return the metrics under mmdet's names.
 
         Raises:
             DataError: An evaluated image is not in the annotation file.
@@ -113,7 +113,7 @@ class HotCocoMetric(CocoMetric):
             self.results2json(predictions, self.outfile_prefix)
 
     def _evaluate(self, metric: str, predictions: Sequence, logger: MMLogger) -> dict[str, float]:
-        """Return the figures for ``'bbox'``, ``'segm'`` or ``'proposal'``."""
+        """Return the metrics for ``'bbox'``, ``'segm'`` or ``'proposal'``."""
         of_classes = metric != 'proposal'
         items = self.metric_items
         if items is None:

@@ -80,7 +80,7 @@ def synthetic_detections(
 def _false_detections(
     rng: np.random.Generator, sizes: np.ndarray, present: np.ndarray, common: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return random images, classes and boxes; half of the classes are classes of the image."""
+    """Return random images, classes and boxes; half of the classes occur in the image."""
     image = np.repeat(np.arange(len(sizes)), rng.integers(0, MAX_PER_IMAGE, len(sizes)))
     likely = rng.random(len(image)) < 0.5
     label = np.where(
@@ -101,7 +101,7 @@ def _random_boxes(rng: np.random.Generator, sizes: np.ndarray) -> np.ndarray:
 
 
 def _moved(rng: np.random.Generator, boxes: np.ndarray) -> np.ndarray:
-    """Shift the centres and scale the sides of boxes randomly, by about 10 % of their size."""
+    """Shift the centres and scale the sides of boxes randomly by about 10 %."""
     extent = boxes[:, 2:] * rng.lognormal(0, 0.1, (len(boxes), 2))
     shift = boxes[:, 2:] * rng.normal(0, 0.1, (len(boxes), 2))
     return np.concatenate([boxes[:, :2] + (boxes[:, 2:] - extent) / 2 + shift, extent], 1)
