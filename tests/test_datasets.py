@@ -198,7 +198,7 @@ def make_all(key, value):
 )
 def test_no_usable_box_is_a_fault_in_training(copy, change):
     edit(copy, change)
-    assert 'add at least one such box for training' in check(copy, training=True)[0][0]
+    assert 'add at least one for training' in check(copy, training=True)[0][0]
 
 
 def test_images_that_are_no_files_are_named(copy):

@@ -123,9 +123,9 @@ def check_coco(
     if all(a['iscrowd'] for a in loaded):
         empty = 'no box has both a class of the config and iscrowd 0'
         if training:
-            faults.append(f'{empty}; add at least one such box for training')
+            faults.append(f'{empty}; add at least one for training')
         else:
-            notes.append(f'{empty}, so every AP will be -1; add such boxes for the evaluation')
+            notes.append(f'{empty}, so every AP will be -1; add boxes for the evaluation')
     faults, notes = ([f"'{ann_file}': {text}" for text in texts] for texts in (faults, notes))
     return faults, notes
 
@@ -269,7 +269,7 @@ def _boxes_left_out(
 
 
 def _mask_faults(annotations: Entries, sizes: Mapping[Any, tuple[int, int]]) -> Iterator[str]:
-    # mmdet raises KeyError: 'mask' for such an annotation, or ignores the object
+    # for an invalid mask, mmdet raises KeyError: 'mask' or ignores the object
     lacking = [
         annotation['id']
         for annotation in annotations

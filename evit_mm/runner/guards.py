@@ -120,7 +120,7 @@ class NonFiniteLossHook(Hook):
             many = f' ({self.skipped_in_a_row} batches in a row)' * (self.skipped_in_a_row > 1)
             raise EvitError(
                 f'{what}{many}. Check its boxes, reduce the learning rate or set '
-                'optim_wrapper.clip_grad; to skip such batches, use --cfg-options '
+                'optim_wrapper.clip_grad; to skip the batch, use --cfg-options '
                 'default_hooks.non_finite_loss.policy=skip'
             )
         runner.logger.warning(f'{what}; the batch is skipped')
