@@ -57,7 +57,7 @@ FAR = [[2, 2, 1e9, 2, 20, 20]]  # pycocotools would walk along the edge and take
 )
 def test_masks_that_would_crash_are_named(segmentation):
     (fault,) = masks_checked(segmentation)
-    assert '1 of 3 annotations have no segmentation that can be loaded' in fault
+    assert '1 of 3 annotations have no valid segmentation' in fault
 
 
 @pytest.mark.parametrize(

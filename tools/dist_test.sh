@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # tools/dist_test.sh CONFIG CHECKPOINT GPUS [options of tools/test.py]
-# Several nodes: NNODES, NODE_RANK, MASTER_ADDR and PORT as torchrun knows them.
+# For several nodes, set NNODES, NODE_RANK, MASTER_ADDR and PORT.
 set -euo pipefail
 if [ $# -lt 3 ]; then
     echo "usage: tools/dist_test.sh CONFIG CHECKPOINT GPUS [options of tools/test.py]" >&2

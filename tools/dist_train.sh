@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # tools/dist_train.sh CONFIG GPUS [options of tools/train.py]
-# Several nodes: NNODES, NODE_RANK, MASTER_ADDR and PORT as torchrun knows them.
+# For several nodes, set NNODES, NODE_RANK, MASTER_ADDR and PORT.
 set -euo pipefail
 if [ $# -lt 2 ]; then
     echo "usage: tools/dist_train.sh CONFIG GPUS [options of tools/train.py]" >&2

@@ -1,6 +1,6 @@
-"""Check stack, data and checkpoint: python tools/doctor.py [CONFIG [CHECKPOINT]].
+"""Check environment, data and checkpoint: python tools/doctor.py [CONFIG [CHECKPOINT]].
 
-Exit status: 0 nothing is red, 1 something is, 2 wrong usage.
+Exit status: 0 without a red finding, 1 with a red finding, 2 for wrong usage.
 """
 
 import argparse
@@ -11,22 +11,28 @@ from pathlib import Path
 from types import ModuleType
 
 ROOT = Path(__file__).resolve().parents[1]
-if ROOT.name == '.mim':  # of a wheel: evit_mm/.mim/tools
+if ROOT.name == '.mim':  # in a wheel, this file is evit_mm/.mim/tools/doctor.py
     ROOT = ROOT.parents[1]
 
 
 def parse_args() -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description='Check the stack, a data set and a checkpoint')
-    parser.add_argument('config', nargs='?', help='config file (default: the stack alone)')
-    parser.add_argument('checkpoint', nargs='?', help='checkpoint file to test or resume')
-    parser.add_argument('--json', action='store_true', help='print JSON in place of lines')
-    parser.add_argument('--all-images', action='store_true', help='decode every image, not a few')
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description='Check the environment, the data of a config and a checkpoint'
+    )
+    parser.add_argument(
+        'config', nargs='?', help='config file (default: check only the environment)'
+    )
+    parser.add_argument('checkpoint', nargs='?', help='checkpoint for the model of the config')
+    parser.add_argument('--json', action='store_true', help='print the findings as JSON')
+    parser.add_argument(
+        '--all-images', action='store_true', help='decode all images (default: a few)'
+    )
     return parser.parse_args()
 
 
 def load_doctor() -> ModuleType:
-    """Load evit_mm.doctor by its path: importing evit_mm fails where its stack is broken."""
+    """Load evit_mm.doctor by its path, because a broken package prevents ``import evit_mm``."""
     folder = ROOT / 'evit_mm' / 'doctor'
     spec = importlib.util.spec_from_file_location(
         'evit_mm_doctor', folder / '__init__.py', submodule_search_locations=[str(folder)]

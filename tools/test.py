@@ -7,14 +7,18 @@ from evit_mm.utils.cli import add_cfg_options, add_device, add_launcher, parse_w
 
 
 def parse_args() -> argparse.Namespace:
-    """Read the command line; flags and meanings are mmdet's where it has them."""
+    """Parse the command line, with the flags of mmdet where it has them."""
     parser = argparse.ArgumentParser(description='Evaluate a detector or classifier')
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file')
-    parser.add_argument('--work-dir', help='where the log goes')
-    parser.add_argument('--out', help='FILE.pkl: all predictions; FILE.json: COCO-style results')
-    parser.add_argument('--show-dir', help='folder for pictures, truth beside detections')
-    parser.add_argument('--fuse', action='store_true', help='test the fast form of the network')
+    parser.add_argument('--work-dir', help='folder for the log')
+    parser.add_argument(
+        '--out', help='file for the results: FILE.pkl (all predictions) or FILE.json (COCO format)'
+    )
+    parser.add_argument(
+        '--show-dir', help='folder for pictures with ground truth (left) and detections (right)'
+    )
+    parser.add_argument('--fuse', action='store_true', help='evaluate the fused model')
     add_device(parser)
     add_cfg_options(parser)
     add_launcher(parser)
@@ -22,7 +26,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Evaluate."""
+    """Run the evaluation."""
     args = parse_args()
     evaluate(**vars(args))
     if args.show_dir:

@@ -7,31 +7,31 @@ from evit_mm.utils.cli import add_cfg_options, add_device, add_launcher, parse_w
 
 
 def parse_args() -> argparse.Namespace:
-    """Read the command line; flags and meanings are mmdet's where it has them."""
+    """Parse the command line, with the flags of mmdet where it has them."""
     parser = argparse.ArgumentParser(description='Train a detector or classifier')
     parser.add_argument('config', help='config file')
-    parser.add_argument('--work-dir', help='where logs and checkpoints go')
+    parser.add_argument('--work-dir', help='folder for logs and checkpoints')
     parser.add_argument(
         '--resume',
         nargs='?',
         const='auto',
-        help='go on from the last checkpoint in the work dir, or from the one given',
+        help='resume from the given checkpoint, by default the last one in the work dir',
     )
-    parser.add_argument('--amp', action='store_true', help='mixed precision')
+    parser.add_argument('--amp', action='store_true', help='train in mixed precision')
     parser.add_argument(
         '--auto-scale-lr', action='store_true', help='scale the learning rate to the batch size'
     )
     parser.add_argument(
-        '--deterministic', action='store_true', help='the same bits in each run on one machine'
+        '--deterministic', action='store_true', help='use deterministic algorithms only'
     )
     parser.add_argument(
         '--track',
         nargs='+',
         default=(),
         metavar='NAME',
-        help='tensorboard, mlflow, wandb: scalars and pictures of predictions go there too',
+        help='also log scalars and pictures of predictions to tensorboard, mlflow or wandb',
     )
-    parser.add_argument('--seed', type=int, help='seed of everything random')
+    parser.add_argument('--seed', type=int, help='random seed')
     add_device(parser)
     add_cfg_options(parser)
     add_launcher(parser)
@@ -39,9 +39,9 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Train."""
+    """Run the training."""
     train(**vars(parse_args()))
 
 
 if __name__ == '__main__':
-    run_tool(main, 'interrupted; the same command with --resume goes on from the last checkpoint')
+    run_tool(main, 'interrupted; run the same command with --resume to continue')

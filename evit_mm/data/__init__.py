@@ -1,4 +1,4 @@
-"""Data: the built-in shapes, and the checks of a COCO-format data set."""
+"""The built-in shapes data set and the checks of COCO-format data sets."""
 
 from .check import check_coco, check_config_data
 from .shapes import SHAPE_CLASSES, make_shapes

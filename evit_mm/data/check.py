@@ -1,7 +1,8 @@
-"""A look at a COCO-format data set before anything long starts.
+"""Check COCO-format data sets before a training or test run starts.
 
-mmdet silently skips classes that the annotation file lacks, numbers labels in the file's order,
-and drops boxes without area; each of these ends in a low AP hours later. Here they are named.
+mmdet silently skips classes that are missing in the annotation file, numbers the labels in the
+order of the file, and drops boxes without area. Each of these leads to a low AP hours later. The
+functions of this module report them.
 """
 
 from __future__ import annotations
@@ -30,31 +31,31 @@ Entries = Sequence[Mapping[str, Any]]
 
 
 def check_config_data(cfg: Config, splits: Sequence[str] = ('train', 'val')) -> None:
-    """Check the data sets that a config's dataloaders read, and the files of its evaluators.
+    """Check the data sets of the data loaders of a config, and the files of its evaluators.
 
     Args:
-        cfg: The config; only what lies on local disks is looked at, inside wrappers too: mmdet's
-            ``CocoDataset``, and ``ImageNet`` and ``CustomDataset`` of mmpretrain.
-        splits: Of ``train``, ``val`` and ``test``.
+        cfg: The config. ``CocoDataset`` of mmdet and ``ImageNet`` and ``CustomDataset`` of
+            mmpretrain are checked, also inside wrappers, if their files are on a local disk.
+        splits: Splits to check: ``train``, ``val`` and ``test``.
 
     Raises:
-        DataError: Something would fail or silently go wrong; all findings are in the message.
+        DataError: A data set has errors. The message lists all of them.
     """
     faults, notes = config_data_faults(cfg, splits)
     for note in notes:
         print_log(note, logger='current', level=logging.WARNING)
     if faults:
         lines = '\n  '.join(faults)
-        raise DataError(f'the data set does not fit ({cfg.filename}):\n  {lines}')
+        raise DataError(f"the data sets of config '{cfg.filename}' have errors:\n  {lines}")
 
 
 def config_data_faults(
     cfg: Config, splits: Sequence[str], num_decoded: int | None = NUM_DECODED
 ) -> tuple[list[str], list[str]]:
-    """Return the faults and notes on the data sets that a config's dataloaders read.
+    """Return the errors and the notes on the data sets of a config.
 
-    They are those of :func:`check_coco`, and where the config differs from its data; each begins
-    with its split.
+    They include the findings of :func:`check_coco` and differences between the config and its
+    data. Each starts with the name of the split.
     """
     faults: list[str] = []
     notes: list[str] = []
@@ -90,18 +91,19 @@ def check_coco(
     with_mask: bool = False,
     num_decoded: int | None = NUM_DECODED,
 ) -> tuple[list[str], list[str]]:
-    """Check one annotation file in COCO's format and its images.
+    """Check an annotation file in COCO format and its images.
 
     Args:
-        ann_file: JSON with ``images``, ``annotations`` and ``categories``.
-        img_dir: Folder that ``file_name`` is relative to.
-        classes: Names that the config trains, in its order; None for COCO's own.
-        training: The file is for training, where no box at all is an error.
-        with_mask: Masks are loaded too, so that every object needs a segmentation.
-        num_decoded: Images to open at most, evenly chosen; None opens all of them, with a bar.
+        ann_file: JSON file with ``images``, ``annotations`` and ``categories``.
+        img_dir: Folder that contains the images; ``file_name`` is relative to it.
+        classes: Class names of the config, in order. None accepts the categories of the file.
+        training: Whether the file is for training. A training file needs at least one box.
+        with_mask: Whether masks are loaded. If so, every object needs a segmentation.
+        num_decoded: Maximum number of images to decode, evenly spaced. None decodes all images
+            and shows a progress bar.
 
     Returns:
-        Faults that must be mended, and notes on what will be left out; each is a sentence.
+        Errors to fix, and notes on annotations that mmdet ignores or changes. Each is one sentence.
     """
     try:
         coco = read_coco(ann_file)
@@ -119,17 +121,17 @@ def check_coco(
         *(_mask_faults(loaded, sizes) if with_mask else ()),
     ]
     if all(a['iscrowd'] for a in loaded):
-        empty = 'there is no usable box (of a class of the config, not a crowd); '
+        empty = 'no box has both a class of the config and iscrowd 0'
         if training:
-            faults.append(f'{empty}training needs at least one')
+            faults.append(f'{empty}; add at least one for training')
         else:
-            notes.append(f'{empty}every AP will be -1')
+            notes.append(f'{empty}, so every AP will be -1; add boxes for the evaluation')
     faults, notes = ([f"'{ann_file}': {text}" for text in texts] for texts in (faults, notes))
     return faults, notes
 
 
 def _num_classes_faults(cfg: Config, classes: Sequence[str] | str) -> Iterator[str]:
-    if isinstance(classes, str):  # which check_coco names
+    if isinstance(classes, str):  # check_coco reports this error
         return
     roi_head = cfg.model.get('roi_head') or {}
     heads = {
@@ -167,18 +169,19 @@ def _class_faults(categories: Entries, classes: Sequence[str] | str | None) -> I
     missing = [name for name in classes if name not in names]
     in_file_order = [name for name in names if name in classes]
     if repeated:
-        yield f'several categories are named {some(repeated)}; rename them'
+        yield f'several categories have the same name ({some(repeated)}); rename them'
     elif isinstance(classes, str):
-        yield f"metainfo.classes is the string '{classes}'; give a tuple such as ('{classes}',)"
+        yield f"metainfo.classes is the string '{classes}'; use a tuple, such as ('{classes}',)"
     elif missing:
         yield (
-            f'it lacks {some(missing)} of metainfo.classes, which mmdet would skip silently; its '
-            f'categories are {some(names)}; set metainfo.classes to those'
+            f'metainfo.classes has {some(missing)}, but the categories are {some(names)}; set '
+            'metainfo.classes to the names of the categories, because mmdet skips other classes '
+            'silently'
         )
     elif in_file_order != list(classes):
         yield (
-            'metainfo.classes is not in the order of its categories, so names would be swapped; '
-            f'set metainfo.classes={tuple(in_file_order)}'
+            'metainfo.classes is not in the order of the categories, so class names would be '
+            f'swapped; set metainfo.classes={tuple(in_file_order)}'
         )
 
 
@@ -186,15 +189,15 @@ def _image_faults(images: Entries, img_dir: Path, num_decoded: int | None) -> It
     if not img_dir.is_dir():
         yield f"image folder '{img_dir}' does not exist; check data_root and data_prefix.img"
         return
-    # one listing per folder, not a stat per image
+    # listing each folder once is faster than one stat call per image
     folders = {(img_dir / image['file_name']).parent for image in images}
     present = {path for folder in folders if folder.is_dir() for path in folder.iterdir()}
     names = [image['file_name'] for image in images]
     missing = [name for name in names if img_dir / name not in present]
     if missing:
         yield (
-            f"it names {len(missing)} of {len(images)} images that '{img_dir}' lacks "
-            f'({some(missing)}); check data_prefix.img or copy them there'
+            f"{len(missing)} of {len(images)} images are not in '{img_dir}' ({some(missing)}); "
+            'check data_prefix.img or copy the images there'
         )
     else:
         yield from _decoding_faults(images, img_dir, num_decoded)
@@ -217,8 +220,8 @@ def _decoding_faults(images: Entries, img_dir: Path, num_decoded: int | None) ->
         elif pixels.shape[:2] != (image['height'], image['width']):
             size = f'{pixels.shape[1]}x{pixels.shape[0]}'
             said = f'{image["width"]}x{image["height"]}'
-            differing.append(f'{image["file_name"]} is {size} but the file says {said}')
-    opened = f"of {len(images)} images opened in '{img_dir}'"
+            differing.append(f'{image["file_name"]} is {size}, not {said}')
+    opened = f"of {len(images)} checked images in '{img_dir}'"
     if broken:
         yield (
             f'{len(broken)} {opened} {UNDECODABLE} ({some(broken)}); replace them or remove their '
@@ -226,15 +229,16 @@ def _decoding_faults(images: Entries, img_dir: Path, num_decoded: int | None) ->
         )
     if differing:
         yield (
-            f'{len(differing)} {opened} have another size ({some(differing)}; rotated by the EXIF '
-            'tag?), so boxes would not fit; mend the entries or save the images again'
+            f'{len(differing)} {opened} have a different size in the annotation file '
+            f'({some(differing)}), so boxes would be misplaced; correct width and height, or save '
+            'the images without EXIF rotation'
         )
 
 
 def _boxes_left_out(
     annotations: Entries, sizes: Mapping[Any, tuple[int, int]]
 ) -> tuple[set[Any], list[str]]:
-    """Return the ids of the boxes that mmdet leaves out, and a note on each kind of odd box."""
+    """Return the ids of the boxes that mmdet ignores, and a note on each kind of invalid box."""
     empty, outside, beyond = [], [], []
     for annotation in annotations:
         x, y, w, h = annotation['bbox']
@@ -248,24 +252,24 @@ def _boxes_left_out(
     notes = []
     if empty:
         notes.append(
-            f'{len(empty)} boxes have no area or are under a pixel wide; mmdet leaves them out '
-            f'(annotations {some(empty)})'
+            f'{len(empty)} boxes have no area or a side below one pixel (annotations '
+            f'{some(empty)}), so mmdet ignores them; correct or remove them'
         )
     if outside:
         notes.append(
-            f'{len(outside)} boxes lie outside their image; mmdet leaves them out (annotations '
-            f'{some(outside)}); is bbox [x, y, width, height] in pixels?'
+            f'{len(outside)} boxes are outside their image (annotations {some(outside)}), so '
+            'mmdet ignores them; check that bbox is [x, y, width, height] in pixels'
         )
     if beyond:
         notes.append(
-            f'{len(beyond)} boxes reach over the edge of their image by more than a pixel; mmdet '
-            f'clips them (annotations {some(beyond)}); is bbox [x, y, width, height]?'
+            f'{len(beyond)} boxes extend beyond their image by more than one pixel (annotations '
+            f'{some(beyond)}), so mmdet clips them; check that bbox is [x, y, width, height]'
         )
     return {*empty, *outside}, notes
 
 
 def _mask_faults(annotations: Entries, sizes: Mapping[Any, tuple[int, int]]) -> Iterator[str]:
-    # mmdet ends with KeyError: 'mask' at the first of them, or ignores the object
+    # for an invalid mask, mmdet raises KeyError: 'mask' or ignores the object
     lacking = [
         annotation['id']
         for annotation in annotations
@@ -273,8 +277,8 @@ def _mask_faults(annotations: Entries, sizes: Mapping[Any, tuple[int, int]]) -> 
     ]
     if lacking:
         yield (
-            f'{len(lacking)} of {len(annotations)} annotations have no segmentation that can be '
-            'loaded (polygons [[x, y, x, y, x, y, ...]] near the image or RLE of its size), which '
-            f'the pipeline asks for (with_mask=True): {some(lacking)}; mend it, remove them, or '
-            'train a detector of boxes alone'
+            f'{len(lacking)} of {len(annotations)} annotations have no valid segmentation '
+            f'({some(lacking)}), but the pipeline loads masks (with_mask=True); use polygons '
+            '[[x, y, x, y, x, y, ...]] near the image or RLE of the image size, remove the '
+            'annotations, or train a detector without masks'
         )

@@ -1,7 +1,7 @@
-"""A check of folders of images by class before anything long starts.
+"""Check data sets with one image folder per class before a training or test run starts.
 
-mmpretrain numbers classes in the order of their folders' names, in each split by itself: a class
-that only one split has shifts all labels after it, and nothing fails. This check names it.
+In each split, mmpretrain numbers the classes in the order of their folder names. If one split has
+an additional class folder, all later labels shift without an error. This check reports it.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from mmengine.config import Config
 from .dataset_configs import find_datasets
 from .images import NUM_DECODED, UNDECODABLE, read_image, some, spread
 
-SUFFIXES = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif')  # mmpretrain's
-TYPES = ('ImageNet', 'CustomDataset')  # mmpretrain's data sets of image folders or lists
+SUFFIXES = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif')  # supported by mmpretrain
+TYPES = ('ImageNet', 'CustomDataset')  # mmpretrain's data sets of image folders or image lists
 
 
 def image_data_faults(cfg: Config, split: str) -> list[str]:
-    """Return what is wrong with the image folders that a split of a classifier's config reads."""
+    """Return the errors in the image folders of one split of a classifier config."""
     head = cfg.model.get('head')
     num_classes = head.get('num_classes', 1000) if isinstance(head, Mapping) else None
     faults: list[str] = []
@@ -41,11 +41,11 @@ def _folder(dataset: Mapping[str, Any]) -> Path:
 
 
 def _list_file(dataset: Mapping[str, Any]) -> Path | None:
-    """Return the file that gives the labels, None where the folders do."""
+    """Return the file with the labels, or None if the folders define the labels."""
     root = Path(dataset.get('data_root') or '').expanduser()
     if dataset.get('ann_file'):
         return root / dataset['ann_file']
-    meta = root / 'meta' / f'{dataset.get("split")}.txt'  # ImageNet looks for it
+    meta = root / 'meta' / f'{dataset.get("split")}.txt'  # the default of ImageNet
     return meta if meta.is_file() else None
 
 
@@ -54,21 +54,21 @@ def _folder_faults(dataset: Mapping[str, Any], num_classes: int | None, field: s
     if not folder.is_dir():
         return [
             f"image folder '{folder}' does not exist; set {field}.data_root and data_prefix, or "
-            'lay images out as DATA_ROOT/{train,val}/CLASS/IMAGE'
+            'arrange the images as DATA_ROOT/{train,val}/CLASS/IMAGE'
         ]
     list_file = _list_file(dataset)
     if list_file is not None:
-        missing = f"list '{list_file}' does not exist; check data_root and ann_file"
+        missing = f"image list '{list_file}' does not exist; check data_root and ann_file"
         return [] if list_file.is_file() else [missing]
     classes = _class_folders(folder)
     if not classes:
-        return [f"'{folder}' has no folder per class; lay images out as {folder}/CLASS/IMAGE"]
+        return [f"'{folder}' has no class folders; arrange the images as {folder}/CLASS/IMAGE"]
     samples = {name: _first_image(folder / name) for name in classes}
     empty = [name for name, sample in samples.items() if sample is None]
     if empty:
         return [
-            f"'{folder}': no image ({', '.join(SUFFIXES)}) of {some(empty)}; add images, or "
-            'remove the folders in every split'
+            f"'{folder}': no image ({', '.join(SUFFIXES)}) in {some(empty)}; add images, or "
+            'remove these folders from every split'
         ]
     if num_classes not in (None, len(classes)):
         return [
@@ -83,7 +83,7 @@ def _folder_faults(dataset: Mapping[str, Any], num_classes: int | None, field: s
 
 
 def _order_faults(cfg: Config, dataset: Mapping[str, Any]) -> Iterator[str]:
-    """Compare with the training folders, where there are some and both go by folders."""
+    """Compare with the training folders if the folders define the labels of both splits."""
     train = list(find_datasets(cfg, 'train', *TYPES))
     if len(train) != 1 or _list_file(train[0]) or _list_file(dataset):
         return
@@ -91,9 +91,9 @@ def _order_faults(cfg: Config, dataset: Mapping[str, Any]) -> Iterator[str]:
     trained, found = set(_class_folders(train_folder)), set(_class_folders(folder))
     if trained and trained != found:
         yield (
-            f"'{folder}' and '{train_folder}' differ in their class folders "
+            f"'{folder}' and '{train_folder}' have different class folders "
             f'({some(sorted(trained ^ found))}), so the same label would mean different classes; '
-            'make them the same'
+            'use the same class folders in both'
         )
 
 
@@ -104,8 +104,8 @@ def _topk_faults(cfg: Config, split: str, num_classes: int | None) -> Iterator[s
         top = topk if isinstance(topk, int) else max(topk)
         if num_classes is not None and top > num_classes:
             yield (
-                f'{split}_evaluator asks for top-{top} accuracy of {num_classes} classes; set '
-                f'{split}_evaluator.topk=1'
+                f'{split}_evaluator computes the top-{top} accuracy of only {num_classes} '
+                f'classes; set {split}_evaluator.topk=1'
             )
 
 
@@ -116,7 +116,7 @@ def _class_folders(folder: Path) -> list[str]:
 def _first_image(folder: Path) -> Path | None:
     for parent, _, names in os.walk(folder):
         for name in names:
-            # mmengine skips hidden files, such as those that macOS leaves
+            # mmengine skips hidden files, for example those that macOS creates
             if name.lower().endswith(SUFFIXES) and not name.startswith('.'):
                 return Path(parent, name)
     return None

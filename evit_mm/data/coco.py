@@ -1,4 +1,4 @@
-"""Annotation files in COCO's format: read, and refused where they do not hold together."""
+"""Read annotation files in COCO format and reject inconsistent ones."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .images import some
 
 
 def is_number(value: Any) -> bool:
-    """Say whether a value of a JSON file is a finite number."""
+    """Return whether a value of a JSON file is a finite number."""
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 
@@ -22,11 +22,11 @@ def _is_box(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 4 and all(map(is_number, value))
 
 
-Kind = tuple[str, Callable[[Any], bool]]  # what a field must be: in words, and as a test
-ID: Kind = ('a whole number or a text', lambda value: isinstance(value, (int, str)))
+Kind = tuple[str, Callable[[Any], bool]]  # description of a valid value, and a test for it
+ID: Kind = ('an integer or a string', lambda value: isinstance(value, (int, str)))
 NUMBER: Kind = ('a finite number', is_number)
-NAME: Kind = ('a name', lambda value: isinstance(value, str) and bool(value))
-PIXELS: Kind = ('a whole number of pixels', lambda value: isinstance(value, int) and value > 0)
+NAME: Kind = ('a non-empty string', lambda value: isinstance(value, str) and bool(value))
+PIXELS: Kind = ('a positive integer', lambda value: isinstance(value, int) and value > 0)
 BOX: Kind = ('four finite numbers [x, y, width, height]', _is_box)
 FLAG: Kind = ('0 or 1', lambda value: isinstance(value, int) and value in (0, 1))
 FIELDS: dict[str, dict[str, Kind]] = {
@@ -42,17 +42,20 @@ FIELDS: dict[str, dict[str, Kind]] = {
     'categories': {'id': ID, 'name': NAME},
 }
 EMPTY = {
-    'images': 'it lists no images; the data set is empty',
-    'categories': 'it has no categories',
+    'images': "the list 'images' is empty; add at least one image",
+    'categories': "the list 'categories' is empty; add at least one category",
 }
 DEFAULTS = {'area': ' (width times height of the box)', 'iscrowd': ' (0)'}
 
 
 def read_coco(ann_file: str | Path, parts: Sequence[str] = tuple(FIELDS)) -> dict[str, Any]:
-    """Read an annotation file, or raise a DataError that names its faults, one a line.
+    """Read an annotation file and check the given parts.
 
-    In the parts that are needed, every entry has the fields of :data:`FIELDS`, ids are unique, and
-    each annotation's image and category are there.
+    In these parts, every entry must have the fields of :data:`FIELDS`, ids must be unique, and the
+    image and the category of each annotation must exist.
+
+    Raises:
+        DataError: The file cannot be read or has errors. The message lists one error per line.
     """
     ann_file = Path(ann_file)
     if not ann_file.is_file():
@@ -60,7 +63,7 @@ def read_coco(ann_file: str | Path, parts: Sequence[str] = tuple(FIELDS)) -> dic
     try:
         coco = json.loads(ann_file.read_text(encoding='utf-8'))
     except OSError as error:
-        raise DataError(f"'{ann_file}' cannot be read: {error}") from None
+        raise DataError(f"annotation file '{ann_file}' cannot be read: {error}") from None
     except ValueError as error:
         raise DataError(f"'{ann_file}' is not valid JSON ({error}); export it again") from None
     content = coco if isinstance(coco, Mapping) else {}
@@ -76,18 +79,18 @@ def _missing(ann_file: Path) -> str:
     text = f"annotation file '{ann_file}' does not exist"
     if root.name == 'coco':
         return (
-            f'{text}; lay COCO 2017 out as {root}/annotations/'
-            'instances_{train,val}2017.json, train2017/ and val2017/, or try '
-            'configs/retinanet_evit_m4_shapes.py, which runs without it (make train)'
+            f'{text}; arrange COCO 2017 as {root}/annotations/instances_{{train,val}}2017.json, '
+            f'{root}/train2017/ and {root}/val2017/, or use configs/retinanet_evit_m4_shapes.py, '
+            'which needs no download'
         )
     if 'shapes' in root.name:
-        return f'{text}; draw it: python tools/make_shapes.py {root}'
+        return f'{text}; run python tools/make_shapes.py {root}'
     return f'{text}; check data_root and ann_file'
 
 
 def _field_faults(items: Any, part: str) -> Iterator[str]:
     if not isinstance(items, list) or not all(isinstance(item, Mapping) for item in items):
-        yield f"it has no list '{part}', so it is not in COCO's format"
+        yield f"'{part}' is missing or not a list of dicts; export the file in COCO format"
     elif not items and part in EMPTY:
         yield EMPTY[part]
     else:
@@ -99,11 +102,11 @@ def _entry_faults(items: Sequence[Mapping[str, Any]], part: str) -> Iterator[str
         lacking = sum(key not in item for item in items)
         wrong = [item[key] for item in items if key in item and not is_kind(item[key])]
         if lacking:
-            yield f"{lacking} {part} lack '{key}'; add it{DEFAULTS.get(key, '')}"
+            yield f"{lacking} {part} have no '{key}'; add it{DEFAULTS.get(key, '')}"
         elif wrong:
             yield (
-                f'{key} of {len(wrong)} {part} is not {kind}, the first is {wrong[0]!r}; '
-                'mend or remove them'
+                f'{key} of {len(wrong)} {part} is not {kind} (the first is {wrong[0]!r}); '
+                'correct or remove them'
             )
 
 
@@ -111,13 +114,12 @@ def _id_faults(coco: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[str]
     for part, items in coco.items():
         repeated = [key for key, count in Counter(i['id'] for i in items).items() if count > 1]
         if repeated:
-            yield f'{part} share the ids {some(repeated)}; make them unique'
+            yield f'{part} have duplicate ids ({some(repeated)}); make them unique'
     annotations = coco.get('annotations', ())
     for key, part in (('image_id', 'images'), ('category_id', 'categories')):
         known = {item['id'] for item in coco[part]}
         wrong = [annotation['id'] for annotation in annotations if annotation[key] not in known]
         if wrong:
             yield (
-                f"annotations {some(wrong)} have a {key} that no entry of '{part}' has; mend or "
-                'remove them'
+                f"the {key} of annotations {some(wrong)} is not in '{part}'; correct or remove them"
             )

@@ -1,4 +1,4 @@
-"""The data sets that a config's dataloaders read, and where they lie."""
+"""Find the data sets of a config and their paths."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mmengine.config import Config
 
 
 def find_datasets(cfg: Config, split: str, *types: str) -> Iterator[Mapping[str, Any]]:
-    """Yield the data sets of some types, out of wrappers such as RepeatDataset or ConcatDataset."""
+    """Yield the data sets of the given types, also inside RepeatDataset or ConcatDataset."""
     yield from _unwrap((cfg.get(f'{split}_dataloader') or {}).get('dataset'), types)
 
 
@@ -26,12 +26,12 @@ def _unwrap(dataset: Any, types: tuple[str, ...]) -> Iterator[Mapping[str, Any]]
 
 
 def coco_datasets(cfg: Config, split: str) -> Iterator[Mapping[str, Any]]:
-    """Yield the ``CocoDataset`` configs of a split, see :func:`find_datasets`."""
+    """Yield the ``CocoDataset`` configs of a split. See :func:`find_datasets`."""
     return find_datasets(cfg, split, 'CocoDataset')
 
 
 def dataset_paths(dataset: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what :func:`~evit_mm.data.check_coco` asks for, out of a CocoDataset config."""
+    """Return the arguments of :func:`~evit_mm.data.check_coco` for a ``CocoDataset`` config."""
     root = Path(dataset.get('data_root') or '')
     classes = (dataset.get('metainfo') or {}).get('classes')
     if classes is None:

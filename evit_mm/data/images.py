@@ -1,4 +1,4 @@
-"""Finding and reading images, of which some may be broken."""
+"""Find and read images."""
 
 from __future__ import annotations
 
@@ -14,38 +14,42 @@ from ..errors import DataError
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 MAX_NAMED = 5
-NUM_DECODED = 8  # images opened per split; enough to see a systematic fault
+NUM_DECODED = 8  # images decoded per split, enough to find a systematic error
 UNDECODABLE = 'cannot be decoded'
 Item = TypeVar('Item')
 
 
 def list_images(source: str | Path) -> list[Path]:
-    """Return the image itself, or all images under a folder, sorted; at least one."""
+    """Return an image file, or all images in a folder and its subfolders, sorted.
+
+    Raises:
+        DataError: The path does not exist, or the folder has no image.
+    """
     source = Path(source)
     if source.is_file():
         return [source]
     if not source.is_dir():
-        raise DataError(f"'{source}' does not exist")
+        raise DataError(f"image or folder '{source}' does not exist")
     images = sorted(p for p in source.rglob('*') if p.suffix.lower() in IMAGE_SUFFIXES)
     if not images:
-        raise DataError(f"no image under '{source}' (looked for {', '.join(IMAGE_SUFFIXES)})")
+        raise DataError(f"no image found in '{source}' ({', '.join(IMAGE_SUFFIXES)})")
     return images
 
 
 def read_image(path: str | Path) -> np.ndarray | None:
-    """Return an image's pixels ``(H, W, 3)``, BGR, uint8; None where it cannot be decoded."""
+    """Return the pixels ``(H, W, 3)`` of an image, BGR, uint8; None if it cannot be decoded."""
     try:
         return mmcv.imread(str(path))
-    except (OSError, cv2.error):  # a folder, or an empty file; of others OpenCV returns None
+    except (OSError, cv2.error):  # a folder or an empty file; for other errors OpenCV returns None
         return None
 
 
 def spread(items: Sequence[Item], most: int) -> Sequence[Item]:
-    """Return at most so many items, evenly spread."""
+    """Return at most ``most`` evenly spaced items."""
     return items[:: max(-(-len(items) // most), 1)]
 
 
 def some(items: Sequence[object]) -> str:
-    """Return the first few items and how many there are, for a message."""
+    """Return the first items and their total number as text for a message."""
     shown = ', '.join(str(item) for item in items[:MAX_NAMED])
     return shown + (f', ... ({len(items)} in all)' if len(items) > MAX_NAMED else '')

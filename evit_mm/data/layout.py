@@ -1,4 +1,4 @@
-"""Where a COCO-format data set keeps its parts."""
+"""Find the annotation files and image folders of a COCO-format data set."""
 
 from __future__ import annotations
 
@@ -13,34 +13,37 @@ from .coco import read_coco
 
 @dataclass(frozen=True)
 class CocoSplit:
-    """One annotation file and the folder of its images."""
+    """An annotation file and its image folder."""
 
     ann_file: Path
     img_dir: Path
-    classes: tuple[str, ...]  # in the file's order
+    classes: tuple[str, ...]  # in the order of the file
     num_images: int
-    num_boxes: dict[str, int]  # of each class, crowds left out
+    num_boxes: dict[str, int]  # per class, without crowds
     first_image: Path
     first_size: tuple[int, int]  # width, height
 
 
 def find_splits(root: str | Path) -> tuple[CocoSplit, CocoSplit]:
-    """Find the training and the validation part of a data set in COCO's format.
+    """Find the training and the validation split of a COCO-format data set.
 
-    Annotations are ``annotations/instances_{train,val}.json``, perhaps with COCO's ``2017`` before
-    the dot; images are in a folder named like the part, in ``images/`` or right in ``root``.
+    The annotation files are ``annotations/instances_{train,val}.json`` or
+    ``annotations/instances_{train,val}2017.json``. The images are in a folder named after the
+    split, in ``images/``, or in ``root`` itself.
+
+    Raises:
+        DataError: A file or folder is missing, or the splits have different categories.
     """
     root = Path(root)
     if not root.is_dir():
         raise DataError(
-            f"data set '{root}' does not exist; give the folder that holds annotations/"
+            f"data set '{root}' does not exist; give the folder that contains annotations/"
         )
     train, val = _find(root, 'train'), _find(root, 'val')
     if train.classes != val.classes:
         raise DataError(
-            f"'{train.ann_file}' has the categories {train.classes}, '{val.ann_file}' has "
-            f'{val.classes}; write both files with the same categories in the same order, by which '
-            'mmdet numbers the classes'
+            f"'{train.ann_file}' has the categories {train.classes}, but '{val.ann_file}' has "
+            f'{val.classes}; use the same categories in the same order in both files'
         )
     return train, val
 
@@ -51,7 +54,7 @@ def _find(root: Path, split: str) -> CocoSplit:
     ann_file = next((file for file in files if file.is_file()), None)
     if ann_file is None:
         raise DataError(
-            f"'{root}' has no {split} annotations: neither {names[0]} nor {names[1]} is in "
+            f"'{root}' has no {split} annotations; add {names[0]} or {names[1]} to "
             f"'{root / 'annotations'}'"
         )
     coco = read_coco(ann_file)
@@ -63,7 +66,10 @@ def _find(root: Path, split: str) -> CocoSplit:
     img_dir = next((f for f in folders if (f / first['file_name']).is_file()), None)
     if img_dir is None:
         looked = ', '.join(f"'{folder}'" for folder in folders)
-        raise DataError(f"image '{first['file_name']}' of '{ann_file}' is in none of {looked}")
+        raise DataError(
+            f"image '{first['file_name']}' of '{ann_file}' does not exist; put the images in one "
+            f'of the folders {looked}'
+        )
     boxes = Counter(a['category_id'] for a in coco['annotations'] if not a['iscrowd'])
     return CocoSplit(
         ann_file=ann_file,
@@ -77,7 +83,7 @@ def _find(root: Path, split: str) -> CocoSplit:
 
 
 def dataset_config(split: CocoSplit, pipeline: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the parts of a ``CocoDataset`` config that depend on where the data lie."""
+    """Return the ``CocoDataset`` options for the paths and classes of a split."""
     return {
         'data_root': '',
         'ann_file': str(split.ann_file),

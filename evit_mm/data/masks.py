@@ -1,6 +1,7 @@
-"""Whether a segmentation in COCO's format can be given to pycocotools.
+"""Check whether a COCO segmentation is safe for pycocotools.
 
-It trusts what it is given: far points take all memory, and wrong runs end the interpreter.
+pycocotools does not validate its input. Points far outside the image exhaust the memory, and
+invalid run lengths crash the interpreter.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ from .coco import is_number
 
 
 def is_loadable(segmentation: Any, width: int, height: int) -> bool:
-    """Say whether it is polygons near an image of this size, or runs that fill it."""
+    """Return whether a segmentation is polygons near the image, or RLE of the image size."""
     if isinstance(segmentation, Mapping):
         runs = run_lengths(segmentation.get('counts'))
         return segmentation.get('size') == [height, width] and sum(runs) == width * height
     if not isinstance(segmentation, list):
         return False
-    # mmdet leaves polygons of fewer points out, and takes the rest of the object's
+    # mmdet ignores polygons with fewer than three points if the object has others
     return all(_is_polygon(p, width, height) for p in segmentation) and any(
         len(polygon) >= 6 for polygon in segmentation
     )
@@ -32,7 +33,10 @@ def _is_polygon(value: Any, width: int, height: int) -> bool:
 
 
 def run_lengths(counts: Any) -> list[int]:
-    """Return the runs of an RLE, a list or COCO's text of six bits a character; [] if broken."""
+    """Return the run lengths of an RLE, or ``[]`` if it is invalid.
+
+    ``counts`` is a list, or COCO's compressed string with six bits per character.
+    """
     if isinstance(counts, list):
         return counts if all(isinstance(run, int) and run >= 0 for run in counts) else []
     if not isinstance(counts, str):
@@ -49,7 +53,7 @@ def run_lengths(counts: Any) -> list[int]:
             continue
         if bits & 16:
             run -= 1 << shift
-        if len(runs) > 2:  # from the fourth on they are differences to the one before the last
+        if len(runs) > 2:  # from the fourth run on, COCO stores differences to the run two before
             run += runs[-2]
         if run < 0:
             return []

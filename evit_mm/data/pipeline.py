@@ -1,4 +1,4 @@
-"""A config's test pipeline for images that are in memory."""
+"""Apply the test pipeline of a config to images in memory."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from ..errors import DataError
 
 
 def test_pipeline(cfg: Config) -> Callable[[np.ndarray], dict[str, Any]]:
-    """Return a function that resizes and packs an image as a config's test pipeline does.
+    """Return a function that applies the test pipeline of a config to an image.
 
-    It takes pixels ``(H, W, 3)``, BGR, uint8, and returns ``inputs (3, h, w)`` and
-    ``data_samples``. It raises a DataError where the image is too thin to be resized.
+    The function takes pixels ``(H, W, 3)``, BGR, uint8, and returns a dict with ``inputs``
+    ``(3, h, w)`` and ``data_samples``. It raises a DataError if the image is too thin to resize.
     """
     from mmcv.transforms import Compose
     from mmdet.utils import get_test_pipeline_cfg

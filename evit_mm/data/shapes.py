@@ -1,10 +1,10 @@
-"""The built-in data set: drawn shapes in COCO's layout, the same for the same seed.
+"""Draw the built-in data set of shapes in COCO format. The same seed gives the same images.
 
-Five classes of textured shapes on textured backgrounds, small, medium and large in COCO's sense,
-overlapping, with crowds of tiny ones marked ``iscrowd`` and some images without any object.
-Boxes, masks and areas are those of the visible pixels.
+The data set has five classes of textured shapes on textured backgrounds. The shapes overlap and
+have small, medium and large areas as defined by COCO. Some images have a crowd of tiny shapes,
+marked ``iscrowd``, and some images have no object. Boxes, masks and areas cover the visible pixels.
 
-Masks are ``(H, W)`` bool, images ``(H, W, 3)`` uint8 in BGR, sizes in pixels.
+Masks are bool ``(H, W)``, images are uint8 ``(H, W, 3)`` in BGR, and sizes are in pixels.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from ..errors import DataError
 from ..utils.files import read_json_dict
 
 SHAPE_CLASSES = ('circle', 'square', 'triangle', 'star', 'cross')
-HUES = (0, 210, 50, 120, 285)  # degrees; objects are strongly coloured, backgrounds dull
-# What a shape covers of the square on its diameter.
+HUES = (0, 210, 50, 120, 285)  # degrees; objects have saturated colours, backgrounds do not
+# Area of each shape as a fraction of the square of its diameter.
 FILLS = (0.785, 0.5, 0.325, 0.33, 0.5)
-# Areas in pixels: small (< 32^2), medium and large (> 96^2) in COCO's sense.
+# Areas in pixels. COCO defines small as below 32^2 and large as above 96^2.
 AREAS = {'small': (450, 1000), 'medium': (1500, 8000), 'large': (9500, 14000)}
 EMPTY_SHARE = 0.05
 CROWD_SHARE = 0.08
-MIN_VISIBLE = 0.8  # share of an object that must stay visible
+MIN_VISIBLE = 0.8  # minimum visible fraction of each object
 
 
 def make_shapes(
@@ -41,37 +41,41 @@ def make_shapes(
     seed: int = 0,
     quiet: bool = False,
 ) -> Path:
-    """Draw the data set, unless the same one is already there.
+    """Draw the data set, unless the folder already contains the same one.
 
     Args:
-        root: Folder to make: ``train/``, ``val/``, ``annotations/instances_{train,val}.json``.
-        num_train: Training images.
-        num_val: Validation images.
+        root: Folder to create, with ``train/``, ``val/`` and
+            ``annotations/instances_{train,val}.json``.
+        num_train: Number of training images.
+        num_val: Number of validation images.
         size: Width and height of an image, at least 32.
-        seed: Seed; another one draws other images.
-        quiet: Show no progress bar.
+        seed: Random seed.
+        quiet: Whether to hide the progress bar.
 
     Returns:
         The folder.
 
     Raises:
-        DataError: ``root`` holds something else, or an argument is out of range.
+        DataError: ``root`` contains something else, or an argument is out of range.
     """
     root = Path(root).absolute()
     if num_train < 1 or num_val < 1 or min(size) < 32 or seed < 0:
         raise DataError(
-            f'shapes: need at least one image per split, 32 pixels a side and a seed from 0 on, '
-            f'got {num_train} train, {num_val} val, size {size[0]}x{size[1]}, seed {seed}'
+            'shapes: use at least one image per split, a size of at least 32x32 pixels and a seed '
+            f'of at least 0; got {num_train} training and {num_val} validation images, size '
+            f'{size[0]}x{size[1]}, seed {seed}'
         )
-    # a new version is another data set, so that an old folder is not taken for it
+    # increase the version if the drawing changes, so that old folders are not reused
     settings = {'version': 1, 'train': num_train, 'val': num_val, 'size': list(size), 'seed': seed}
     if root.exists():
         if _settings_of(root) == settings:
             return root
         if not root.is_dir() or any(root.iterdir()):
-            raise DataError(f"'{root}' holds something else; remove it or choose another folder")
+            raise DataError(
+                f"'{root}' exists and contains something else; remove it or choose another folder"
+            )
     root.parent.mkdir(parents=True, exist_ok=True)
-    # renamed when whole, so that there is never half a data set
+    # draw into a temporary folder and rename it at the end, so that no partial data set remains
     with tempfile.TemporaryDirectory(prefix=f'.{root.name}.', dir=root.parent) as folder:
         part = _draw(Path(folder) / root.name, settings, quiet)
         if root.exists():
@@ -108,16 +112,16 @@ def _draw(part: Path, settings: dict[str, Any], quiet: bool) -> Path:
 
 
 def draw_image(rng: Generator, size: tuple[int, int]) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """Draw one image; its annotations are in COCO's form, without ``id`` and ``image_id``."""
+    """Return an image and its COCO annotations, without ``id`` and ``image_id``."""
     width, height = size
     grounds = [
         _color(rng.uniform(0, 360), rng.uniform(0, 0.3), rng.uniform(0.2, 0.9)) for _ in 'ab'
     ]
     image = _texture(rng, height, width, *grounds)
-    owner = np.zeros((height, width), np.int32)  # which object's pixel it is, 0 background
-    objects: list[dict[str, int]] = []  # their areas are those before others cover them
+    owner = np.zeros((height, width), np.int32)  # number of the object at each pixel, 0 background
+    objects: list[dict[str, int]] = []  # areas before other objects cover them
     if rng.random() >= EMPTY_SHARE:
-        # large ones first, so that small ones lie on top of them and not beneath
+        # draw large objects first, so that they do not cover small ones
         names = ['large'] * rng.integers(0, 4) + ['medium'] * rng.integers(0, 3)
         names += ['small'] * rng.integers(0, 3)
         names = names or ['medium']
@@ -147,9 +151,9 @@ def draw_image(rng: Generator, size: tuple[int, int]) -> tuple[np.ndarray, list[
 def shape_mask(
     category: int, center: tuple[float, float], diameter: float, angle: float, size: tuple[int, int]
 ) -> np.ndarray:
-    """Return the pixels of one shape.
+    """Return the mask ``(H, W)`` of one shape.
 
-    The diameter is that of the circle around it, the angle is in radians.
+    ``diameter`` is the diameter of the circumscribed circle. ``angle`` is in radians.
     """
     canvas = np.zeros((size[1], size[0]), np.uint8)
     radius = diameter / 2
@@ -158,7 +162,7 @@ def shape_mask(
         turns, radii = np.linspace(0, 2 * np.pi, 48, endpoint=False), np.array([1.0])
     elif name == 'star':
         turns, radii = np.arange(10) * np.pi / 5, np.array([1.0, 0.45])
-    elif name == 'cross':  # a plus: three corners per arm
+    elif name == 'cross':  # a plus sign with three corners per arm
         half = np.arctan(1 / 3)
         turns = (np.arange(4)[:, None] * np.pi / 2 + [-half, half, np.pi / 4]).ravel()
         radii = np.array([1.0, 1.0, np.sqrt(0.2)])
@@ -174,7 +178,7 @@ def shape_mask(
 def _place(
     rng: Generator, owner: np.ndarray, full_areas: list[int], category: int, diameter: float
 ) -> np.ndarray | None:
-    """Find a place that leaves every object visible enough; None after some tries."""
+    """Return the mask of a new object that keeps the others visible, or None on failure."""
     height, width = owner.shape
     diameter = min(diameter, 0.85 * min(height, width))
     for _ in range(20):
@@ -187,7 +191,7 @@ def _place(
 
 
 def _crowd(rng: Generator, owner: np.ndarray, image: np.ndarray, category: int) -> np.ndarray:
-    """Paint a heap of tiny shapes of one class on free ground and return its mask."""
+    """Paint a group of tiny shapes of one class on the background and return its mask."""
     height, width = owner.shape
     heap = np.zeros((height, width), bool)
     middle = rng.uniform(0.2, 0.8, 2) * [width, height]
@@ -201,7 +205,7 @@ def _crowd(rng: Generator, owner: np.ndarray, image: np.ndarray, category: int) 
 
 
 def _paint(rng: Generator, image: np.ndarray, mask: np.ndarray, category: int) -> None:
-    """Fill the mask with a texture in a strong colour near the class's own."""
+    """Fill the mask with a texture in a saturated colour close to the colour of the class."""
     if not mask.any():
         return
     ys, xs = np.nonzero(mask)
@@ -213,7 +217,7 @@ def _paint(rng: Generator, image: np.ndarray, mask: np.ndarray, category: int) -
 
 
 def _color(hue: float, saturation: float, value: float) -> np.ndarray:
-    """Return a BGR colour, 0 to 255, from hue in degrees and two shares."""
+    """Convert hue in degrees, saturation and value in 0 to 1, to BGR in 0 to 255."""
     hsv = np.array([[[hue, saturation, value]]], np.float32)
     return 255 * cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)[0, 0]
 
@@ -249,7 +253,7 @@ def _annotation(mask: np.ndarray, category: int, iscrowd: int) -> dict[str, Any]
     else:
         kind = cv2.RETR_EXTERNAL
         contours, _ = cv2.findContours(mask.astype(np.uint8), kind, cv2.CHAIN_APPROX_SIMPLE)
-        # a polygon needs three points; a sliver of one or two pixels has fewer
+        # a polygon needs three points, but the contour of one or two pixels has fewer
         segmentation = [c.ravel().tolist() for c in contours if len(c) >= 3]
     return {
         'category_id': category + 1,
@@ -261,13 +265,13 @@ def _annotation(mask: np.ndarray, category: int, iscrowd: int) -> dict[str, Any]
 
 
 def _run_lengths(mask: np.ndarray) -> list[int]:
-    """Return COCO's uncompressed RLE: lengths of runs in column order, the first of zeros."""
+    """Return COCO's uncompressed RLE: run lengths in column order, starting with zeros."""
     flat = np.concatenate([[False], mask.ravel(order='F')])
     edges = np.flatnonzero(flat[1:] != flat[:-1])
     return np.diff(np.concatenate([[0], edges, [mask.size]])).tolist()
 
 
 def _settings_of(root: Path) -> dict[str, Any] | None:
-    """Return what the data set in a folder was drawn with, None for anything else."""
+    """Return the settings of the shapes data set in a folder, or None for any other folder."""
     info = read_json_dict(root / 'annotations' / 'instances_val.json').get('info')
     return info.get('settings') if isinstance(info, dict) else None

@@ -1,6 +1,6 @@
-"""Check an environment, and a config with its data and checkpoint, before a long run.
+"""Check the environment, and a config with its data and checkpoint, before a long run.
 
-Only the standard library is imported until the environment has been found sound.
+This package imports only the standard library until the environment has passed its checks.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ def diagnose(
 ) -> list[Finding]:
     """Check the environment, and a config with its data and its checkpoint.
 
+    This function does not raise. An exception inside a check becomes a red finding.
+
     Args:
-        config: Config file; None checks the environment only.
-        checkpoint: Checkpoint for it, as for ``tools/test.py``.
-        all_images: Decode every image of the data set instead of a few.
+        config: Config file. None checks only the environment.
+        checkpoint: Checkpoint for the model of the config, as for ``tools/test.py``.
+        all_images: Whether to decode all images of the data sets instead of a few.
 
     Returns:
-        The findings in the order of the checks. Nothing is raised: a check that fails itself is a
-        red finding.
+        The findings in the order of the checks.
     """
     findings = guarded('versions', check_versions)
     findings += guarded('environment', check_environment)
@@ -34,7 +35,8 @@ def diagnose(
     if config is None:
         return findings
     if worst(findings) == 'red':
-        text = 'not checked, because the environment is broken'
-        return [*findings, Finding('yellow', 'config', text, 'fix what is red; run this again')]
+        text = 'not checked because the environment has errors'
+        mend = 'fix the red findings, then run this command again'
+        return [*findings, Finding('yellow', 'config', text, mend)]
     check_config = importlib.import_module('.config', __package__).check_config
     return findings + guarded('config', lambda: check_config(config, checkpoint, all_images))

@@ -1,7 +1,7 @@
-"""Check a config: does it load, do its data fit it, does its model build, its checkpoint fit.
+"""Check a config, its data, its model and a checkpoint.
 
-Imports are absolute: ``tools/doctor.py`` loads this package by path, so that it also runs where
-evit_mm itself cannot be imported, and comes here only once it can.
+Imports of evit_mm are absolute because ``tools/doctor.py`` loads this package by path. It imports
+this module only after evit_mm has been imported successfully.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .findings import Finding, from_sentence, guarded
 
 
 def check_config(config: str, checkpoint: str | None, all_images: bool) -> Iterator[Finding]:
-    """Check a config file, its data and its model, with a checkpoint if one is given."""
+    """Check a config file, its data and its model, and a checkpoint if one is given."""
     cfg = load_config(config)
     yield Finding('green', 'config', f'{config} loads')
     yield from guarded('data', lambda: check_data(cfg, all_images))
@@ -31,7 +31,7 @@ def check_config(config: str, checkpoint: str | None, all_images: bool) -> Itera
 
 
 def check_data(cfg: Config, all_images: bool) -> Iterator[Finding]:
-    """Check the data sets of a config, with some images of each or all of them."""
+    """Check the data sets of a config and decode some or all of their images."""
     number = None if all_images else NUM_DECODED
     faults, notes = config_data_faults(cfg, ('train', 'val', 'test'), number)
     for fault in faults:
@@ -40,11 +40,11 @@ def check_data(cfg: Config, all_images: bool) -> Iterator[Finding]:
         yield from_sentence('yellow', 'data', note)
     if not faults:
         kinds = 'CocoDataset, ImageNet and CustomDataset on local disks'
-        yield Finding('green', 'data', f'no fault in what is checked: {kinds}')
+        yield Finding('green', 'data', f'no errors found (checked: {kinds})')
 
 
 def check_model(cfg: Config) -> Iterator[Finding]:
-    """Build a config's model without loading weights."""
+    """Build the model of a config without weights."""
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     with config_faults(cfg):
         model = MODELS.build(cfg.model)
@@ -53,6 +53,6 @@ def check_model(cfg: Config) -> Iterator[Finding]:
 
 
 def check_checkpoint(cfg: Config, checkpoint: str) -> Iterator[Finding]:
-    """Build a config's model with the weights of a checkpoint."""
+    """Build the model of a config and load a checkpoint."""
     load_detector(cfg, checkpoint)
-    yield Finding('green', 'checkpoint', f'{checkpoint} fits the model and its classes')
+    yield Finding('green', 'checkpoint', f'{checkpoint} matches the model and its classes')

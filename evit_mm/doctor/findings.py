@@ -1,4 +1,4 @@
-"""What the doctor finds: a level, a sentence, and how to fix it."""
+"""Findings of the doctor: a level, a description and a fix."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ LEVELS = ('green', 'yellow', 'red')
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the diagnosis.
+    """One finding of the doctor.
 
     Attributes:
-        level: ``'green'`` fine, ``'yellow'`` works but look at it, ``'red'`` will fail.
-        topic: What was checked, such as ``'versions'``.
-        text: What was found.
-        mend: What to do about it; empty where nothing is to be done.
+        level: ``'green'`` (passed), ``'yellow'`` (warning) or ``'red'`` (error).
+        topic: Name of the check, such as ``'versions'``.
+        text: Description of the finding.
+        mend: How to fix it, or an empty string.
     """
 
     level: str
@@ -29,21 +29,21 @@ class Finding:
 
 
 def from_sentence(level: str, topic: str, sentence: str) -> Finding:
-    """Make a finding of one of the package's messages, which end in a semicolon and the fix."""
+    """Create a finding from a message. The text after the last semicolon is the fix."""
     text, separator, mend = sentence.rpartition('; ')
     return Finding(level, topic, text, mend) if separator else Finding(level, topic, sentence)
 
 
 def guarded(topic: str, check: Callable[[], Iterable[Finding]]) -> list[Finding]:
-    """Return what a check finds; an error of the check itself becomes a red finding.
+    """Return the findings of a check. An exception in the check becomes a red finding.
 
-    Libraries print while they load and build; stdout belongs to the report.
+    Output that libraries print during the check is discarded, because stdout is for the report.
     """
     found: list[Finding] = []
     try:
         with redirect_stdout(StringIO()):
             found.extend(check())
-    except Exception as error:  # noqa: BLE001 - whatever a broken environment raises
+    except Exception as error:  # noqa: BLE001 - a broken environment can raise any exception
         text = ' '.join(str(error).split())
         if not any(kind.__name__ == 'EvitError' for kind in type(error).__mro__):
             text = f'{type(error).__name__}: {text}'
@@ -52,17 +52,17 @@ def guarded(topic: str, check: Callable[[], Iterable[Finding]]) -> list[Finding]
 
 
 def worst(findings: Sequence[Finding]) -> str:
-    """Return the worst level among the findings, green if there are none."""
+    """Return the worst level of the findings, or green if there are no findings."""
     return max((finding.level for finding in findings), key=LEVELS.index, default='green')
 
 
 def as_records(findings: Sequence[Finding]) -> dict[str, Any]:
-    """Return what ``--json`` prints: the worst level, and every finding."""
+    """Return the worst level and all findings as a dict, for ``--json``."""
     return {'level': worst(findings), 'findings': [asdict(finding) for finding in findings]}
 
 
 def show(findings: Sequence[Finding]) -> None:
-    """Print one line for each finding."""
+    """Print one line per finding."""
     for found in findings:
         mend = f' -> {found.mend}' if found.mend else ''
         print(f'{found.level:6} {found.topic}: {found.text}{mend}')  # noqa: T201

@@ -1,7 +1,7 @@
-"""Import the package and try mmcv's operators, as a process of its own: python probe.py.
+"""Import the package and test mmcv's operators in a separate process: python probe.py.
 
-A broken build may end the interpreter, and must not end the doctor's. The name of each step is
-printed before it and its outcome behind it, so that the step that ended the process is known.
+A broken build can crash the interpreter, and this must not crash the doctor. Each step prints its
+name before it starts and its outcome after it ends, so that the output shows which step crashed.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from functools import partial
 from typing import Any
 
 MODULES = ('evit_mm', 'evit_mm.ops', 'mmcv.ops', 'mmdet')
-# operators sum in another order than the oracle
+# mmcv's operators and torchvision's operators sum in a different order
 RTOL, ATOL = 1e-3, 1e-4
 
 
 def main() -> None:
-    """Run every step; where an import fails, nothing after it."""
+    """Run all steps, but stop if an import fails."""
     for name in MODULES:
         if not step(f'import {name}', partial(importlib.import_module, name)):
             return
-    # by which mmengine reads bases such as mmdet::...
+    # mmengine needs it to read base configs such as mmdet::...
     step('import pkg_resources of setuptools<82', lambda: importlib.import_module('pkg_resources'))
     import torch
 
@@ -35,13 +35,13 @@ def main() -> None:
 
 
 def step(name: str, run: Callable[[], Any]) -> bool:
-    """Print the name, run, and print ``ok`` or what was raised; return whether it was ok."""
+    """Run a step, print its name and ``ok`` or the exception, and return whether it succeeded."""
     outcome = 'ok'
-    print(f'{name}: ', end='', flush=True)  # noqa: T201 - the protocol
+    print(f'{name}: ', end='', flush=True)  # noqa: T201 - stack.py reads this output
     try:
         with redirect_stdout(sys.stderr):
             run()
-    except BaseException as error:  # noqa: BLE001 - SystemExit too: broken packages do that
+    except BaseException as error:  # noqa: BLE001 - broken packages can also raise SystemExit
         last = traceback.format_exception_only(type(error), error)[-1]
         outcome = ' '.join(last.split())[:400]
     print(outcome, flush=True)  # noqa: T201
@@ -49,7 +49,7 @@ def step(name: str, run: Callable[[], Any]) -> bool:
 
 
 def made_boxes(torch: Any, number: int = 60) -> tuple[Any, Any]:
-    """Return overlapping boxes ``(N, 4)`` and distinct scores ``(N,)``."""
+    """Return overlapping boxes ``(N, 4)`` with distinct scores ``(N,)``."""
     generator = torch.Generator().manual_seed(0)
     corner = 60 * torch.rand(number, 2, generator=generator)
     size = 5 + 30 * torch.rand(number, 2, generator=generator)
@@ -57,7 +57,7 @@ def made_boxes(torch: Any, number: int = 60) -> tuple[Any, Any]:
 
 
 def nms(torch: Any, device: str) -> None:
-    """Compare mmcv's suppression with torchvision's on the CPU."""
+    """Compare mmcv's NMS with torchvision's NMS on the CPU."""
     import torchvision
     from mmcv.ops import nms as mmcv_nms
 
@@ -67,7 +67,7 @@ def nms(torch: Any, device: str) -> None:
 
 
 def roi_align(torch: Any, device: str) -> None:
-    """Compare mmcv's RoIAlign with torchvision's."""
+    """Compare mmcv's RoIAlign with torchvision's RoIAlign."""
     import torchvision
     from mmcv.ops import roi_align as mmcv_roi_align
 
@@ -80,7 +80,7 @@ def roi_align(torch: Any, device: str) -> None:
 
 
 def deform_conv(torch: Any, device: str) -> None:
-    """Compare mmcv's deformable convolution with torchvision's, and its gradients."""
+    """Compare mmcv's deformable convolution and its gradients with torchvision's."""
     import torchvision
     from mmcv.ops import deform_conv2d as mmcv_deform_conv
 

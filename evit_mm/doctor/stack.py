@@ -1,6 +1,6 @@
-"""Check the environment: versions against the pinned ones, imports, operators.
+"""Check the environment: package versions, imports and operators.
 
-Imports the standard library only, since any other package may be what is broken.
+This module imports only the standard library, because any other package can be broken.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from pathlib import Path
 from .findings import Finding, from_sentence
 
 PACKAGE = Path(__file__).resolve().parents[1]
-# evit_mm.utils.package_files, which cannot be imported where the environment is broken
+# copied from evit_mm.utils.package_files, which cannot be imported in a broken environment
 MIM = PACKAGE / '.mim'
 CONSTRAINTS = (MIM if MIM.is_dir() else PACKAGE.parent) / 'requirements' / 'constraints.txt'
-# what the package and its tools import, of all that is pinned
+# the pinned packages that evit_mm and its tools import
 PACKAGES = (
     'torch',
     'torchvision',
@@ -44,7 +44,7 @@ PACKAGES = (
     'safetensors',
     'huggingface-hub',
 )
-# distributions that bring the same module; those of the fork have version numbers of their own
+# distributions that install the same module; the onedl packages have other version numbers
 SAME_MODULE = {
     'opencv-python': ('opencv-python-headless', 'opencv-contrib-python-headless'),
     'mmcv-lite': ('mmcv', 'onedl-mmcv'),
@@ -58,7 +58,7 @@ PROGRAM_SECONDS = 300
 
 
 def tested_versions() -> dict[str, str]:
-    """Return the pinned version of each package for this Python."""
+    """Return the pinned version of each package for this Python version."""
     from packaging.requirements import Requirement
 
     lines = CONSTRAINTS.read_text(encoding='utf-8').splitlines()
@@ -68,7 +68,7 @@ def tested_versions() -> dict[str, str]:
 
 
 def installed_version(package: str) -> str | None:
-    """Return the version of a package without ``+...``, or that of one with the same module."""
+    """Return the version of a package or of an alternative, without the ``+...`` suffix."""
     for name in (package, *SAME_MODULE.get(package, ())):
         try:
             return metadata.version(name).split('+')[0]
@@ -78,7 +78,7 @@ def installed_version(package: str) -> str | None:
 
 
 def check_versions() -> Iterator[Finding]:
-    """Compare what is installed with what was tested."""
+    """Compare the installed versions with the pinned ones."""
     pins = tested_versions()
     equal = 0
     for package in PACKAGES:
@@ -86,15 +86,15 @@ def check_versions() -> Iterator[Finding]:
         if version == pin:
             equal += 1
         else:
-            text = f'{package} is {version or "not installed"}, the pinned version is {pin}'
-            mend = f'if something fails: pip install {package}=={pin}'
+            text = f'{package} is {version or "not installed"} (pinned version: {pin})'
+            mend = f'if something fails, run pip install {package}=={pin}'
             yield Finding('yellow', 'versions', text, mend)
-    text = f'{equal} of {len(PACKAGES)} packages are in the pinned version'
+    text = f'{equal} of {len(PACKAGES)} packages have the pinned version'
     yield Finding('green', 'versions', text)
 
 
 def run_program(file: Path) -> tuple[list[str], int]:
-    """Run a program of this package in a process of its own; return its lines and its status."""
+    """Run a Python file in a separate process and return its output lines and exit status."""
     path = os.pathsep.join(filter(None, (str(PACKAGE.parent), os.environ.get('PYTHONPATH'))))
     done = subprocess.run(
         [sys.executable, str(file)],
@@ -107,30 +107,31 @@ def run_program(file: Path) -> tuple[list[str], int]:
 
 
 def check_environment(program: Path = ENVIRONMENT) -> Iterator[Finding]:
-    """Ask :mod:`evit_mm.utils.environment` whether the packages fit each other."""
+    """Check with :mod:`evit_mm.utils.environment` whether the packages are compatible."""
     faults, status = run_program(program)
     for fault in faults:
         yield from_sentence('red', 'environment', fault)
     if not faults and status:
-        text = f'importing the libraries ended python ({status})'
+        text = f'Python crashed during the import of the libraries (exit status {status})'
         yield Finding('red', 'environment', text, 'install into a new environment')
     elif not faults:
-        yield Finding('green', 'environment', 'torch, torchvision, OpenCV and mmcv fit each other')
+        text = 'torch, torchvision, OpenCV and mmcv are compatible'
+        yield Finding('green', 'environment', text)
 
 
 def check_operators(program: Path = PROBE) -> Iterator[Finding]:
-    """Import the package and compare operators with oracles, by :mod:`evit_mm.doctor.probe`."""
+    """Import the package and test mmcv's operators with :mod:`evit_mm.doctor.probe`."""
     lines, status = run_program(program)
     outcomes = dict(line.split(': ', 1) for line in lines)
     for step, outcome in outcomes.items():
-        if outcome != 'ok':  # empty where the step ended the process
-            text = f'{step}: {outcome or f"ended python ({status})"}'
+        if outcome != 'ok':  # an empty outcome means that the step crashed the process
+            text = f'{step}: {outcome or f"Python crashed (exit status {status})"}'
             yield Finding('red', 'operators', text, 'install the pinned versions')
     passed = [step for step, outcome in outcomes.items() if outcome == 'ok']
     if passed:
-        yield Finding('green', 'operators', f'as expected: {", ".join(passed)}')
+        yield Finding('green', 'operators', f'passed: {", ".join(passed)}')
     without_gpu = 'mmcv.nms cpu' in passed and 'mmcv.nms cuda' not in outcomes
     if without_gpu and Path('/dev/nvidia0').exists():
-        text = 'there is an NVIDIA GPU, but torch cannot use it'
-        mend = 'install its driver, and a torch that was built for the CUDA of that driver'
+        text = 'torch cannot use the NVIDIA GPU of this machine'
+        mend = 'install the GPU driver and a torch build for its CUDA version'
         yield Finding('yellow', 'operators', text, mend)

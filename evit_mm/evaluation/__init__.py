@@ -1,1 +1,1 @@
-"""Detection metrics and error analysis."""
+"""COCO metrics and error analysis of detections."""

@@ -1,7 +1,7 @@
-"""True and detected boxes of a data set as arrays.
+"""Ground-truth boxes and detected boxes of a data set as arrays.
 
-Shapes: I images, K classes, G true objects, D detections.
-Boxes are ``[x, y, width, height]`` in pixels, as COCO's files have them.
+Shapes: I images, K classes, G ground-truth objects, D detections.
+Boxes are ``[x, y, width, height]`` in pixels, as in COCO files.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from ..errors import DataError
 
 @dataclass(frozen=True)
 class Truth:
-    """What there is in a data set.
+    """The ground truth of a data set.
 
     Attributes:
-        classes: K names.
-        category_ids: The file's id of each class, None where the file lacks it.
-        images: I entries of the file.
-        folder: Folder that their ``file_name`` is relative to.
-        image: ``(G,)`` place of each object's image.
-        label: ``(G,)`` place of its class.
-        box: ``(G, 4)``.
-        area: ``(G,)`` COCO's area, that of the mask where the file has one.
-        crowd: ``(G,)`` whether it stands for many, so that what lies in it is not counted.
+        classes: K class names.
+        category_ids: Category id of each class, or None if the file does not contain the class.
+        images: I image entries of the file.
+        folder: Folder that contains the images; ``file_name`` is relative to it.
+        image: ``(G,)`` index of the image of each object.
+        label: ``(G,)`` index of the class of each object.
+        box: ``(G, 4)`` boxes.
+        area: ``(G,)`` areas from the file.
+        crowd: ``(G,)`` whether an object is a crowd. Detections inside a crowd are ignored.
     """
 
     classes: tuple[str, ...]
@@ -46,19 +46,19 @@ class Truth:
 
     @property
     def objects(self) -> np.ndarray:
-        """``(K,)`` objects of each class, crowds left out."""
+        """``(K,)`` number of objects of each class, without crowds."""
         return np.bincount(self.label[~self.crowd], minlength=len(self.classes))
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a detector found, by falling score.
+    """The detections of a detector, sorted by descending score.
 
     Attributes:
-        image: ``(D,)`` place of each detection's image.
-        label: ``(D,)`` place of its class.
-        box: ``(D, 4)``.
-        score: ``(D,)``.
+        image: ``(D,)`` index of the image of each detection.
+        label: ``(D,)`` index of the class of each detection.
+        box: ``(D, 4)`` boxes.
+        score: ``(D,)`` scores.
     """
 
     image: np.ndarray
@@ -74,10 +74,18 @@ def read_truth(
     classes: Sequence[str],
     indices: int | Sequence[int] | None = None,
 ) -> Truth:
-    """Read an annotation file's content, or raise a DataError that names the file.
+    """Parse the content of an annotation file in COCO format.
 
-    Classes are in the detector's order; those that the file lacks have no objects. ``indices``
-    chooses images as mmengine's data sets do.
+    Args:
+        content: Content of the file.
+        name: Name of the file for error messages.
+        folder: Folder that contains the images.
+        classes: Class names in the order of the detector. A class that is not in the file has no
+            objects.
+        indices: Images to use, with the same meaning as in mmengine's data sets.
+
+    Raises:
+        DataError: The content is not in COCO format.
     """
     try:
         coco = json.loads(content)
@@ -106,14 +114,16 @@ def read_truth(
         )
     except (KeyError, TypeError, ValueError, IndexError) as error:
         reason = f'{type(error).__name__}: {error}'
-        raise DataError(f"'{name}' is not in COCO's format ({reason}); export it again") from None
+        raise DataError(
+            f"annotation file '{name}' is not in COCO format ({reason}); export it again"
+        ) from None
 
 
 def read_found(results: Sequence[Mapping[str, Any]], truth: Truth) -> Found:
-    """Read results in COCO's format, found on the images of ``truth``."""
+    """Convert results in COCO format for the images of ``truth``."""
     place = {image['id']: index for index, image in enumerate(truth.images)}
     label = {identity: index for index, identity in enumerate(truth.category_ids)}
-    # equal scores stay in the file's order, as in pycocotools
+    # a stable sort keeps the file order of equal scores, as in pycocotools
     results = sorted(results, key=lambda result: -result['score'])
     return Found(
         image=np.array([place[r['image_id']] for r in results], int),
@@ -129,9 +139,9 @@ def coco_evaluator(
     objects: np.ndarray | slice = slice(None),
     detections: np.ndarray | slice = slice(None),
 ) -> hotcoco.COCOeval:
-    """Evaluate boxes, or some of them, by hotcoco.
+    """Evaluate all or some boxes with hotcoco.
 
-    Images and classes have their places as ids, objects and detections count from 1.
+    The ids of images and classes are their indices. The ids of objects and detections start at 1.
     """
     gt = hotcoco.COCO.from_arrays(
         [{'id': place} for place in range(len(truth.images))],

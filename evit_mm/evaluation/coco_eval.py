@@ -1,4 +1,4 @@
-"""COCO's evaluation: matched by hotcoco, summarised by pycocotools."""
+"""COCO's evaluation, with matching by hotcoco and a summary by pycocotools."""
 
 from __future__ import annotations
 
@@ -28,13 +28,14 @@ FIGURES = (
 
 @dataclass(frozen=True)
 class Figures:
-    """What COCO's evaluation says; NaN where there is no object.
+    """The metrics of COCO's evaluation. A metric is NaN if there is no object for it.
 
     Attributes:
-        twelve: COCO's figures in the order of :data:`FIGURES`.
-        ap: ``(K,)`` of each class.
-        ap50: ``(K,)`` at IoU 0.5.
-        curves: ``(101,)`` mean precision of the classes at rising recall, by IoU.
+        twelve: COCO's twelve metrics in the order of :data:`FIGURES`.
+        ap: ``(K,)`` AP of each class.
+        ap50: ``(K,)`` AP of each class at IoU 0.5.
+        curves: For each IoU range, ``(101,)`` precision over ascending recall, averaged over the
+            classes.
     """
 
     twelve: tuple[float, ...]
@@ -44,21 +45,22 @@ class Figures:
 
 
 def precision(evaluator: hotcoco.COCOeval) -> np.ndarray:
-    """Return the precision after ``accumulate()``, ``(T, R, K, A, M)``.
+    """Return the precision ``(T, R, K, A, M)`` of an evaluator after ``accumulate()``.
 
-    These are IoU thresholds, recalls, classes, ranges of the area and numbers of detections; -1
-    stands where there is no object.
+    The dimensions are IoU thresholds, recall thresholds, classes, area ranges and maximum numbers
+    of detections. The value is -1 where there is no object.
     """
     if evaluator.eval is None:
-        raise ValueError('accumulate() comes first')
+        raise ValueError('the evaluator has no result; call accumulate() first')
     return evaluator.eval['precision']
 
 
 def summarize(evaluator: hotcoco.COCOeval) -> np.ndarray:
-    """Print COCO's table and return its twelve figures, after ``accumulate()``.
+    """Print COCO's table and return its twelve metrics. Call ``accumulate()`` first.
 
-    hotcoco's own summary takes AP at the last of ``max_dets``; pycocotools takes the one that is
-    100, and -1 where there is none. This is pycocotools' summary of hotcoco's arrays.
+    This function runs the summary of pycocotools on the arrays of hotcoco, because the two
+    summaries differ. pycocotools computes AP with 100 detections per image, or returns -1 if 100 is
+    not in ``max_dets``. hotcoco uses the last entry of ``max_dets``.
     """
     from pycocotools.cocoeval import COCOeval
 
@@ -71,10 +73,10 @@ def summarize(evaluator: hotcoco.COCOeval) -> np.ndarray:
 
 
 def coco_figures(evaluator: hotcoco.COCOeval) -> Figures:
-    """Gather COCO's figures, and those of each class, after ``accumulate()``."""
+    """Return COCO's metrics over all classes and per class. Call ``accumulate()`` first."""
     with contextlib.redirect_stdout(io.StringIO()):
         twelve = summarize(evaluator)
-    values = precision(evaluator)[..., 0, -1]  # (T, R, K), objects of all areas
+    values = precision(evaluator)[..., 0, -1]  # (T, R, K), all areas
     values = np.where(values < 0, np.nan, values)
     present = values[..., np.isfinite(values[0, 0])]
     curves = {}

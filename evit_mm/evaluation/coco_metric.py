@@ -1,4 +1,7 @@
-"""COCO's evaluation in Rust, for mmdet; configs import it by name, since it needs mmdet."""
+"""COCO metric for mmdet with hotcoco, which is written in Rust.
+
+Configs import this module by ``custom_imports`` because it needs mmdet.
+"""
 
 from __future__ import annotations
 
@@ -25,20 +28,23 @@ RECALLS = ('AR@100', 'AR@300', 'AR@1000', 'AR_s@1000', 'AR_m@1000', 'AR_l@1000')
 
 @METRICS.register_module()
 class HotCocoMetric(CocoMetric):
-    """mmdet's CocoMetric, evaluated by hotcoco: the same figures, many times sooner.
+    """Compute the metrics of mmdet's CocoMetric with hotcoco, which is many times faster.
 
-    Arguments and names of the figures are those of CocoMetric, and the figures are equal to the
-    last bit; ``type='CocoMetric'`` gives the evaluation back to pycocotools. ``use_mp_eval``
-    changes nothing, since hotcoco uses all cores. Results are written to files only where
-    ``outfile_prefix`` asks for them.
+    The arguments and the names of the metrics are the same as in CocoMetric, and the values are
+    bitwise equal. Set ``type='CocoMetric'`` to evaluate with pycocotools. ``use_mp_eval`` has no
+    effect because hotcoco uses all cores. Result files are written only if ``outfile_prefix`` is
+    set.
 
-    Two cases differ, where pycocotools and mmdet are known to be wrong: an object whose id is 0 can
-    be found, and with ``classwise=True`` each class has its own figure also where the categories of
-    the file are not in the order of their ids. On broken files
-    and detections (repeated ids, NaN in boxes) the figures may differ.
+    The values differ from CocoMetric in two cases, where pycocotools or mmdet is wrong:
+
+    - An object with the id 0 can be matched.
+    - With ``classwise=True``, each class gets its own value even if the categories of the file are
+      not sorted by id.
+
+    The values can also differ for invalid input, such as duplicate ids or NaN in boxes.
 
     Raises:
-        ConfigError: ``metric_items`` names an unknown figure, or COCO computes no AP from
+        ConfigError: ``metric_items`` contains an unknown metric, or COCO cannot compute AP with
             ``proposal_nums``.
     """
 
@@ -51,22 +57,25 @@ class HotCocoMetric(CocoMetric):
         known = PRECISIONS + RECALLS
         unknown = [item for item in self.metric_items or () if item not in known]
         if unknown:
-            raise ConfigError(f'metric_items has {unknown[0]!r}; there are {", ".join(known)}')
+            raise ConfigError(
+                f'metric_items has the unknown metric {unknown[0]!r}; choose from '
+                f'{", ".join(known)}'
+            )
         numbers = tuple(self.proposal_nums)
         if self.metrics != ['proposal_fast'] and (len(numbers) < 3 or 100 not in numbers):
             raise ConfigError(
-                f"proposal_nums is {numbers}; COCO's figures need three numbers, 100 among them, "
-                'such as (1, 10, 100)'
+                f'proposal_nums is {numbers}; use at least three numbers that include 100, such '
+                'as (1, 10, 100)'
             )
 
     def compute_metrics(self, results: list) -> dict[str, float]:
-        """Return mmdet's figures.
+        """Return the metrics under mmdet's names.
 
         Raises:
-            DataError: An image that was evaluated is not in the annotation file.
-            KeyError: The detector gives no masks.
+            DataError: An evaluated image is not in the annotation file.
+            KeyError: The metric is ``'segm'`` and the detector predicts no masks.
         """
-        if self.format_only:  # there is nothing to evaluate
+        if self.format_only:
             return super().compute_metrics(results)
         logger = MMLogger.get_current_instance()
         objects, predictions = zip(*results, strict=True)
@@ -90,7 +99,7 @@ class HotCocoMetric(CocoMetric):
         return figures
 
     def _prepare(self, objects: Sequence, predictions: Sequence, logger: MMLogger) -> None:
-        """Load the annotations where no file has them, and write the files that are asked for."""
+        """Convert the annotations if there is no annotation file, and write the result files."""
         if self._coco_api is None:
             logger.info('Converting ground truth to coco format...')
             with TemporaryDirectory() as folder:
@@ -104,13 +113,13 @@ class HotCocoMetric(CocoMetric):
             self.results2json(predictions, self.outfile_prefix)
 
     def _evaluate(self, metric: str, predictions: Sequence, logger: MMLogger) -> dict[str, float]:
-        """Return the figures of ``'bbox'``, ``'segm'`` or ``'proposal'``."""
+        """Return the metrics for ``'bbox'``, ``'segm'`` or ``'proposal'``."""
         of_classes = metric != 'proposal'
         items = self.metric_items
         if items is None:
             items = PRECISIONS if of_classes else RECALLS
         with_masks = metric == 'segm'
-        # hotcoco takes whole numbers for images and classes, mmdet anything that can be sorted
+        # hotcoco needs integer ids for images and classes, mmdet accepts any sortable ids
         dataset = self._coco_api.dataset
         images = {image: place for place, image in enumerate(np.unique(self.img_ids).tolist())}
         categories = sorted({category['id'] for category in dataset['categories']})
@@ -137,7 +146,7 @@ class HotCocoMetric(CocoMetric):
         return figures
 
     def _truth(self, images: Mapping[Any, int], labels: Mapping[Any, int], with_masks: bool) -> Any:
-        """Return the annotations for hotcoco, images and classes by their places."""
+        """Return the annotations for hotcoco, with indices as image and category ids."""
         dataset = self._coco_api.dataset
         kept = [
             a
@@ -169,8 +178,8 @@ class HotCocoMetric(CocoMetric):
         for prediction in predictions:
             if prediction['img_id'] not in images:
                 raise DataError(
-                    f'image {prediction["img_id"]!r} is not in the annotations of the evaluator; '
-                    "give its ann_file the data set's"
+                    f'image {prediction["img_id"]!r} is not in the ann_file of the evaluator; use '
+                    'the ann_file of the data set'
                 )
             boxes = prediction['bboxes'].astype(float)
             image = np.full(len(boxes), images[prediction['img_id']])
@@ -184,13 +193,13 @@ class HotCocoMetric(CocoMetric):
             return truth.load_res(np.concatenate(rows))
         masks = list(itertools.chain.from_iterable(p['masks'] for p in predictions))
         found = truth.load_res(np.concatenate(rows), segmentation=masks)
-        # small, medium and large by the mask, not by the box
+        # use the mask area, not the box area, to decide between small, medium and large
         area = hotcoco.mask.area(masks)
         found.update_anns(ids=np.arange(1, len(masks) + 1), area=area)
         return found
 
     def _of_classes(self, values: np.ndarray, logger: MMLogger) -> dict[str, float]:
-        """Return the AP of each class, and log its figures; of precision ``(T, R, K, A, M)``."""
+        """Return the AP of each class and log a table, given precision ``(T, R, K, A, M)``."""
         figures: dict[str, float] = {}
         table = [['category', *PRECISIONS]]
         for place, category in enumerate(sorted(self.cat_ids)):

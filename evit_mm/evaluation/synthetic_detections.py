@@ -1,7 +1,4 @@
-"""Ground truth and detections made by chance, to try COCO's evaluation at full size.
-
-Shapes: N images, G true objects, D detections.
-"""
+"""Random ground truth and detections to test COCO's evaluation at full size."""
 
 from __future__ import annotations
 
@@ -15,20 +12,22 @@ MAX_PER_IMAGE = 100
 def synthetic_detections(
     num_images: int, num_classes: int = 80, seed: int = 0
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Make a COCO-format data set and what a detector might have found in it.
+    """Generate a COCO-format data set and detections for it.
 
-    About as COCO: 7 objects of at most 3 classes an image, common and rare classes, 1 % crowds,
-    41 % small and 24 % large objects. Detections are true boxes with their edges moved, some twice
-    and some under a wrong class, and false ones; at most 100 an image, about half of that on
-    average. Scores have three decimals, so that some are equal.
+    The data set is similar to COCO. It has about 7 objects of at most 3 classes per image, common
+    and rare classes, 1 % crowds, 41 % small objects and 24 % large objects. The detections are
+    shifted copies of the true boxes, some of them twice or with a wrong class, and false boxes.
+    There are at most 100 detections per image, and about 50 on average. Scores are rounded to three
+    decimals, so some of them are equal.
 
     Args:
-        num_images: N.
-        num_classes: Categories, whose ids count from 1.
-        seed: The same seed gives the same data.
+        num_images: Number of images.
+        num_classes: Number of categories. Category ids start at 1.
+        seed: Random seed.
 
     Returns:
-        The annotation file's content and the list of results, boxes as ``[x, y, width, height]``.
+        The content of the annotation file and the list of results, with boxes as
+        ``[x, y, width, height]``.
 
     Example:
         >>> truth, found = synthetic_detections(10)
@@ -61,7 +60,7 @@ def synthetic_detections(
         'categories': [{'id': i, 'name': f'class {i}'} for i in range(1, num_classes + 1)],
     }
 
-    # 85 % of the objects are found, 30 % a second time
+    # 85 % of the objects are found, 30 % are found a second time
     _, hits = np.nonzero(rng.random((2, len(image))) < ((0.85,), (0.3,)))
     moved = _moved(rng, boxes[hits])
     confused = rng.random(len(hits)) < 0.1
@@ -81,7 +80,7 @@ def synthetic_detections(
 def _false_detections(
     rng: np.random.Generator, sizes: np.ndarray, present: np.ndarray, common: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Make up images, classes and boxes; half of the classes are in the image."""
+    """Return random images, classes and boxes; half of the classes occur in the image."""
     image = np.repeat(np.arange(len(sizes)), rng.integers(0, MAX_PER_IMAGE, len(sizes)))
     likely = rng.random(len(image)) < 0.5
     label = np.where(
@@ -93,16 +92,16 @@ def _false_detections(
 
 
 def _random_boxes(rng: np.random.Generator, sizes: np.ndarray) -> np.ndarray:
-    """Return one box ``(x, y, width, height)`` in each image of ``sizes`` (K, 2)."""
-    # log-normal, so that of areas of about 0.65 of the box 41 % are small, below 32 squared, and
-    # 24 % large, from 96 squared on
+    """Return one box ``(x, y, width, height)`` for each image size in ``sizes`` ``(N, 2)``."""
+    # with areas of about 0.65 of the box, this log-normal distribution gives 41 % small objects
+    # (below 32^2) and 24 % large ones (from 96^2)
     side, ratio = rng.lognormal(3.96, 1.22, len(sizes)), rng.lognormal(0, 0.3, len(sizes))
     extent = np.stack([side * ratio, side / ratio], 1).clip(2, sizes)
     return np.concatenate([rng.random((len(sizes), 2)) * (sizes - extent), extent], 1)
 
 
 def _moved(rng: np.random.Generator, boxes: np.ndarray) -> np.ndarray:
-    """Move centres by a tenth of the boxes' extent and stretch that by a tenth, on average."""
+    """Shift the centres and scale the sides of boxes randomly by about 10 %."""
     extent = boxes[:, 2:] * rng.lognormal(0, 0.1, (len(boxes), 2))
     shift = boxes[:, 2:] * rng.normal(0, 0.1, (len(boxes), 2))
     return np.concatenate([boxes[:, :2] + (boxes[:, 2:] - extent) / 2 + shift, extent], 1)

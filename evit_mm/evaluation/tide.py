@@ -1,20 +1,21 @@
-"""A detector's errors after TIDE (Bolya et al., arXiv 2008.08115).
+"""Classify the errors of a detector with TIDE (Bolya et al., arXiv 2008.08115).
 
-Every false detection is of one kind, by the objects of its image:
+Each false detection has one kind, which depends on the objects of its image:
 
-- localisation: of the right class, but its best IoU with such an object is only 0.1 to 0.5;
-- classification: an object of another class at an IoU of at least 0.5;
-- duplicate: an object of its class that a surer detection has found already;
-- background: an IoU below 0.1 with every object;
-- both: what is left, badly placed and of the wrong class.
+- localisation: the class is right, but the best IoU with an object of this class is 0.1 to 0.5.
+- classification: the IoU with an object of another class is at least 0.5.
+- duplicate: a detection with a higher score has already found the object.
+- background: the IoU with every object is at most 0.1.
+- both: all other cases, with a wrong class and a wrong position.
 
-An object that nothing found is missed unless a localisation or classification error is about it.
-Where the paper leaves the order of tests open, it is that of the authors' tidecv.
+An object without a matching detection is missed, unless a localisation or classification error
+refers to it. The paper does not define the order of the tests, so this module uses the order of
+the authors' tidecv.
 
-hotcoco computes how many errors of each kind there are and what they cost; it does not tell which
-detection is of which kind.
+hotcoco computes the number and the cost of the errors of each kind, but not the kind of each
+detection. This module computes the kind.
 
-Shapes: I images, G true objects, D detections.
+Shapes: G ground-truth objects, D detections.
 """
 
 from __future__ import annotations
@@ -29,20 +30,20 @@ from .boxes import Found, Truth, coco_evaluator
 
 FOREGROUND, BACKGROUND = 0.5, 0.1
 KINDS = ('classification', 'localisation', 'both', 'duplicate', 'background', 'missed')
-NAMES = ('Cls', 'Loc', 'Both', 'Dupe', 'Bkg', 'Miss')  # hotcoco's, in the order of KINDS
+NAMES = ('Cls', 'Loc', 'Both', 'Dupe', 'Bkg', 'Miss')  # hotcoco's names, in the order of KINDS
 CLASSIFICATION, LOCALISATION, BOTH, DUPLICATE, FALSE_ALARM, MISSED = range(6)
 RIGHT, IGNORED = -1, -2
 
 
 @dataclass(frozen=True)
 class Errors:
-    """Which detections are right and which are errors, at IoU 0.5.
+    """The kind of each detection at IoU 0.5.
 
     Attributes:
-        kind: ``(D,)`` place in :data:`KINDS`; RIGHT, or IGNORED where it lies in a crowd.
-        about: ``(D,)`` the object that a classification, localisation or duplicate error is about,
-            else -1.
-        found_of: ``(G,)`` the detection that found an object, else -1.
+        kind: ``(D,)`` index in :data:`KINDS`, or RIGHT, or IGNORED for a detection in a crowd.
+        about: ``(D,)`` index of the object of a classification, localisation or duplicate error,
+            or -1.
+        found_of: ``(G,)`` index of the detection that matches the object, or -1.
     """
 
     kind: np.ndarray
@@ -51,7 +52,7 @@ class Errors:
 
 
 def find_errors(evaluator: hotcoco.COCOeval, truth: Truth, found: Found) -> Errors:
-    """Sort the detections by kind; the evaluator has evaluated all of ``truth`` and ``found``."""
+    """Return the kind of each detection. The evaluator must have evaluated all boxes."""
     told = evaluator.image_diagnostics(iou_thr=FOREGROUND)
     found_of = np.full(len(truth.image), -1)
     for thing, detection in told['gt_match'].items():
@@ -66,19 +67,20 @@ def find_errors(evaluator: hotcoco.COCOeval, truth: Truth, found: Found) -> Erro
 
 
 def tide_errors(truth: Truth, found: Found, errors: Errors) -> dict[str, Any]:
-    """Return hotcoco's counts and costs of the kinds.
+    """Return the number and the cost of the errors of each kind, computed by hotcoco.
 
-    The cost of a kind is how much AP50 rises when all errors of that kind, and no others, are
-    mended. Costs do not add up to what AP50 lacks, since errors hide one another.
+    The cost of a kind is the increase of AP50 if all errors of this kind are fixed and the other
+    errors remain. The costs do not add up to ``1 - AP50``, because errors can hide other errors.
     """
-    # hotcoco takes a crowd for an object, so crowds go, and with them what lies in them
+    # hotcoco counts a crowd as an object here, so crowds and the detections in them are removed
     evaluator = coco_evaluator(truth, found, ~truth.crowd, errors.kind != IGNORED)
-    evaluator.params.rec_thrs = (np.arange(101) / 100).tolist()  # tidecv's; COCO's are a bit off
+    # as in tidecv; COCO's thresholds have rounding errors
+    evaluator.params.rec_thrs = (np.arange(101) / 100).tolist()
     return evaluator.tide_errors(FOREGROUND, BACKGROUND)
 
 
 def _false_kinds(truth: Truth, found: Found, found_of: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the kind of each detection, were it false, and the object that it is about."""
+    """Return the kind that each detection has if it is false, and the index of its object."""
     kind = np.full(len(found.image), BOTH)
     about = np.full(len(found.image), -1)
     counted = np.flatnonzero(~truth.crowd)
@@ -86,7 +88,7 @@ def _false_kinds(truth: Truth, found: Found, found_of: np.ndarray) -> tuple[np.n
     objects = _grouped(truth.image[counted], num_images)
     for own, things in zip(_grouped(found.image, num_images), objects, strict=True):
         things = counted[things]
-        # the last column stands for no object
+        # the last column means "no object"
         iou = np.zeros((len(own), len(things) + 1))
         iou[:, :-1] = hotcoco.mask.bbox_iou(
             found.box[own], truth.box[things], np.zeros(len(things), bool)
@@ -95,7 +97,7 @@ def _false_kinds(truth: Truth, found: Found, found_of: np.ndarray) -> tuple[np.n
         taken = np.append(found_of[things] >= 0, False)
         place, other, twice = (np.where(those, iou, 0) for those in (same, ~same, same & taken))
         best = place.max(1)
-        # from the last test to the first, so that the first that holds has the last word
+        # run the tests in reverse order, so that an earlier test overrides a later one
         kind[own[iou.max(1) <= BACKGROUND]] = FALSE_ALARM
         for name, values, holds in (
             (DUPLICATE, twice, twice.max(1) >= FOREGROUND),
@@ -108,6 +110,6 @@ def _false_kinds(truth: Truth, found: Found, found_of: np.ndarray) -> tuple[np.n
 
 
 def _grouped(image: np.ndarray, num_images: int) -> list[np.ndarray]:
-    """Return the places of what is in each image."""
+    """Return, for each image, the indices of its entries."""
     order = np.argsort(image, kind='stable')
     return np.split(order, np.searchsorted(image[order], np.arange(1, num_images)))

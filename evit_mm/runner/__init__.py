@@ -1,8 +1,8 @@
-"""Training and testing by a config: runner, loop and hooks, registered by name."""
+"""Train and test from a config. Importing this package registers the runner, loop and hooks."""
 
 from ..utils.environment import check_environment
 
-check_environment()  # before anything imports what may be broken
+check_environment()  # before the imports below fail in a broken environment
 from .build import CheckedRunner
 from .checkpoints import SafeCheckpointHook
 from .console import ConsoleLoggerHook

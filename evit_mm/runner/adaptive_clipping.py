@@ -1,4 +1,4 @@
-"""Adaptive gradient clipping for mmengine's optimizer wrappers; configs import this by name."""
+"""Optimizer wrappers with adaptive gradient clipping. Configs import it by ``custom_imports``."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from timm.utils.agc import adaptive_clip_grad
 
 
 class _AdaptiveClipping:
-    """Clip with timm's function in place of one norm over all gradients."""
+    """Clip gradients with timm's function."""
 
     optimizer: Any
 
     def __init__(self, clip_factor: float = 0.02, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        # mmengine hands this to the method below, and skips clipping where it is empty
+        # mmengine calls the method below only if this dict is not empty
         self.clip_grad_kwargs = {'clip_factor': clip_factor}
 
     def _clip_grad(self) -> None:
@@ -28,16 +28,16 @@ class _AdaptiveClipping:
 class AGCOptimWrapper(_AdaptiveClipping, OptimWrapper):
     """mmengine's OptimWrapper with adaptive gradient clipping (arXiv 2102.06171).
 
-    The gradient of each output unit of each parameter is scaled down to at most ``clip_factor``
-    times that unit's weight norm, itself taken as at least 1e-3. The classifier is clipped as
-    well, as in the authors' training.
+    The gradient norm of each output unit is limited to ``clip_factor`` times the weight norm of the
+    unit. Weight norms below 1e-3 count as 1e-3. The gradients of the classifier are also clipped,
+    as in the training code of the authors.
 
     Args:
-        clip_factor: Largest ratio of a unit's gradient norm to its weight norm.
-        **kwargs: mmengine's, ``clip_grad`` left out.
+        clip_factor: Maximum ratio of the gradient norm of a unit to its weight norm.
+        **kwargs: Arguments of mmengine's wrapper, except ``clip_grad``.
     """
 
 
 @OPTIM_WRAPPERS.register_module()
 class AmpAGCOptimWrapper(_AdaptiveClipping, AmpOptimWrapper):
-    """:class:`AGCOptimWrapper` in mixed precision; gradients are unscaled before clipping."""
+    """:class:`AGCOptimWrapper` for mixed precision. Gradients are unscaled before clipping."""

@@ -1,4 +1,4 @@
-"""From a config to a runner or a model: what is built, and what is said when it cannot be."""
+"""Build a runner or a model from a config, with errors that name the config."""
 
 from __future__ import annotations
 
@@ -26,31 +26,33 @@ from .resuming import find_resumed
 from .weights import read_fitting, read_start, unwrap
 from .work_dir import recorded_config
 
-# mmengine's own default hooks, the only ones that it lets a config switch off by None
+# default hooks of mmengine; mmengine accepts None only for these
 REMOVABLE = ('runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler', 'checkpoint')
 
 
 @RUNNERS.register_module()
 class CheckedRunner(Runner):
-    """mmengine's runner with checks; a config names it by ``runner_type``, so any tool builds it.
+    """mmengine's runner with additional checks. A config selects it with ``runner_type``.
 
-    - A checkpoint is read weights-only, and must fit: exactly for a test, all but the head where
-      a training starts from it. Its own config text, which mmengine would run, is dropped.
-    - ``resume=True`` without ``load_from`` goes on from the last whole checkpoint in the work dir,
+    - Checkpoints are read weights-only and must match the model. Testing needs an exact match.
+      Training can start from a checkpoint with a different head. The config text in a checkpoint is
+      ignored, because mmengine would execute it.
+    - ``resume=True`` without ``load_from`` resumes from the last intact checkpoint in the work dir,
       with its seed.
-    - Several processes without a GPU talk over gloo.
-    - The console shows less than the log file, see :mod:`evit_mm.runner.console`.
-    - Only a training leaves its config in the work dir; a test does not replace it.
-    - ``default_hooks.NAME=None`` switches any hook off.
-    - Hooks may have two methods more: ``before_build(runner, splits)``, before data sets and
-      loops are built, and ``on_exit(runner)``, at the end of a training, however that comes.
+    - Several processes without a GPU communicate with gloo.
+    - The console shows less than the log file. See :mod:`evit_mm.runner.console`.
+    - Training writes the config to the work dir. Testing does not.
+    - ``default_hooks.NAME=None`` disables any default hook.
+    - Hooks can define two additional methods. ``before_build(runner, splits)`` is called before the
+      data sets and loops are built. ``on_exit(runner)`` is called at the end of training, also
+      after an exception.
 
     Raises:
-        EvitError: The config or a checkpoint cannot be used, or the run cannot go on because the
-            disk is full or a worker has died.
+        EvitError: The config or a checkpoint cannot be used, the disk is full, or a data loader
+            worker has died.
     """
 
-    resumed: dict[str, Any] | None = None  # what the checkpoint holds that the run goes on from
+    resumed: dict[str, Any] | None = None  # content of the checkpoint to resume from
     _evaluates = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -85,9 +87,9 @@ class CheckedRunner(Runner):
             return super().test()
 
     def load_checkpoint(self, filename: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Load a checkpoint that fits.
+        """Load a checkpoint that matches the model.
 
-        mmengine calls this when hooks such as EMA's are ready for it, and after initialisation.
+        mmengine calls this method after it has initialised the model and hooks such as EMA.
         """
         model = unwrap(self.model)
         if self._evaluates:
@@ -98,40 +100,40 @@ class CheckedRunner(Runner):
             content, self.resumed = self.resumed, None
             state = extract_state_dict(content, prefix='', name=filename)
             check_state_dict(state, model, name=filename)
-            content['meta'].pop('config', None)  # mmengine would run it as Python
+            content['meta'].pop('config', None)  # mmengine would execute it as Python code
         self.call_hook('after_load_checkpoint', checkpoint=content)
         model.load_state_dict(content['state_dict'], strict=False)
         self.logger.info(f'Load checkpoint from {filename}')
         return content
 
     def dump_config(self) -> None:
-        """Leave it to :meth:`train`; mmengine dumps the config of each runner that is built."""
+        """Do nothing. mmengine calls this for each runner, but only :meth:`train` writes it."""
 
     @master_only
     def _record_config(self) -> None:
-        """Write the config into the work dir, unless it is read from there."""
+        """Write the config to the work dir, unless it was read from there."""
         file, source = recorded_config(self), self.cfg.filename
         if not (source and file.exists() and file.samefile(source)):
             write_atomically(file, self.cfg.dump().encode())
 
     def register_default_hooks(self, hooks: dict | None = None) -> None:
-        """Register hooks as mmengine does, but for those that are None."""
+        """Register the default hooks that are not None."""
         kept = {k: v for k, v in (hooks or {}).items() if v is not None or k in REMOVABLE}
         super().register_default_hooks(kept)
 
     def setup_env(self, env_cfg: dict) -> None:
-        """Set up as mmengine does, whose way to join other processes asks for a GPU."""
+        """Set up the environment as mmengine does, but join other processes also without a GPU."""
         if self.distributed and not is_distributed() and get_device() == 'cpu':
             torch.distributed.init_process_group('gloo')
         super().setup_env(env_cfg)
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: torch.nn.Module) -> torch.nn.Module:
-        """Wrap as mmengine does, also without a GPU."""
+        """Wrap the model as mmengine does, also without a GPU."""
         if self.distributed and get_device() == 'cpu':
-            if self.cfg.get('sync_bn'):  # torch has it for GPUs only
+            if self.cfg.get('sync_bn'):  # torch supports it only on GPUs
                 self.cfg.sync_bn = None
                 self.logger.warning(
-                    'sync_bn needs GPUs; here each process keeps BatchNorm statistics of its own'
+                    'sync_bn needs GPUs; each process computes its own BatchNorm statistics'
                 )
             model_wrapper_cfg = model_wrapper_cfg or {
                 'type': 'MMDistributedDataParallel',
@@ -142,52 +144,59 @@ class CheckedRunner(Runner):
         return super().wrap_model(model_wrapper_cfg, model)
 
     def build_logger(self, *args: Any, **kwargs: Any) -> logging.Logger:
-        """Build mmengine's logger; until the runner is built, its information is for the file."""
+        """Build mmengine's logger and hide INFO messages on the console until the runner is built.
+
+        The log file contains all messages.
+        """
         logger = super().build_logger(*args, **kwargs)
         self._while_built.enter_context(file_only(logger))
         return logger
 
     def build_train_loop(self, loop: Any) -> Any:
-        """Build the loop and its data sets."""
+        """Build the training loop and its data set."""
         with config_faults(self.cfg):
             return super().build_train_loop(loop)
 
     def build_val_loop(self, loop: Any) -> Any:
-        """Build the loop and its data sets."""
+        """Build the validation loop and its data set."""
         with config_faults(self.cfg):
             return super().build_val_loop(loop)
 
     def build_test_loop(self, loop: Any) -> Any:
-        """Build the loop and its data sets."""
+        """Build the test loop and its data set."""
         with config_faults(self.cfg):
             return super().build_test_loop(loop)
 
     def build_optim_wrapper(self, optim_wrapper: Any) -> Any:
-        """Build the optimizer; the list of its parameters is for the log file."""
+        """Build the optimizer. The list of its parameters goes only to the log file."""
         with config_faults(self.cfg), file_only(self.logger):
             return super().build_optim_wrapper(optim_wrapper)
 
     def build_param_scheduler(self, scheduler: Any) -> Any:
-        """Build the schedules."""
+        """Build the learning rate schedules."""
         with config_faults(self.cfg):
             return super().build_param_scheduler(scheduler)
 
 
 def build_runner(cfg: Config, launcher: str = 'none') -> Runner:
-    """Build the runner that a config names, else a :class:`CheckedRunner`."""
+    """Build the runner of a config. The default type is :class:`CheckedRunner`."""
     cfg.launcher = launcher
     make_folder('--work-dir', cfg.work_dir)
     runner = RUNNERS.get(cfg.get('runner_type', 'CheckedRunner'))
     if runner is None:
-        raise ConfigError(f"{cfg.filename}: there is no runner_type '{cfg.runner_type}'")
+        raise ConfigError(
+            f"{cfg.filename}: unknown runner_type '{cfg.runner_type}'; use CheckedRunner, or "
+            'import the module of your runner in custom_imports'
+        )
     with config_faults(cfg):
         return runner.from_cfg(cfg)
 
 
 def load_detector(cfg: Config, checkpoint: str | Path) -> torch.nn.Module:
-    """Build the config's detector with a checkpoint's weights, in eval mode on the device.
+    """Build the detector of a config and load a checkpoint.
 
-    Its ``dataset_meta`` has the class names.
+    The detector is in eval mode and on the current device. Its ``dataset_meta`` contains the class
+    names.
     """
     from mmdet.registry import DATASETS, MODELS
 
@@ -203,7 +212,7 @@ def load_detector(cfg: Config, checkpoint: str | Path) -> torch.nn.Module:
 
 
 def set_device(device: str | None) -> None:
-    """Choose the device of this process, as mmengine sees it."""
+    """Set the device that mmengine uses in this process."""
     if device is None:
         return
     try:
@@ -214,22 +223,29 @@ def set_device(device: str | None) -> None:
             torch.empty(1, device=chosen)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise ConfigError(f"--device '{device}' cannot be used here: {reason}") from None
-    # mmengine has no function for this: get_device() returns the module's constant
+        raise ConfigError(
+            f"--device '{device}' is not available ({reason}); choose another device, such as cpu"
+        ) from None
+    # mmengine has no setter; get_device() returns this module constant
     mmengine.device.utils.DEVICE = chosen.type
 
 
 def make_folder(flag: str, folder: str | Path) -> None:
-    """Make a folder that results go to, before anything long starts."""
+    """Create an output folder early, so that an error does not come after a long run."""
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"{flag}: the folder '{folder}' cannot be made ({error})") from None
+        raise ConfigError(
+            f"{flag}: folder '{folder}' cannot be created ({error}); choose another folder"
+        ) from None
 
 
 @contextmanager
 def config_faults(cfg: Mapping[str, Any]) -> Iterator[None]:
-    """Name the config file when something cannot be built from it; nothing else stands inside."""
+    """Convert errors during the build of a component to a ConfigError that names the config.
+
+    Use this context only around build calls, so that other errors are not converted.
+    """
     try:
         yield
     except EvitError:

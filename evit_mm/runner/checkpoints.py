@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there, and from which nothing is lost."""
+"""Write checkpoints atomically and with the full training state."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from .resuming import resumed_from
 from .weights import unwrap
 
 ATOMIC = 'evit_mm.atomic'
-GRADIENTS = 'gradients'  # key in a checkpoint
+GRADIENTS = 'gradients'  # key of the checkpoint
 
 
 class AtomicBackend(LocalBackend):
-    """mmengine's backend for local files: they are whole or not there, and go when others come.
+    """mmengine's backend for local files, with atomic writes and delayed removal.
 
-    mmengine's CheckpointHook removes an old checkpoint before it writes the new one. Here a file
-    that is removed is there until the next one has been written.
+    mmengine's CheckpointHook removes the old checkpoint before it writes the new one. This backend
+    keeps a removed file until the next file has been written.
 
     Args:
-        outdated: Files that were removed since; mmengine makes a backend for each call, so all
-            share one list.
+        outdated: Files to remove after the next write. mmengine creates a backend for each call, so
+            all backends share this list.
     """
 
     def __init__(self, outdated: list[str]) -> None:
         self.outdated = outdated
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
-        """Write bytes, then remove what is outdated."""
+        """Write the file atomically, then remove the outdated files."""
         write_atomically(filepath, obj)
         while self.outdated:
             path = self.outdated.pop()
@@ -46,37 +46,40 @@ class AtomicBackend(LocalBackend):
                     super().remove(path)
 
     def remove(self, filepath: str | Path) -> None:
-        """Remove a file when the next one has been written."""
+        """Mark a file for removal after the next write."""
         self.outdated.append(str(filepath))
 
 
-register_backend(ATOMIC, AtomicBackend, force=True)  # a module may be imported again
+register_backend(ATOMIC, AtomicBackend, force=True)  # the module can be imported twice
 
 
 @HOOKS.register_module()
 class SafeCheckpointHook(CheckpointHook):
-    """mmengine's CheckpointHook that never leaves a run without a whole checkpoint.
+    """mmengine's CheckpointHook with atomic writes, so that a run always has an intact checkpoint.
 
-    Files are written beside and moved into place; an old one goes only when the new one is there.
-    Gradients that are being accumulated are kept, averaged over the processes, so that a
-    checkpoint may be taken between two steps of the optimizer. Buffers, such as BatchNorm's
-    statistics, are those of the first process on all, when a checkpoint is taken as when it is
-    loaded. Arguments as mmengine's.
+    - A checkpoint is written to a temporary file and then renamed. An old checkpoint is removed
+      only after the new one exists.
+    - Accumulated gradients are saved, averaged over the processes. A checkpoint can therefore be
+      saved between two optimizer steps.
+    - Buffers, such as BatchNorm statistics, are copied from the first process to all others before
+      a checkpoint is saved and before each evaluation.
+
+    The arguments are the same as in mmengine's hook.
     """
 
     _resumed_gradients: dict[str, Tensor] = {}
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict) -> None:
-        """Keep the gradients of a checkpoint that is resumed until the training begins."""
+        """Keep the gradients of a resumed checkpoint until the training starts."""
         gradients = checkpoint.pop(GRADIENTS, {})
         if resumed_from(runner):
             self._resumed_gradients = gradients
 
     def before_train(self, runner: Any) -> None:
-        """Choose the atomic backend for a local disk, and put gradients back."""
+        """Select the atomic backend for a local disk and restore the gradients."""
         if self.backend_args is None and '://' not in str(self.out_dir or runner.work_dir):
             self.backend_args = {'backend': ATOMIC, 'outdated': []}
-        with file_only(runner.logger, errors=True):  # mmengine warns of its own calls
+        with file_only(runner.logger, errors=True):  # hides mmengine's warnings about its own calls
             super().before_train(runner)
         parameters = dict(unwrap(runner.model).named_parameters())
         for name, gradient in self._resumed_gradients.items():
@@ -84,17 +87,17 @@ class SafeCheckpointHook(CheckpointHook):
         self._resumed_gradients = {}
 
     def before_val_epoch(self, runner: Any) -> None:
-        """Let all processes evaluate with the same statistics."""
+        """Synchronise the buffers of all processes before the evaluation."""
         share_buffers(unwrap(runner.model))
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict) -> None:
-        """Put the gradients in."""
+        """Add the accumulated gradients to the checkpoint."""
         gradients = gradients_in_flight(runner)
         if gradients and 'optimizer' in checkpoint:
             checkpoint[GRADIENTS] = {name: x.cpu() for name, x in gradients.items()}
 
     def after_train_epoch(self, runner: Any) -> None:
-        """Save when it is due by epochs."""
+        """Save a checkpoint if the interval is in epochs."""
         due = self.every_n_epochs(runner, self.interval, self.save_begin)
         if self.by_epoch and (due or self.save_last and self.is_last_train_epoch(runner)):
             share_state(runner)
@@ -103,20 +106,20 @@ class SafeCheckpointHook(CheckpointHook):
     def after_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        """Save when it is due by iterations."""
+        """Save a checkpoint if the interval is in iterations."""
         due = self.every_n_train_iters(runner, self.interval, self.save_begin)
         if not self.by_epoch and (due or self.save_last and self.is_last_train_iter(runner)):
             share_state(runner)
         super().after_train_iter(runner, batch_idx, data_batch, outputs)
 
     def after_val_epoch(self, runner: Any, metrics: dict[str, Any]) -> None:
-        """Save the best, and in the last checkpoint which one that is."""
+        """Save the best checkpoint, and record it in the last checkpoint."""
         share_state(runner)
         super().after_val_epoch(runner, metrics)
 
 
 def gradients_in_flight(runner: Any) -> dict[str, Tensor]:
-    """Return the gradients accumulated since the optimizer's last step, by parameter."""
+    """Return the gradients accumulated since the last optimizer step, by parameter name."""
     wrapper = runner.optim_wrapper
     if not isinstance(wrapper, OptimWrapper) or wrapper.should_update():
         return {}
@@ -125,11 +128,11 @@ def gradients_in_flight(runner: Any) -> dict[str, Tensor]:
 
 
 def share_state(runner: Any) -> None:
-    """Give all processes the buffers and the gradients that the first one saves.
+    """Synchronise the buffers and the accumulated gradients of all processes.
 
-    Each process's gradients become their average, here and now: a step averages over the processes
-    what each has summed, so it makes no difference when that is done, and the run that goes on has
-    the very bits of one that is resumed.
+    The gradients are averaged over the processes. The optimizer step would average them later, so
+    this does not change the result. The current run and a run that resumes from the checkpoint
+    then give bitwise equal results.
     """
     share_buffers(unwrap(runner.model))
     for gradient in gradients_in_flight(runner).values():
@@ -137,7 +140,7 @@ def share_state(runner: Any) -> None:
 
 
 def share_buffers(model: nn.Module) -> None:
-    """Give all processes the first one's buffers, as torch's DDP does before each forward."""
+    """Copy the buffers of the first process to all others, as DDP does before each forward."""
     if is_distributed():
         for buffer in model.buffers():
             broadcast(buffer)

@@ -1,4 +1,4 @@
-"""A config: read, overridden from the command line, and checked before anything is built."""
+"""Load a config, apply the overrides of the command line, and check its keys."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from ..errors import ConfigError
 from ..utils.package_files import find_config
 from ..utils.text import did_you_mean
 
-# keys that mmengine's and mmdet's tools read beside the runner's arguments
+# keys that the tools of mmengine and mmdet read in addition to the arguments of the runner
 TOOL_KEYS = ('auto_scale_lr', 'runner_type')
-# what mmdet's heads read; a head reads only its own of them, and passes over every other key
+# test_cfg keys of mmdet's heads; a head ignores keys that it does not use
 TEST_KEYS = (
     'nms_pre',
     'nms_post',
@@ -38,18 +38,19 @@ def load_config(
     cfg_options: Mapping[str, Any] | None = None,
     work_dir: str | None = None,
 ) -> Config:
-    """Read a config, apply overrides and settle its work dir.
+    """Load a config, apply overrides and set its work dir.
 
     Args:
-        config: Config file, or the name of one that comes along: ``retinanet_evit_m4_coco``.
-        cfg_options: Overrides, dotted keys.
-        work_dir: Overrides the config's.
+        config: Config file, or the name of a config of this package, such as
+            ``retinanet_evit_m4_coco``.
+        cfg_options: Overrides with dotted keys.
+        work_dir: Work dir. None uses the work dir of the config, by default ``work_dirs/NAME``.
 
     Raises:
-        ConfigError: The file is missing or broken, or a key is misspelt.
+        ConfigError: The file is missing or invalid, or a key is misspelled.
     """
     config = find_config(config)
-    try:  # a config is a program and can fail in any way
+    try:  # a config is a Python program and can raise any exception
         cfg = Config.fromfile(str(config))
         own = set(cfg)
         if cfg_options:
@@ -59,13 +60,15 @@ def load_config(
         raise ConfigError(f"config '{config}' cannot be read ({reason})") from error
     known = {*inspect.signature(Runner.__init__).parameters, *TOOL_KEYS}
     for key in set(cfg) - known:
-        # a config may name things of its own; on the command line a new name is a slip
+        # a config can define additional keys, but a new key on the command line is a mistake
         hint = did_you_mean(key, known, cutoff=0.85 if key in own else 0.5)
         if hint or key not in own:
             raise ConfigError(f"{config}: unknown key '{key}'{hint}")
     for key in ('model', 'test_dataloader'):
         if not isinstance(cfg.get(key), Mapping):
-            raise ConfigError(f"{config}: '{key}' is missing")
+            raise ConfigError(
+                f"{config}: '{key}' is missing or not a dict; define it or inherit it with _base_"
+            )
     check_test_keys(cfg.model.get('test_cfg'), str(config))
     if work_dir is not None:
         cfg.work_dir = work_dir
@@ -75,12 +78,12 @@ def load_config(
 
 
 def is_classifier(cfg: Mapping[str, Any]) -> bool:
-    """Whether a config is mmpretrain's, and so classifies whole images."""
+    """Return whether a config is for a classifier, which uses mmpretrain."""
     return cfg.get('default_scope') == 'mmpretrain'
 
 
 def check_test_keys(test_cfg: Any, name: str, where: str = 'model.test_cfg') -> None:
-    """Refuse what is nearly a known key; a head of the user's own may read any other."""
+    """Reject misspelled keys. Accept other unknown keys, because custom heads can use them."""
     if not isinstance(test_cfg, Mapping):
         return
     for key, value in test_cfg.items():

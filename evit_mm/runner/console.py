@@ -1,4 +1,4 @@
-"""What of mmengine's log a person sees on the console; the log file has all of it as it is."""
+"""Show short log lines on the console. The log file contains the full log of mmengine."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from .summary import best_so_far
 
 @contextmanager
 def file_only(logger: logging.Logger, errors: bool = False) -> Iterator[None]:
-    """Keep information off the console meanwhile; warnings show, and at level DEBUG everything.
+    """Hide INFO messages on the console inside this context. At level DEBUG, nothing is hidden.
 
     Args:
-        logger: mmengine's.
-        errors: Of warnings, too, only errors show.
+        logger: Logger of mmengine.
+        errors: Whether to hide warnings too and show only errors.
     """
     level = logging.ERROR if errors else logging.WARNING
     handlers = console_handlers(logger)
@@ -29,7 +29,7 @@ def file_only(logger: logging.Logger, errors: bool = False) -> Iterator[None]:
     def is_shown(record: logging.LogRecord) -> bool:
         return record.levelno >= level
 
-    # the last filter: mmengine's first one still notes which warnings have been given
+    # this filter runs last, so that mmengine's filter still records which warnings were logged
     for handler in handlers:
         handler.addFilter(is_shown)
     try:
@@ -40,17 +40,17 @@ def file_only(logger: logging.Logger, errors: bool = False) -> Iterator[None]:
 
 
 def console_handlers(logger: logging.Logger) -> list[logging.Handler]:
-    """Return the handlers that write to the console, but for those that show everything."""
+    """Return the console handlers whose level is above DEBUG."""
     handlers = (h for h in logger.handlers if not isinstance(h, logging.FileHandler))
     return [handler for handler in handlers if handler.level > logging.DEBUG]
 
 
 @HOOKS.register_module()
 class ConsoleLoggerHook(LoggerHook):
-    """mmengine's LoggerHook: its lines go to the log file, short ones to the console.
+    """mmengine's LoggerHook with full lines in the log file and short lines on the console.
 
-    A short line of an iteration has the loss, the learning rate, the best figure so far and the
-    time left. Arguments as mmengine's.
+    The short line of an iteration shows the loss, the learning rate, the best metric so far and
+    the remaining time. The arguments are the same as in mmengine's hook.
     """
 
     def after_train_iter(
@@ -66,7 +66,7 @@ class ConsoleLoggerHook(LoggerHook):
     def after_val_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        """Log how far an evaluation is."""
+        """Log the progress of the validation."""
         with file_only(runner.logger):
             super().after_val_iter(runner, batch_idx, data_batch, outputs)
         self._say_how_far(runner, batch_idx, len(runner.val_dataloader))
@@ -74,18 +74,18 @@ class ConsoleLoggerHook(LoggerHook):
     def after_test_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        """Log how far a test is."""
+        """Log the progress of the test."""
         with file_only(runner.logger):
             super().after_test_iter(runner, batch_idx, data_batch, outputs)
         self._say_how_far(runner, batch_idx, len(runner.test_dataloader))
 
     def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
-        """Log the figures of an evaluation."""
+        """Log the metrics of the validation."""
         with file_only(runner.logger):
             super().after_val_epoch(runner, metrics)
         figures = '  '.join(f'{name}: {_figure(x)}' for name, x in (metrics or {}).items())
         when = f'{_epoch(runner, runner.epoch)}  ' if runner.log_processor.by_epoch else ''
-        _say(runner, f'{when}evaluated: {figures or "nothing was found"}')
+        _say(runner, f'{when}evaluated: {figures or "no result"}')
 
     def _say_how_far(self, runner: Any, batch_idx: int, batches: int) -> None:
         if self.every_n_inner_iters(batch_idx, self.interval):
@@ -94,14 +94,14 @@ class ConsoleLoggerHook(LoggerHook):
 
 
 def _say(runner: Any, text: str) -> None:
-    """Write a line to the console of the process that has one."""
+    """Print a line if this process logs to the console."""
     if any(handler.level <= logging.INFO for handler in console_handlers(runner.logger)):
         sys.stdout.write(f'{text}\n')
         sys.stdout.flush()
 
 
 def _iteration(runner: Any, batch_idx: int) -> str:
-    """Return the short line of an iteration."""
+    """Return the short log line of an iteration."""
     scalars = runner.message_hub.log_scalars
     if runner.log_processor.by_epoch:
         parts = [_epoch(runner, runner.epoch + 1)]
@@ -109,7 +109,7 @@ def _iteration(runner: Any, batch_idx: int) -> str:
     else:
         parts, place, last = [], runner.iter + 1, runner.max_iters
     parts.append(f'iteration {place:>{len(str(last))}}/{last}')
-    if 'train/loss' in scalars:  # not where the batch was skipped
+    if 'train/loss' in scalars:  # missing if the batch was skipped
         loss = scalars['train/loss'].mean(runner.log_processor.window_size)
         parts.append(f'loss {_figure(loss)}')
     parts.append(f'lr {scalars["train/lr"].current():.2e}')
@@ -122,7 +122,7 @@ def _iteration(runner: Any, batch_idx: int) -> str:
 
 
 def _left(runner: Any) -> str:
-    """Say how long mmengine's IterTimerHook expects the present loop to take."""
+    """Return the remaining time of the current loop, estimated by mmengine's IterTimerHook."""
     seconds = runner.message_hub.runtime_info.get('eta', 0)
     return f'left {datetime.timedelta(seconds=round(seconds))}'
 

@@ -1,4 +1,4 @@
-"""The check of a config's data sets, as a hook."""
+"""Hook that checks the data sets of a config."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ..data.check import check_config_data
 
 @HOOKS.register_module()
 class DataCheckHook(Hook):
-    """Check the data sets that a run is about to read, see :mod:`evit_mm.data`.
+    """Check the data sets of a run before they are used. See :mod:`evit_mm.data`.
 
-    With a :class:`~evit_mm.runner.build.CheckedRunner` they are checked before they are built;
-    with mmengine's runner, before the first iteration.
+    With :class:`~evit_mm.runner.build.CheckedRunner`, the check runs before the data sets are
+    built. With mmengine's runner, it runs before the first iteration.
 
     Raises:
-        DataError: Something would fail or silently go wrong.
+        DataError: A data set has errors.
     """
 
     priority = 'VERY_HIGH'
@@ -29,15 +29,15 @@ class DataCheckHook(Hook):
         self.checked: tuple[str, ...] = ()
 
     def before_build(self, runner: Any, splits: Sequence[str]) -> None:
-        """Check what some of the config's dataloaders read; only the first process does."""
+        """Check the data sets of the given splits, in the first process only."""
         if is_main_process() and tuple(splits) != self.checked:
             check_config_data(runner.cfg, splits)
         self.checked = tuple(splits)
 
     def before_train(self, runner: Any) -> None:
-        """Check the data of the training, unless that has been done."""
+        """Check the data sets for training, unless this has been done."""
         self.before_build(runner, ('train', 'val'))
 
     def before_test(self, runner: Any) -> None:
-        """Check the data of the test, unless that has been done."""
+        """Check the data sets for testing, unless this has been done."""
         self.before_build(runner, ('test',))

@@ -1,4 +1,4 @@
-"""Deaths and full disks in one sentence."""
+"""Convert errors of the machine, such as a full disk, to short error messages."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 @contextmanager
 def named_faults() -> Iterator[None]:
-    """Turn what a machine does to a training into one clear sentence.
+    """Convert known low-level errors to an EvitError.
 
     Raises:
-        EvitError: A worker has died, the disk is full, or an image cannot be read.
+        EvitError: The disk is full, or a data loader worker has died.
+        DataError: An image cannot be decoded.
     """
     try:
         yield
@@ -27,24 +28,27 @@ def named_faults() -> Iterator[None]:
         if error.errno not in NO_SPACE:
             raise
         raise EvitError(
-            f"'{error.filename or 'a file'}' could not be written ({error.strerror}); the last "
-            'checkpoint is whole. Make room and go on with --resume'
+            f"'{error.filename or 'a file'}' cannot be written ({error.strerror}). The last "
+            'checkpoint is intact; free disk space, then continue with --resume'
         ) from error
-    except cv2.error as error:  # does not name the image
+    except cv2.error as error:  # OpenCV's message does not contain the image name
         raise DataError(
-            'an image is empty and cannot be decoded; tools/doctor.py CONFIG --all-images names it'
+            'an image file is empty; run tools/doctor.py CONFIG --all-images to find it, then '
+            'replace or remove it'
         ) from error
-    except AssertionError as error:  # mmcv has no type of its own for it
+    except AssertionError as error:  # mmcv has no specific exception for unreadable images
         image = re.search('failed to load image: (.+)', str(error))
         if image is None:
             raise
-        raise DataError(f"'{image[1]}' cannot be decoded; mend it, or take it out") from error
+        raise DataError(
+            f"image '{image[1]}' cannot be decoded; replace it or remove it from the data set"
+        ) from error
     except RuntimeError as error:
-        # torch's DataLoader has no type of its own for a dead worker
+        # torch's DataLoader has no specific exception for a dead worker
         if not str(error).startswith('DataLoader worker'):
             raise
         reason = str(error).strip().splitlines()[0].rstrip('. ')
         raise EvitError(
-            f'{reason}. A worker that is killed was mostly out of memory: fewer '
-            'train_dataloader.num_workers or a larger /dev/shm help; go on with --resume'
+            f'{reason}. The usual cause is a lack of memory; reduce train_dataloader.num_workers '
+            'or enlarge /dev/shm, then continue with --resume'
         ) from error

@@ -1,4 +1,4 @@
-"""A loss that is not finite: caught before it reaches the weights, named, and kept to look at."""
+"""Detect a non-finite loss before it changes the weights, and save its batch."""
 
 from __future__ import annotations
 
@@ -21,25 +21,26 @@ from .weights import unwrap
 POLICIES = ('stop', 'skip')
 FOLDER = 'non_finite'
 MAX_SKIPPED_IN_A_ROW = 20
-SKIPPED = 'evit_mm_skipped_batches'  # key of the message hub, and so of a checkpoint
+SKIPPED = 'evit_mm_skipped_batches'  # key of the message hub, which is saved in checkpoints
 
 
 @HOOKS.register_module()
 class NonFiniteLossHook(Hook):
-    """Catch a loss that is NaN or infinite before it reaches the weights; name it and its images.
+    """Stop the training or skip the batch if a loss is NaN or infinite.
 
-    The batch is saved under ``work_dir/non_finite``. It looks at the losses that the model's
-    forward returns, so it works with any loop of mmengine's.
+    The check runs before the optimizer step. The message names the loss and the images, and the
+    batch is saved in ``work_dir/non_finite``. The hook checks the losses that the forward of the
+    model returns, so it works with any loop of mmengine.
 
     Args:
-        policy: ``'stop'``, or ``'skip'`` the batch: its gradient, and what has been accumulated
-            with it, is dropped, while the iteration counts.
+        policy: ``'stop'`` ends the training. ``'skip'`` discards the gradient of the batch and the
+            gradients accumulated with it, and continues with the next iteration.
 
     Raises:
-        ConfigError: The policy does not exist.
+        ConfigError: The policy is unknown.
     """
 
-    priority = 'HIGHEST'  # before RuntimeInfoHook takes the outputs for the log
+    priority = 'HIGHEST'  # before RuntimeInfoHook logs the outputs
 
     def __init__(self, policy: str = 'stop') -> None:
         if policy not in POLICIES:
@@ -53,7 +54,7 @@ class NonFiniteLossHook(Hook):
         self.handles: list[Any] = []
 
     def before_train(self, runner: Any) -> None:
-        """Look at what the model returns, and stand before the optimizer's step."""
+        """Register hooks on the forward of the model and on the optimizer step."""
         self.runner, self.skips = runner, False
         optimizer = runner.optim_wrapper.optimizer
         self.handles = [
@@ -62,13 +63,13 @@ class NonFiniteLossHook(Hook):
         ]
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
-        """Keep the batch at hand."""
+        """Store the current batch."""
         self.batch, self.skips = data_batch, False
 
     def after_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        """Drop what a skipped batch was accumulated with; it has nothing to log."""
+        """Discard the accumulated gradients and the log values of a skipped batch."""
         self.batch = None
         if not self.skips:
             self.skipped_in_a_row = 0
@@ -77,25 +78,25 @@ class NonFiniteLossHook(Hook):
         outputs.clear()
 
     def after_train(self, runner: Any) -> None:
-        """Say how many batches were skipped."""
+        """Log the number of skipped batches."""
         for handle in self.handles:
             handle.remove()
         self.runner, self.handles = None, []
         skipped = runner.message_hub.runtime_info.get(SKIPPED)
         if skipped:
             runner.logger.warning(
-                f'{skipped} of {runner.iter} batches were skipped, because their loss was not '
-                f"finite; they are in '{Path(runner.work_dir, FOLDER)}'"
+                f'{skipped} of {runner.iter} batches were skipped because their loss was not '
+                f"finite; they are saved in '{Path(runner.work_dir, FOLDER)}'"
             )
 
     def _check(self, model: Any, args: Any, kwargs: Mapping, losses: Any) -> Any:
-        """Look at the losses; return others in their place where the batch is skipped.
+        """Check the losses, and return a zero loss if the batch is skipped.
 
-        All processes act alike, so that none waits for another's gradients.
+        All processes decide together, so that no process waits for the gradients of another.
         """
         if kwargs.get('mode') != 'loss' or not isinstance(losses, Mapping):
             return None
-        with torch.no_grad():  # train_step parses them once more, for the gradient
+        with torch.no_grad():  # train_step parses the losses again to compute the gradient
             total, terms = model.parse_losses(losses)
         finite = torch.isfinite(total).all().float()
         all_reduce(finite, 'min')
@@ -103,47 +104,48 @@ class NonFiniteLossHook(Hook):
             return None
         self._handle({name: float(torch.as_tensor(x)) for name, x in terms.items()})
         self.skips = True
-        # reaches every weight, as gradients do that several processes share
+        # depends on every trainable weight, because DDP expects a gradient for each of them
         return {'loss': 0.0 * sum(p.sum() for p in model.parameters() if p.requires_grad)}
 
     def _before_step(self, optimizer: torch.optim.Optimizer, *args: Any) -> None:
         if self.skips:
-            optimizer.zero_grad(set_to_none=True)  # what has no gradient stays as it is
+            optimizer.zero_grad(set_to_none=True)  # parameters without a gradient do not change
 
     def _handle(self, terms: Mapping[str, float]) -> None:
-        """Keep the batch and stop the run, or count the batch as skipped."""
+        """Save the batch, then stop the run or count the batch as skipped."""
         runner = self.runner
         what = self._keep({k: v for k, v in terms.items() if not math.isfinite(v)})
         self.skipped_in_a_row += 1
         if self.policy == 'stop' or self.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
             many = f' ({self.skipped_in_a_row} batches in a row)' * (self.skipped_in_a_row > 1)
             raise EvitError(
-                f'{what}{many}. Look at its boxes; a lower rate or optim_wrapper.clip_grad may '
-                'help; --cfg-options default_hooks.non_finite_loss.policy=skip trains past such '
-                'batches'
+                f'{what}{many}. Check its boxes, reduce the learning rate or set '
+                'optim_wrapper.clip_grad; to skip the batch, use --cfg-options '
+                'default_hooks.non_finite_loss.policy=skip'
             )
-        runner.logger.warning(f'{what}; it is skipped')
+        runner.logger.warning(f'{what}; the batch is skipped')
         hub = runner.message_hub
         hub.update_info(SKIPPED, hub.runtime_info.get(SKIPPED, 0) + 1)
 
     def _keep(self, terms: Mapping[str, float]) -> str:
-        """Save the batch of a loss that is not finite, and say what has happened where.
+        """Save the batch with the non-finite loss and return the message.
 
-        The file has plain values and tensors, which ``torch.load`` reads weights-only.
+        The file contains plain values and tensors, so that ``torch.load`` can read it with
+        ``weights_only=True``.
         """
         runner = self.runner
         number = runner.iter + 1
         where = f'became NaN or infinite in iteration {number}'
         if not terms:
             return f'the loss of another process {where}'
-        named = {k: v for k, v in terms.items() if k != 'loss'} or terms  # not the sum
+        named = {k: v for k, v in terms.items() if k != 'loss'} or terms  # without the sum
         said = ' and '.join(f'{name} ({value})' for name, value in named.items())
         file = Path(runner.work_dir, FOLDER, f'iter_{number}_rank_{runner.rank}.pth')
         buffer = io.BytesIO()
         torch.save({'losses': terms, 'iteration': number, **_plain(self.batch)}, buffer)
         write_atomically(file, buffer.getvalue())
         images = ', '.join(_image_name(sample) for sample in self.batch['data_samples'])
-        return f"{said} {where} on {images}; the batch is kept in '{file}'"
+        return f"{said} {where} on {images}; the batch is saved in '{file}'"
 
 
 def _image_name(sample: Any) -> str:
@@ -153,7 +155,7 @@ def _image_name(sample: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Turn mmengine's and mmdet's structures into dicts of tensors and plain values."""
+    """Convert the structures of mmengine and mmdet to dicts of tensors and plain values."""
     if isinstance(value, BaseDataElement):
         return {name: _plain(x) for name, x in value.all_items()}
     if isinstance(value, Mapping):

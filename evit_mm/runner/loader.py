@@ -1,4 +1,4 @@
-"""The training data in an order that can be entered anywhere, and images that cannot be read."""
+"""Training data loader that can start at any batch and that handles unreadable images."""
 
 from __future__ import annotations
 
@@ -18,29 +18,30 @@ from ..errors import DataError
 from .seeding import SAMPLE, derive_seed, seed_generators
 
 CORRUPT_POLICIES = ('raise', 'replace')
-REPLACED = 'replaced_images'  # key of a batch: one string per sample, names by line
-MAX_REPLACEMENTS = 10  # of one sample; more in a row is no accident
+REPLACED = 'replaced_images'  # key of a batch: one string per sample, one error per line
+MAX_REPLACEMENTS = 10  # per sample; more in a row indicate a systematic error
 JPEG_START, JPEG_END = b'\xff\xd8', b'\xff\xd9'
-TAIL = 1024  # bytes in which a whole JPEG ends
+TAIL = 1024  # the last bytes of a file, in which a complete JPEG has its end marker
 
 
 class Seeded(NamedTuple):
-    """What a data set is asked for: an index and the seed of its augmentation."""
+    """The index of a sample and the seed of its augmentation."""
 
     index: Any
     seed: int
 
 
 class ExactBatchSampler:
-    """Yield another batch sampler's batches from the ``start``-th on, each index with its seed.
+    """Yield the batches of another batch sampler from batch ``start`` on, with a seed per sample.
 
-    What is left out is never decoded. Places are counted over all processes, so that, with
-    mmengine's ``DefaultSampler``, an image is augmented alike on any number of them.
+    Earlier samples are never decoded. The seed of a sample depends on its position in the epoch,
+    counted over all processes. With mmengine's ``DefaultSampler``, the augmentation of an image is
+    therefore the same for any number of processes.
     """
 
     def __init__(self, batch_sampler: Any, seed: int) -> None:
         self.batch_sampler, self.seed = batch_sampler, seed
-        # by these names others look: mmengine's DistSamplerSeedHook, torch's DataLoader
+        # mmengine's DistSamplerSeedHook and torch's DataLoader read these attributes
         self.sampler = batch_sampler.sampler
         self.batch_size = getattr(batch_sampler, 'batch_size', None)
         self.drop_last = getattr(batch_sampler, 'drop_last', False)
@@ -61,35 +62,36 @@ class ExactBatchSampler:
 
 
 class GuardedDataset(Dataset):
-    """A data set that augments under given seeds, and does not lose an image silently.
+    """Wrap a data set with seeded augmentation and a policy for unreadable images.
 
-    Everything but reading a sample is left to the data set inside, attributes included.
+    All attributes are those of the wrapped data set.
 
     Args:
-        dataset: The data set.
-        corrupt_images: ``'raise'``, or ``'replace'`` an image that cannot be read by another one,
-            drawn under the sample's seed, and name it in the sample under :data:`REPLACED`.
+        dataset: Data set to wrap.
+        corrupt_images: ``'raise'`` reports an unreadable image as an error. ``'replace'`` replaces
+            it with another image, chosen with the seed of the sample, and records its name in the
+            sample under :data:`REPLACED`.
     """
 
     def __init__(self, dataset: Any, corrupt_images: str) -> None:
         vars(self).update(dataset=dataset, corrupt_images=corrupt_images)
 
     def __getattr__(self, name: str) -> Any:
-        if name == 'dataset':  # not there yet, while it is unpickled
+        if name == 'dataset':  # not set yet during unpickling
             raise AttributeError(name)
         return getattr(self.dataset, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        setattr(self.dataset, name, value)  # mmdet's hooks exchange the pipeline
+        setattr(self.dataset, name, value)  # mmdet's hooks replace the pipeline
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, key: Any) -> Any:
-        """Return a sample; an index without a seed is the inner data set's affair.
+        """Return a sample. An index without a seed is passed to the wrapped data set.
 
-        Where the image cannot be read, or too many in a row, a ``DataError`` takes its place: a
-        worker that raised it would bury it in its traceback.
+        If the image or too many replacements in a row cannot be read, a ``DataError`` is returned
+        in place of the sample. If a worker raised the error, torch would hide it in a traceback.
         """
         if not isinstance(key, Seeded):
             return self.dataset[key]
@@ -108,12 +110,12 @@ class GuardedDataset(Dataset):
             if self.corrupt_images == 'replace':
                 sample[REPLACED] = '\n'.join(replaced)
             return sample
-        return DataError(f'{len(replaced)} images in a row cannot be read; {replaced[0]}')
+        return DataError(f'{len(replaced)} images in a row cannot be read. First: {replaced[0]}')
 
     def _read(self, index: Any) -> Any:
         name = _image_name(self.dataset, index)
         if name and is_cut_short(name):
-            raise DataError(f"'{name}' is cut short; {_MEND}")
+            raise DataError(f"image '{name}' is truncated; {_MEND}")
         try:
             return self.dataset[index]
         except (OSError, cv2.error, AssertionError) as error:
@@ -121,30 +123,30 @@ class GuardedDataset(Dataset):
                 raise
             if isinstance(error, OSError) and not _is_of_image(error, name):
                 raise
-            # where a sample is made of several images, the message may name another one
+            # if a sample combines several images, the error can refer to another image
             reason = str(error) if isinstance(error, OSError) else 'it cannot be decoded'
-            raise DataError(f"'{name or index}' cannot be read: {reason}; {_MEND}") from None
+            raise DataError(f"image '{name or index}' cannot be read: {reason}; {_MEND}") from None
 
 
 def _is_of_image(error: OSError, name: str | None) -> bool:
-    """Whether the error is about an image, not about another file that a transform opens."""
+    """Return whether an error is about an image, and not about another file of a transform."""
     if name is None or '://' in name:
         return True
     opened = str(error.filename or '')
-    other = opened.lower().endswith(IMAGE_SUFFIXES)  # of a sample made of several
+    other = opened.lower().endswith(IMAGE_SUFFIXES)  # if a sample combines several images
     return read_image(name) is None or other and read_image(opened) is None
 
 
 _MEND = (
-    'mend it or take it out of the annotations, or train past it with --cfg-options '
-    'train_cfg.corrupt_images=replace'
+    'replace it, remove it from the annotations, or use --cfg-options '
+    'train_cfg.corrupt_images=replace to train on another image instead'
 )
 
 
 def exact_loader(loader: DataLoader, seed: int, corrupt_images: str) -> DataLoader:
-    """Return a loader of the same samples that can be entered anywhere.
+    """Return a loader of the same samples that can start at any batch.
 
-    A ``DataError`` may stand in the place of a batch.
+    The loader can return a ``DataError`` in place of a batch.
     """
     return DataLoader(
         GuardedDataset(loader.dataset, corrupt_images),
@@ -162,13 +164,13 @@ def exact_loader(loader: DataLoader, seed: int, corrupt_images: str) -> DataLoad
 
 
 def _collate(collate: Callable[[Any], Any], samples: Sequence[Any]) -> Any:
-    """Make a batch of samples, or return the fault that is one of them."""
+    """Collate samples to a batch, or return the first DataError among them."""
     faults = (sample for sample in samples if isinstance(sample, DataError))
     return next(faults, None) or collate(samples)
 
 
 def is_cut_short(path: str) -> bool:
-    """Whether a JPEG on a local disk ends too early; OpenCV shows such a one with grey below."""
+    """Return whether a local JPEG is truncated. OpenCV fills the missing part with grey."""
     if not os.path.isfile(path):
         return False
     with open(path, 'rb') as file:
@@ -177,7 +179,7 @@ def is_cut_short(path: str) -> bool:
         file.seek(max(2, os.path.getsize(path) - TAIL))
         if JPEG_END in file.read():
             return False
-    try:  # an odd one, perhaps with much behind its end: see for certain
+    try:  # the end marker can also be before the tail, so decode the file to be certain
         with Image.open(path) as image:
             image.load()
     except OSError:

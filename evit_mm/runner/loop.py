@@ -1,4 +1,4 @@
-"""The training loop: resuming is exact, and nothing that is lost is lost silently."""
+"""Training loop with exact resuming and a report of replaced images."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from ..errors import ConfigError, DataError
 from .loader import CORRUPT_POLICIES, REPLACED, exact_loader
 from .seeding import MODEL, derive_seed, seed_generators
 
-PLACE = 'evit_mm_place'  # key of the message hub, and so of a checkpoint
-NAMED = 10  # images in a summary
+PLACE = 'evit_mm_place'  # key of the message hub, which is saved in checkpoints
+NAMED = 10  # maximum number of images in the summary
 
 
 @LOOPS.register_module()
 class ExactTrainLoop(EpochBasedTrainLoop):
-    """mmengine's loop over epochs, which can be resumed anywhere with nothing repeated or left out.
+    """mmengine's epoch-based training loop with exact resuming, also within an epoch.
 
-    A checkpoint taken within an epoch is resumed with that epoch's next batch, and what the run
-    has seen already is not decoded again. Whatever is random is drawn under seeds that follow from
-    the place, see :mod:`~evit_mm.runner.seeding`. An evaluation that was cut off is done again.
+    A run that resumes within an epoch continues with the next batch of this epoch. It does not
+    decode the earlier images again. The seeds of all random numbers depend on the position in the
+    training, see :mod:`~evit_mm.runner.seeding`. An interrupted evaluation is repeated.
 
     Args:
         runner: The runner.
-        *args: mmengine's.
-        corrupt_images: What to do about an image that cannot be read: ``'raise'``, or
-            ``'replace'`` it by another one.
-        **kwargs: mmengine's.
+        *args: Arguments of mmengine's loop.
+        corrupt_images: Policy for unreadable images. ``'raise'`` stops the training, and
+            ``'replace'`` uses another image.
+        **kwargs: Arguments of mmengine's loop.
 
     Raises:
-        ConfigError: A policy does not exist.
+        ConfigError: The policy is unknown.
     """
 
     def __init__(
@@ -52,12 +52,12 @@ class ExactTrainLoop(EpochBasedTrainLoop):
         self.place: dict[str, Any] = {}
 
     def run(self) -> torch.nn.Module:
-        """Train, from wherever the runner has been resumed."""
+        """Train from the start or from the position of the resumed checkpoint."""
         self.place = self.runner.message_hub.runtime_info.get(PLACE, {})
         self.runner.message_hub.update_info(PLACE, self.place)
         self.runner.call_hook('before_train')
         if self._batches_done() == 0:
-            self._evaluate()  # where the last run was cut off before it had
+            self._evaluate()  # if the last run was interrupted before its evaluation
         while self._epoch < self._max_epochs and not self.stop_training:
             self.run_epoch()
             self._evaluate()
@@ -66,7 +66,7 @@ class ExactTrainLoop(EpochBasedTrainLoop):
         return self.runner.model
 
     def run_epoch(self) -> None:
-        """Train one epoch, or the rest of it."""
+        """Train one epoch, or the remaining batches of it."""
         done: int = self._batches_done()
         sampler: Any = self.dataloader.batch_sampler
         sampler.epoch, sampler.start = self._epoch, done
@@ -94,20 +94,21 @@ class ExactTrainLoop(EpochBasedTrainLoop):
         self._iter += 1
 
     def _batches_done(self) -> int:
-        """Return how many batches of the current epoch an earlier run has seen."""
+        """Return the number of batches of the current epoch that an earlier run has processed."""
         if self.place.get('epoch') != self._epoch:
             return 0
         done = self._iter - self.place['first_iter']
         if done and self.place['batches'] != len(self.dataloader):
             raise ConfigError(
                 f'the checkpoint is from the middle of an epoch of {self.place["batches"]} '
-                f'batches, and this run has {len(self.dataloader)}; resume with the same data, '
-                'batch size and number of processes, or from a checkpoint at the end of an epoch'
+                f'batches, but this run has {len(self.dataloader)} batches per epoch; resume with '
+                'the same data, batch size and number of processes, or resume from a checkpoint '
+                'at the end of an epoch'
             )
         return done
 
     def _evaluate(self) -> None:
-        """Evaluate where it is due and has not been done; a checkpoint taken meanwhile says so."""
+        """Evaluate if it is due, and record this in checkpoints that are saved meanwhile."""
         self._decide_current_val_interval()
         due = self._epoch % self.val_interval == 0 or self._epoch == self._max_epochs
         evaluated = self.place.get('evaluated') == self._epoch
@@ -118,13 +119,13 @@ class ExactTrainLoop(EpochBasedTrainLoop):
             self.runner.val_loop.run()
 
     def _count_replaced(self, data_batch: Any) -> None:
-        """Take the names of replaced images out of a batch, and keep them."""
+        """Remove the errors of replaced images from a batch, log them and count them."""
         if self.corrupt_images != 'replace':
             return
         own = [line for text in data_batch.pop(REPLACED) for line in text.splitlines()]
         counts = self.place.setdefault('replaced', {})
         for line in itertools.chain(*all_gather_object(own)):
-            self.runner.logger.warning(f'another image is taken: {line}')
+            self.runner.logger.warning(f'sample replaced: {line}')
             counts[line] = counts.get(line, 0) + 1
 
     def _summarise(self) -> None:
@@ -133,6 +134,6 @@ class ExactTrainLoop(EpochBasedTrainLoop):
             worst = counts.most_common(NAMED)
             named = '\n  '.join(f'{number} times: {line}' for line, number in worst)
             self.runner.logger.warning(
-                f'{counts.total()} samples were replaced, because {len(counts)} images '
+                f'{counts.total()} samples were replaced because {len(counts)} images '
                 f'cannot be read; the most frequent:\n  {named}'
             )

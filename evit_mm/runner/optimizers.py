@@ -1,4 +1,4 @@
-"""An optimizer that mmengine's registry does not have; configs name it."""
+"""Fused AdamW for mmengine's registry of optimizers."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ FUSED_ON_CPU: bool = digit_version(torch.__version__) >= digit_version('2.4.0')
 
 @OPTIMIZERS.register_module()
 class FusedAdamW(torch.optim.AdamW):
-    """torch's AdamW with one kernel for all parameters, where torch has it: on the CPU from 2.4 on.
+    """torch's AdamW with the fused kernel if torch supports it. On the CPU, this needs torch 2.4.
 
     Args:
-        params: Parameters, or groups of them.
-        **kwargs: torch's, ``fused`` left out.
+        params: Parameters or parameter groups.
+        **kwargs: Arguments of torch's AdamW, except ``fused``.
     """
 
     def __init__(self, params: Iterable[Any], **kwargs: Any) -> None:

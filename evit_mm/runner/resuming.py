@@ -1,4 +1,4 @@
-"""Going on from a checkpoint: which one, with which seed, and whether the optimizer is the same."""
+"""Resume from a checkpoint: find it, restore its seed, and compare its optimizer."""
 
 from __future__ import annotations
 
@@ -19,10 +19,17 @@ from .work_dir import last_checkpoints
 
 
 def find_resumed(cfg: Config) -> dict[str, Any] | None:
-    """Find the checkpoint that a config's run goes on from; its path and seed go into the config.
+    """Find the checkpoint to resume from and write its path and seed into the config.
 
-    With ``resume``, it is ``load_from``, else the last whole checkpoint in ``work_dir``. What it
-    holds is returned, and None where the run begins anew.
+    With ``resume``, the checkpoint is ``load_from``, by default the last intact checkpoint in
+    ``work_dir``.
+
+    Returns:
+        The content of the checkpoint, or None if the training starts from the beginning.
+
+    Raises:
+        CheckpointError: The checkpoint cannot be read or has no training state.
+        ConfigError: The seed of the config differs from the seed of the checkpoint.
     """
     if not cfg.get('resume'):
         return None
@@ -38,25 +45,27 @@ def find_resumed(cfg: Config) -> dict[str, Any] | None:
         lacking = [f'meta.{key}' for key in ('epoch', 'iter') if key not in content['meta']]
     if lacking:
         raise CheckpointError(
-            f"'{path}' has no {' and no '.join(lacking)}, so it cannot be resumed; start from its "
-            f'weights with --cfg-options load_from={path}, without --resume'
+            f"checkpoint '{path}' has no {' and no '.join(lacking)}, so training cannot resume "
+            f'from it; to start from its weights, use --cfg-options load_from={path} without '
+            '--resume'
         )
     cfg.load_from = str(path)
     seed, chosen = content['meta'].get('seed'), cfg.get('randomness', {}).get('seed')
     if None not in (seed, chosen) and seed != chosen:
         raise ConfigError(
-            f"'{path}' was trained with seed {seed} and not {chosen}; leave the seed out to go on"
+            f"checkpoint '{path}' was trained with seed {seed}, not {chosen}; resume with --seed "
+            f'{seed}'
         )
     if seed is not None:
-        # mmengine restores the seed only after the sampler has drawn its own
+        # mmengine restores the seed too late, after the sampler has used its own
         cfg.randomness = {**cfg.get('randomness', {}), 'seed': seed}
     return {**content, 'state_dict': tensors_of(content, name=str(path))}
 
 
 def find_last_good(work_dir: str | Path) -> tuple[Path, dict[str, Any]] | None:
-    """Return the last whole checkpoint of a run and what it holds, None where it has none.
+    """Return the last intact checkpoint of a run and its content, or None if it has no checkpoint.
 
-    A warning names each that cannot be read and is passed over.
+    Unreadable checkpoints are skipped with a warning.
     """
     passed_over: list[str] = []
     for file in last_checkpoints(work_dir):
@@ -66,21 +75,21 @@ def find_last_good(work_dir: str | Path) -> tuple[Path, dict[str, Any]] | None:
             passed_over.append(str(error))
             continue
         for reason in passed_over:
-            print_log(f'passed over: {reason}', logger='current', level=logging.WARNING)
+            print_log(f'skipped: {reason}', logger='current', level=logging.WARNING)
         return file, content
     if passed_over:
         reasons = '\n  '.join(passed_over)
         raise CheckpointError(
-            f"'{work_dir}' has no checkpoint to resume that can be read; start in another "
-            f'--work-dir or without --resume\n  {reasons}'
+            f"no checkpoint in '{work_dir}' can be read; choose another --work-dir or train "
+            f'without --resume\n  {reasons}'
         )
     return None
 
 
 def resumed_from(runner: Any) -> str | None:
-    """Return the checkpoint that a run goes on from, None where it begins anew.
+    """Return the checkpoint that a run resumes from, or None.
 
-    mmengine tells its hooks in no other way than by these two attributes of its runner.
+    mmengine has no public attribute for it.
     """
     if not runner._resume:
         return None
@@ -89,33 +98,34 @@ def resumed_from(runner: Any) -> str | None:
 
 @HOOKS.register_module()
 class ResumedOptimizerHook(Hook):
-    """Refuse another optimizer, and say whose learning rate counts, before a run is resumed.
+    """Compare the optimizer of the config with the checkpoint when training resumes.
 
-    The checkpoint's rates and schedule count, as they do in mmengine, which does not say so.
+    A different optimizer is an error. A different learning rate gives a warning, because the
+    training continues with the learning rate and the schedule of the checkpoint, as in mmengine.
     """
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict) -> None:
-        """Compare the checkpoint's groups of parameters with those of the config's optimizer."""
+        """Compare the parameter groups and the learning rates with the checkpoint."""
         file = resumed_from(runner)
         if file is None or 'optimizer' not in checkpoint:
             return
         saved = checkpoint['optimizer']['param_groups']
-        # the wrapper's own list has base settings as one group more
+        # the wrapper's list has an additional group with the base settings
         optimizer = runner.optim_wrapper.optimizer
         own = optimizer.param_groups
         if {*own[0]} - {*saved[0]} or _sizes(own) != _sizes(saved):
             raise ConfigError(
-                f"'{file}' was trained with another optimizer than this {type(optimizer).__name__} "
-                'or with other groups of parameters; resume with the optim_wrapper that it was '
-                f'trained with, or start from its weights: --cfg-options load_from={file}, '
-                'without --resume'
+                f'the optimizer {type(optimizer).__name__} or its parameter groups differ from '
+                f"those in checkpoint '{file}'; resume with the optim_wrapper of that training, "
+                f'or start from its weights with --cfg-options load_from={file} without --resume'
             )
         for new, old in zip(_rates(own), _rates(saved), strict=True):
             if not math.isclose(new, old):
                 runner.logger.warning(
-                    f"the run goes on with the checkpoint's learning rate {old:g} and schedule, "
-                    f"not with the config's {new:g}; to train on with another rate, start from "
-                    f'its weights: --cfg-options load_from={file}, without --resume'
+                    f'training resumes with the learning rate {old:g} and the schedule of the '
+                    f'checkpoint, not with the learning rate {new:g} of the config; to use another '
+                    f'learning rate, start from the weights with --cfg-options load_from={file} '
+                    'without --resume'
                 )
                 return
 

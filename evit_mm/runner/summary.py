@@ -1,7 +1,7 @@
-"""What a training leaves for the one who started it: ``summary.json``, and what to type next.
+"""Write ``summary.json`` and log a summary with the next commands.
 
-``summary.json`` in the work dir is there as a whole or not at all; it is written at the start,
-after each epoch and evaluation, and at the end, however that comes.
+``summary.json`` in the work dir is written atomically: at the start of the training, after each
+epoch and each evaluation, and at the end, also after an exception.
 """
 
 from __future__ import annotations
@@ -36,33 +36,33 @@ from .work_dir import pointed_at, recorded_config
 
 try:
     import resource
-except ImportError:  # Windows has it not
+except ImportError:  # not available on Windows
     resource = None  # type: ignore[assignment]
 
 PACKAGES = ('evit_mm', 'torch', 'numpy', 'mmengine', 'mmcv', 'mmdet', 'mmpretrain', 'timm')
 FILE = 'summary.json'
-BEST = 'evit_mm_best'  # key of the message hub, and so of a checkpoint
-MAIN_METRIC = 'coco/bbox_mAP'  # with classwise=True, the first figure is one class's
+BEST = 'evit_mm_best'  # key of the message hub, which is saved in checkpoints
+MAIN_METRIC = 'coco/bbox_mAP'  # with classwise=True, the first metric is the AP of one class
 MIB = 2**20
 
 
 @HOOKS.register_module()
 class BestMetricHook(Hook):
-    """Remember the best evaluation, in checkpoints too.
+    """Record the best evaluation, also in checkpoints.
 
-    The figure that counts is the one that the best checkpoint is saved by; where none is, the AP
-    over all classes, or else the first figure.
+    The metric is the one of ``save_best``. Without ``save_best``, it is ``coco/bbox_mAP``, or the
+    first metric if there is no ``coco/bbox_mAP``.
     """
 
-    priority = 'LOW'  # before the checkpoint hook saves what it knows of the best
+    priority = 'LOW'  # before the checkpoint hook saves the record
 
     def after_val_epoch(self, runner: Any, metrics: dict[str, Any] | None = None) -> None:
-        """Compare the evaluation with the best so far."""
+        """Compare the evaluation with the best one so far."""
         metrics = metrics or {}
         hooks = (h for h in runner.hooks if isinstance(h, CheckpointHook) and h.save_best)
         saving = next(hooks, None)
         name = MAIN_METRIC if saving is None else saving.key_indicators[0]
-        if name not in metrics:  # 'auto', too, is mmengine's word for the first figure
+        if name not in metrics:  # for example 'auto', which means the first metric in mmengine
             name = next(iter(metrics), '')
         value = metrics.get(name)
         if not isinstance(value, (int, float)) or not math.isfinite(value):
@@ -77,26 +77,26 @@ class BestMetricHook(Hook):
 
 @HOOKS.register_module()
 class SummaryHook(Hook):
-    """Log what a run is made with, and write ``summary.json``; only the first process does.
+    """Log how to reproduce a run, and write ``summary.json``, in the first process only.
 
-    With a :class:`~evit_mm.runner.build.CheckedRunner` the summary is written and logged however
-    the training ends; with mmengine's runner, when it comes to its end.
+    With :class:`~evit_mm.runner.build.CheckedRunner`, the final summary is also written after an
+    exception. With mmengine's runner, it is written only if the training finishes.
     """
 
     priority = 'LOWEST'  # after the checkpoint hook has saved the best
 
     def __init__(self) -> None:
-        self.start: float | None = None  # None where there is nothing to write
+        self.start: float | None = None  # None if this process writes no summary
         self.finished = False
         self.facts: dict[str, Any] = {}
 
     def before_train(self, runner: Any) -> None:
-        """Start the clock, and log what the run is made with."""
+        """Start the timer, and log the commit, versions and seed of the run."""
         if not is_main_process():
             return
         self.start = time.monotonic()
         file = resumed_from(runner)
-        if file is not None:  # the time of the runs before counts too
+        if file is not None:  # add the time of the earlier runs
             self.start -= read_summary(Path(file).parent).get('seconds', 0.0)
         self.facts = {
             'command': [Path(sys.executable).name, *sys.argv],
@@ -109,30 +109,30 @@ class SummaryHook(Hook):
         self.write(runner)
 
     def after_train_epoch(self, runner: Any) -> None:
-        """Count the epoch's time, should the run be killed in the next."""
+        """Write the time of the epoch, in case the run is killed in the next one."""
         self.write(runner)
 
     def after_val_epoch(self, runner: Any, metrics: dict[str, Any] | None = None) -> None:
-        """Write what the evaluation brought."""
+        """Write the result of the evaluation."""
         self.write(runner)
 
     def after_train(self, runner: Any) -> None:
-        """Note that the training came to its end."""
+        """Record that the training has finished."""
         self.finished = True
 
     def after_run(self, runner: Any) -> None:
-        """Write the file once more, and log the summary for people."""
+        """Write the final summary and log it."""
         self.on_exit(runner)
 
     def on_exit(self, runner: Any) -> None:
-        """Do so once, also when the training was interrupted."""
+        """Write the final summary and log it, once, also if the training was interrupted."""
         summary = self.write(runner)
         if summary is not None:
             runner.logger.info(describe(runner, summary))
         self.start = None
 
     def write(self, runner: Any) -> dict[str, Any] | None:
-        """Replace the file and return what it has; a full disk is no reason to end a training."""
+        """Write the file and return its content. A full disk gives only a warning."""
         if self.start is None:
             return None
         best = best_so_far(runner)
@@ -146,12 +146,12 @@ class SummaryHook(Hook):
         try:
             write_json(Path(runner.work_dir, FILE), summary, indent=1)
         except OSError as error:
-            runner.logger.warning(f'{FILE} could not be written ({error.strerror or error})')
+            runner.logger.warning(f'{FILE} cannot be written ({error.strerror or error})')
         return summary
 
 
 def _provenance(runner: Any, facts: Mapping[str, Any]) -> str:
-    """Return the lines that say how a run can be repeated: commit, versions, seed, threads."""
+    """Return the facts that are needed to reproduce a run: commit, versions, seed, threads."""
     found = ', '.join(f'{name} {version}' for name, version in facts['versions'].items())
     lines = (
         'This run',
@@ -165,18 +165,18 @@ def _provenance(runner: Any, facts: Mapping[str, Any]) -> str:
 
 
 def read_summary(work_dir: str | Path) -> dict[str, Any]:
-    """Return a work dir's summary, empty where there is none that can be read."""
+    """Return the summary in a work dir, or an empty dict if it cannot be read."""
     return read_json_dict(Path(work_dir, FILE))
 
 
 def best_so_far(runner: Any) -> dict[str, Any] | None:
-    """Return ``metric``, ``value`` and ``epoch`` of the best evaluation, None before the first."""
+    """Return ``metric``, ``value`` and ``epoch`` of the best evaluation, or None before it."""
     return runner.message_hub.runtime_info.get(BEST)
 
 
 def peak_memory() -> dict[str, float | None]:
-    """Return the most memory that this process has held so far, in MiB; workers do not count."""
-    unit = 1 if sys.platform == 'darwin' else 1024  # of ru_maxrss, in bytes
+    """Return the peak memory of this process in MiB, without data loader workers."""
+    unit = 1 if sys.platform == 'darwin' else 1024  # bytes per unit of ru_maxrss
     usage = resource.getrusage(resource.RUSAGE_SELF) if resource else None
     ram = usage.ru_maxrss * unit / MIB if usage else None
     gpu = torch.cuda.max_memory_allocated() / MIB if _gpu() else None
@@ -184,7 +184,7 @@ def peak_memory() -> dict[str, float | None]:
 
 
 def describe(runner: Any, summary: Mapping[str, Any]) -> str:
-    """Return the summary for people, with the commands to type next."""
+    """Return the summary as text, with the next commands."""
     done = f'{runner.epoch} of {runner.max_epochs} epochs'
     if isinstance(runner.train_loop, IterBasedTrainLoop):
         done = f'{runner.iter} of {runner.max_iters} iterations'
@@ -195,11 +195,11 @@ def describe(runner: Any, summary: Mapping[str, Any]) -> str:
         if value is not None
     )
     state = 'finished' if summary['finished'] else 'stopped'
-    lines = [f'{state} after {done} and {seconds}; at most {memory}']
+    lines = [f'{state} after {done} in {seconds}; peak: {memory}']
     best, folder = summary['best'], Path(_shown(runner.work_dir))
     checkpoint = pointed_at(folder)
     if best is None:
-        lines.append('no evaluation, or none that found anything')
+        lines.append('no evaluation result')
     else:
         where = 'its checkpoint is not in the work dir'
         if best['checkpoint']:
@@ -212,9 +212,9 @@ def describe(runner: Any, summary: Mapping[str, Any]) -> str:
 
 
 def next_commands(runner: Any, checkpoint: str | Path) -> list[str]:
-    """Return commands to go on with, ready for a shell.
+    """Return shell commands to test the checkpoint, predict with it and write a report.
 
-    They name the config in the work dir, which has every override in it.
+    They use the config in the work dir, which contains all overrides.
     """
     folder, cfg, config = Path(runner.work_dir), runner.cfg, recorded_config(runner)
     commands: list[tuple[Any, ...]] = [('test', config, checkpoint)]
@@ -228,23 +228,23 @@ def next_commands(runner: Any, checkpoint: str | Path) -> list[str]:
 
 
 def _tool(name: str) -> list[str]:
-    """Return how a tool is started from here."""
+    """Return the command that starts a tool from the current folder."""
     if MIM.is_dir():
         return ['python', '-m', 'evit_mm', name]
     return ['python', os.path.relpath(project_path(f'tools/{name}.py'))]
 
 
 def _shown(argument: str | Path) -> str:
-    """Return a path as it is typed in the current folder, where it lies below it."""
+    """Return a path relative to the current folder if it is inside this folder."""
     with suppress(ValueError):
         return str(Path(argument).relative_to(Path.cwd()))
     return str(argument)
 
 
 def _best_file(runner: Any, metric: str) -> str | None:
-    """Return the best checkpoint's name, None where the work dir has none."""
+    """Return the file name of the best checkpoint, or None if it is not in the work dir."""
     known = runner.message_hub.runtime_info
-    # mmengine's keys, for one figure in save_best and for several
+    # mmengine's keys for one metric in save_best and for several metrics
     path = known.get('best_ckpt') or known.get(f'best_ckpt_{metric}')
     name = Path(path or '').name
     return name if Path(runner.work_dir, name).is_file() else None

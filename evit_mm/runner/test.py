@@ -1,4 +1,4 @@
-"""Evaluation: from a config and a checkpoint to metrics."""
+"""Evaluate a checkpoint with a config."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ def test(
     device: str | None = None,
     hooks: Sequence[Hook] = (),
 ) -> dict[str, float]:
-    """Evaluate a checkpoint on the config's test set.
+    """Evaluate a checkpoint on the test set of a config.
 
     Args:
-        config: Config file, or what :func:`~evit_mm.runner.config.load_config` made of it.
-        checkpoint: What :func:`~evit_mm.runner.train.train` saved; for a classifier also the
-            authors' ImageNet file; None leaves the model as the config builds it.
-        out: ``FILE.pkl`` takes the library's dump of all predictions, ``FILE.json`` COCO-style
-            results of a detector; those of masks, which may have scores of their own, go to
-            ``FILE.segm.json`` beside it.
-        show_dir: Folder for pictures: ground truth on the left and detections on the right, or
-            true and predicted class.
+        config: Config file, or the result of :func:`~evit_mm.runner.config.load_config`.
+        checkpoint: Checkpoint of :func:`~evit_mm.runner.train.train`. For a classifier, the
+            ImageNet checkpoint of the authors is also accepted. None evaluates the model as the
+            config builds it.
+        out: File for the predictions. ``FILE.pkl`` contains all predictions. ``FILE.json`` contains
+            the boxes of a detector as COCO results, and ``FILE.segm.json`` contains the masks.
+        show_dir: Folder for pictures. They show ground truth (left) and detections (right), or the
+            true and the predicted class.
         work_dir: As in :func:`~evit_mm.runner.train.train`.
         launcher: As in :func:`~evit_mm.runner.train.train`.
         cfg_options: As in :func:`~evit_mm.runner.train.train`.
         device: As in :func:`~evit_mm.runner.train.train`.
-        hooks: Further hooks of the caller's own.
+        hooks: Additional hooks.
 
     Returns:
         The metrics by name.
@@ -66,7 +66,7 @@ def test(
         runner.register_hook(hook)
     metrics = runner.test()
     if out and out.endswith('.json') and runner.rank == 0:
-        # CocoMetric appends the kind of result to its prefix
+        # CocoMetric appends the result type to its prefix
         for kind, target in (('bbox', out), ('segm', out.removesuffix('.json') + '.segm.json')):
             with suppress(FileNotFoundError):
                 Path(f'{out}.partial.{kind}.json').replace(target)
@@ -74,13 +74,16 @@ def test(
 
 
 def _write_predictions(cfg: Config, out: str) -> None:
-    """Let the evaluation write predictions to a file."""
+    """Configure the evaluation to write the predictions to a file."""
     evaluator = cfg.test_evaluator
     if out.endswith('.json'):
         if is_classifier(cfg):
-            raise ConfigError(f"--out '{out}': a classifier's predictions go to FILE.pkl")
+            raise ConfigError(f"--out '{out}' must end in .pkl for a classifier")
         if not isinstance(evaluator, Mapping):
-            raise ConfigError(f"{cfg.filename}: --out '{out}' needs one test_evaluator, not a list")
+            raise ConfigError(
+                f"{cfg.filename}: --out '{out}' needs a single test_evaluator, not a list; use "
+                'FILE.pkl or set one evaluator'
+            )
         cfg.test_evaluator.outfile_prefix = f'{out}.partial'
     elif out.endswith(('.pkl', '.pickle')):
         evaluators = [evaluator] if isinstance(evaluator, Mapping) else list(evaluator)
@@ -91,7 +94,7 @@ def _write_predictions(cfg: Config, out: str) -> None:
 
 
 def _draw_predictions(cfg: Config, show_dir: str) -> None:
-    """Let the config's visualization hook draw pictures into a folder."""
+    """Configure the visualization hook to save pictures in a folder."""
     folder = os.path.abspath(show_dir)
     if is_classifier(cfg):
         cfg.default_hooks.visualization.update(enable=True, interval=1, out_dir=folder)

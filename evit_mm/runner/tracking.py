@@ -1,8 +1,8 @@
-"""TensorBoard, MLflow and Weights & Biases beside a training's own log, by one flag.
+"""Log training runs to TensorBoard, MLflow or Weights & Biases.
 
-mmengine's backends write; here is what they leave open: a missing package is named before
-anything starts, a resumed run goes on in the log that it began, and each evaluation shows the
-predictions on the same few images.
+The backends of mmengine write the logs. This module adds three features: an early error for a
+missing package, one continuous log for a resumed run, and pictures of the predictions on the same
+few images after each evaluation.
 """
 
 from __future__ import annotations
@@ -31,21 +31,24 @@ BACKENDS = {
     'wandb': 'WandbVisBackend',
 }
 STATE = 'tracking.json'
-MLFLOW_RUN = 'MLFLOW_RUN_ID'  # MLflow's own variable: the run to go on with
+MLFLOW_RUN = 'MLFLOW_RUN_ID'  # MLflow's environment variable for the run to continue
 IMAGES = 8
-SCORE = 0.3  # as tools/predict.py draws
+SCORE = 0.3  # score threshold, as in tools/predict.py
 
 
 def add_trackers(cfg: Config, trackers: Sequence[str]) -> None:
-    """Name trackers and their hook in a config, those of a resumed run as they were.
+    """Add trackers and their hook to a config. A resumed run continues its logs.
 
-    Options that the config has for a backend already stay; ``work_dir`` and ``resume`` are settled.
+    Backend options in the config override the defaults. ``work_dir`` and ``resume`` must be final.
+
+    Raises:
+        ConfigError: A tracker is unknown, or its package is not installed.
     """
     for name in trackers:
         if name not in BACKENDS:
-            raise ConfigError(f"--track '{name}': there are {', '.join(BACKENDS)}")
+            raise ConfigError(f"unknown --track '{name}'; choose from {', '.join(BACKENDS)}")
         if importlib.util.find_spec(name) is None:
-            raise ConfigError(f'--track {name} needs the package {name}: pip install {name}')
+            raise ConfigError(f'--track {name} needs the package {name}; run pip install {name}')
     state = read_json_dict(Path(cfg.work_dir, STATE)) if cfg.get('resume') else {}
     state.setdefault('run', f'{datetime.datetime.now():%Y%m%d_%H%M%S}')
     state.setdefault('wandb', os.urandom(4).hex())
@@ -64,7 +67,7 @@ def add_trackers(cfg: Config, trackers: Sequence[str]) -> None:
 
 
 def drop_trackers(cfg: Config) -> None:
-    """Take trackers out of a config: an evaluation is not part of the training's log."""
+    """Remove the trackers from a config, because testing must not write to the training log."""
     cfg.get('default_hooks', {}).pop('tracking', None)
     visualizer = cfg.get('visualizer') or {}
     backends = visualizer.get('vis_backends') or []
@@ -73,23 +76,23 @@ def drop_trackers(cfg: Config) -> None:
 
 @HOOKS.register_module()
 class TrackingHook(Hook):
-    """Draw the first images of each evaluation for the trackers, and join a resumed run's log.
+    """Log pictures of each evaluation to the trackers, and continue the logs of a resumed run.
 
     Args:
-        trackers: Names out of :data:`~evit_mm.runner.tracking.BACKENDS`.
-        state: What has to be known to go on in the same log; it is kept in the work dir.
+        trackers: Names from :data:`~evit_mm.runner.tracking.BACKENDS`.
+        state: Ids that are needed to continue the same logs. They are saved in the work dir.
     """
 
     priority = 'LOW'
 
     def __init__(self, trackers: Sequence[str], state: dict[str, str]) -> None:
         self.trackers, self.state = tuple(trackers), state
-        self.left = 0  # images that are still to be drawn
+        self.left = 0  # number of images still to draw
         self.painter: Any = None  # a visualizer without backends
 
     @master_only
     def before_train(self, runner: Any) -> None:
-        """Tell TensorBoard where a resumed run goes on, and keep the name of MLflow's run."""
+        """Mark the resumed step in TensorBoard, and save the id of the MLflow run."""
         if 'tensorboard' in self.trackers and resumed_from(runner):
             self._forget_after(runner)
         if 'mlflow' in self.trackers:
@@ -99,7 +102,7 @@ class TrackingHook(Hook):
         write_json(Path(runner.work_dir, STATE), self.state)
 
     def before_val_epoch(self, runner: Any) -> None:
-        """Begin with the first image; pictures are a detector's."""
+        """Reset the number of images to draw. Only detectors get pictures."""
         self.left = 0 if is_classifier(runner.cfg) else IMAGES
         self.painter = type(runner.visualizer)()
         self.painter.dataset_meta = runner.visualizer.dataset_meta
@@ -112,20 +115,20 @@ class TrackingHook(Hook):
         data_batch: Any = None,
         outputs: Sequence[Any] = (),
     ) -> None:
-        """Draw the batch's images as long as there are too few, the truth to their left."""
+        """Draw images of the batch, with the ground truth on the left, until there are enough."""
         for sample in outputs[: self.left]:
             image = mmcv.imread(sample.img_path, channel_order='rgb')
             self.painter.add_datasample('', image, sample, pred_score_thr=SCORE)
             name = f'predictions/{IMAGES - self.left:02}_{Path(sample.img_path).stem}'
             for tracker in self.trackers:
                 backend = runner.visualizer.get_backend(BACKENDS[tracker])
-                # MLflow keeps files, which need a name for each epoch
+                # MLflow saves files, so each epoch needs its own file name
                 file = f'{name}/epoch_{runner.epoch}.png' if tracker == 'mlflow' else name
                 backend.add_image(file, self.painter.get_image(), step=runner.epoch)
             self.left -= 1
 
     def _forget_after(self, runner: Any) -> None:
-        """Let TensorBoard drop what a killed run wrote after the checkpoint."""
+        """Make TensorBoard discard values that an earlier run wrote after the checkpoint."""
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
         writer = runner.visualizer.get_backend(BACKENDS['tensorboard']).experiment
@@ -134,20 +137,20 @@ class TrackingHook(Hook):
 
 
 def _options(work_dir: Path, state: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """Return the options of each tracker's backend, by which a resumed run finds its log."""
+    """Return the options of the backend of each tracker, with the ids of existing logs."""
     folder = work_dir.resolve() / 'mlflow'
     server = os.environ.get('MLFLOW_TRACKING_URI')
     mlflow: dict[str, Any] = {
         'save_dir': str(folder),
-        # mmengine's default, a folder of files, is refused by MLflow 3
+        # MLflow 3 rejects mmengine's default, a folder of files
         'tracking_uri': server or f'sqlite:///{folder / "mlflow.db"}',
-        # the pictures of MLflow's own experiment 'Default' go to the current folder
+        # MLflow's experiment 'Default' would write the pictures to the current folder
         'exp_name': work_dir.name,
         'artifact_location': None if server else (folder / 'artifacts').as_uri(),
         'artifact_suffix': '.log',
     }
     if 'mlflow' in state:
-        mlflow['tracked_config_keys'] = []  # they are there, and MLflow refuses other values
+        mlflow['tracked_config_keys'] = []  # already logged; MLflow rejects changed values
     name = f'{work_dir.name}/{state["run"]}'
     wandb = {'id': state['wandb'], 'name': name, 'resume': 'allow', 'allow_val_change': True}
     return {

@@ -1,4 +1,4 @@
-"""Training: from a config and a command line to a run."""
+"""Train a model from a config."""
 
 from __future__ import annotations
 
@@ -33,31 +33,33 @@ def train(
     deterministic: bool = False,
     track: Sequence[str] = (),
 ) -> Runner:
-    """Train a detector or a classifier as its config says.
+    """Train a detector or a classifier.
 
     Args:
         config: Config file.
-        work_dir: Where logs and checkpoints go; else the config's, else ``work_dirs/NAME``.
-        resume: ``'auto'`` goes on from the last whole checkpoint in ``work_dir``, if there is one;
-            a path goes on from that file. With :class:`~evit_mm.runner.ExactTrainLoop`, losses and
-            weights are those of a run that was never interrupted.
-        amp: Train in mixed precision.
-        auto_scale_lr: Scale the learning rate to the actual batch size.
+        work_dir: Folder for logs and checkpoints. None uses the work dir of the config, by default
+            ``work_dirs/NAME``.
+        resume: ``'auto'`` resumes from the last intact checkpoint in ``work_dir``, if there is one.
+            A path resumes from this checkpoint. With :class:`~evit_mm.runner.ExactTrainLoop`, the
+            losses and weights are the same as in an uninterrupted run.
+        amp: Whether to train in mixed precision.
+        auto_scale_lr: Whether to scale the learning rate to the actual batch size.
         launcher: ``'none'``, ``'pytorch'``, ``'slurm'`` or ``'mpi'``.
-        cfg_options: Overrides of the config, dotted keys.
-        seed: Seed of everything random; None draws one, which the log states.
-        device: ``'cpu'``, ``'cuda'``, ``'cuda:1'``, ...; None takes a GPU where there is one.
-        hooks: Further hooks of the caller's own.
-        deterministic: Take only operations that give the same bits in each run on one machine.
-        track: Where scalars and pictures go besides the work dir, out of
+        cfg_options: Overrides of the config, with dotted keys.
+        seed: Random seed. None chooses a random seed and logs it.
+        device: ``'cpu'``, ``'cuda'``, ``'cuda:1'``, ... None uses a GPU if there is one.
+        hooks: Additional hooks.
+        deterministic: Whether to use only deterministic algorithms. Runs on the same machine then
+            give bitwise equal results.
+        track: Trackers for scalars and pictures, from
             :data:`evit_mm.runner.tracking.BACKENDS`.
 
     Returns:
-        The runner, after training.
+        The runner after training.
 
     Raises:
-        EvitError: The config, the data set or a checkpoint cannot be used, the loss is not finite,
-            or the run cannot go on because the disk is full or a process has died.
+        EvitError: The config, a data set or a checkpoint cannot be used, the loss is not finite,
+            the disk is full, or a data loader worker has died.
     """
     cfg = load_config(config, cfg_options, work_dir)
     set_device(device)
@@ -65,7 +67,10 @@ def train(
         _use_amp(cfg)
     if auto_scale_lr:
         if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
-            raise ConfigError(f'{config}: --auto-scale-lr needs auto_scale_lr.base_batch_size')
+            raise ConfigError(
+                f'{config}: --auto-scale-lr needs auto_scale_lr.base_batch_size; set it in the '
+                'config'
+            )
         cfg.auto_scale_lr.enable = True
     if seed is not None and not 0 <= seed < 2**32:
         raise ConfigError(f'--seed must be from 0 to 2**32 - 1, got {seed}')
@@ -73,7 +78,7 @@ def train(
         cfg.randomness = {**cfg.get('randomness', {}), 'seed': seed}
     if deterministic:
         cfg.randomness = {'seed': None, **cfg.get('randomness', {}), 'deterministic': True}
-        # cuBLAS reads it when CUDA starts; torch refuses to work deterministically without
+        # cuBLAS reads this variable when CUDA starts, and deterministic torch requires it
         os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
     if resume == 'auto':
         if last_checkpoints(cfg.work_dir):
@@ -91,7 +96,8 @@ def train(
 
 def _use_amp(cfg: Config) -> None:
     if get_device() == 'cpu':
-        raise ConfigError('--amp needs a GPU; leave it out to train on the CPU')
+        raise ConfigError('--amp needs a GPU; remove it to train on the CPU')
     kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
-    cfg.optim_wrapper.type = f'Amp{kind.removeprefix("Amp")}'  # mmengine's and evit_mm's alike
+    # mmengine and evit_mm use the same naming scheme
+    cfg.optim_wrapper.type = f'Amp{kind.removeprefix("Amp")}'
     cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')

@@ -1,4 +1,4 @@
-"""Weights for a model that has been built: read, translated to its names, and checked."""
+"""Read weights for a model: translate the names and check them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BODY = ('backbone', 'neck')
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """Return the model inside the wrapper that several processes need."""
+    """Return the model inside a distributed wrapper, or the model itself."""
     inner: Any = model
     return inner.module if is_model_wrapper(model) else inner
 
@@ -34,11 +34,11 @@ def unwrap(model: nn.Module) -> nn.Module:
 def read_fitting(
     checkpoint: str | Path, model: nn.Module, metainfo: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Read a checkpoint that fits a model and its class names exactly.
+    """Read a checkpoint that matches a model and its class names exactly.
 
     Returns:
-        ``state_dict``, complete; ``meta``; and ``ema_state_dict`` where the file has plain weights
-        beside averaged ones.
+        A dict with the complete ``state_dict`` and ``meta``. It also has ``ema_state_dict`` if the
+        file contains both plain and averaged weights.
     """
     name = str(checkpoint)
     content = read_checkpoint(checkpoint)
@@ -46,7 +46,7 @@ def read_fitting(
     check_state_dict(state, model, name=name)
     meta = metadata_of(content)
     check_classes(meta.get('dataset_meta'), metainfo, checkpoint)
-    # the model's own BatchNorm counters complete it: EMA's hook exchanges entry by entry
+    # add missing BatchNorm counters from the model, because the EMA hook swaps every entry
     read = {'meta': meta, 'state_dict': {**model.state_dict(), **state}}
     plain = plain_weights_of(content)
     if plain:
@@ -57,10 +57,11 @@ def read_fitting(
 
 
 def read_start(checkpoint: str | Path, model: nn.Module) -> dict[str, Any]:
-    """Read weights to start from: only a head may differ, as with another number of classes.
+    """Read initial weights for training. Only the head may differ.
 
     Returns:
-        ``state_dict``, completed by the model's own weights, which a warning names.
+        A dict with a complete ``state_dict``. Entries that do not match keep the values of the
+        model, and a warning lists them.
     """
     name = str(checkpoint)
     state = translate_names(extract_state_dict(read_checkpoint(name), prefix='', name=name), model)
@@ -72,7 +73,7 @@ def read_start(checkpoint: str | Path, model: nn.Module) -> dict[str, Any]:
     left_out = [key for key in (*state, *own) if key not in fitting and not key.endswith(DERIVED)]
     if left_out:
         names = ', '.join(sorted(set(left_out)))
-        text = f"'{name}' has another head; these stay as they were initialised: {names}"
+        text = f"'{name}' has a different head; these entries are not loaded: {names}"
         print_log(text, logger='current', level=logging.WARNING)
     whole = {k: v for k, v in {**own, **fitting}.items() if not k.endswith(DERIVED)}
     check_state_dict(whole, model, name=name)
@@ -82,10 +83,11 @@ def read_start(checkpoint: str | Path, model: nn.Module) -> dict[str, Any]:
 def check_classes(
     trained: Mapping[str, Any] | None, metainfo: Mapping[str, Any], checkpoint: str | Path
 ) -> None:
-    """Refuse class names that a file was not trained with; labels are only numbers."""
+    """Raise a ConfigError if the class names of a checkpoint differ from the config."""
     classes = (trained or {}).get('classes')
     if classes is not None and list(classes) != list(metainfo['classes']):
         raise ConfigError(
-            f"'{checkpoint}' was trained with the classes {tuple(classes)}, the config names "
-            f'{tuple(metainfo["classes"])}; set metainfo.classes to those of the checkpoint'
+            f"checkpoint '{checkpoint}' was trained with the classes {tuple(classes)}, but the "
+            f'config has {tuple(metainfo["classes"])}; set metainfo.classes to the classes of the '
+            'checkpoint'
         )

@@ -1,4 +1,4 @@
-"""What a training left in its work dir: what it logged, and its checkpoints."""
+"""Read the logs and find the checkpoints in a work dir."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-WEIGHTS = 'weights.pth'  # what tools/compare.py keeps of its runs
+WEIGHTS = 'weights.pth'  # file that tools/compare.py keeps of each run
 
 
 def read_scalars(work_dir: str | Path) -> tuple[list[dict[str, Any]], int]:
-    """Read what mmengine logged, in the order of time; a resumed run replaces what it repeats.
+    """Read the scalars that mmengine logged, in chronological order.
+
+    Entries of a resumed run replace earlier entries of the same steps.
 
     Returns:
-        Entries, those of training steps with ``iter``; and how many lines are not whole, as the
-        last of a run that is writing or was killed.
+        The entries and the number of incomplete lines. Entries of training steps have the key
+        ``iter``. The last line of an active or killed run can be incomplete.
     """
     entries: list[dict[str, Any]] = []
     broken = 0
@@ -33,21 +35,21 @@ def read_scalars(work_dir: str | Path) -> tuple[list[dict[str, Any]], int]:
 
 
 def pointed_at(work_dir: str | Path) -> Path | None:
-    """Return the checkpoint that ``last_checkpoint`` names, None where there is no pointer."""
+    """Return the checkpoint named in ``last_checkpoint``, or None if this file does not exist."""
     with suppress(OSError, UnicodeDecodeError):
         named = Path(Path(work_dir, 'last_checkpoint').read_text().strip())
-        own = Path(work_dir, named.name)  # the pointer of a folder that was copied names the first
+        own = Path(work_dir, named.name)  # in a copied folder, the path is that of the original
         return own if own.is_file() else named
     return None
 
 
 def recorded_config(runner: Any) -> Path:
-    """Return the file for the config of a training, overrides included, as mmengine names it."""
+    """Return the path of the config with all overrides in the work dir, as in mmengine."""
     return Path(runner.work_dir, Path(runner.cfg.filename or f'{runner.timestamp}.py').name)
 
 
 def last_checkpoints(work_dir: str | Path) -> list[Path]:
-    """Return what a run can go on from: what ``last_checkpoint`` names, then the newest first."""
+    """Return the checkpoints to resume from: ``last_checkpoint`` first, then the newest first."""
     folder = Path(work_dir)
     files = [*folder.glob('epoch_*.pth'), *folder.glob('iter_*.pth')]
     files.sort(key=lambda file: (file.stat().st_mtime_ns, number_of(file)), reverse=True)
@@ -56,7 +58,7 @@ def last_checkpoints(work_dir: str | Path) -> list[Path]:
 
 
 def find_checkpoint(work_dir: str | Path) -> Path | None:
-    """Return the best checkpoint of a run, else the last, None where there is none."""
+    """Return the best checkpoint of a run, else the last one, else None."""
     folder = Path(work_dir)
     best = sorted(folder.glob('best_*.pth'), key=number_of, reverse=True)
     candidates = [*best, *last_checkpoints(folder), folder / WEIGHTS]
@@ -64,6 +66,6 @@ def find_checkpoint(work_dir: str | Path) -> Path | None:
 
 
 def number_of(checkpoint: Path) -> int:
-    """Return the epoch or iteration in a checkpoint's name, -1 where there is none."""
+    """Return the epoch or iteration in the name of a checkpoint, or -1."""
     digits = checkpoint.stem.rpartition('_')[2]
     return int(digits) if digits.isdecimal() else -1

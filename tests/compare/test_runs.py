@@ -143,12 +143,12 @@ def test_splits_are_found_in_the_usual_layouts(shapes, copy):
 @pytest.mark.parametrize(
     ('change', 'match'),
     [
-        (lambda coco: coco.update(images=[]), 'lists no images; the data set is empty'),
-        (lambda coco: coco.update(categories=[]), 'has no categories'),
-        (lambda coco: coco.pop('annotations'), "not in COCO's format"),
+        (lambda coco: coco.update(images=[]), "the list 'images' is empty"),
+        (lambda coco: coco.update(categories=[]), "the list 'categories' is empty"),
+        (lambda coco: coco.pop('annotations'), 'export the file in COCO format'),
         (
             lambda coco: coco['images'][0].update(file_name='gone.jpg'),
-            "'gone.jpg' .* is in none of",
+            "'gone.jpg' .* does not exist; put the images in",
         ),
     ],
 )

@@ -237,7 +237,7 @@ def test_trains_evaluates_boxes_and_masks_and_predicts(real_data, tmp_path):
     data = real_data('coco_mini')
     record = tmp_path / 'losses.jsonl'
     config = write_config(tmp_path / 'mini.py', CONFIG.stem, data, record)
-    with pytest.raises(DataError, match='have no segmentation'):
+    with pytest.raises(DataError, match='have no valid segmentation'):
         train(config, str(tmp_path / 'unused'), device='cpu')
     files = annotated_images(data, tmp_path)
     with config.open('a') as file:

@@ -86,9 +86,9 @@ def test_shapes_are_drawn_once_and_nothing_else_is_overwritten(shapes, tmp_path)
     before = (shapes / 'val' / '000001.jpg').stat().st_mtime_ns
     assert make_shapes(shapes, 60, 40, quiet=True) == shapes
     assert (shapes / 'val' / '000001.jpg').stat().st_mtime_ns == before
-    with pytest.raises(DataError, match='holds something else'):
+    with pytest.raises(DataError, match='contains something else'):
         make_shapes(shapes, 61, 40, quiet=True)
-    with pytest.raises(DataError, match='holds something else'):
+    with pytest.raises(DataError, match='contains something else'):
         make_shapes(ROOT / 'configs', 1, 1, quiet=True)
     with pytest.raises(DataError, match='at least one image'):
         make_shapes(tmp_path / 'x', 0, 1, quiet=True)
@@ -120,30 +120,42 @@ def first(key, value):
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        (lambda c: c.pop('images'), "no list 'images'"),
-        (lambda c: c['annotations'][0].pop('area'), "1 annotations lack 'area'; add it .width"),
-        (lambda c: c['annotations'][0].pop('iscrowd'), "lack 'iscrowd'; add it .0."),
-        (lambda c: c['images'][3].pop('height'), "1 images lack 'height'"),
-        (lambda c: c['categories'][0].update(name='disc'), 'lacks circle of metainfo.classes'),
+        (lambda c: c.pop('images'), "'images' is missing or not a list"),
+        (lambda c: c['annotations'][0].pop('area'), "1 annotations have no 'area'; add it .width"),
+        (lambda c: c['annotations'][0].pop('iscrowd'), "have no 'iscrowd'; add it .0."),
+        (lambda c: c['images'][3].pop('height'), "1 images have no 'height'"),
+        (
+            lambda c: c['categories'][0].update(name='disc'),
+            'metainfo.classes has circle, but the categories are',
+        ),
         (lambda c: c['categories'].reverse(), 'not in the order of'),
-        (lambda c: c['images'].append(dict(c['images'][0])), 'images share the ids 1'),
-        (first('image_id', 999), "have a image_id that no entry of 'images' has"),
-        (first('category_id', 77), "category_id that no entry of 'categories' has"),
+        (lambda c: c['images'].append(dict(c['images'][0])), 'images have duplicate ids .1.'),
+        (first('image_id', 999), "the image_id of annotations .* is not in 'images'"),
+        (first('category_id', 77), "the category_id of annotations .* is not in 'categories'"),
         (first('bbox', [1, 2, 3]), 'bbox of 1 annotations is not four finite numbers'),
         (first('bbox', [1, 2, float('nan'), 4]), 'is not four finite numbers'),
         (first('bbox', ['1', 2, 3, 4]), 'is not four finite numbers'),
         (first('area', None), 'area of 1 annotations is not a finite number'),
-        (first('iscrowd', '0'), "iscrowd of 1 annotations is not 0 or 1, the first is '0'"),
-        (first('id', [1]), 'id of 1 annotations is not a whole number or a text'),
-        (lambda c: c['images'][0].update(width='256'), 'width of 1 images is not a whole'),
-        (lambda c: c['images'][0].update(file_name=None), 'file_name of 1 images is not a name'),
-        (lambda c: c['categories'][1].update(name='circle'), 'several categories are named circle'),
+        (first('iscrowd', '0'), "iscrowd of 1 annotations is not 0 or 1 .the first is '0'."),
+        (first('id', [1]), 'id of 1 annotations is not an integer or a string'),
+        (
+            lambda c: c['images'][0].update(width='256'),
+            'width of 1 images is not a positive integer',
+        ),
+        (
+            lambda c: c['images'][0].update(file_name=None),
+            'file_name of 1 images is not a non-empty string',
+        ),
+        (
+            lambda c: c['categories'][1].update(name='circle'),
+            'several categories have the same name .circle.',
+        ),
         (
             lambda c: c['images'][2].update(file_name='gone.jpg'),
-            r'names 1 of 40 images .*gone\.jpg',
+            r'1 of 40 images are not in .*gone\.jpg',
         ),
-        (lambda c: c['images'][0].update(width=512), 'is 256x256 but the file says 512x256'),
-        (lambda c: c['images'].clear() or c['annotations'].clear(), 'lists no images'),
+        (lambda c: c['images'][0].update(width=512), 'is 256x256, not 512x256'),
+        (lambda c: c['images'].clear() or c['annotations'].clear(), "'images' is empty"),
     ],
 )
 def test_faults_are_named(copy, change, message):
@@ -156,7 +168,7 @@ def test_faults_are_named(copy, change, message):
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        (first('bbox', [10, 10, 0, 5]), 'no area or are under a pixel'),
+        (first('bbox', [10, 10, 0, 5]), 'no area or a side below one pixel'),
         (first('area', 0), 'no area'),
         (first('bbox', [300, 10, 20, 20]), 'outside their image'),
         (first('bbox', [-30, 10, 20, 20]), 'outside their image'),
@@ -185,7 +197,7 @@ def make_all(key, value):
 )
 def test_no_usable_box_is_a_fault_in_training(copy, change):
     edit(copy, change)
-    assert 'training needs at least one' in check(copy, training=True)[0][0]
+    assert 'add at least one for training' in check(copy, training=True)[0][0]
 
 
 def test_images_that_are_no_files_are_named(copy):
@@ -214,7 +226,7 @@ def test_broken_files_are_named(copy):
     ann_file.write_text(text[: len(text) // 2])
     assert 'is not valid JSON' in check(copy)[0][0]
     ann_file.write_text('[1, 2]')
-    assert "it is not in COCO's format" in check(copy)[0][0]
+    assert 'export the file in COCO format' in check(copy)[0][0]
     ann_file.write_text(text)
     (copy / 'val' / '000001.jpg').write_bytes(b'\xff\xd8 not a picture')
     assert 'cannot be decoded' in check(copy)[0][0]
@@ -252,7 +264,7 @@ def test_configs_are_checked_as_a_whole(shapes, tmp_path):
         check_config_data(config_for(shapes, **{'model.bbox_head.num_classes': 80}))
     with pytest.raises(DataError, match='val_evaluator.ann_file is .* but val_dataloader reads'):
         check_config_data(config_for(shapes, **{'val_evaluator.ann_file': 'other.json'}))
-    with pytest.raises(DataError, match=r'draw it: python tools/make_shapes\.py'):
+    with pytest.raises(DataError, match=r'run python tools/make_shapes\.py'):
         check_config_data(config_for(tmp_path / 'shapes'))
     wrapped = config_for(tmp_path / 'none')
     dataset = {'type': 'RepeatDataset', 'times': 2, 'dataset': wrapped.train_dataloader.dataset}

@@ -418,7 +418,7 @@ def test_unwritable_places_and_unusable_images_are_named(derive, tmp_path):
     with pytest.raises(EvitError, match='cannot be written'):
         derive(tmp_path / 'a.onnx')
     (tmp_path / 'in').mkdir()
-    with pytest.raises(ConfigError, match='no image under .*--check'):
+    with pytest.raises(ConfigError, match='no image found in .*--check'):
         derive(tmp_path / 'b.onnx', check=tmp_path / 'in')
     (tmp_path / 'in' / 'a.jpg').write_bytes(b'\xff\xd8\xff\xe0 broken')
     with pytest.raises(DataError, match=r"a\.jpg' cannot be decoded"):

@@ -288,6 +288,6 @@ def test_what_cannot_be_looked_at_is_named(tmp_path):
     with pytest.raises(CheckpointError, match='no.pth'):
         visualize_attention(DETECTOR, tmp_path / 'no.pth', image, out, None, OPTIONS)
     (tmp_path / 'file').write_text('')
-    with pytest.raises(ConfigError, match="-o: the folder '.*file' cannot be made"):
+    with pytest.raises(ConfigError, match="-o: folder '.*file' cannot be created"):
         visualize_attention(DETECTOR, 'random', image, tmp_path / 'file', None, OPTIONS)
     assert not out.exists()

@@ -255,7 +255,7 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path):
 
 def test_what_cannot_be_shown_is_named(config, data, tmp_path):
     (tmp_path / 'file').write_text('')
-    with pytest.raises(ConfigError, match="-o: the folder '.*file' cannot be made"):
+    with pytest.raises(ConfigError, match="-o: folder '.*file' cannot be created"):
         browse(config, tmp_path / 'file')
     for options in ({'number': 0}, {'draws': 0}, {'seed': -1}):
         with pytest.raises(ConfigError, match=f'--{next(iter(options))} must be [01] or more'):

@@ -206,11 +206,11 @@ def test_prediction_never_writes_over_its_input(model, tmp_path):
 def test_sources_and_folders_that_cannot_be_are_named(model, tmp_path):
     with pytest.raises(DataError, match='does not exist'):
         predict(model, tmp_path / 'none', tmp_path / 'out')
-    with pytest.raises(DataError, match='no image under'):
+    with pytest.raises(DataError, match='no image found in'):
         predict(model, tmp_path, tmp_path / 'out')
     cv2.imwrite(str(tmp_path / 'a.png'), noise(0))
     (tmp_path / 'file').write_text('')
-    with pytest.raises(ConfigError, match="--out: the folder '.*file' cannot be made"):
+    with pytest.raises(ConfigError, match="--out: folder '.*file' cannot be created"):
         predict(model, tmp_path / 'a.png', tmp_path / 'file')
     (tmp_path / 'out' / 'a.png').mkdir(parents=True)
     with pytest.raises(OSError, match=r'out/a\.png'):

@@ -537,7 +537,7 @@ def test_an_official_file_of_another_size_is_refused_by_the_test_tool(data, tmp_
 
 
 def test_what_is_for_detectors_alone_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"classifier's predictions go to FILE\.pkl"):
+    with pytest.raises(ConfigError, match=r'must end in \.pkl for a classifier'):
         run_test(BASE, 'x.pth', out='x.json')
     with pytest.raises(ConfigError, match='is a classifier, which detects nothing'):
         inference.predict(BASE, 'x.pth', tmp_path, tmp_path / 'out')
@@ -577,13 +577,13 @@ def test_good_folders_and_lists_pass(data, tmp_path):
     ('spoil', 'message'),
     [
         ('rm -r train', r"train: image folder '.*train' does not exist; set train_dataloader"),
-        ('rm -r val/*', r"val: '.*val' has no folder per class"),
+        ('rm -r val/*', r"val: '.*val' has no class folders"),
         (
             'rm train/red/*; touch train/red/._0.png',
             r"train: '.*train': no image \(\.jpg.*\) of red",
         ),
         ('rm -r val/green', r"'.*val' has 2 class folders; set model\.head\.num_classes=2"),
-        ('mv val/green val/verde', r'differ in their class folders \(green, verde\)'),
+        ('mv val/green val/verde', r'have different class folders \(green, verde\)'),
         ('echo x > train/blue/0.png; rm train/blue/1.png', r"image '.*0\.png' cannot be decoded"),
         (': > train/blue/0.png; rm train/blue/1.png', r"image '.*0\.png' cannot be decoded"),
     ],
@@ -599,7 +599,10 @@ def test_spoilt_folders_are_named(spoil, message, tmp_path):
     ('options', 'message'),
     [
         ({'model.head.num_classes': 4}, r'num_classes is 4 but .* set model\.head\.num_classes=3'),
-        ({'val_evaluator.topk': (1, 5)}, r'val_evaluator asks for top-5 accuracy of 3 classes'),
+        (
+            {'val_evaluator.topk': (1, 5)},
+            r'val_evaluator computes the top-5 accuracy of only 3 classes',
+        ),
         ({'val_dataloader.dataset.ann_file': 'no.txt'}, r"list '.*no\.txt' does not exist"),
     ],
 )

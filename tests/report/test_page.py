@@ -287,7 +287,7 @@ def test_a_file_that_is_not_cocos_is_named():
     truth, _ = a_case([(0, A)], [])
     del truth['annotations'][0]['bbox']
     for content in (json.dumps(truth), '{'):
-        with pytest.raises(DataError, match="a.json' is not in COCO's format"):
+        with pytest.raises(DataError, match="a.json' is not in COCO format"):
             boxes.read_truth(content, 'a.json', '.', ['class 0'])
 
 

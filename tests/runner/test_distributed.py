@@ -116,7 +116,10 @@ def test_two_processes_agree_on_what_is_skipped_and_replaced(tmp_path):
     log = (tmp_path / 'console_0.log').read_text()
     assert [process.exitcode for process in started] == [0, 0], log[-3000:]
     assert [p.name for p in (tmp_path / 'non_finite').iterdir()] == ['iter_2_rank_1.pth']
-    assert 'the loss of another process became NaN or infinite in iteration 2; it is skip' in log
+    assert (
+        'the loss of another process became NaN or infinite in iteration 2; the batch is skip'
+        in log
+    )
     assert '1 of 2 batches were skipped' in log
     # whichever of the two had it, the first one says so
-    assert 'samples were replaced, because 1 images cannot be read' in log and str(broken) in log
+    assert 'samples were replaced because 1 images cannot be read' in log and str(broken) in log

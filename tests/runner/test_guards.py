@@ -148,7 +148,7 @@ class SpoilHook(Hook):
 def test_a_corrupt_image_is_named_in_one_sentence(data, tmp_path, workers):
     names = []
     spoiler = SpoilHook(data, names)
-    with pytest.raises(DataError, match=r'^\'.*corrupt_images=replace$') as caught:
+    with pytest.raises(DataError, match=r'^image \'.*corrupt_images=replace') as caught:
         train(tmp_path, data, '', [spoiler], **{'train_dataloader.num_workers': workers})
     assert any(str(caught.value).startswith(f"'{name}'") for name in names)
 
@@ -271,7 +271,7 @@ def test_a_killed_worker_ends_the_run_with_a_sentence(data, tmp_path):
 @pytest.mark.parametrize(
     ('error', 'kind', 'match'),
     [
-        (OSError(28, 'No space left on device', 'a.json'), EvitError, "'a.json' could not be"),
+        (OSError(28, 'No space left on device', 'a.json'), EvitError, "'a.json' cannot be written"),
         (RuntimeError('DataLoader worker (pid 7) is killed by signal: Killed. '), EvitError, 'mem'),
         (RuntimeError('mat1 and mat2'), RuntimeError, '^mat1 and mat2$'),
         (FileNotFoundError(2, 'No such file', 'b.jpg'), FileNotFoundError, 'b.jpg'),

@@ -197,11 +197,7 @@ def test_without_validation_the_last_checkpoint_is_named(data, tmp_path):
     train(config, str(tmp_path / 'work'), device='cpu')
     assert read(tmp_path / 'work')['best'] is None
     log = read_log(tmp_path / 'work')
-    assert (
-        'no evaluation, or none that found anything' in log
-        and 'tools/test.py' in log
-        and 'epoch_1.pth' in log
-    )
+    assert 'no evaluation result' in log and 'tools/test.py' in log and 'epoch_1.pth' in log
 
 
 def runner_with(tmp_path, hooks=()):
@@ -257,7 +253,7 @@ def test_a_full_disk_is_said_and_the_training_goes_on(tmp_path, monkeypatch):
     hook.start, runner.logger = 0.0, SimpleNamespace(warning=said.append)
     monkeypatch.setattr(summary, 'write_json', full)
     hook.write(runner)
-    assert said == ['summary.json could not be written (No space left on device)']
+    assert said == ['summary.json cannot be written (No space left on device)']
 
 
 def test_a_loop_over_iterations_is_told_in_iterations(data, tmp_path):

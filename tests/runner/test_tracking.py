@@ -143,7 +143,7 @@ def test_a_missing_package_is_named_before_anything_is_made(name, data, tmp_path
 
 def test_an_unknown_tracker_is_refused(data, tmp_path):
     config = write_config(tmp_path, data)
-    with pytest.raises(ConfigError, match="'clearml': there are tensorboard, mlflow, wandb"):
+    with pytest.raises(ConfigError, match="'clearml'; choose from tensorboard, mlflow, wandb"):
         train(config, str(tmp_path / 'work'), track=['clearml'], device='cpu')
 
 

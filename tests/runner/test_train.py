@@ -198,7 +198,9 @@ def test_resume_with_another_optimizer_is_refused(trained, tmp_path, optimizer):
     other = f'optim_wrapper = {optimizer!r}\n'
     config = tmp_path / Path(config).name
     config.write_text(config.read_text() + other)
-    with pytest.raises(ConfigError, match='was trained with another optimizer .*; resume with'):
+    with pytest.raises(
+        ConfigError, match='the optimizer .* differ from those in checkpoint .*; resume with'
+    ):
         train(config, str(tmp_path / 'work'), resume=str(checkpoint), device='cpu')
 
 
@@ -212,7 +214,7 @@ def test_resume_with_another_rate_says_which_one_counts(trained, tmp_path, rate)
     }
     runner = train(config, str(tmp_path), resume=str(checkpoint), cfg_options=options, device='cpu')
     log = next(tmp_path.glob('*/*.log')).read_text()
-    said = "goes on with the checkpoint's learning rate 0.001 and schedule, not with the config's"
+    said = 'resumes with the learning rate 0.001 and the schedule of the checkpoint, not with the'
     assert (said in log) == (rate != 1e-3)
     assert {g['initial_lr'] for g in runner.optim_wrapper.param_groups} == {1e-3}
 
@@ -401,7 +403,7 @@ def test_tools_print_one_line_for_a_mendable_error(tmp_path):
     config = 'configs/retinanet_evit_m4_coco.py'
     done = run_tool('tools/train.py', config, '--work-dir', str(tmp_path))
     assert done.returncode == 1
-    assert 'error: the data set does not fit' in done.stderr
+    assert 'error: the data sets of config' in done.stderr
     assert 'Traceback' not in done.stderr
     done = run_tool('tools/predict.py', 'no.py', 'x.pth', 'y.jpg', '--out', str(tmp_path))
     assert done.returncode == 1 and 'does not exist; see ' in done.stderr
@@ -432,10 +434,10 @@ def test_values_that_cannot_be_are_named(trained, tmp_path, options, message):
 def test_folders_that_cannot_be_made_and_seeds_are_named_first(trained, tmp_path):
     (tmp_path / 'file').write_text('')
     config, checkpoint = trained
-    with pytest.raises(ConfigError, match="--work-dir: the folder '.*file' cannot be made"):
+    with pytest.raises(ConfigError, match="--work-dir: folder '.*file' cannot be created"):
         train(config, str(tmp_path / 'file'), device='cpu')
     for arguments in (dict(show_dir=str(tmp_path / 'file')), dict(out=f'{tmp_path}/file/x.json')):
-        with pytest.raises(ConfigError, match='cannot be made'):
+        with pytest.raises(ConfigError, match='cannot be created'):
             run_test(config, checkpoint, work_dir=str(tmp_path), device='cpu', **arguments)
     with pytest.raises(ConfigError, match='--seed must be from 0'):
         train(config, str(tmp_path), seed=2**32, device='cpu')
