@@ -28,7 +28,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Draw."""
     args = parse_args()
-    print(f'{len(browse(**vars(args)))} pictures: {args.out_dir}')
+    print(f'{len(browse(**vars(args)))} pictures written to {args.out_dir}')
 
 
 if __name__ == '__main__':

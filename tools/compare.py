@@ -32,7 +32,7 @@ def parse_args() -> argparse.Namespace:
     if (args.data is None) == (args.collect is None):
         parser.error('give either --data or --collect')
     if not re.fullmatch(r'\d+x\d+', args.scale):
-        parser.error(f"--scale must be WIDTHxHEIGHT such as 320x240, got '{args.scale}'")
+        parser.error(f"--scale must be WIDTHxHEIGHT, for example 320x240, got '{args.scale}'")
     args.scale = tuple(map(int, args.scale.split('x')))
     return args
 
@@ -49,9 +49,9 @@ def main() -> None:
     print(Path(args.out, 'table.md').read_text(encoding='utf-8'))
     print(f'written: {", ".join(map(str, sorted(Path(args.out).glob("table.*"))))}')
     if any(row.failures for row in rows):
-        sys.exit('some runs failed, see above; the same command tries them again')
+        sys.exit('some runs failed (see above); run the same command to try them again')
 
 
 if __name__ == '__main__':
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the training too
-    run_tool(main, 'interrupted; the same command goes on where it was')
+    run_tool(main, 'interrupted; run the same command to continue')

@@ -27,7 +27,7 @@ def main() -> None:
     args = parse_args()
     detectors = load_detectors(args.pairs, args.device, args.cfg_options)
     page = build_page(detectors, args.score_thr)
-    print(f'{serve(page, args.host, args.port)} (Ctrl-C ends it)', flush=True)
+    print(f'{serve(page, args.host, args.port)} (press Ctrl-C to stop)', flush=True)
     page.block_thread()
 
 

@@ -35,7 +35,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Export, and say how the file compares."""
     exported = export(**vars(parse_args()))
-    print(f'{exported.file}: {exported.agreement or "all boxes and scores as in PyTorch"}')
+    print(f'{exported.file}: {exported.agreement or "all boxes and scores agree with PyTorch"}')
     for name, ap in exported.ap.items():
         print(f'AP {name}: {ap:.4f}')
 

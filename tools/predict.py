@@ -31,7 +31,7 @@ def main() -> None:
     """Detect, and say what could not be read."""
     args = parse_args()
     found = predict(**vars(args))
-    print(f'{len(found.detections)} detections; pictures and results.json: {args.out_dir}')
+    print(f'{len(found.detections)} detections written to {args.out_dir} (results.json, pictures)')
     print(found.speed)
     if found.faults:
         sys.exit('error: ' + '\n  '.join(found.faults))

@@ -30,13 +30,13 @@ def main() -> None:
     """Draw and measure."""
     args = parse_args()
     measured = visualize_attention(**vars(args))
-    print('mean over pairs of heads: divergence of attention (bits), its cosine, CKA of outputs')
+    print('mean over pairs of heads: attention divergence (bits), attention cosine, output CKA')
     for stage in measured['stages']:
         print(
             f'stage {stage["stage"]}:',
             *('-' if value is None else f'{value:.3f}' for value in list(stage.values())[1:]),
         )
-    print(f'pictures and similarity.json: {args.out_dir}')
+    print(f'pictures and similarity.json written to {args.out_dir}')
 
 
 if __name__ == '__main__':

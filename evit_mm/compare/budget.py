@@ -79,7 +79,7 @@ class Budget:
         if self.epochs < 1:
             raise ConfigError(f'--epochs must be at least 1, got {self.epochs}')
         if len(self.scale) != 2 or min(self.scale) < 32:
-            raise ConfigError(f'--scale must be WIDTHxHEIGHT of at least 32 each, got {self.scale}')
+            raise ConfigError(f'--scale must be two sides of at least 32 pixels, got {self.scale}')
         if self.head not in HEADS:
             raise ConfigError(f"--head must be one of {', '.join(HEADS)}, got '{self.head}'")
 
@@ -116,7 +116,7 @@ class Budget:
         models = available_models()
         if model not in models:
             hint = did_you_mean(model.lower(), models, cutoff=0.3)
-            raise ConfigError(f"no backbone '{model}'{hint}; there are {', '.join(models)}")
+            raise ConfigError(f"unknown backbone '{model}'{hint}; choose from {', '.join(models)}")
         coco = Config.fromfile(models[model])
         parts = [
             HEADS[self.head],
@@ -143,12 +143,12 @@ class Budget:
         for key in self.cfg_options:
             if key.split('.')[0] not in cfg:
                 raise ConfigError(
-                    f"--cfg-options: the config has no '{key}'; see {HEADS[self.head]}"
+                    f"--cfg-options: the config has no key '{key}'; see {HEADS[self.head]}"
                 )
         if self.cfg_options:
             cfg.merge_from_dict(dict(self.cfg_options))
         if cfg.train_cfg.max_epochs != self.epochs:
-            raise ConfigError('--cfg-options: the number of epochs is set by --epochs')
+            raise ConfigError('--cfg-options cannot set the number of epochs; use --epochs')
         if recipe is not None:
             apply_switches(cfg, switches_of(recipe, self.pretrained))
             fit_ema(cfg, self.iterations)

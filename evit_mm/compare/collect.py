@@ -47,8 +47,8 @@ def collect(
             other, where = alike.setdefault(what, (value, work_dir))
             if value != other:
                 raise DataError(
-                    f"'{where}' and '{work_dir}' differ in {what} ({other}, {value}), so one table "
-                    'cannot hold both'
+                    f"'{where}' and '{work_dir}' differ in {what} ({other}, {value}); collect them "
+                    'in separate tables'
                 )
         evaluated = [entry for entry in scalars if f'{PREFIX}mAP' in entry]
         last, epochs = evaluated[-1]['step'] if evaluated else 0, cfg.train_cfg.max_epochs
@@ -74,8 +74,8 @@ def _read(work_dir: Path) -> tuple[Config, list[dict[str, Any]]]:
     scalars, _ = read_scalars(work_dir)
     if len(configs) != 1 or not scalars:
         raise DataError(
-            f"'{work_dir}' is not a work dir of tools/train.py: expected one config (*.py, found "
-            f'{len(configs)}) and */vis_data/scalars.json (found {len(scalars)} entries)'
+            f"'{work_dir}' is not a work dir of tools/train.py: it must contain one config (*.py, "
+            f'found {len(configs)}) and */vis_data/scalars.json (found {len(scalars)} entries)'
         )
     return Config.fromfile(configs[0]), scalars
 
@@ -89,7 +89,7 @@ def _common(cfg: Config, work_dir: Path) -> dict[str, Any]:
         epochs = cfg.train_cfg.max_epochs
     except (AttributeError, ValueError):
         raise DataError(
-            f"'{work_dir}': its config needs train_cfg.max_epochs, "
+            f"the config in '{work_dir}' must have train_cfg.max_epochs, "
             'test_dataloader.dataset.ann_file and one Resize with a scale in the test pipeline'
         ) from None
     return {

@@ -111,8 +111,8 @@ def _count_parts(name: str, model: Any, size: tuple[int, int]) -> dict[str, tupl
         macs = detector_macs(model, size[1], size[0])
     except RuntimeError as error:
         raise ConfigError(
-            f'{name}: its parts do not fit together for {size[0]} x {size[1]} pixels ({error}); '
-            'where the neck joins maps of neighbouring strides, choose a --size of multiples of 32'
+            f'{name} cannot run on an image of {size[0]} x {size[1]} pixels ({error}); choose a '
+            '--size of multiples of 32'
         ) from error
     backbone, neck = count_parameters(model.backbone), count_parameters(model.neck)
     params = {

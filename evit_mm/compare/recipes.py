@@ -147,10 +147,12 @@ def with_recipes(models: Iterable[str], recipes: Iterable[str]) -> list[str]:
     for recipe in recipes:
         if recipe not in RECIPES:
             hint = did_you_mean(recipe, RECIPES)
-            raise ConfigError(f"no recipe '{recipe}'{hint}; there are {', '.join(RECIPES)}")
+            raise ConfigError(f"unknown recipe '{recipe}'{hint}; choose from {', '.join(RECIPES)}")
     for model in models:
         if recipes and not model.startswith('evit_'):
-            raise ConfigError(f"--recipes are for EfficientViT (--models evit_m0), not '{model}'")
+            raise ConfigError(
+                f"--recipes needs EfficientViT models (for example --models evit_m0), got '{model}'"
+            )
     return [f'{m}{SEPARATOR}{r}' for m in models for r in recipes] if recipes else models
 
 

@@ -104,7 +104,7 @@ def compare(
     """
     models = with_recipes(models, recipes)
     if not models:
-        raise ConfigError('--models names no backbone')
+        raise ConfigError('--models is empty; give at least one backbone')
     if seeds < 1:
         raise ConfigError(f'--seeds must be at least 1, got {seeds}')
     out = Path(out)
@@ -132,7 +132,9 @@ def _describe(budget: Budget, seeds: int) -> dict[str, Any]:
     train, val = budget.splits
     absent = [name for name, count in val.num_boxes.items() if count == 0]
     if len(absent) == len(val.classes):
-        raise DataError(f"'{val.ann_file}' has no box at all, so there is nothing to evaluate")
+        raise DataError(
+            f"annotation file '{val.ann_file}' contains no box; an evaluation needs at least one"
+        )
     return {
         **asdict(budget),
         'data': Path(budget.data).name,
@@ -153,7 +155,9 @@ def claimed(out: Path) -> Iterator[None]:
         lock = FileLock(out / '.lock')
         lock.acquire(timeout=0)
     except Timeout:
-        raise ConfigError(f"a comparison is running in '{out}'; wait for it, or stop it") from None
+        raise ConfigError(
+            f"another comparison is running in '{out}'; wait until it ends, or stop it"
+        ) from None
     except OSError as error:
         raise ConfigError(f"--out '{out}' cannot be written: {error}") from None
     try:
@@ -167,10 +171,10 @@ def _check_same_budget(out: Path, budget: Budget) -> None:
     before = json.loads(path.read_text()) if path.is_file() else record
     keys = [key for key in {**before, **record} if before.get(key) != record.get(key)]
     if keys:
-        changes = '; '.join(f'{k}: {before.get(k)} then, {record.get(k)} now' for k in keys)
+        changes = '; '.join(f'{k}: {before.get(k)} before, {record.get(k)} now' for k in keys)
         raise ConfigError(
-            f"'{out}' holds a comparison under another budget ({changes}); choose another "
-            '--out, or the same budget to go on with it'
+            f"'{out}' contains a comparison with a different budget ({changes}); choose another "
+            '--out, or use the same budget to continue'
         )
     write_json(path, record, indent=1)
 
@@ -215,9 +219,9 @@ def _train_one(run: Run, cfg: Config, device: str | None) -> Iterator[int]:
 
 def _how_it_died(exitcode: int) -> str:
     if exitcode > 0:
-        return f'its process ended with status {exitcode}, see console.log'
+        return f'the process exited with status {exitcode}; see console.log'
     name = signal.Signals(-exitcode).name
-    return f'its process was killed by {name}{" (out of memory?)" if name == "SIGKILL" else ""}'
+    return f'the process was killed by {name}{" (out of memory?)" if name == "SIGKILL" else ""}'
 
 
 def _work(run: Run, device: str | None) -> None:

@@ -181,7 +181,7 @@ def fuse(model: nn.Module) -> nn.Module:
         [(1, 64, 4, 4), (1, 128, 2, 2), (1, 192, 1, 1)]
     """
     if model.training:
-        raise EvitError('fuse() takes a trained model in eval mode; call model.eval() first')
+        raise EvitError('fuse() needs a model in eval mode; call model.eval() first')
     originals = [m for m in model.modules() if isinstance(m, EfficientViT)]
     if not originals:
         raise EvitError(f'fuse() found no EfficientViT in this {type(model).__name__}')
@@ -286,8 +286,8 @@ def _check(original: nn.Module, fused: nn.Module, size: tuple[int, ...]) -> None
     allowed = max(TOLERANCE * (1 if weight.dtype == torch.float32 else 100), 10 * rounding)
     if not error <= allowed:
         raise EvitError(
-            f'the fused form differs from the model by {error:.1e} (relative), more than '
-            f'{allowed:.1e}; its weights are too large for {weight.dtype}; use it unfused'
+            f'the output of the fused model has a relative error of {error:.1e}, which exceeds '
+            f'{allowed:.1e}: the weights are too large for {weight.dtype}. Use the model unfused'
         )
 
 

@@ -76,7 +76,7 @@ class WinogradConv2d(nn.Conv2d):
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__(conv.in_channels, conv.out_channels, 3, padding=1, device='meta')
         if not self.suits(conv):
-            raise ValueError(f'only a 3x3 convolution of stride 1 and padding 1 fits: {conv}')
+            raise ValueError(f'expected a 3x3 convolution with stride 1 and padding 1, got {conv}')
         self.weight, self.bias = conv.weight, conv.bias
         # not persistent: they follow from the weight
         self.register_buffer('kernels', self._transformed(), persistent=False)

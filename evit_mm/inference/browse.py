@@ -67,12 +67,12 @@ def browse(
     """
     cfg, folder = load_config(config, cfg_options), Path(out_dir)
     if not cfg.get(f'{split}_dataloader'):
-        raise ConfigError(f'{cfg.filename}: there is no {split}_dataloader')
+        raise ConfigError(f'config {cfg.filename} has no {split}_dataloader; add it')
     if draws is None:
         draws = 3 if split == 'train' else 1
     for flag, value, least in (('--number', number, 1), ('--draws', draws, 1), ('--seed', seed, 0)):
         if value < least:
-            raise ConfigError(f'{flag} must be {least} or more, got {value}')
+            raise ConfigError(f'{flag} must be at least {least}, got {value}')
     check_config_data(cfg, (split,))
     source = _Source(cfg, split, seed, stages)
     indices = choose_images(source.dataset, number, classes, seed)
@@ -101,11 +101,13 @@ def choose_images(dataset: Any, number: int, classes: Sequence[str] | None, seed
         names = list(dataset.metainfo['classes'])
         unknown = sorted(set(classes) - set(names))
         if unknown:
-            raise ConfigError(f'--classes: no {unknown[0]!r} among {", ".join(names)}')
+            raise ConfigError(
+                f'--classes: unknown class {unknown[0]!r}; choose from {", ".join(names)}'
+            )
         wanted = {names.index(name) for name in classes}
         order = [index for index in order if wanted & _labels(dataset.get_data_info(index))]
         if not order:
-            raise ConfigError(f'no image with {" or ".join(classes)} in this split')
+            raise ConfigError(f'--classes: this split has no image with {" or ".join(classes)}')
     return sorted(order[:number])
 
 

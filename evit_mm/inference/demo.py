@@ -70,7 +70,7 @@ def load_detectors(
 ) -> dict[str, Detector]:
     """Load detectors from ``[config, checkpoint, config, checkpoint, ...]``, by names to choose."""
     if len(pairs) % 2:
-        raise ConfigError('give a CONFIG and a CHECKPOINT, or several such pairs')
+        raise ConfigError('each CONFIG needs a CHECKPOINT; give one pair or several')
     return {
         f'{Path(config).stem} · {checkpoint}': Detector(
             load_detector_config(config, cfg_options), checkpoint, device
@@ -90,7 +90,7 @@ def build_page(detectors: Mapping[str, Detector], score_thr: float = 0.3) -> Any
         try:
             found = detect(detectors[model], file)
         except DataError as error:
-            return None, None, [], f'Not used: {error}.'
+            return None, None, [], f'Error: {error}.'
         return found, *show(found, threshold)
 
     # one event at a time, since networks and visualizers are shared
@@ -152,5 +152,7 @@ def _import_gradio() -> Any:
     try:
         import gradio
     except ImportError:
-        raise ConfigError("the demo needs gradio: pip install 'evit_mm[demo]'") from None
+        raise ConfigError(
+            "the demo needs gradio; install it with: pip install 'evit_mm[demo]'"
+        ) from None
     return gradio

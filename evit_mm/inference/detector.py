@@ -25,7 +25,9 @@ def load_detector_config(
     """Read a detector's config; a classifier's is refused with a ConfigError."""
     cfg = load_config(config, cfg_options)
     if is_classifier(cfg):
-        raise ConfigError(f'{config} is a classifier, which detects nothing; see tools/test.py')
+        raise ConfigError(
+            f"config '{config}' is a classifier, not a detector; evaluate it with tools/test.py"
+        )
     return cfg
 
 

@@ -46,7 +46,7 @@ class Speed:
         rate = self.frames / total
         each = [f'{part} {1000 * s / self.frames:.1f} ms' for part, s in self.seconds.items()]
         parts = ', '.join(each)
-        return f'{self.frames} images in {total:.1f} s, {rate:.1f} per second ({parts} each)'
+        return f'{self.frames} images in {total:.1f} s, {rate:.1f} per second (per image: {parts})'
 
 
 class Prediction(NamedTuple):
@@ -107,9 +107,9 @@ def predict(
         OSError: The results cannot be written.
     """
     if batch_size < 1:
-        raise ConfigError(f'--batch-size must be 1 or more, got {batch_size}')
+        raise ConfigError(f'--batch-size must be at least 1, got {batch_size}')
     if not 0 <= score_thr <= 1:
-        raise ConfigError(f'--score-thr must be from 0 to 1, got {score_thr}')
+        raise ConfigError(f'--score-thr must be between 0 and 1, got {score_thr}')
     cfg, out_dir = load_detector_config(config, cfg_options), Path(out_dir)
     frames = open_source(source, out_dir)
     make_folder('--out', out_dir)
@@ -147,7 +147,7 @@ def predict(
         if speed.frames:
             write_json(out_dir / 'results.json', detections)
     if not speed.frames:
-        raise DataError('\n  '.join([f"no image in '{source}' could be used", *faults]))
+        raise DataError('\n  '.join([f"'{source}' has no usable image", *faults]))
     return Prediction(detections, faults, speed)
 
 
@@ -162,11 +162,11 @@ def _prepare(
             return
         try:
             if frame.pixels is None:
-                raise DataError('it cannot be decoded')
+                raise DataError('the image cannot be decoded')
             with speed.of('detect'):
                 prepared = detector.prepare(frame.pixels)
         except DataError as error:
-            faults.append(f"'{frame.path}' was left out: {error}")
+            faults.append(f"'{frame.path}' was skipped: {error}")
         else:
             yield frame, prepared
 

@@ -67,7 +67,8 @@ class Video:
         self._capture = cv2.VideoCapture(int(source) if source.isdecimal() else source)
         if not self._capture.isOpened():
             raise DataError(
-                f"'{source}' cannot be opened: the video is damaged, or the camera absent or in use"
+                f"'{source}' cannot be opened: the video is damaged, or the camera is not "
+                'connected or in use'
             )
         self.live = is_camera(source)
         self.path = Path(f'camera_{Path(source).name}' if self.live else source)
@@ -119,7 +120,7 @@ class VideoFile:
             codec = cv2.VideoWriter.fourcc(*'mp4v')
             self._writer = cv2.VideoWriter(str(self.path), codec, self.fps, pixels.shape[1::-1])
             if not self._writer.isOpened():
-                raise ConfigError(f"'{self.path}' cannot be written")
+                raise ConfigError(f"video '{self.path}' cannot be written")
         copies = 1
         if self.live:
             copies = round(frame.time['seconds'] * self.fps) + 1 - self._written
@@ -149,7 +150,7 @@ def open_source(source: str | Path, out_dir: Path) -> Images | Video:
         return Video(str(source))
     folder = path if path.is_dir() else path.parent
     if folder.resolve() == out_dir.resolve():
-        raise ConfigError(f"--out '{out_dir}' is where the images are; choose another folder")
+        raise ConfigError(f"--out '{out_dir}' is the folder of the images; choose another folder")
     if path.is_file() and path.suffix.lower() in VIDEO_SUFFIXES:
         return Video(str(source))
     return Images(path, but_not_in=out_dir)

@@ -41,7 +41,7 @@ def write_report(
         DataError: A folder is not a training's.
     """
     if importlib.util.find_spec('jinja2') is None:
-        raise ConfigError("the report needs jinja2: pip install 'evit_mm[report]'")
+        raise ConfigError("the report needs jinja2; install it with: pip install 'evit_mm[report]'")
     from ..utils.files import write_atomically
     from .analysis import analyse_detections
     from .charts import COLOURS
@@ -50,9 +50,9 @@ def write_report(
     from .runs import read_runs
 
     if compare and len(work_dirs) != 2:
-        raise ConfigError(f'--compare takes two work dirs, got {len(work_dirs)}')
+        raise ConfigError(f'--compare needs two work dirs, got {len(work_dirs)}')
     if not 0 < len(work_dirs) <= MAX_RUNS:
-        raise ConfigError(f'a page holds 1 to {MAX_RUNS} trainings, got {len(work_dirs)}')
+        raise ConfigError(f'a report needs 1 to {MAX_RUNS} work dirs, got {len(work_dirs)}')
     shown = [Shown(*pair) for pair in zip(read_runs(work_dirs), COLOURS, strict=False)]
     for entry in shown:
         try:

@@ -50,11 +50,11 @@ def detect(
     cfg = load_config(run.config.filename, cfg_options)
     dataset = next(coco_datasets(cfg, 'val'), None)
     if dataset is None or cfg.get('val_evaluator') is None:
-        raise DataError('its config validates on no CocoDataset, so there are no boxes to look at')
+        raise DataError('the config has no CocoDataset or no evaluator for validation')
     checkpoint = find_checkpoint(run.folder)
     if checkpoint is None:
         raise DataError(
-            'it has no checkpoint yet (best_*.pth, epoch_*.pth, iter_*.pth or weights.pth)'
+            'the work dir has no checkpoint yet (best_*.pth, epoch_*.pth, iter_*.pth, weights.pth)'
         )
     paths = dataset_paths(dataset)
     annotations = _read(paths['ann_file'])
@@ -68,14 +68,14 @@ def detect(
     results = kept.get('results') if kept.get('key') == key else None
     if results is None:
         print_log(
-            f"{run.name}: '{checkpoint.name}' detects on {len(truth.images)} images", 'current'
+            f"{run.name}: evaluating '{checkpoint.name}' on {len(truth.images)} images", 'current'
         )
         results = _evaluate(cfg, checkpoint, device)
         content = {'checkpoint': checkpoint.name, 'key': key, 'results': results}
         try:
             write_json(run.folder / CACHE, content)
         except OSError as error:  # the page can be made all the same
-            text = f'the detections are not kept for the next time: {error}'
+            text = f"'{run.folder / CACHE}' cannot be written: {error}"
             print_log(text, 'current', level=logging.WARNING)
     return Detections(checkpoint.name, truth, read_found(results, truth))
 
@@ -97,7 +97,6 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError:
         raise DataError(
-            f"the annotations '{path}' are not there; run where the training ran, or say where "
-            'they are with --cfg-options val_dataloader.dataset.data_root=DIR and '
-            'val_evaluator.ann_file=FILE'
+            f"annotation file '{path}' does not exist; run in the folder of the training, or set "
+            '--cfg-options val_dataloader.dataset.data_root=DIR val_evaluator.ann_file=FILE'
         ) from None

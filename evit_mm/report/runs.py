@@ -95,7 +95,7 @@ def read_runs(work_dirs: Sequence[str | Path]) -> list[Run]:
     folders = [Path(work_dir) for work_dir in work_dirs]
     for folder in folders:
         if folders.count(folder) > 1:
-            raise DataError(f"'{folder}' is given twice; give each training once")
+            raise DataError(f"'{folder}' is given twice; give each work dir once")
     names = [folder.resolve().name for folder in folders]
     if len(set(names)) < len(names):
         names = [str(folder) for folder in folders]
@@ -107,7 +107,7 @@ def _read(folder: Path, name: str) -> Run:
     configs = configs or sorted(folder.glob('*/vis_data/config.py'))
     if not configs:
         raise DataError(
-            f"'{folder}' is not a work dir of tools/train.py: no config (*.py) lies in it"
+            f"'{folder}' is not a work dir of tools/train.py: it contains no config (*.py)"
         )
     try:
         config = Config.fromfile(str(configs[-1]))
@@ -124,9 +124,9 @@ def _read(folder: Path, name: str) -> Run:
         summary=read_summary(folder),
     )
     if broken:
-        run.notes.append(f'Lines of its scalars.json that are not whole are left out: {broken}.')
+        run.notes.append(f'Incomplete lines skipped in scalars.json: {broken}.')
     if not logged:
-        run.notes.append('Nothing has been logged yet.')
+        run.notes.append('The training has not logged anything yet.')
     return run
 
 

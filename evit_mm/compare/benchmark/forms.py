@@ -47,7 +47,7 @@ def fold_batchnorms(model: nn.Module, image: Tensor) -> nn.Module:
     with torch.no_grad():
         pairs = zip(_tensors(folded(image)), _tensors(model(image)), strict=True)
         if not all(torch.allclose(a, b, rtol=1e-3, atol=1e-3 * b.abs().max()) for a, b in pairs):
-            raise RuntimeError(f'{type(model).__name__} with BatchNorm folded computes otherwise')
+            raise RuntimeError(f'{type(model).__name__} gives other outputs with folded BatchNorm')
     return folded
 
 

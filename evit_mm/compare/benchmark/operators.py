@@ -28,7 +28,9 @@ def measure(setting: Setting) -> tuple[list[Row], list[str]]:
     """Time mmcv's operators, compiled and by evit_mm.ops."""
     compiled = importlib.import_module('mmcv._ext')
     if getattr(compiled, '__file__', None) is None:
-        raise ConfigError('the suite operators needs an mmcv with compiled ones: docs/install.md')
+        raise ConfigError(
+            'the suite operators needs an mmcv with compiled operators; see docs/install.md'
+        )
     importlib.import_module('mmcv.ops')
     # no public way to call mmcv's functions with other operators than it was imported with
     modules = [vars(m) for name, m in sys.modules.items() if name.startswith('mmcv.ops.')]

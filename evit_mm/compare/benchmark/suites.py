@@ -113,11 +113,11 @@ def run_suite(
             used.
     """
     if name not in SUITES:
-        raise ConfigError(f"there is no suite '{name}'; there are {', '.join(SUITES)}")
+        raise ConfigError(f"unknown suite '{name}'; choose from {', '.join(SUITES)}")
     suite = SUITES[name]
     threads = suite.threads if threads is None else threads
     if threads < 1 or rounds < 1:
-        raise ConfigError(f'--threads and --rounds must be positive, got {threads} and {rounds}')
+        raise ConfigError(f'--threads and --rounds must be at least 1, got {threads} and {rounds}')
     set_device(device)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)

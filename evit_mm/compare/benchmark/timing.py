@@ -180,7 +180,7 @@ class _Process:
         try:
             self.fault = self.pipe.recv()
         except EOFError:
-            self.fault = 'its process died'
+            self.fault = 'the process died'
 
     def turn(self) -> float:
         """Return the seconds of a turn, NaN where there is a fault."""
@@ -189,7 +189,7 @@ class _Process:
                 self.pipe.send(True)
                 return self.pipe.recv()
             except (EOFError, OSError):
-                self.fault = 'its process died while it was timed'
+                self.fault = 'the process died during the measurement'
         return math.nan
 
     def end(self) -> None:

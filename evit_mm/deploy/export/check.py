@@ -44,9 +44,9 @@ class Agreement:
 
     def __str__(self) -> str:
         return (
-            f'{self.images} images, {self.detections} detections, {self.unmatched} found by one '
-            f'side alone; scores differ by at most {self.score_error:.1e}, boxes overlap by at '
-            f'least {self.iou:.4f}'
+            f'{self.images} images, {self.detections} detections, {self.unmatched} found by only '
+            f'one side; largest score difference {self.score_error:.1e}, smallest IoU '
+            f'{self.iou:.4f}'
         )
 
 
@@ -98,7 +98,7 @@ def network_inputs(
     for file in files:
         pixels = read_image(file)
         if pixels is None:
-            raise DataError(f"'{file}' cannot be decoded")
+            raise DataError(f"image '{file}' cannot be decoded; replace or remove it")
         try:
             data = prepare(pixels)
         except DataError as error:

@@ -33,7 +33,7 @@ class FuseHook(Hook):
 
     def before_test_epoch(self, runner: Any) -> None:
         """Exchange the model."""
-        print_log('the model is tested in its fast form', logger='current')
+        print_log('testing the fused model', logger='current')
         fuse = fusion.fuse if is_classifier(runner.cfg) else fusion.fuse_detector
         if is_model_wrapper(runner.model):
             runner.model.module = fuse(runner.model.module.eval())
@@ -54,8 +54,8 @@ class ExportedFileHook(Hook):
         for key in ('mean', 'std', 'channels', 'pad_value', 'score_thr'):
             if metadata[key] != self.described[key]:
                 raise ConfigError(
-                    f"'{self.file}' was exported with {key}={metadata[key]}, the config has "
-                    f'{self.described[key]}; set it back, or export again'
+                    f"'{self.file}' was exported with {key}={metadata[key]}, but the config has "
+                    f'{self.described[key]}; restore the config, or export the model again'
                 )
 
 
@@ -92,9 +92,11 @@ def evaluate(
         return test(cfg, checkpoint, launcher=launcher, hooks=hooks, **options)
     file = str(checkpoint)
     if fuse:
-        raise ConfigError(f"--fuse: '{file}' has its form already")
+        raise ConfigError(f"--fuse cannot be used with the exported file '{file}'; remove it")
     if launcher != 'none':
-        raise ConfigError(f"--launcher {launcher}: '{file}' runs in one process alone")
+        raise ConfigError(
+            f"--launcher {launcher} cannot be used: the exported file '{file}' runs in one process"
+        )
     hook = ExportedFileHook(file, describe(cfg, ()))
     preprocessor = cfg.model.data_preprocessor
     cfg.model = ConfigDict(type='ExportedDetector', file=file, data_preprocessor=preprocessor)

@@ -76,9 +76,9 @@ def describe(cfg: Any, classes: Sequence[str], with_nms: bool = True) -> dict[st
     others = [name for name in steps if name not in KNOWN_STEPS]
     if others or scale is None or pre.get('type', '').split('.')[-1] != 'DetDataPreprocessor':
         raise ConfigError(
-            f'{cfg.filename}: to be exported, a detector has a DetDataPreprocessor and a test '
-            f'pipeline of {", ".join(KNOWN_STEPS)} with a scale'
-            + (f'; this one has {", ".join(others)}' if others else '')
+            f'{cfg.filename}: an export needs a DetDataPreprocessor and a test pipeline of '
+            f'{", ".join(KNOWN_STEPS)}, where Resize has a scale'
+            + (f'; remove {", ".join(others)}' if others else '')
         )
     divisor = pre.get('pad_size_divisor', 1)
     return {
@@ -101,6 +101,6 @@ def need(package: str) -> Any:
         return importlib.import_module(package)
     except ImportError as error:
         raise EvitError(
-            f"this needs the package '{package}' ({error}); install it with: "
+            f"package '{package}' cannot be imported ({error}); install it with: "
             "pip install 'evit_mm[export]'"
         ) from None

@@ -39,12 +39,12 @@ class DetectorGraph(nn.Module):
         if head is None or not can_predict_sparsely(head) or hasattr(detector, 'rpn_head'):
             name = type(detector).__name__ + (f' with {type(head).__name__}' if head else '')
             raise ConfigError(
-                f'{name} cannot be exported; what can is a single-stage detector with an anchor '
-                'head and sigmoid scores, as RetinaNet'
+                f'{name} cannot be exported; use a single-stage detector with an anchor head and '
+                'sigmoid scores, for example RetinaNet'
             )
         if type(head.bbox_coder) is not DeltaXYWHBBoxCoder or head.bbox_coder.use_box_type:
             raise ConfigError(
-                f'bbox_coder {type(head.bbox_coder).__name__} cannot be exported; what can is '
+                f'bbox_coder {type(head.bbox_coder).__name__} cannot be exported; use '
                 'DeltaXYWHBBoxCoder without use_box_type'
             )
         if with_nms:
@@ -158,18 +158,17 @@ def _check_test_cfg(cfg: Any) -> None:
     nms = dict(cfg.get('nms') or {})
     if {*nms, 'type'} != {'type', 'iou_threshold'} or nms.get('type', 'nms') != 'nms':
         raise ConfigError(
-            f'test_cfg.nms={nms} cannot be exported; what can is a plain nms with an '
-            'iou_threshold and nothing else'
+            f'test_cfg.nms={nms} cannot be exported; use type nms with an iou_threshold and no '
+            'other option'
         )
     if cfg.get('min_bbox_size', -1) > 0:  # of the original image, which the graph never sees
         raise ConfigError(
-            f'test_cfg.min_bbox_size={cfg.min_bbox_size} cannot be exported; the file has 0'
+            f'test_cfg.min_bbox_size={cfg.min_bbox_size} cannot be exported; set it to 0'
         )
     for key in ('nms_pre', 'max_per_img'):
         if not cfg.get(key, -1) > 0:
             raise ConfigError(
-                f'test_cfg.{key}={cfg.get(key)} cannot be exported; the file needs a number of '
-                'boxes above 0'
+                f'test_cfg.{key}={cfg.get(key)} cannot be exported; set it to a number above 0'
             )
 
 

@@ -62,7 +62,7 @@ class OnnxFormat(Format):
         except torch.onnx.OnnxExporterError as error:
             reason = str(error.__cause__ or error).strip().splitlines()[0]
             raise EvitError(
-                f'{type(detector).__name__} cannot be written as ONNX ({reason}); try --static'
+                f'{type(detector).__name__} cannot be exported to ONNX ({reason}); try --static'
             ) from error
         model = program.model_proto
         if size is None:

@@ -92,7 +92,7 @@ def export(
     """
     out, form = Path(out), FORMATS.get(file_format)
     if form is None:
-        raise ConfigError(f'--format {file_format!r} must be one of {", ".join(FORMATS)}')
+        raise ConfigError(f'--format must be one of {", ".join(FORMATS)}, got {file_format!r}')
     _refuse(form, out, checkpoint, with_nms, half, int8)
     need_torch(TORCH, 'An export')
     for package in (*form.packages, *(form.int8_packages if int8 else ())):
@@ -112,8 +112,8 @@ def export(
         calibrated_on = _of_size(images, size)
         if not calibrated_on:
             raise ConfigError(
-                f'no image for the calibration becomes {size[0]} pixels high and {size[1]} wide, '
-                'as the file made with --static takes; see --calibration DIR'
+                f'no calibration image has the size that --static fixes: {size[0]} pixels high and '
+                f'{size[1]} wide after resizing; choose other images with --calibration DIR'
             )
 
     try:
@@ -121,7 +121,7 @@ def export(
         # beside the file, so that what is good can be moved to its place at once
         with tempfile.TemporaryDirectory(dir=out.parent) as folder:
             file = Path(folder, 'float').with_suffix(out.suffix)
-            print_log('writing the graph', logger='current')
+            print_log('exporting the model', logger='current')
             form.write(detector, file, metadata, size, half)
             agreement = _check(detector, file, inputs, metadata, half)
             if int8:
@@ -141,12 +141,12 @@ def _refuse(
 ) -> None:
     """Refuse options that exclude each other, and a file that must not be written."""
     if out.suffix != form.suffixes[-1]:
-        raise ConfigError(f"-o '{out}' must end in {form.suffixes[-1]} for this --format")
+        raise ConfigError(f"-o '{out}': the file name must end in {form.suffixes[-1]}")
     if half and int8:
-        raise ConfigError('--half and --int8 exclude each other')
+        raise ConfigError('--half and --int8 cannot be combined; choose one')
     if int8 and not with_nms:
         raise ConfigError(
-            '--int8 and --no-nms exclude each other: its loss is measured on detections'
+            '--int8 and --no-nms cannot be combined: the check of an int8 file needs detections'
         )
     for target in map(out.with_suffix, form.suffixes):
         if target.exists() and Path(checkpoint).exists() and target.samefile(checkpoint):
@@ -167,7 +167,7 @@ def _read(
             folder = dataset_paths(dataset)['img_dir']
         files = spread(list_images(folder), most)
     except DataError as error:
-        raise ConfigError(f'{error}; name a folder of real images by {flag} DIR') from None
+        raise ConfigError(f'{error}; give a folder of real images with {flag} DIR') from None
     return list(network_inputs(cfg, detector, track(files, f'reading images ({split})')))
 
 
@@ -190,7 +190,7 @@ def _agreement(
     opened = ExportedModel(file)
 
     def pairs() -> Iterator[tuple[InstanceData, InstanceData]]:
-        for image, sample in track(inputs, description='checking'):
+        for image, sample in track(inputs, description='comparing with PyTorch'):
             with torch.inference_mode():
                 (expected,) = detector.predict(image, [copy.deepcopy(sample)], rescale=False)
             yield expected.pred_instances, to_instances(opened(**_named(image, sample)))
@@ -210,19 +210,21 @@ def _check(
     agreement = _agreement(detector, file, inputs, metadata, tolerance)
     if not agreement.detections:
         raise EvitError(
-            f'PyTorch detected nothing on the {agreement.images} images, so that nothing could be '
-            'compared, and the file was not kept; lower model.test_cfg.score_thr by --cfg-options, '
-            'or name other images by --check DIR'
+            f'no file was written: PyTorch detected nothing on the {agreement.images} images, so '
+            'there is nothing to compare. Lower model.test_cfg.score_thr with --cfg-options, or '
+            'give other images with --check DIR'
         )
     if not agreement.within(tolerance, share):
-        raise EvitError(f'the file disagrees with PyTorch and was not kept: {agreement}')
+        raise EvitError(
+            f'no file was written: the exported model disagrees with PyTorch ({agreement})'
+        )
     return agreement
 
 
 def _compare_all_boxes(detector: nn.Module, file: Path, inputs: Samples, tolerance: float) -> None:
     """Hold a file without NMS against PyTorch, box by box."""
     opened, plain = ExportedModel(file), DetectorGraph(detector, with_nms=False)
-    for image, sample in track(inputs, description='checking'):
+    for image, sample in track(inputs, description='comparing with PyTorch'):
         named = _named(image, sample)
         with torch.inference_mode():
             expected = plain(image, torch.from_numpy(named['size']))
@@ -232,8 +234,8 @@ def _compare_all_boxes(detector: nn.Module, file: Path, inputs: Samples, toleran
         )
         if not (scores <= tolerance and boxes <= tolerance * max(image.shape[2:])):
             raise EvitError(
-                f"the file disagrees with PyTorch on '{sample.img_path}' and was not kept: scores "
-                f'differ by {scores:.1e}, boxes by {boxes:.1e} pixels'
+                f'no file was written: the exported model disagrees with PyTorch on '
+                f"'{sample.img_path}' (scores differ by {scores:.1e}, boxes by {boxes:.1e} pixels)"
             )
 
 
@@ -248,7 +250,7 @@ def _average_precisions(
                 for name, weights in (('PyTorch', checkpoint), ('int8', out))
             }
         except EvitError as error:  # the file is good without annotations
-            print_log(f'the AP lost was not measured: {error}', logger='current')
+            print_log(f'the AP of the int8 file was not measured: {error}', logger='current')
             return {}
     key = 'coco/bbox_mAP'
     return {name: metrics[key] for name, metrics in found.items() if key in metrics}

@@ -37,18 +37,22 @@ class ExportedModel:
     def __init__(self, file: str | Path, threads: int | None = None) -> None:
         self.file = Path(file)
         if not self.file.is_file():
-            raise EvitError(f"'{file}' does not exist")
+            raise EvitError(f"exported file '{file}' does not exist")
         if self.file.suffix not in BY_SUFFIX:
-            raise EvitError(f"'{file}' must end in {' or '.join(BY_SUFFIX)}")
+            raise EvitError(
+                f"exported file '{file}': the file name must end in {' or '.join(BY_SUFFIX)}"
+            )
         try:
             text, self._run = BY_SUFFIX[self.file.suffix].load(self.file, threads)
         except EvitError:
             raise
         except Exception as error:  # the runtimes' exceptions have no common base but this
-            raise EvitError(f"'{file}' cannot be opened: {_last_line(error)}") from None
+            reason = _last_line(error)
+            raise EvitError(f"exported file '{file}' cannot be opened: {reason}") from None
         if text is None:
             raise EvitError(
-                f"'{file}' has no '{METADATA_KEY}' in its metadata; make it with tools/export.py"
+                f"exported file '{file}' has no '{METADATA_KEY}' in its metadata; export the model "
+                'with tools/export.py'
             )
         self.metadata = json.loads(text)
 
@@ -63,8 +67,8 @@ class ExportedModel:
             return self._run(image, size)
         except Exception as error:  # the runtimes' exceptions have no common base but this
             raise EvitError(
-                f"'{self.file}' does not run on an image of shape {image.shape}; with --static "
-                f'it takes only that of its export ({_last_line(error)})'
+                f"exported file '{self.file}' cannot run on an image of shape {image.shape} "
+                f'({_last_line(error)}); a file exported with --static accepts only one shape'
             ) from None
 
 
@@ -80,7 +84,7 @@ class ExportedDetector(BaseModel):
     def __init__(self, file: str, data_preprocessor: dict) -> None:
         self.exported = ExportedModel(file)
         if 'labels' not in self.exported.metadata['outputs']:
-            raise EvitError(f"'{file}' has no NMS inside; export it without --no-nms")
+            raise EvitError(f"exported file '{file}' contains no NMS; export it without --no-nms")
         divisor = self.exported.metadata['pad_size_divisor']
         super().__init__({**data_preprocessor, 'pad_size_divisor': divisor})
 

@@ -70,7 +70,7 @@ def visualize_attention(
         EvitError: The config, the checkpoint or the image cannot be used.
     """
     if point is not None and not all(0 <= p <= 1 for p in point):
-        raise ConfigError(f'--point takes x and y from 0 to 1, got {tuple(point)}')
+        raise ConfigError(f'--point must be x and y between 0 and 1, got {tuple(point)}')
     cfg, folder = load_config(config, cfg_options), Path(out_dir)
     init_default_scope(cfg.get('default_scope') or 'mmdet')
     backbone = load_backbone(cfg, checkpoint)
@@ -97,7 +97,9 @@ def load_backbone(cfg: Config, checkpoint: str | Path) -> EfficientViT:
         backbone = MODELS.build({**cfg.model.backbone, 'init_cfg': None})
     if not isinstance(backbone, EfficientViT):
         kind = type(backbone).__name__
-        raise ConfigError(f'{cfg.filename}: model.backbone is {kind}, not EfficientViT')
+        raise ConfigError(
+            f'config {cfg.filename}: model.backbone is {kind}; this tool needs an EfficientViT'
+        )
     if str(checkpoint) != RANDOM:
         load_pretrained(backbone, checkpoint)
     return backbone.eval()
@@ -112,7 +114,7 @@ def network_input(cfg: Config, image: str | Path) -> tuple[np.ndarray, Tensor]:
     """
     pixels = read_image(image)
     if pixels is None:
-        raise DataError(f"'{image}' cannot be decoded")
+        raise DataError(f"image '{image}' cannot be decoded; choose another file")
     # mmpretrain's configs have it beside the model, and without its type
     preprocessor = cfg.model.get('data_preprocessor') or cfg.data_preprocessor
     with config_faults(cfg):
