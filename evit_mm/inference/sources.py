@@ -1,4 +1,4 @@
-"""Where images come from, and where their pictures go: image files, videos, cameras."""
+"""Sources of images and targets for pictures: image files, videos, cameras."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ from ..data.images import list_images, read_image
 from ..errors import ConfigError, DataError
 
 VIDEO_SUFFIXES = ('.mp4', '.avi', '.mkv', '.mov', '.webm', '.m4v', '.mpg', '.mpeg', '.wmv', '.flv')
-DEFAULT_FPS = 25.0  # of a camera or a file that does not say
+DEFAULT_FPS = 25.0  # for cameras and files that report no frame rate
 
 
 @dataclass
 class Frame:
-    """One image to look at.
+    """One image of a source.
 
     Attributes:
-        path: Its file, or the video's.
-        name: Its file's name relative to the source.
-        pixels: ``(H, W, 3)``, BGR, uint8; None where it cannot be decoded.
-        image_id: Its name, or its place in a video, from 0 on.
-        time: ``frame`` and ``seconds`` in a video, or since the camera's first frame.
+        path: File of the image or the video.
+        name: File name relative to the source.
+        pixels: ``(H, W, 3)``, BGR, uint8; None if the image cannot be decoded.
+        image_id: Name of the image, or index of the frame from 0.
+        time: ``frame`` and ``seconds`` in the video or since the first frame of the camera; empty
+            for an image.
     """
 
     path: Path
@@ -39,7 +40,7 @@ class Frame:
 
 
 class Images:
-    """An image, or all images under a folder but those under ``but_not_in``."""
+    """One image, or all images under a folder except those under ``but_not_in``."""
 
     def __init__(self, source: Path, but_not_in: Path) -> None:
         self.root = source if source.is_dir() else source.parent
@@ -57,10 +58,10 @@ class Video:
     """A video file or a camera, read frame by frame.
 
     Attributes:
-        live: It is a camera.
-        path: The file; of a camera, a made-up name.
+        live: Whether the source is a camera.
+        path: Video file, or a name derived from the camera.
         fps: Frames per second.
-        total: Frames that the header announces; None where it does not say.
+        total: Number of frames in the header, or None if it has no number.
     """
 
     def __init__(self, source: str) -> None:
@@ -81,7 +82,7 @@ class Video:
         while there:
             if self.live:
                 seconds = monotonic() - start
-            else:  # its time stamp; some files have none
+            else:  # some files have no time stamps
                 seconds = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000 or index / self.fps
             time = {'frame': index, 'seconds': round(seconds, 3)}
             yield Frame(self.path, self.path.name, pixels, index, time)
@@ -90,7 +91,7 @@ class Video:
 
 
 class PictureFolder:
-    """Pictures, each under its image's relative name."""
+    """A folder of pictures with the relative names of their images."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -100,13 +101,14 @@ class PictureFolder:
         mmcv.imwrite(pixels, str(self.folder / frame.name))
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing, because no file is open."""
 
 
 class VideoFile:
-    """An MPEG-4 video of the size of its first picture.
+    """An MPEG-4 video with the size of its first picture.
 
-    With ``live``, each picture is repeated up to its own time, so that the video runs as long.
+    With ``live``, a picture is repeated to fill the time since the previous one, which keeps the
+    real duration.
     """
 
     def __init__(self, path: Path, fps: float, live: bool) -> None:
@@ -135,15 +137,16 @@ class VideoFile:
 
 
 def is_camera(source: str) -> bool:
-    """Whether a source is a camera's number, or its device."""
+    """Return whether a source is a camera number or a camera device."""
     return source.isdecimal() or Path(source).is_char_device()
 
 
 def open_source(source: str | Path, out_dir: Path) -> Images | Video:
-    """Tell images, a video and a camera apart by name, and open it.
+    """Open a source of images; its name decides between images, a video and a camera.
 
     Raises:
-        EvitError: There is nothing to look at, or it stands where results go to.
+        EvitError: The source contains no image or cannot be opened, or ``out_dir`` is the folder
+            of the images.
     """
     path = Path(source)
     if is_camera(str(source)):
@@ -157,7 +160,7 @@ def open_source(source: str | Path, out_dir: Path) -> Images | Video:
 
 
 def open_target(source: Images | Video, out_dir: Path) -> PictureFolder | VideoFile:
-    """Return what the pictures of a source go to."""
+    """Return the target for the pictures of a source."""
     if isinstance(source, Video):
         return VideoFile(out_dir / f'{source.path.stem}.mp4', source.fps, source.live)
     return PictureFolder(out_dir)
