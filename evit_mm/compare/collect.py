@@ -1,4 +1,4 @@
-"""The comparison's table from full trainings that have been run one by one."""
+"""The comparison table from separate trainings."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ def collect(
     out: str | Path,
     published: bool = False,
 ) -> list[Row]:
-    """Make the comparison's table from the work dirs that ``tools/train.py`` left.
+    """Write the comparison table from work dirs of ``tools/train.py``.
 
-    Work dirs of the same config are seeds of one row. The figures are those of the last
-    evaluation; a training that has not reached its last epoch becomes a row that says so.
+    Work dirs of the same config are runs with different seeds and form one row. The row shows the
+    last evaluation. A training that has not reached its last epoch is listed as failed.
 
     Args:
         work_dirs: Folders with the saved config and mmengine's ``vis_data/scalars.json``.
         out: Folder for ``table.md``, ``table.json`` and ``table.png``.
-        published: Put the published COCO figures beside the measured ones.
+        published: Add columns with the published COCO figures.
 
     Returns:
         One row per config, best first.
 
     Raises:
         ConfigError: ``out`` cannot be written.
-        DataError: A folder is not such a work dir, or the trainings differ in data or schedule.
+        DataError: A folder is not a work dir, or the trainings differ in data or schedule.
     """
     rows: dict[str, Row] = {}
     alike: dict[str, tuple[Any, Path]] = {}
@@ -81,7 +81,7 @@ def _read(work_dir: Path) -> tuple[Config, list[dict[str, Any]]]:
 
 
 def _common(cfg: Config, work_dir: Path) -> dict[str, Any]:
-    """Return what trainings in one table must share."""
+    """Return the settings that all trainings in one table must share."""
     dataset = cfg.test_dataloader.dataset
     try:
         (scale,) = (tuple(step.scale) for step in dataset.pipeline if step.type == 'Resize')
