@@ -173,10 +173,10 @@ def markdown(rows: Sequence[Row], about: Mapping[str, Any], published: bool) -> 
     lines = [
         *markdown_table(list(cells[0]), [list(row.values()) for row in cells]),
         '',
-        'AP is in percent: mean over seeds ± standard deviation (number of runs). Other metrics are '
-        'means over seeds. FLOPs are multiply-adds of the whole detector for one image. Latency is '
-        'the time for one image, from pixels in memory to boxes: median (quartiles), with '
-        'interleaved timings.',
+        'AP is in percent: mean over seeds ± standard deviation (number of runs). Other metrics '
+        'are means over seeds. FLOPs are multiply-adds of the whole detector for one image. '
+        'Latency is the time for one image, from pixels in memory to boxes: median (quartiles), '
+        'with interleaved timings.',
         '',
         f'{facts}.',
     ]

@@ -137,7 +137,7 @@ def draw_stage(
     height = len(blocks) * (PANEL * shape + 0.35) + 0.6
     figure = Figure(figsize=((heads + 1.25) * PANEL, height), layout='constrained')
     axes = figure.subplots(len(blocks), heads + 1, squeeze=False)
-    what = 'attention that each token receives' if query is None else 'attention of the query (cross)'
+    what = 'attention that each token receives' if query is None else 'attention of the query'
     figure.suptitle(
         f'stage {blocks[0].stage}, stride {blocks[0].stride}: {what}, 1 = uniform attention',
         fontsize=10,
