@@ -1,4 +1,4 @@
-"""Detections of a run's best checkpoint on its validation set, made once and kept beside it."""
+"""Detections of a run on its validation set, cached in its work dir."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from ..utils.files import read_json_dict, write_json
 from .runs import Run
 
 CACHE = 'detections.json'
-# what decides which detections a checkpoint gives
+# parts of the config that determine the detections
 DECISIVE = ('model', 'val_dataloader', 'val_evaluator')
 
 
 class Detections(NamedTuple):
-    """What a run's checkpoint finds on its validation set."""
+    """Detections of a checkpoint on the validation set."""
 
     checkpoint: str
     truth: Truth
@@ -38,14 +38,14 @@ class Detections(NamedTuple):
 def detect(
     run: Run, device: str | None = None, cfg_options: Mapping[str, Any] | None = None
 ) -> Detections:
-    """Return the detections of a run's best checkpoint, or of its last where there is no best.
+    """Return the detections of the best checkpoint of a run, or of its last checkpoint.
 
-    They are evaluated as ``tools/test.py`` does and kept in the work dir as ``detections.json``,
-    whole or not at all; it is used again for as long as checkpoint, annotations and the parts of
-    the config that matter are the same.
+    The checkpoint is evaluated as by ``tools/test.py``. The result is cached in ``detections.json``
+    in the work dir, which is written atomically. The cache is valid while the checkpoint, the
+    annotations and the relevant parts of the config are unchanged.
 
     Raises:
-        EvitError: There is no checkpoint, the data have moved, or the model cannot be evaluated.
+        EvitError: There is no checkpoint, the data set does not exist, or the evaluation fails.
     """
     cfg = load_config(run.config.filename, cfg_options)
     dataset = next(coco_datasets(cfg, 'val'), None)
@@ -74,17 +74,17 @@ def detect(
         content = {'checkpoint': checkpoint.name, 'key': key, 'results': results}
         try:
             write_json(run.folder / CACHE, content)
-        except OSError as error:  # the page can be made all the same
+        except OSError as error:  # the page does not need the cache
             text = f"'{run.folder / CACHE}' cannot be written: {error}"
             print_log(text, 'current', level=logging.WARNING)
     return Detections(checkpoint.name, truth, read_found(results, truth))
 
 
 def _evaluate(cfg: Config, checkpoint: Path, device: str | None) -> list[dict[str, Any]]:
-    """Return what a checkpoint finds where its config validates."""
+    """Return the detections of a checkpoint on the validation set of its config."""
     cfg.test_dataloader, cfg.test_evaluator = cfg.val_dataloader, cfg.val_evaluator
     cfg.test_cfg = dict(type='TestLoop')
-    # a folder of its own, since the run's may be in use
+    # a temporary folder, because the training may use the work dir
     with tempfile.TemporaryDirectory(prefix='evit_mm_report_') as folder:
         cfg.work_dir = folder
         out = Path(folder, 'results.json')
