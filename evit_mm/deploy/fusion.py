@@ -287,8 +287,8 @@ def _check(original: nn.Module, fused: nn.Module, size: tuple[int, ...]) -> None
     allowed = max(TOLERANCE * (1 if weight.dtype == torch.float32 else 100), 10 * rounding)
     if not error <= allowed:
         raise EvitError(
-            f'the output of the fused model has a relative error of {error:.1e}, which exceeds '
-            f'{allowed:.1e}: the weights are too large for {weight.dtype}. Use the model unfused'
+            f'the fused model has a relative error of {error:.1e} (limit {allowed:.1e}), because '
+            f'its weights are too large for {weight.dtype}; use the model without fusion'
         )
 
 

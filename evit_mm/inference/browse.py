@@ -67,7 +67,7 @@ def browse(
     """
     cfg, folder = load_config(config, cfg_options), Path(out_dir)
     if not cfg.get(f'{split}_dataloader'):
-        raise ConfigError(f'config {cfg.filename} has no {split}_dataloader; add it')
+        raise ConfigError(f"config '{cfg.filename}' has no {split}_dataloader; add it")
     if draws is None:
         draws = 3 if split == 'train' else 1
     for flag, value, least in (('--number', number, 1), ('--draws', draws, 1), ('--seed', seed, 0)):

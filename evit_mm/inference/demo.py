@@ -74,7 +74,7 @@ def load_detectors(
 ) -> dict[str, Detector]:
     """Load the detectors of ``[config, checkpoint, config, checkpoint, ...]``, by display name."""
     if len(pairs) % 2:
-        raise ConfigError('each CONFIG needs a CHECKPOINT; give one pair or several')
+        raise ConfigError('each CONFIG needs a CHECKPOINT; give both in pairs')
     return {
         f'{Path(config).stem} · {checkpoint}': Detector(
             load_detector_config(config, cfg_options), checkpoint, device

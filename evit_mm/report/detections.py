@@ -75,7 +75,7 @@ def detect(
         try:
             write_json(run.folder / CACHE, content)
         except OSError as error:  # the page does not need the cache
-            text = f"'{run.folder / CACHE}' cannot be written: {error}"
+            text = f"the detections cannot be cached in '{run.folder / CACHE}': {error}"
             print_log(text, 'current', level=logging.WARNING)
     return Detections(checkpoint.name, truth, read_found(results, truth))
 

@@ -92,10 +92,11 @@ def evaluate(
         return test(cfg, checkpoint, launcher=launcher, hooks=hooks, **options)
     file = str(checkpoint)
     if fuse:
-        raise ConfigError(f"--fuse cannot be used with the exported file '{file}'; remove it")
+        raise ConfigError(f"--fuse cannot be used with the exported file '{file}'; remove --fuse")
     if launcher != 'none':
         raise ConfigError(
-            f"--launcher {launcher} cannot be used: the exported file '{file}' runs in one process"
+            f"--launcher {launcher} cannot be used with the exported file '{file}', which runs in "
+            'one process; remove --launcher'
         )
     hook = ExportedFileHook(file, describe(cfg, ()))
     preprocessor = cfg.model.data_preprocessor

@@ -80,8 +80,8 @@ def describe(cfg: Any, classes: Sequence[str], with_nms: bool = True) -> dict[st
     others = [name for name in steps if name not in KNOWN_STEPS]
     if others or scale is None or pre.get('type', '').split('.')[-1] != 'DetDataPreprocessor':
         raise ConfigError(
-            f'{cfg.filename}: an export needs a DetDataPreprocessor and a test pipeline of '
-            f'{", ".join(KNOWN_STEPS)}, where Resize has a scale'
+            f"config '{cfg.filename}': an export needs a DetDataPreprocessor and a test pipeline "
+            f'of {", ".join(KNOWN_STEPS)}, where Resize has a scale'
             + (f'; remove {", ".join(others)}' if others else '')
         )
     divisor = pre.get('pad_size_divisor', 1)

@@ -114,8 +114,8 @@ def export(
         calibrated_on = _of_size(images, size)
         if not calibrated_on:
             raise ConfigError(
-                f'no calibration image has the size that --static fixes: {size[0]} pixels high and '
-                f'{size[1]} wide after resizing; choose other images with --calibration DIR'
+                f'no calibration image has the size of the --static file ({size[0]} pixels high, '
+                f'{size[1]} pixels wide); choose other images with --calibration DIR'
             )
 
     try:

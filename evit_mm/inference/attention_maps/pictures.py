@@ -98,7 +98,7 @@ def load_backbone(cfg: Config, checkpoint: str | Path) -> EfficientViT:
     if not isinstance(backbone, EfficientViT):
         kind = type(backbone).__name__
         raise ConfigError(
-            f'config {cfg.filename}: model.backbone is {kind}; this tool needs an EfficientViT'
+            f"config '{cfg.filename}': model.backbone is {kind}; this tool needs an EfficientViT"
         )
     if str(checkpoint) != RANDOM:
         load_pretrained(backbone, checkpoint)
