@@ -720,7 +720,7 @@ def test_two_runs_are_compared_where_one_has_no_detections(make_run, tmp_path):
     (pair[1] / 'epoch_2.pth').unlink()
     html = write_report(pair, tmp_path / 'out', compare=True).read_text()
     changes = re.search(r'<section id="changes">.*?</section>', html, re.DOTALL)[0]
-    assert 'lr=0.5' in changes and 'Figures' not in changes
+    assert 'lr=0.5' in changes and 'Metrics' not in changes
     assert 'no checkpoint yet' in html
 
 

@@ -53,5 +53,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the training too
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM also ends the training
     run_tool(main, 'interrupted; run the same command to continue')

@@ -29,7 +29,7 @@ from ..runner.loader import GuardedDataset, Seeded
 from ..runner.seeding import SAMPLE, derive_seed
 
 SPLITS = ('train', 'val', 'test')
-TILE, CAPTION, DPI = 320, 24, 100  # pixels, pixels, per inch
+TILE, CAPTION, DPI = 320, 24, 100  # pixels, pixels, dots per inch
 ROWS, COLUMNS = 4, 4  # images per sheet, pipeline steps per row
 Packed = Mapping[str, Any]
 Tile = tuple[np.ndarray, str]  # pixels ``(h, w, 3)`` RGB, and the title

@@ -13,7 +13,7 @@ from ..data.coco import read_coco
 from ..data.dataset_configs import dataset_paths
 from ..errors import DataError
 
-# COCO numbers its 80 categories 1 to 90 with these ten left out
+# the ids of COCO's 80 categories are 1 to 90 without these ten
 COCO_ID_GAPS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
 
 

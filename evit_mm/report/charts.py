@@ -31,7 +31,7 @@ STYLE: dict[Any, Any] = {
     'font.size': 9,
     'grid.color': GRID,
     'legend.frameon': False,
-    'svg.fonttype': 'none',  # text stays text
+    'svg.fonttype': 'none',  # keep text as text elements
     'text.parse_math': False,  # class names can contain '$'
     'xtick.color': MUTED,
     'ytick.color': MUTED,

@@ -164,7 +164,7 @@ def measure_backbones(setting: Setting) -> tuple[list[Row], list[str]]:
     """Time ImageNet classifiers in their fastest forms, with the paper's protocol."""
     batch, side = networks.BATCH, networks.SIDE
     image = torch.randn(batch, 3, side, side, device=setting.device)
-    peer = label_of('mobilenetv2')  # in the same form
+    peer = label_of('mobilenetv2')  # reference row of each form
     rows: dict[str, list[Row]] = {form: [] for form in CLASSIFIER_FORMS}
     timed: list[tuple[Row, Call]] = []
     for name in (*(f'evit_{arch}' for arch in VARIANTS), *PEERS):
