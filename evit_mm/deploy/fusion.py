@@ -276,7 +276,7 @@ def _fold_bn_linear(head: BNLinear) -> nn.Linear:
 
 
 def _check(original: nn.Module, fused: nn.Module, size: tuple[int, ...]) -> None:
-    """Compare the fused module and the original with the original in float64."""
+    """Check both modules against the original in float64, on a random input."""
     weight = next(original.parameters())
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, *size, generator=generator).to(weight)

@@ -51,7 +51,7 @@ def predict_by_feat(
     rescale: bool = False,
     with_nms: bool = True,
 ) -> list[InstanceData]:
-    """Return the detections, with the arguments and results of the mmdet method of this name.
+    """Return the detections, with the arguments and results of the mmdet method of the same name.
 
     The head must pass :func:`can_predict_sparsely`. For half-precision maps, anchors and boxes are
     float32, whereas mmdet computes them in half precision.

@@ -40,9 +40,9 @@ def detect(
 ) -> Detections:
     """Return the detections of the best checkpoint of a run, or of its last checkpoint.
 
-    The checkpoint is evaluated as by ``tools/test.py``. The result is cached in ``detections.json``
-    in the work dir, which is written atomically. The cache is valid while the checkpoint, the
-    annotations and the relevant parts of the config are unchanged.
+    The checkpoint is evaluated as by ``tools/test.py``. The result is cached in the file
+    ``detections.json`` of the work dir, which is written atomically. The cache is valid while the
+    checkpoint, the annotations and the relevant parts of the config are unchanged.
 
     Raises:
         EvitError: There is no checkpoint, the data set does not exist, or the evaluation fails.
@@ -97,6 +97,6 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError:
         raise DataError(
-            f"annotation file '{path}' does not exist; run in the folder of the training, or set "
-            '--cfg-options val_dataloader.dataset.data_root=DIR val_evaluator.ann_file=FILE'
+            f"annotation file '{path}' does not exist; run the command where the training ran, or "
+            'add --cfg-options val_dataloader.dataset.data_root=DIR val_evaluator.ann_file=FILE'
         ) from None

@@ -49,7 +49,7 @@ HOW = {
 
 @dataclass
 class Shown:
-    """A run and its content of the page; there is no analysis without detections."""
+    """A run and its content on the page; the analysis needs detections."""
 
     run: Run
     colour: str

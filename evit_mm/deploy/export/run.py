@@ -141,7 +141,7 @@ def export(
 def _refuse(
     form: Format, out: Path, checkpoint: str | Path, with_nms: bool, half: bool, int8: bool
 ) -> None:
-    """Check for conflicting options and for a forbidden output file."""
+    """Check the combination of options and the output path."""
     if out.suffix != form.suffixes[-1]:
         raise ConfigError(f"-o '{out}': the file name must end in {form.suffixes[-1]}")
     if half and int8:
@@ -236,7 +236,7 @@ def _compare_all_boxes(detector: nn.Module, file: Path, inputs: Samples, toleran
         )
         if not (scores <= tolerance and boxes <= tolerance * max(image.shape[2:])):
             raise EvitError(
-                f'no file was written: the exported model disagrees with PyTorch on '
+                'no file was written: the exported model disagrees with PyTorch on '
                 f"'{sample.img_path}' (scores differ by {scores:.1e}, boxes by {boxes:.1e} pixels)"
             )
 
