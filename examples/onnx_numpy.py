@@ -1,6 +1,6 @@
-"""Detect with an exported file by ONNX Runtime and numpy alone.
+"""Detect objects with an exported file; needs only ONNX Runtime and numpy.
 
-python examples/onnx_numpy.py MODEL.onnx IMAGE.npy, the image as (H, W, 3), uint8, RGB.
+python examples/onnx_numpy.py MODEL.onnx IMAGE.npy, with an RGB image (H, W, 3), uint8.
 """
 
 import json
@@ -11,7 +11,7 @@ import onnxruntime
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Interpolate linearly between the centres of pixels, as OpenCV does."""
+    """Resize with linear interpolation between pixel centres, as in OpenCV."""
     for axis, new in enumerate((height, width)):
         old = image.shape[axis]
         place = ((np.arange(new) + 0.5) * old / new - 0.5).clip(0, old - 1)

@@ -1,6 +1,6 @@
-"""Measure speed side by side in one run: python tools/benchmark.py [SUITE ...] [options].
+"""Measure inference and training speed: python tools/benchmark.py [SUITE ...] [options].
 
-Each suite prints its table and writes it, its JSON and its picture to the output folder.
+Each suite prints its table, and writes the table, a JSON file and a chart to the output folder.
 """
 
 import argparse
@@ -12,26 +12,28 @@ from evit_mm.utils.cli import run_tool
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
-        description='Measure speed, interleaved, with spread and ratios',
+        description='Measure inference and training speed with interleaved runs',
         epilog='suites: ' + '; '.join(f'{name}: {suite.title}' for name, suite in SUITES.items()),
     )
     parser.add_argument(
         'suites',
         nargs='*',
         metavar='SUITE',
-        help='default: all but operators, which needs a compiled mmcv',
+        help='suites to run (default: all except operators, which needs a compiled mmcv)',
     )
-    parser.add_argument('--threads', type=int, help="CPU threads (default: the suite's)")
-    parser.add_argument('--rounds', type=int, default=10, help='timed calls of each row')
-    parser.add_argument('--device', default='cpu', help='cpu, cuda, cuda:1, ...')
-    parser.add_argument('-o', '--out', default='docs/performance', help='folder to write to')
+    parser.add_argument('--threads', type=int, help='CPU threads (default: set by the suite)')
+    parser.add_argument('--rounds', type=int, default=10, help='timed calls per row (default: 10)')
+    parser.add_argument('--device', default='cpu', help='cpu, cuda, cuda:1, ... (default: cpu)')
+    parser.add_argument(
+        '-o', '--out', default='docs/performance', help='output folder (default: docs/performance)'
+    )
     args = parser.parse_args()
     args.suites = args.suites or [name for name in SUITES if name != 'operators']
     return args
 
 
 def main() -> None:
-    """Measure, and print the tables."""
+    """Run the suites and print their tables."""
     args = parse_args()
     for suite in args.suites:
         _, table = run_suite(suite, args.out, args.threads, args.rounds, args.device)

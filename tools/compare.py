@@ -1,4 +1,4 @@
-"""Compare backbones, or recipes, on your data: python tools/compare.py --data DIR [options]."""
+"""Compare backbones or recipes on your data: python tools/compare.py --data DIR [options]."""
 
 import argparse
 import re
@@ -12,33 +12,33 @@ from evit_mm.utils.cli import add_cfg_options, add_device, run_tool
 
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description='Compare backbones under one budget')
+    parser = argparse.ArgumentParser(description='Compare backbones with the same budget')
     parser.add_argument('--data', help='data set in COCO format: annotations/instances_{train,val}')
-    names = f'of {", ".join(available_models())}'
+    names = f'backbones, from {", ".join(available_models())}'
     parser.add_argument('--models', nargs='+', default=DEFAULT_MODELS, metavar='NAME', help=names)
-    names = f'train each with these, of {", ".join(RECIPES)}'
+    names = f'recipes for each backbone, from {", ".join(RECIPES)}'
     parser.add_argument('--recipes', nargs='+', default=(), metavar='NAME', help=names)
-    parser.add_argument('--epochs', type=int, default=12)
-    parser.add_argument('--seeds', type=int, default=1, help='runs per backbone')
-    parser.add_argument('--scale', default='320x240', metavar='WxH', help='images fit into this')
+    parser.add_argument('--epochs', type=int, default=12, help='training epochs (default: 12)')
+    parser.add_argument('--seeds', type=int, default=1, help='runs per backbone (default: 1)')
+    parser.add_argument('--scale', default='320x240', metavar='WxH', help='default: 320x240')
     parser.add_argument('--head', choices=['light', 'full'], default='light')
     parser.add_argument('--pretrained', action='store_true', help='start from ImageNet weights')
     parser.add_argument('--out', default='work_dirs/compare', help='folder for runs and table')
     add_device(parser)
-    parser.add_argument('--published', action='store_true', help="the papers' COCO figures beside")
+    parser.add_argument('--published', action='store_true', help='add the published COCO figures')
     add_cfg_options(parser)
-    parser.add_argument('--collect', nargs='+', metavar='WORK_DIR', help='finished trainings')
+    parser.add_argument('--collect', nargs='+', metavar='WORK_DIR', help='tabulate these trainings')
     args = parser.parse_args()
     if (args.data is None) == (args.collect is None):
         parser.error('give either --data or --collect')
     if not re.fullmatch(r'\d+x\d+', args.scale):
-        parser.error(f"--scale must be WIDTHxHEIGHT such as 320x240, got '{args.scale}'")
+        parser.error(f"--scale must be WIDTHxHEIGHT, for example 320x240, got '{args.scale}'")
     args.scale = tuple(map(int, args.scale.split('x')))
     return args
 
 
 def main() -> None:
-    """Compare or collect, and print the table."""
+    """Run or collect the trainings, and print the table."""
     args = parse_args()
     if args.collect:
         rows = collect(args.collect, args.out, args.published)
@@ -49,9 +49,9 @@ def main() -> None:
     print(Path(args.out, 'table.md').read_text(encoding='utf-8'))
     print(f'written: {", ".join(map(str, sorted(Path(args.out).glob("table.*"))))}')
     if any(row.failures for row in rows):
-        sys.exit('some runs failed, see above; the same command tries them again')
+        sys.exit('some runs failed (see above); run the same command to try them again')
 
 
 if __name__ == '__main__':
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the training too
-    run_tool(main, 'interrupted; the same command goes on where it was')
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM also ends the training
+    run_tool(main, 'interrupted; run the same command to continue')

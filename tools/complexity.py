@@ -18,10 +18,12 @@ from evit_mm.utils.package_files import project_path
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description='Count parameters and FLOPs (multiply-adds)')
-    parser.add_argument('configs', nargs='*', metavar='CONFIG', help='default: R-CNN, RetinaNet')
-    parser.add_argument('--size', type=int, nargs=2, default=[1333, 800], metavar=('W', 'H'))
+    configs = 'config files (default: all RetinaNet and Mask R-CNN configs for COCO)'
+    parser.add_argument('configs', nargs='*', metavar='CONFIG', help=configs)
+    size = {'nargs': 2, 'default': [1333, 800], 'metavar': ('W', 'H')}
+    parser.add_argument('--size', type=int, **size, help='image size (default: 1333 800)')
     parser.add_argument('--format', choices=['markdown', 'csv', 'json'], default='markdown')
-    parser.add_argument('-o', '--out', type=Path, help='file to write instead of printing')
+    parser.add_argument('-o', '--out', type=Path, help='output file (default: print the table)')
     args = parser.parse_args()
     if min(args.size) < 32:
         parser.error(f'--size must be at least 32 32, got {args.size}')
@@ -31,11 +33,11 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Count, then print or write."""
+    """Count, and print or write the table."""
     args = parse_args()
-    # the bar goes to stderr, so that the table alone can be piped
+    # progress bar and logs of libraries go to stderr, so that stdout contains only the table
     configs = track(args.configs, 'counting', disable=not sys.stderr.isatty())
-    with redirect_stdout(sys.stderr):  # where the libraries' logs go then
+    with redirect_stdout(sys.stderr):
         rows = [measure(config, tuple(args.size)) for config in configs]
     if args.format == 'markdown':
         text = as_markdown(rows)

@@ -8,17 +8,21 @@ from evit_mm.utils.cli import run_tool
 
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description='Convert a checkpoint; its kind is recognised')
+    parser = argparse.ArgumentParser(
+        description='Convert a checkpoint; its format is detected automatically'
+    )
     parser.add_argument('source', metavar='IN', help='file, URL, timm://NAME or hf-hub:OWNER/NAME')
     parser.add_argument('target', metavar='OUT', help='.pth, .bin or .safetensors file to write')
     parser.add_argument(
-        '--to', choices=TARGETS, help='default: detector for a detector, else backbone'
+        '--to',
+        choices=TARGETS,
+        help='target format (default: detector if IN is a detector, otherwise backbone)',
     )
     return parser.parse_args()
 
 
 def main() -> None:
-    """Convert, and say what was found."""
+    """Convert the checkpoint and print a summary."""
     print(convert_file(**vars(parse_args())).summary())
 
 

@@ -1,4 +1,4 @@
-"""A local page to try detectors on: python tools/demo.py CONFIG CHECKPOINT [CONFIG CHECKPOINT]."""
+"""Serve a local demo page: python tools/demo.py CONFIG CHECKPOINT [CONFIG CHECKPOINT ...]."""
 
 import argparse
 
@@ -8,13 +8,17 @@ from evit_mm.utils.cli import add_cfg_options, add_device, run_tool
 
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description='Drop a picture on a local page, see detections')
-    parser.add_argument(
-        'pairs', nargs='+', metavar='CONFIG CHECKPOINT', help='one detector or several'
+    parser = argparse.ArgumentParser(
+        description='Serve a local web page that shows the detections in uploaded pictures'
     )
-    parser.add_argument('--score-thr', type=float, default=0.3, help='lowest score at first')
     parser.add_argument(
-        '--host', default=HOST, help=f'address to listen on (default: {HOST}, this machine alone)'
+        'pairs', nargs='+', metavar='CONFIG CHECKPOINT', help='config and checkpoint, once or more'
+    )
+    parser.add_argument(
+        '--score-thr', type=float, default=0.3, help='initial score threshold (default: 0.3)'
+    )
+    parser.add_argument(
+        '--host', default=HOST, help=f'address to listen on (default: {HOST}, only this machine)'
     )
     parser.add_argument('--port', type=int, default=PORT, help=f'port (default: {PORT})')
     add_device(parser)
@@ -27,7 +31,7 @@ def main() -> None:
     args = parse_args()
     detectors = load_detectors(args.pairs, args.device, args.cfg_options)
     page = build_page(detectors, args.score_thr)
-    print(f'{serve(page, args.host, args.port)} (Ctrl-C ends it)', flush=True)
+    print(f'{serve(page, args.host, args.port)} (press Ctrl-C to stop)', flush=True)
     page.block_thread()
 
 

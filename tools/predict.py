@@ -10,28 +10,32 @@ from evit_mm.utils.cli import add_cfg_options, add_device, run_tool
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
-        description='Detect objects in an image, a folder of them, a video, or before a camera'
+        description='Detect objects in an image, a folder of images, a video or a camera stream'
     )
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('source', help='image, folder of images, video, camera (0, 1, ...)')
     parser.add_argument(
-        '--out', dest='out_dir', required=True, help='folder for pictures or video, results.json'
+        '--out', dest='out_dir', required=True, help='folder for results.json and pictures or video'
     )
-    parser.add_argument('--score-thr', type=float, default=0.3, help='lowest score that is drawn')
-    parser.add_argument('--batch-size', type=int, default=1, help='images at once (default: 1)')
-    parser.add_argument('--half', action='store_true', help='float16 on a GPU, bfloat16 on a CPU')
-    parser.add_argument('--fuse', action='store_true', help='take the fast form of the network')
+    parser.add_argument(
+        '--score-thr', type=float, default=0.3, help='lowest score of a drawn box (default: 0.3)'
+    )
+    parser.add_argument('--batch-size', type=int, default=1, help='images per batch (default: 1)')
+    parser.add_argument(
+        '--half', action='store_true', help='use float16 on a GPU, bfloat16 on a CPU'
+    )
+    parser.add_argument('--fuse', action='store_true', help='fuse the detector, which is faster')
     add_device(parser)
     add_cfg_options(parser)
     return parser.parse_args()
 
 
 def main() -> None:
-    """Detect, and say what could not be read."""
+    """Detect objects, and report skipped images."""
     args = parse_args()
     found = predict(**vars(args))
-    print(f'{len(found.detections)} detections; pictures and results.json: {args.out_dir}')
+    print(f'{len(found.detections)} detections written to {args.out_dir} (results.json, pictures)')
     print(found.speed)
     if found.faults:
         sys.exit('error: ' + '\n  '.join(found.faults))

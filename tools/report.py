@@ -1,4 +1,4 @@
-"""One HTML page on trainings: python tools/report.py WORK_DIR [WORK_DIR ...] [options]."""
+"""Write an HTML report on trainings: python tools/report.py WORK_DIR [WORK_DIR ...] [options]."""
 
 import argparse
 
@@ -8,11 +8,17 @@ from evit_mm.utils.cli import add_cfg_options, add_device, run_tool
 
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description='One HTML page on finished or running trainings')
-    parser.add_argument('work_dirs', nargs='+', metavar='WORK_DIR', help='of tools/train.py')
-    parser.add_argument('-o', '--out', default='report', help='folder for index.html')
+    parser = argparse.ArgumentParser(
+        description='Write an HTML report on finished or running trainings'
+    )
     parser.add_argument(
-        '--compare', action='store_true', help='say what changed from the first to the second'
+        'work_dirs', nargs='+', metavar='WORK_DIR', help='work dirs of tools/train.py'
+    )
+    parser.add_argument(
+        '-o', '--out', default='report', help='folder for index.html (default: report)'
+    )
+    parser.add_argument(
+        '--compare', action='store_true', help='show the changes from the first run to the second'
     )
     add_device(parser)
     add_cfg_options(parser)
@@ -25,4 +31,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    run_tool(main, 'interrupted; no page was written')
+    run_tool(main, 'interrupted; no report was written')

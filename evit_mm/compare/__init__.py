@@ -1,4 +1,4 @@
-"""The comparison: several backbones, or recipes, on one data set under one budget, in one table."""
+"""Comparison of backbones or recipes on one data set with the same budget."""
 
 from .budget import DEFAULT_MODELS, Budget, available_models
 from .collect import collect

@@ -1,4 +1,4 @@
-"""What is the same for every backbone of a comparison, and the config that follows from it."""
+"""The settings that all runs of a comparison share, and the configs that follow from them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..utils.text import did_you_mean
 from .recipes import apply_switches, fit_ema, split_name, switches_of
 
 CONFIGS = project_path('configs')
-# the sizes of EfficientViT that span the range, and what the paper sets beside it
+# EfficientViT variants that cover the range of sizes, and the baselines of the paper
 DEFAULT_MODELS = ('evit_m0', 'evit_m2', 'evit_m4', 'mobilenetv2', 'spos', 'spnasnet')
 BATCH_SIZE = 8
 AUTHORS_EPOCHS, AUTHORS_STEPS = 12, (8, 11)
@@ -33,8 +33,8 @@ HEADS = {
 def available_models() -> dict[str, Path]:
     """Return the backbones that can be compared: NAME of ``configs/retinanet_NAME_coco.py``.
 
-    The lite detectors are the same backbones under another head, and the plus one under another
-    recipe, both of which a comparison gives itself.
+    The ``lite`` and ``plus`` configs are left out, because they have the same backbones. A
+    comparison sets the head and the recipe itself.
     """
     files = {name_of(file): file for file in sorted(CONFIGS.glob('retinanet_*_coco.py'))}
     return {
@@ -51,17 +51,17 @@ def name_of(config: str | Path) -> str:
 
 @dataclass(frozen=True)
 class Budget:
-    """What every run of a comparison shares.
+    """The settings that all runs of a comparison share.
 
     Attributes:
-        data: Folder of a data set in COCO's format, see
+        data: Folder of a data set in COCO format, see
             :func:`evit_mm.data.layout.find_splits`.
-        epochs: Epochs of training.
-        scale: ``(width, height)`` that images are resized into, their ratio kept.
-        head: ``'full'`` is the published RetinaNet head and 256-channel neck, ``'light'`` the
-            64-channel one with 2 convolutions.
-        pretrained: Start from each config's ImageNet weights, else from scratch.
-        cfg_options: Overrides for every run's config, dotted keys.
+        epochs: Number of training epochs.
+        scale: Largest ``(width, height)`` of a resized image. The aspect ratio is kept.
+        head: ``'full'`` is the published RetinaNet head with a 256-channel neck. ``'light'`` has 64
+            channels and 2 convolutions.
+        pretrained: Start from the ImageNet weights of each config. Otherwise, train from scratch.
+        cfg_options: Overrides for the config of every run, with dotted keys.
 
     Raises:
         ConfigError: A value is out of range.
@@ -79,17 +79,17 @@ class Budget:
         if self.epochs < 1:
             raise ConfigError(f'--epochs must be at least 1, got {self.epochs}')
         if len(self.scale) != 2 or min(self.scale) < 32:
-            raise ConfigError(f'--scale must be WIDTHxHEIGHT of at least 32 each, got {self.scale}')
+            raise ConfigError(f'--scale must be two sides of at least 32 pixels, got {self.scale}')
         if self.head not in HEADS:
             raise ConfigError(f"--head must be one of {', '.join(HEADS)}, got '{self.head}'")
 
     @cached_property
     def splits(self) -> tuple[CocoSplit, CocoSplit]:
-        """The training and the validation part of the data set, read once: COCO's take a while."""
+        """The training and validation splits, cached because COCO's annotations load slowly."""
         return find_splits(self.data)
 
     def record(self) -> dict[str, Any]:
-        """Return what must not change while a comparison goes on, as JSON can hold it."""
+        """Return the settings that must stay the same in a comparison, as JSON values."""
         record = {**asdict(self), 'scale': list(self.scale), 'version': __version__}
         record['data'] = str(Path(self.data).resolve())
         for split in self.splits:
@@ -99,24 +99,24 @@ class Budget:
 
     @property
     def iterations(self) -> int:
-        """Optimizer steps of one run with the 1x schedule."""
+        """Number of optimizer steps of one run with the 1x schedule."""
         return -(-self.splits[0].num_images // BATCH_SIZE) * self.epochs
 
     def config(self, name: str) -> Config:
-        """Return the config of one row's runs.
+        """Return the config for the runs of one row.
 
         Args:
-            name: A name out of :func:`available_models`, or one with a recipe out of
-                :func:`~evit_mm.compare.recipes.with_recipes`, which brings the authors' schedule.
+            name: A name from :func:`available_models`, or a name with a recipe from
+                :func:`~evit_mm.compare.recipes.with_recipes`. A recipe uses the authors' schedule.
 
         Raises:
-            ConfigError: There is no such backbone, or an override is wrong.
+            ConfigError: The backbone does not exist, or an override is wrong.
         """
         model, recipe = split_name(name)
         models = available_models()
         if model not in models:
             hint = did_you_mean(model.lower(), models, cutoff=0.3)
-            raise ConfigError(f"no backbone '{model}'{hint}; there are {', '.join(models)}")
+            raise ConfigError(f"unknown backbone '{model}'{hint}; choose from {', '.join(models)}")
         coco = Config.fromfile(models[model])
         parts = [
             HEADS[self.head],
@@ -128,7 +128,7 @@ class Budget:
         for part in parts:
             merged.update(Config.fromfile(CONFIGS / part).to_dict())
         cfg = Config(merged, filename=coco.filename)
-        # the backbone, its neck and the pixels that it wants; everything else is common
+        # backbone, neck and pixel statistics differ; everything else is shared
         channels = cfg.model.neck.out_channels
         for key in ('backbone', 'neck', 'data_preprocessor'):
             cfg.model[key] = coco.model[key]
@@ -143,12 +143,12 @@ class Budget:
         for key in self.cfg_options:
             if key.split('.')[0] not in cfg:
                 raise ConfigError(
-                    f"--cfg-options: the config has no '{key}'; see {HEADS[self.head]}"
+                    f"--cfg-options: the config has no key '{key}'; see {HEADS[self.head]}"
                 )
         if self.cfg_options:
             cfg.merge_from_dict(dict(self.cfg_options))
         if cfg.train_cfg.max_epochs != self.epochs:
-            raise ConfigError('--cfg-options: the number of epochs is set by --epochs')
+            raise ConfigError('--cfg-options cannot set the number of epochs; use --epochs')
         if recipe is not None:
             apply_switches(cfg, switches_of(recipe, self.pretrained))
             fit_ema(cfg, self.iterations)
@@ -157,7 +157,7 @@ class Budget:
         return cfg
 
     def input_size(self) -> tuple[int, int]:
-        """Return ``(width, height)`` of the first validation image as the network sees it."""
+        """Return ``(width, height)`` of the first validation image after resizing and padding."""
         _, val = self.splits
         width, height = mmcv.rescale_size(val.first_size, self.scale)
         head = Config.fromfile(CONFIGS / HEADS[self.head])
@@ -175,17 +175,17 @@ class Budget:
                     step['scale'] = self.scale
             loader.dataset.update(dataset_config(split, pipeline))
             loader.batch_size = BATCH_SIZE
-        # images without objects teach what is background
+        # images without objects are useful as background
         cfg.train_dataloader.dataset.filter_cfg = {'filter_empty_gt': False}
         cfg.val_evaluator.ann_file = str(val.ann_file)
         cfg.test_dataloader, cfg.test_evaluator = cfg.val_dataloader, cfg.val_evaluator
         for unused in ('train_pipeline', 'test_pipeline', 'data_root', 'dataset_type'):
-            cfg.pop(unused, None)  # they have been read, and would mislead in the saved config
+            cfg.pop(unused, None)  # already applied, and misleading in the saved config
 
     def _set_schedule(self, cfg: Config) -> None:
         cfg.max_epochs = self.epochs
         cfg.train_cfg.max_epochs = self.epochs
-        cfg.train_cfg.val_begin = self.epochs + 1  # evaluated once, after the training
+        cfg.train_cfg.val_begin = self.epochs + 1  # no validation; one test after the training
         cfg.param_scheduler[1].T_max = self.epochs
         cfg.default_hooks.checkpoint = {
             'type': 'SafeCheckpointHook',
@@ -195,7 +195,7 @@ class Budget:
         cfg.default_hooks.logger.interval = 10
 
     def _set_authors_recipe(self, cfg: Config) -> None:
-        """Put the authors' recipe in, but for the rate and warm-up, which the budget decides."""
+        """Apply the authors' recipe, except for the learning rate and the warm-up."""
         authors = Config.fromfile(CONFIGS / '_base_/schedules/schedule_1x.py')
         steps = authors.param_scheduler[1]
         steps.end = self.epochs

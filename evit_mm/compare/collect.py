@@ -1,4 +1,4 @@
-"""The comparison's table from full trainings that have been run one by one."""
+"""The comparison table from separate trainings."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ def collect(
     out: str | Path,
     published: bool = False,
 ) -> list[Row]:
-    """Make the comparison's table from the work dirs that ``tools/train.py`` left.
+    """Write the comparison table from work dirs of ``tools/train.py``.
 
-    Work dirs of the same config are seeds of one row. The figures are those of the last
-    evaluation; a training that has not reached its last epoch becomes a row that says so.
+    Work dirs of the same config are runs with different seeds and form one row. The row shows the
+    last evaluation. A training that has not reached its last epoch is listed as failed.
 
     Args:
         work_dirs: Folders with the saved config and mmengine's ``vis_data/scalars.json``.
         out: Folder for ``table.md``, ``table.json`` and ``table.png``.
-        published: Put the published COCO figures beside the measured ones.
+        published: Add columns with the published COCO figures.
 
     Returns:
         One row per config, best first.
 
     Raises:
         ConfigError: ``out`` cannot be written.
-        DataError: A folder is not such a work dir, or the trainings differ in data or schedule.
+        DataError: A folder is not a work dir, or the trainings differ in data or schedule.
     """
     rows: dict[str, Row] = {}
     alike: dict[str, tuple[Any, Path]] = {}
@@ -47,8 +47,8 @@ def collect(
             other, where = alike.setdefault(what, (value, work_dir))
             if value != other:
                 raise DataError(
-                    f"'{where}' and '{work_dir}' differ in {what} ({other}, {value}), so one table "
-                    'cannot hold both'
+                    f"'{where}' and '{work_dir}' differ in {what} ({other}, {value}); collect them "
+                    'in separate tables'
                 )
         evaluated = [entry for entry in scalars if f'{PREFIX}mAP' in entry]
         last, epochs = evaluated[-1]['step'] if evaluated else 0, cfg.train_cfg.max_epochs
@@ -74,14 +74,14 @@ def _read(work_dir: Path) -> tuple[Config, list[dict[str, Any]]]:
     scalars, _ = read_scalars(work_dir)
     if len(configs) != 1 or not scalars:
         raise DataError(
-            f"'{work_dir}' is not a work dir of tools/train.py: expected one config (*.py, found "
-            f'{len(configs)}) and */vis_data/scalars.json (found {len(scalars)} entries)'
+            f"'{work_dir}' is not a work dir of tools/train.py: it must contain one config (*.py, "
+            f'found {len(configs)}) and */vis_data/scalars.json (found {len(scalars)} entries)'
         )
     return Config.fromfile(configs[0]), scalars
 
 
 def _common(cfg: Config, work_dir: Path) -> dict[str, Any]:
-    """Return what trainings in one table must share."""
+    """Return the settings that all trainings in one table must share."""
     dataset = cfg.test_dataloader.dataset
     try:
         (scale,) = (tuple(step.scale) for step in dataset.pipeline if step.type == 'Resize')
@@ -89,7 +89,7 @@ def _common(cfg: Config, work_dir: Path) -> dict[str, Any]:
         epochs = cfg.train_cfg.max_epochs
     except (AttributeError, ValueError):
         raise DataError(
-            f"'{work_dir}': its config needs train_cfg.max_epochs, "
+            f"the config in '{work_dir}' must have train_cfg.max_epochs, "
             'test_dataloader.dataset.ann_file and one Resize with a scale in the test pipeline'
         ) from None
     return {

@@ -1,4 +1,4 @@
-"""Parameters and multiply-adds of a model."""
+"""Number of parameters and multiply-adds of a model."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ CLASSIFIER_WINDOWS = (7, 7, 4)
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Return the number of parameters, frozen ones included."""
+    """Return the number of parameters, including frozen parameters."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def count_macs(function: Callable[..., Any], *inputs: torch.Tensor) -> int:
-    """Return the multiply-adds of one call: convolutions, linear layers, matrix products.
+    """Count the multiply-adds of one call: convolutions, linear layers, matrix products.
 
-    Papers print this figure as "FLOPs". Normalisation, activations and additions do not count.
+    Papers call this figure "FLOPs". Normalisation, activations and additions are not counted.
 
     Args:
-        function: A module (put it in eval mode first) or any function of tensors.
-        inputs: Its arguments; a batch of one gives the figure per image.
+        function: A module in eval mode, or any function of tensors.
+        inputs: Arguments of the function. Use a batch of one for the figure per image.
 
     Returns:
-        Half of what torch's FLOP counter says, since that counts a multiply-add as two.
+        Half of the result of PyTorch's FLOP counter, which counts a multiply-add as two.
 
     Example:
         >>> count_macs(nn.Linear(10, 5), torch.rand(1, 10))
@@ -52,16 +52,16 @@ def count_macs(function: Callable[..., Any], *inputs: torch.Tensor) -> int:
 
 @dataclass(frozen=True)
 class Complexity:
-    """Parameters and multiply-adds of one config's model.
+    """Number of parameters and multiply-adds of the model of one config.
 
     Attributes:
-        name: The config's stem, or a backbone's name.
+        name: Stem of the config, or name of the backbone.
         classifier: ``(parameters, multiply-adds)`` of the backbone with its ImageNet classifier
-            for one image of 224 x 224, None where no such classifier is known here.
+            for one image of 224 x 224, or None if the classifier is unknown.
         parts: ``(parameters, multiply-adds)`` of the detector's ``backbone``, ``neck`` and
-            ``head`` for one image of ``size``; empty for a classifier.
+            ``head`` for one image of ``size``. Empty for a classifier.
         size: ``(width, height)``.
-        published: What the papers print about the classifier, None where nothing is published.
+        published: Published figures of the classifier, or None.
     """
 
     name: str
@@ -71,7 +71,7 @@ class Complexity:
     published: Published | None
 
     def deviation(self, kind: str) -> float | None:
-        """Return counted over published less one, of ``'params'`` or ``'macs'``."""
+        """Return the relative deviation from the published ``'params'`` or ``'macs'``."""
         if self.published is None or self.classifier is None:
             return None
         counted = dict(zip(('params', 'macs'), self.classifier, strict=True))
@@ -79,11 +79,11 @@ class Complexity:
 
 
 def measure(config: str | Path, size: tuple[int, int] = (1333, 800)) -> Complexity:
-    """Count a config's model without training or running it.
+    """Count the parameters and multiply-adds of a config's model.
 
     Args:
-        config: Config of a detector with ``backbone``, ``neck`` and a head, or of a classifier.
-        size: ``(width, height)`` of the image that the detector is counted for.
+        config: Config of a detector with ``backbone``, ``neck`` and head, or of a classifier.
+        size: ``(width, height)`` of the input image of the detector.
 
     Raises:
         ConfigError: The config cannot be read, or its model cannot be built or counted.
@@ -111,8 +111,8 @@ def _count_parts(name: str, model: Any, size: tuple[int, int]) -> dict[str, tupl
         macs = detector_macs(model, size[1], size[0])
     except RuntimeError as error:
         raise ConfigError(
-            f'{name}: its parts do not fit together for {size[0]} x {size[1]} pixels ({error}); '
-            'where the neck joins maps of neighbouring strides, choose a --size of multiples of 32'
+            f'{name} cannot run on an image of {size[0]} x {size[1]} pixels ({error}); choose a '
+            '--size of multiples of 32'
         ) from error
     backbone, neck = count_parameters(model.backbone), count_parameters(model.neck)
     params = {
@@ -136,9 +136,9 @@ def system_of(backbone: nn.Module) -> str | None:
 
 
 def build_classifier(backbone: nn.Module) -> nn.Module | None:
-    """Return the ImageNet classifier that a backbone belongs to, None where it is not known."""
+    """Return the ImageNet classifier of a backbone, or None if it is unknown."""
     if isinstance(backbone, EfficientViT):
-        # ImageNet's classifiers have windows of 4 in the last stage, detectors of 7
+        # in the last stage, the classifiers have windows of 4 and the detectors windows of 7
         body = EfficientViT(backbone.variant, window_sizes=CLASSIFIER_WINDOWS)
         return nn.Sequential(body, EfficientViTHead(body.out_channels[-1]))
     if isinstance(backbone, SPOSNet):
@@ -151,10 +151,10 @@ def build_classifier(backbone: nn.Module) -> nn.Module | None:
 
 
 def detector_macs(model: nn.Module, height: int, width: int) -> dict[str, int]:
-    """Return the multiply-adds of a detector's parts for one image.
+    """Return the multiply-adds of the parts of a detector for one image.
 
-    Computed on torch's meta device, so that large images cost nothing. A two-stage head counts its
-    box head for 1000 proposals and its mask head for 100 detections, mmdet's usual limits.
+    The count runs on PyTorch's meta device, without computing the outputs. For a two-stage head, it
+    assumes mmdet's usual limits: 1000 proposals for the box head, 100 detections for the mask head.
     """
     parts: Any = copy.deepcopy(model).to('meta').eval()
     image = torch.empty(1, 3, height, width, device='meta')
@@ -188,7 +188,7 @@ def _roi_macs(roi_head: nn.Module) -> int:
     return macs
 
 
-# heading, field of a record, its unit and its format
+# heading, field of the record, unit, format
 COLUMNS = (
     ('params M (published)', 'params_published', 1e6, 'g'),
     ('params M', 'params', 1e6, '.3f'),
@@ -202,7 +202,7 @@ COLUMNS = (
 
 
 def as_markdown(rows: Sequence[Complexity]) -> str:
-    """Return the table for people, published beside counted."""
+    """Return a Markdown table of published and counted figures."""
     cells = [
         [
             record['config'],
@@ -226,7 +226,7 @@ def as_markdown(rows: Sequence[Complexity]) -> str:
 
 
 def as_records(rows: Sequence[Complexity]) -> list[dict[str, Any]]:
-    """Return one flat dict of plain numbers per row, for JSON and CSV."""
+    """Return one flat dictionary of numbers per row, for JSON and CSV."""
     records = []
     for row in rows:
         params, macs = row.classifier or (None, None)

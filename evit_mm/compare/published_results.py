@@ -1,6 +1,6 @@
-"""What papers print about the backbones of the comparison; read from ``results.yml`` beside this.
+"""Published figures of the backbones in the comparison, read from ``results.yml``.
 
-None of these figures was measured here.
+These figures are from the papers. They were not measured in this project.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import yaml
 
 @dataclass(frozen=True)
 class Published:
-    """What the papers print about one backbone.
+    """Published figures of one backbone.
 
     Attributes:
-        label: Name for people.
+        label: Display name.
         macs: Multiply-adds of the classifier at 224 px, which the papers call FLOPs.
-        params: Parameters of the classifier.
-        coco: AP, AP50, AP75, AP small, medium and large on COCO val2017 with RetinaNet and 12
-            epochs, as far as they are published; in percent.
+        params: Number of parameters of the classifier.
+        coco: AP, AP50, AP75, AP small, AP medium and AP large in percent, on COCO val2017 with
+            RetinaNet after 12 epochs. Unpublished figures are left out.
     """
 
     label: str
@@ -31,12 +31,12 @@ class Published:
 
 
 def read_results() -> dict[str, Any]:
-    """Return what ``results.yml`` holds; its comments say what each part is."""
+    """Return the contents of ``results.yml``, which documents its format in comments."""
     return yaml.safe_load(Path(__file__).with_name('results.yml').read_text(encoding='utf-8'))
 
 
 _results = read_results()
-# By the NAME in configs/retinanet_NAME_coco.py.
+# key: NAME in configs/retinanet_NAME_coco.py
 PUBLISHED = {
     name: Published(
         row['label'],
@@ -46,10 +46,10 @@ PUBLISHED = {
     )
     for name, row in _results['backbones'].items()
 }
-# the same NAME, by timm's name of the network
+# key: timm's name of the network; value: the same NAME
 TIMM_NAMES = {row['timm']: name for name, row in _results['backbones'].items() if 'timm' in row}
 
 
 def label_of(name: str) -> str:
-    """Return a backbone's name for people, or the name itself where it is not in the table."""
+    """Return the display name of a backbone, or its name if there are no published figures."""
     return PUBLISHED[name].label if name in PUBLISHED else name

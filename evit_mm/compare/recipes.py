@@ -1,7 +1,7 @@
-"""The recipe beyond the paper's: one table of switches, each a change of any EfficientViT config.
+"""Training recipes: a table of switches that change the config of an EfficientViT detector.
 
-``configs/retinanet_evit_m4_plus_coco.py`` is ``retinanet_evit_m4_coco.py`` with all of them
-applied, which a test asserts; the ablation applies them one at a time.
+``configs/retinanet_evit_m4_plus_coco.py`` equals ``retinanet_evit_m4_coco.py`` with all switches
+applied. The ablation applies one switch at a time.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from ..errors import ConfigError
 from ..utils.text import did_you_mean
 from .published_results import label_of
 
-# 117,266 images with objects in batches of 16, 12 epochs
+# 117,266 images with objects, batch size 16, 12 epochs
 COCO_ITERATIONS = 7_330 * 12
-EMA_MOMENTUM = 0.0002  # an average over some 5,000 iterations
-EMA_GAMMA = 2000  # iterations in which the average grows to that length
+EMA_MOMENTUM = 0.0002  # averages over about 5,000 iterations
+EMA_GAMMA = 2000  # iterations until the average reaches this length
 DROP_PATH_RATE = 0.1
-SHORTEST = 0.6  # of the scale's shorter side: 480 of 800
+SHORTEST = 0.6  # smallest shorter side relative to the scale: 480 of 800
 LONGER = 3
 SEPARATOR = '+'
 
 
 def train_bn(cfg: Config) -> None:
-    """Let the backbone's BatchNorm learn, its statistics those of all processes together."""
+    """Train the BatchNorm layers of the backbone, with statistics over all processes."""
     cfg.model.backbone.norm_eval = False
     cfg.sync_bn = 'torch'
 
 
 def stem_stride8(cfg: Config) -> None:
-    """Take the stride-8 map from the stem in place of transposing the stride-16 one."""
+    """Use the stride-8 map of the stem instead of upsampling the stride-16 map."""
     neck = cfg.model.neck
     cfg.model.backbone.out_stem = True
     neck.in_channels = [neck.in_channels[0] // 2, *neck.in_channels]
@@ -39,17 +39,17 @@ def stem_stride8(cfg: Config) -> None:
 
 
 def no_decay(cfg: Config) -> None:
-    """Take norms and biases out of the weight decay, as the attention biases are already."""
+    """Apply no weight decay to norms and biases, as for the attention biases."""
     cfg.optim_wrapper.paramwise_cfg.update(norm_decay_mult=0.0, bias_decay_mult=0.0)
 
 
 def drop_path(cfg: Config) -> None:
-    """Leave out residual branches at random, the last block's with a tenth's probability."""
+    """Drop residual branches at random, with probability 0.1 in the last block."""
     cfg.model.backbone.drop_path_rate = DROP_PATH_RATE
 
 
 def multi_scale(cfg: Config) -> None:
-    """Draw the shorter side of each training image, from 0.6 of the usual one up."""
+    """Draw the shorter side of each training image from 0.6 to 1 times the usual side."""
     pipeline = cfg.train_dataloader.dataset.pipeline
     for index, step in enumerate(pipeline):
         if step.type == 'Resize':
@@ -63,7 +63,7 @@ def multi_scale(cfg: Config) -> None:
 
 
 def ema(cfg: Config) -> None:
-    """Evaluate and keep a running average of the weights, RTMDet's."""
+    """Evaluate and save an exponential moving average of the weights, as in RTMDet."""
     hook = {
         'type': 'EMAHook',
         'ema_type': 'ExpMomentumEMA',
@@ -75,14 +75,14 @@ def ema(cfg: Config) -> None:
 
 
 def schedule_3x(cfg: Config) -> None:
-    """Train three times as long, the rate's steps at the same parts of it."""
+    """Train three times as long, and scale the milestones of the learning rate."""
     _, steps = cfg.param_scheduler
     cfg.train_cfg.max_epochs *= LONGER
     steps.end *= LONGER
     steps.milestones = [LONGER * epoch for epoch in steps.milestones]
 
 
-# In the order of docs/recipes.md: the name for people, and what changes a config in place.
+# In the order of docs/recipes.md: display name, and a function that changes a config in-place.
 SWITCHES: dict[str, tuple[str, Callable[[Config], None]]] = {
     'train_bn': ('BatchNorm trained', train_bn),
     'stem_stride8': ('stride 8 from the stem', stem_stride8),
@@ -92,7 +92,7 @@ SWITCHES: dict[str, tuple[str, Callable[[Config], None]]] = {
     'ema': ('EMA', ema),
     'schedule_3x': ('3x schedule', schedule_3x),
 }
-# What a comparison can run: names of switches, applied in this order.
+# The recipes of a comparison: names of switches, applied in this order.
 RECIPES: dict[str, tuple[str, ...]] = {
     'paper': (),
     **{name: (name,) for name in SWITCHES},
@@ -108,7 +108,7 @@ LABELS = {
 
 
 def apply_switches(cfg: Config, names: Iterable[str]) -> Config:
-    """Apply switches to a config with the authors' schedule in place, and return it."""
+    """Apply switches in-place to a config with the authors' schedule, and return the config."""
     for name in names:
         _, change = SWITCHES[name]
         change(cfg)
@@ -116,7 +116,7 @@ def apply_switches(cfg: Config, names: Iterable[str]) -> Config:
 
 
 def fit_ema(cfg: Config, iterations: int) -> None:
-    """Let EMA average over as large a part of a 1x schedule of so many iterations as of COCO's."""
+    """Scale the length of the EMA to a 1x schedule with ``iterations`` instead of COCO's."""
     times = COCO_ITERATIONS / iterations
     for hook in cfg.custom_hooks:
         if hook['type'] == 'EMAHook':
@@ -125,16 +125,16 @@ def fit_ema(cfg: Config, iterations: int) -> None:
 
 
 def base_recipe(pretrained: bool) -> str:
-    """Return the recipe that each switch is added to, and set against.
+    """Return the base recipe, which each switch extends and is compared with.
 
-    Frozen statistics are those of ImageNet; from scratch there are none, so the base is the paper's
-    recipe with BatchNorm trained.
+    The paper's recipe freezes the BatchNorm statistics of ImageNet. These do not exist in a
+    training from scratch, where the base is the paper's recipe with trained BatchNorm.
     """
     return 'paper' if pretrained else 'train_bn'
 
 
 def switches_of(recipe: str, pretrained: bool) -> tuple[str, ...]:
-    """Return a recipe's switches, with those of the base, which only ``paper`` goes without."""
+    """Return the switches of a recipe and of its base; ``paper`` has no switches."""
     chosen = RECIPES[recipe]
     if recipe != 'paper':
         chosen += RECIPES[base_recipe(pretrained)]
@@ -142,31 +142,33 @@ def switches_of(recipe: str, pretrained: bool) -> tuple[str, ...]:
 
 
 def with_recipes(models: Iterable[str], recipes: Iterable[str]) -> list[str]:
-    """Return the names of a comparison's rows: the models, or ``MODEL+RECIPE`` of all pairs."""
+    """Return the row names of a comparison: the models, or ``MODEL+RECIPE`` for all pairs."""
     models, recipes = list(dict.fromkeys(models)), list(dict.fromkeys(recipes))
     for recipe in recipes:
         if recipe not in RECIPES:
             hint = did_you_mean(recipe, RECIPES)
-            raise ConfigError(f"no recipe '{recipe}'{hint}; there are {', '.join(RECIPES)}")
+            raise ConfigError(f"unknown recipe '{recipe}'{hint}; choose from {', '.join(RECIPES)}")
     for model in models:
         if recipes and not model.startswith('evit_'):
-            raise ConfigError(f"--recipes are for EfficientViT (--models evit_m0), not '{model}'")
+            raise ConfigError(
+                f"--recipes needs EfficientViT models (for example --models evit_m0), got '{model}'"
+            )
     return [f'{m}{SEPARATOR}{r}' for m in models for r in recipes] if recipes else models
 
 
 def split_name(name: str) -> tuple[str, str | None]:
-    """Return the model and the recipe of a row's name; no recipe is None."""
+    """Return the model and the recipe of a row name; the recipe may be None."""
     model, _, recipe = name.partition(SEPARATOR)
     return model, recipe or None
 
 
 def base_of(name: str, pretrained: bool) -> str | None:
-    """Return the row that a row is set against, None for one without a recipe."""
+    """Return the name of the base row, or None for a row without a recipe."""
     model, recipe = split_name(name)
     return f'{model}{SEPARATOR}{base_recipe(pretrained)}' if recipe else None
 
 
 def row_label(name: str) -> str:
-    """Return a row's name for people."""
+    """Return the display name of a row."""
     model, recipe = split_name(name)
     return f'{label_of(model)}, {LABELS[recipe]}' if recipe else label_of(model)

@@ -1,8 +1,8 @@
-"""Training the runs of a comparison, one process each, so that none can take the others down.
+"""Training of the runs of a comparison; a crash of one run does not affect the others.
 
-A comparison's folder holds ``compare.json`` (the budget), ``runs/MODEL_seedK/`` (a work dir each)
-and in the end the table. A run is finished when its ``result.json`` has figures; that file is
-written last, and all at once.
+Each run has its own process. The folder of a comparison contains ``compare.json`` (the budget), a
+work dir ``runs/MODEL_seedK/`` per run, and at the end the table. A run is finished when its
+``result.json`` contains figures. This file is written last and atomically.
 """
 
 from __future__ import annotations
@@ -47,23 +47,23 @@ PREFIX = 'coco/bbox_'
 
 @dataclass(frozen=True)
 class Run:
-    """One row of the table with one seed."""
+    """One training: a row of the table with one seed."""
 
-    model: str  # the row's name: a backbone, or a backbone and a recipe
+    model: str  # name of the row: a backbone, or a backbone and a recipe
     seed: int
     folder: Path  # work dir
 
     @property
     def label(self) -> str:
-        """Name for people."""
+        """Display name."""
         return f'{row_label(self.model)}, seed {self.seed}'
 
     def outcome(self) -> dict[str, Any]:
-        """Return a finished run's ``metrics`` and ``seconds``, or ``failure``, or nothing."""
+        """Return ``metrics`` and ``seconds`` of a finished run, or ``failure``, or nothing."""
         return read_json_dict(self.folder / RESULT)
 
     def epochs_done(self) -> int:
-        """Return the epochs that have been trained."""
+        """Return the number of trained epochs."""
         checkpoint = pointed_at(self.folder)
         return number_of(checkpoint) if checkpoint else 0
 
@@ -77,39 +77,39 @@ def compare(
     published: bool = False,
     recipes: Sequence[str] = (),
 ) -> list[Row]:
-    """Train, evaluate and time backbones under one budget, and write the table.
+    """Train, evaluate and time backbones with the same budget, and write the table.
 
-    Finished runs are never repeated and unfinished ones go on from their last epoch, so that an
-    interrupted comparison is continued by the same call; more models or seeds may be added to it.
-    A run that failed is tried again.
+    If a comparison is interrupted, call this function again to continue it. Finished runs are kept,
+    unfinished runs resume from their last epoch, and failed runs are tried again. You can add
+    models and seeds.
 
     Args:
-        budget: What all runs share.
-        models: Names out of :func:`~evit_mm.compare.available_models`.
-        seeds: Runs per model, with the seeds 0, 1, ...
+        budget: Settings that all runs share.
+        models: Names from :func:`~evit_mm.compare.available_models`.
+        seeds: Number of runs per model, with the seeds 0, 1, ...
         out: Folder for the runs and for ``table.md``, ``table.json`` and ``table.png``.
-        device: As in :func:`evit_mm.runner.train.train`.
-        published: Put the published COCO figures beside the measured ones.
-        recipes: Names out of :data:`~evit_mm.compare.recipes.RECIPES`: train each model with each
-            of them, and set them against the base.
+        device: See :func:`evit_mm.runner.train.train`.
+        published: Add columns with the published COCO figures.
+        recipes: Names from :data:`~evit_mm.compare.recipes.RECIPES`. Each model is trained with
+            each recipe, and compared with the base recipe.
 
     Returns:
-        One row per model, or per model and recipe; best first.
+        One row per model, or per model and recipe, best first.
 
     Raises:
-        ConfigError: A name, number or override is wrong, ``out`` holds another comparison, or one
-            is running there.
-        CheckpointError: ImageNet weights cannot be had.
+        ConfigError: A name, number or override is wrong, or ``out`` contains a different
+            comparison or a running one.
+        CheckpointError: The ImageNet weights cannot be loaded.
         DataError: The data set cannot be used.
     """
     models = with_recipes(models, recipes)
     if not models:
-        raise ConfigError('--models names no backbone')
+        raise ConfigError('--models is empty; give at least one backbone')
     if seeds < 1:
         raise ConfigError(f'--seeds must be at least 1, got {seeds}')
     out = Path(out)
     set_device(device)
-    # whatever can be found wrong is found before the hours of training
+    # find all errors before the training, which takes hours
     rows = [Row(m, budget.config(m), base=base_of(m, budget.pretrained)) for m in models]
     check_config_data(rows[0].config, ('train', 'val'))
     about = _describe(budget, seeds)
@@ -128,11 +128,13 @@ def compare(
 
 
 def _describe(budget: Budget, seeds: int) -> dict[str, Any]:
-    """Return what the table says about itself."""
+    """Return the facts below the table."""
     train, val = budget.splits
     absent = [name for name, count in val.num_boxes.items() if count == 0]
     if len(absent) == len(val.classes):
-        raise DataError(f"'{val.ann_file}' has no box at all, so there is nothing to evaluate")
+        raise DataError(
+            f"annotation file '{val.ann_file}' contains no box; an evaluation needs at least one"
+        )
     return {
         **asdict(budget),
         'data': Path(budget.data).name,
@@ -147,13 +149,15 @@ def _describe(budget: Budget, seeds: int) -> dict[str, Any]:
 
 @contextmanager
 def claimed(out: Path) -> Iterator[None]:
-    """Hold a folder for one comparison."""
+    """Lock a folder for one comparison."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         lock = FileLock(out / '.lock')
         lock.acquire(timeout=0)
     except Timeout:
-        raise ConfigError(f"a comparison is running in '{out}'; wait for it, or stop it") from None
+        raise ConfigError(
+            f"another comparison is running in '{out}'; wait until it ends, or stop it"
+        ) from None
     except OSError as error:
         raise ConfigError(f"--out '{out}' cannot be written: {error}") from None
     try:
@@ -167,10 +171,10 @@ def _check_same_budget(out: Path, budget: Budget) -> None:
     before = json.loads(path.read_text()) if path.is_file() else record
     keys = [key for key in {**before, **record} if before.get(key) != record.get(key)]
     if keys:
-        changes = '; '.join(f'{k}: {before.get(k)} then, {record.get(k)} now' for k in keys)
+        changes = '; '.join(f'{k}: {before.get(k)} before, {record.get(k)} now' for k in keys)
         raise ConfigError(
-            f"'{out}' holds a comparison under another budget ({changes}); choose another "
-            '--out, or the same budget to go on with it'
+            f"'{out}' contains a comparison with a different budget ({changes}); choose another "
+            '--out, or use the same budget to continue'
         )
     write_json(path, record, indent=1)
 
@@ -195,7 +199,7 @@ def _train_all(runs: Sequence[Run], configs: Mapping[str, Config], device: str |
 
 
 def _train_one(run: Run, cfg: Config, device: str | None) -> Iterator[int]:
-    """Run one training in a process of its own; yield the epochs it has done, now and then."""
+    """Run one training in a separate process, and yield the number of trained epochs regularly."""
     run.folder.mkdir(parents=True, exist_ok=True)
     (run.folder / RESULT).unlink(missing_ok=True)
     cfg.dump(run.folder / 'config.py')
@@ -215,20 +219,20 @@ def _train_one(run: Run, cfg: Config, device: str | None) -> Iterator[int]:
 
 def _how_it_died(exitcode: int) -> str:
     if exitcode > 0:
-        return f'its process ended with status {exitcode}, see console.log'
+        return f'the process exited with status {exitcode}; see console.log'
     name = signal.Signals(-exitcode).name
-    return f'its process was killed by {name}{" (out of memory?)" if name == "SIGKILL" else ""}'
+    return f'the process was killed by {name}{" (out of memory?)" if name == "SIGKILL" else ""}'
 
 
 def _work(run: Run, device: str | None) -> None:
-    """Train and evaluate one run; the whole life of its process."""
-    # an orphan of a killed comparison may live for an iteration yet
+    """Train and evaluate one run; this is the main function of its process."""
+    # wait for the process of a killed comparison, which ends after its current iteration
     with FileLock(run.folder / '.lock'), open(run.folder / 'console.log', 'ab') as log:
         os.dup2(log.fileno(), sys.stdout.fileno())
         os.dup2(log.fileno(), sys.stderr.fileno())
         try:
             _train_and_evaluate(run, device)
-        except Exception as error:  # whatever it is becomes a row of the table
+        except Exception as error:  # every error is reported in the table
             traceback.print_exc()
             ours = isinstance(error, EvitError)
             reason = ' '.join(str(error).split()) if ours else sentence(error)
@@ -247,28 +251,28 @@ def _train_and_evaluate(run: Run, device: str | None) -> None:
     assert found is not None  # just written
     last, content = found
     metrics = test(config, str(last), work_dir=work_dir, device=device)
-    # mmdet gives no figures at all where not one box was found
+    # mmdet returns no metrics if no box was found
     figures = {name: metrics.get(PREFIX + name, 0.0) for name in METRICS}
     meta = {'dataset_meta': content['meta']['dataset_meta']}
     write_checkpoint(content['state_dict'], run.folder / 'weights.pth', meta)
     result = {'metrics': figures, 'seconds': training_seconds(scalars)}
     write_json(run.folder / RESULT, result, indent=1)
-    for checkpoint in run.folder.glob('epoch_*.pth'):  # optimizer states are of no more use
+    for checkpoint in run.folder.glob('epoch_*.pth'):  # optimizer states are no longer needed
         checkpoint.unlink()
 
 
 def training_seconds(scalars: Sequence[Mapping[str, Any]]) -> float:
-    """Return how long the iterations of a training took, by what mmengine logged."""
+    """Return the time of all training iterations, from the log of mmengine."""
     steps = [entry for entry in scalars if 'iter' in entry and 'time' in entry]
     mean_step = sum(entry['time'] for entry in steps) / max(len(steps), 1)
     return mean_step * max((entry['step'] for entry in steps), default=0)
 
 
 class OrphanHook(Hook):
-    """End a run when the process that started it is gone."""
+    """End a run if the process that started it has ended."""
 
     def after_train_iter(self, *_: Any, **__: Any) -> None:
-        """Look for that process."""
+        """Check the parent process."""
         comparison = multiprocessing.parent_process()
         if comparison is not None and not comparison.is_alive():
             os._exit(1)

@@ -1,4 +1,4 @@
-"""The table of a comparison: what was measured, how sure it is, and its picture."""
+"""The table of a comparison, with the spread over seeds and a chart."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .complexity import count_parameters, detector_macs
 from .published_results import PUBLISHED
 from .recipes import row_label
 
-# As COCO's metric calls them, and as the table does.
+# name in CocoMetric, name in the table
 METRICS = {
     'mAP': 'AP',
     'mAP_50': 'AP50',
@@ -37,19 +37,19 @@ SPREAD = {True: 'exceeds the spread', False: 'within the spread', None: 'one see
 
 @dataclass
 class Row:
-    """One backbone of the table.
+    """One row of the table: a backbone, or a backbone with a recipe.
 
     Attributes:
-        name: NAME of ``configs/retinanet_NAME_coco.py``, and the recipe if there is one.
-        config: The detector's config.
-        metrics: COCO's figures of each finished run, as fractions.
+        name: NAME of ``configs/retinanet_NAME_coco.py``, with the recipe if there is one.
+        config: Config of the detector.
+        metrics: COCO metrics of each finished run, as fractions.
         minutes: Training time of each finished run.
-        failures: One sentence per run that failed.
-        weights: Checkpoint to time it with, if there is one.
-        params: Parameters of the whole detector.
-        macs: Multiply-adds of the whole detector for one image at the table's scale.
-        latency: Seconds for one image, from pixels in memory to boxes: median and quartiles.
-        base: Name of the row that this one is set against, for recipes.
+        failures: One sentence per failed run.
+        weights: Checkpoint for the latency measurement, or None.
+        params: Number of parameters of the whole detector.
+        macs: Multiply-adds of the whole detector for one image.
+        latency: Median and quartiles of the seconds for one image, from pixels in memory to boxes.
+        base: For recipes, name of the base row.
     """
 
     name: str
@@ -65,32 +65,32 @@ class Row:
 
     @property
     def label(self) -> str:
-        """Name for people."""
+        """Display name."""
         return row_label(self.name)
 
     @property
     def epochs(self) -> int | None:
-        """Epochs of its trainings."""
+        """Number of training epochs."""
         return self.config.get('train_cfg', {}).get('max_epochs')
 
     @property
     def published(self) -> tuple[float, ...]:
-        """COCO's figures as published, in percent; empty where there are none."""
+        """Published COCO metrics in percent; empty if there are none."""
         return PUBLISHED[self.name].coco if self.name in PUBLISHED else ()
 
     @property
     def ap(self) -> float:
-        """Mean AP over the finished runs, NaN where there is none."""
+        """Mean AP over the finished runs, or NaN without a finished run."""
         return mean(self.values('mAP')) if self.metrics else math.nan
 
     def values(self, metric: str) -> list[float]:
-        """Return one figure of each run, in percent; COCO's -1 (no such object) becomes NaN."""
+        """Return one metric of each run in percent; -1, for no such object, becomes NaN."""
         found = [100 * m[metric] for m in self.metrics if metric in m]
         return [value if value >= 0 else math.nan for value in found]
 
 
 def count_detector(row: Row, size: tuple[int, int]) -> None:
-    """Fill in a row's parameters and multiply-adds for one image of ``(width, height)``."""
+    """Set the parameters and multiply-adds of a row, for one image of ``(width, height)``."""
     from mmdet.registry import MODELS
     from mmengine.registry import init_default_scope
 
@@ -104,7 +104,7 @@ def count_detector(row: Row, size: tuple[int, int]) -> None:
 
 
 def add_latency(rows: Sequence[Row], image: Path) -> None:
-    """Time the rows that have weights, in turns, on one image."""
+    """Set the latency of the rows that have weights, with interleaved timings on one image."""
     from mmcv.transforms import Compose
 
     functions = {}
@@ -124,7 +124,7 @@ def add_latency(rows: Sequence[Row], image: Path) -> None:
 
 
 def ranking(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Say of every two rows what their difference is, and whether it exceeds the spread."""
+    """Return the AP difference of each two rows, and whether it exceeds the spread."""
     ranked = sorted((row for row in rows if row.metrics), key=lambda row: -row.ap)
     return [
         {
@@ -138,9 +138,9 @@ def ranking(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def exceeds_spread(better: Row, worse: Row) -> bool | None:
-    """Say whether the worst run of one is better than the best of the other.
+    """Return whether the worst run of ``better`` beats the best run of ``worse``.
 
-    With one seed nothing can be said, and None is returned.
+    The result is None if a row has only one seed.
     """
     if min(len(better.metrics), len(worse.metrics)) < 2:
         return None
@@ -159,7 +159,7 @@ def write_tables(
         'ranking': ranking(rows),
     }
     (out / 'table.json').write_text(json.dumps(content, indent=1))
-    (out / 'table.png').unlink(missing_ok=True)  # not to leave an older one beside this table
+    (out / 'table.png').unlink(missing_ok=True)  # an old chart would not match the table
     if any(row.metrics for row in rows):
         draw = _draw_recipes if any(row.base for row in rows) else _draw
         draw(rows, out / 'table.png', about)
@@ -167,15 +167,16 @@ def write_tables(
 
 
 def markdown(rows: Sequence[Row], about: Mapping[str, Any], published: bool) -> str:
-    """Return the table with what it says about itself, as Markdown."""
+    """Return the table and the text below it as Markdown."""
     cells = [_cells(row, rows, published) for row in rows]
     facts = '; '.join(f'{key}: {_plain(value)}' for key, value in about.items())
     lines = [
         *markdown_table(list(cells[0]), [list(row.values()) for row in cells]),
         '',
-        'AP in percent: mean over seeds ± standard deviation (number of runs); other figures: mean '
-        'over seeds. FLOPs: multiply-adds of the whole detector for an image. Latency: from pixels '
-        'in memory to boxes, one image, median (quartiles), all backbones timed in turns.',
+        'AP is in percent: mean over seeds ± standard deviation (number of runs). Other metrics '
+        'are means over seeds. FLOPs are multiply-adds of the whole detector for one image. '
+        'Latency is the time for one image, from pixels in memory to boxes: median (quartiles), '
+        'with interleaved timings.',
         '',
         f'{facts}.',
     ]
@@ -186,16 +187,16 @@ def markdown(rows: Sequence[Row], about: Mapping[str, Any], published: bool) -> 
     if published:
         lines += [
             '',
-            'The published columns are RetinaNet on COCO val2017 after 12 epochs from ImageNet '
-            'weights, taken from the papers and not measured here, with the recipes of the papers. '
-            'What the EfficientViT paper calls "SPOS" is Single-Path NAS; for SPOS itself no AP is '
-            'published.',
+            'The published columns show RetinaNet on COCO val2017 after 12 epochs from ImageNet '
+            'weights. These figures are from the papers, with the recipes of the papers, and were '
+            'not measured here. The EfficientViT paper calls Single-Path NAS "SPOS". No AP is '
+            'published for SPOS itself.',
         ]
     return '\n'.join(lines).rstrip() + '\n'
 
 
 def _cells(row: Row, rows: Sequence[Row], published: bool) -> dict[str, str]:
-    """Return a row's cells by the headings of their columns."""
+    """Return the cells of a row by column heading."""
     cells = {
         'backbone': row.label,
         'AP': _spread(row.values('mAP')),
@@ -205,7 +206,7 @@ def _cells(row: Row, rows: Sequence[Row], published: bool) -> dict[str, str]:
         'latency ms': _latency(row),
         'training min': _mean(row.minutes),
     }
-    if len({other.epochs for other in rows}) > 1:  # those rows had not the same budget
+    if len({other.epochs for other in rows}) > 1:
         cells['epochs'] = str(row.epochs)
     if row.base:
         cells['AP against the base'] = _against_base(row, rows)
@@ -218,7 +219,7 @@ def _cells(row: Row, rows: Sequence[Row], published: bool) -> dict[str, str]:
 
 
 def _against_base(row: Row, rows: Sequence[Row]) -> str:
-    """Say what a row adds to its base, and whether that exceeds the spread."""
+    """Return the difference to the base row, and whether it exceeds the spread."""
     if row.name == row.base:
         return 'the base'
     base = next((other for other in rows if other.name == row.base), None)
@@ -229,7 +230,7 @@ def _against_base(row: Row, rows: Sequence[Row]) -> str:
 
 
 def _ranking_lines(rows: Sequence[Row]) -> list[str]:
-    """Return what the ranking says; of rows that have a base, only the pairs with it."""
+    """Return the lines of the ranking; for rows with a base, only the pairs with the base."""
     bases = {row.name: row.base for row in rows}
     labels = {row.name: row.label for row in rows}
     listed: dict[bool | None, list[str]] = {True: [], False: [], None: []}
@@ -239,14 +240,15 @@ def _ranking_lines(rows: Sequence[Row]) -> list[str]:
             line = f'- {labels[better]} over {labels[worse]}: {pair["difference"]:+.1f} AP'
             listed[pair['exceeds_spread']].append(line)
     if not listed[True] and not listed[False]:
-        unknown = 'One seed: no spread is known, so no difference here is certain.'
+        unknown = 'With one seed, the spread is unknown and no difference is certain.'
         return [unknown] if listed[None] else []
     return [
-        'Differences that exceed the spread over seeds (no run of the one reaches the other):',
+        'Differences that exceed the spread over seeds (every run of one beats every run of the '
+        'other):',
         '',
         *(listed[True] or ['- none']),
         '',
-        'Differences within the spread, that is, undecided here:',
+        'Differences within the spread over seeds (no clear winner):',
         '',
         *(listed[False] or ['- none']),
     ]
@@ -296,7 +298,7 @@ def _as_json(row: Row) -> dict[str, Any]:
 
 
 def _draw(rows: Sequence[Row], path: Path, about: Mapping[str, Any]) -> None:
-    """Draw AP against latency and against FLOPs, with the range over seeds as a bar."""
+    """Draw AP over latency and over FLOPs, with the range over seeds as an error bar."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.5), layout='constrained')
@@ -320,7 +322,7 @@ def _draw(rows: Sequence[Row], path: Path, about: Mapping[str, Any]) -> None:
 
 
 def _draw_recipes(rows: Sequence[Row], path: Path, about: Mapping[str, Any]) -> None:
-    """Draw each run's AP as a dot, a line per row, and the range of each base over all of them."""
+    """Draw the AP of each run as a dot, one line per row, with the range of each base shaded."""
     from matplotlib.figure import Figure
 
     shown = [row for row in reversed(rows) if row.metrics]

@@ -1,4 +1,4 @@
-"""Trained networks made fast, and exported to other runtimes."""
+"""Fusion of trained networks for fast inference, and export to other runtimes."""
 
 from .fusion import fuse, fuse_detector
 

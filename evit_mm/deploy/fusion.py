@@ -1,10 +1,10 @@
-"""The exact fast form of a trained network, for inference.
+"""Fusion of a trained network for inference.
 
-Everything here is algebra on trained weights: the fused model computes the same function, and
-:func:`fuse` checks that it does before handing it out.
+Fusion only rearranges trained weights. The fused model computes the same function, and
+:func:`fuse` checks this before it returns the model.
 
-Shapes: B batch, C channels, H x W map; M windows of w x w = N tokens; K channels of one head's
-query and key, D of its value.
+Shapes: batch B, channels C, feature map H x W; M windows of w x w = N tokens. In one head, the
+query and the key have K channels, and the value has D channels.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from ..models.layers import FFN, BNLinear, ConvBN, Residual
 from .winograd import WinogradConv2d, autocasts
 
 TOLERANCE = 1e-4
-PROBE_SIZE = (96, 160)  # gives every stage of every variant maps that are not whole windows
-PROBE_MAP = (29, 30)  # for a convolution: not whole tiles
-# PyTorch before 2.7 cannot say, and is not asked to export
+PROBE_SIZE = (96, 160)  # in each stage of each variant, the windows need padding
+PROBE_MAP = (29, 30)  # for a convolution, where the tiles need padding
+# absent before PyTorch 2.7, with which no model is exported
 _is_exporting: Callable[[], bool] = getattr(
     getattr(torch, 'compiler', None), 'is_exporting', lambda: False
 )
@@ -36,14 +36,14 @@ _is_exporting: Callable[[], bool] = getattr(
 def fold_conv_bn(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> nn.Conv2d:
     """Return one convolution that computes ``bn(conv(x))`` in eval mode.
 
-    Folded in float64, so that the only rounding is that of the result.
+    The weights are folded in float64; only the result is rounded.
     """
     exact = (copy.deepcopy(part).double().eval() for part in (conv, bn))
     return fuse_conv_bn_eval(*exact).to(conv.weight.dtype)
 
 
 def fold_residual_depthwise(conv: nn.Conv2d) -> nn.Conv2d:
-    """Return a depthwise convolution that computes ``x + conv(x)``: 1 is added at its centre."""
+    """Return a depthwise convolution that computes ``x + conv(x)``, with 1 added at its centre."""
     folded = copy.deepcopy(conv)
     height, width = conv.kernel_size
     with torch.no_grad():
@@ -52,8 +52,8 @@ def fold_residual_depthwise(conv: nn.Conv2d) -> nn.Conv2d:
 
 
 def _add_product(total: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """Return ``total + x @ weight.T``, in ``total`` itself except under autocast."""
-    if autocasts(total):  # which in-place products do not know
+    """Return ``total + x @ weight.T``, computed in-place except under autocast."""
+    if autocasts(total):  # autocast does not support in-place products
         return total + F.linear(x, weight)
     return total.addmm_(x, weight.t())
 
@@ -61,9 +61,9 @@ def _add_product(total: Tensor, x: Tensor, weight: Tensor) -> Tensor:
 class FusedConvFFN(nn.Module):
     """``y = x + dw(x)``, then ``y + pw2(relu(pw1(y)))``: ``(B, C, H, W) -> (B, C, H, W)``.
 
-    pw2's bias b is part of the depthwise convolution's: with ``y' = y + b`` and pw1's bias lowered
-    by ``pw1 @ b``, the second product adds into ``y'`` in place, and neither the residual nor the
-    bias costs a pass over memory.
+    The depthwise convolution also adds pw2's bias b and returns ``y' = y + b``. The bias of pw1 is
+    reduced by ``pw1 @ b`` to compensate. The second product is added to ``y'`` in-place, which
+    saves the passes over memory for the residual and the bias.
     """
 
     def __init__(self, conv: ConvBN, ffn: FFN) -> None:
@@ -78,8 +78,8 @@ class FusedConvFFN(nn.Module):
         self.pw2.bias = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolve, then add the FFN into the result."""
-        tokens = self.dw(x).permute(0, 2, 3, 1).contiguous()  # a view where channels are last
+        """Apply the convolution and add the output of the FFN."""
+        tokens = self.dw(x).permute(0, 2, 3, 1).contiguous()  # no copy in channels-last layout
         hidden = self.pw1(tokens).relu_().flatten(0, 2)
         added = _add_product(tokens.flatten(0, 2), hidden, self.pw2.weight)
         return added.view_as(tokens).permute(0, 3, 1, 2)
@@ -93,15 +93,15 @@ class FusedPointwise(nn.Module):
         self.linear = _linear(fold_conv_bn(conv.c, conv.bn))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Multiply each token."""
+        """Multiply each token by the weights."""
         return self.linear(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class FusedWindowAttention(nn.Module):
     """``x + attention(x)`` on windows: ``(B, C, H, W) -> (B, C, H, W)``.
 
-    Tokens stay channels last from the cut into windows to their putting together; the scale is in
-    the query's depthwise kernel, and the biases are gathered.
+    Tokens keep the channels-last layout from the window partition to its inverse. The scale is
+    folded into the query's depthwise kernel. The attention biases are gathered once.
     """
 
     def __init__(self, attention: CascadedGroupAttention) -> None:
@@ -119,13 +119,14 @@ class FusedWindowAttention(nn.Module):
         self.register_buffer('biases', biases[:, None].clone())  # (heads, 1, N, N)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Cut, attend head after head, project, add, put together."""
+        """Partition into windows, attend head by head, project, add and undo the partition."""
         batch, channels, height, width = x.shape
         w = self.window_size
         rows, cols = (height + w - 1) // w, (width + w - 1) // w
         tokens = x.permute(0, 2, 3, 1)
         exporting = torch.jit.is_tracing() or _is_exporting()
-        if exporting or (rows * w, cols * w) != (height, width):  # an exported graph takes any size
+        # an exported graph must accept any size, so it always contains the padding
+        if exporting or (rows * w, cols * w) != (height, width):
             tokens = F.pad(tokens, (0, 0, 0, cols * w - width, 0, rows * w - height))
         tokens = tokens.reshape(batch, rows, w, cols, w, channels).transpose(2, 3)
         tokens = tokens.reshape(-1, channels)  # (M * N, C)
@@ -136,7 +137,7 @@ class FusedWindowAttention(nn.Module):
         return output.narrow(1, 0, height).narrow(2, 0, width).permute(0, 3, 1, 2)
 
     def _attend(self, tokens: Tensor) -> Tensor:
-        """Return the heads' outputs side by side: ``(M * N, C) -> (M * N, C)``."""
+        """Return the concatenated outputs of the heads: ``(M * N, C) -> (M * N, C)``."""
         w = self.window_size
         size = w * w
         heads: list[Tensor] = []
@@ -153,24 +154,24 @@ class FusedWindowAttention(nn.Module):
 
 
 def fuse(model: nn.Module) -> nn.Module:
-    """Return a copy of a trained model with each EfficientViT in its fast form, for inference.
+    """Return a copy of a trained model in which each EfficientViT is fused for inference.
 
-    BatchNorm goes into every convolution and linear layer of the network and of its classification
-    head, the residual add into the depthwise convolutions, the attention scale into the query
-    path; biases are gathered once, and the layout is channels last throughout. Other parts of the
-    model stay as they are, see :func:`fuse_detector`.
+    BatchNorm is folded into each convolution and linear layer of the network and its
+    classification head. The residual is folded into the depthwise convolutions, and the attention
+    scale into the query path. The attention biases are gathered once, and the layout is channels
+    last. Other parts of the model do not change; see :func:`fuse_detector`.
 
     Args:
-        model: An :class:`~evit_mm.models.EfficientViT`, or a module that contains some; in eval
-            mode, and left as it is.
+        model: An :class:`~evit_mm.models.EfficientViT`, or a module that contains one or more, in
+            eval mode. It is not modified.
 
     Returns:
-        The fast form, in eval mode and without gradients.
+        The fused model, in eval mode and without gradients.
 
     Raises:
-        EvitError: The model is in training mode, contains no EfficientViT, or the fast form of
-            one differs from it on a random input by more than 1e-4, relative, and by more than ten
-            times the plain form's own rounding.
+        EvitError: The model is in training mode or contains no EfficientViT, or the relative error
+            of a fused EfficientViT on a random input is too large. The limit is 1e-4 or ten times
+            the rounding error of the unfused network, whichever is larger.
 
     Example:
         >>> import torch
@@ -181,7 +182,7 @@ def fuse(model: nn.Module) -> nn.Module:
         [(1, 64, 4, 4), (1, 128, 2, 2), (1, 192, 1, 1)]
     """
     if model.training:
-        raise EvitError('fuse() takes a trained model in eval mode; call model.eval() first')
+        raise EvitError('fuse() needs a model in eval mode; call model.eval() first')
     originals = [m for m in model.modules() if isinstance(m, EfficientViT)]
     if not originals:
         raise EvitError(f'fuse() found no EfficientViT in this {type(model).__name__}')
@@ -196,20 +197,20 @@ def fuse(model: nn.Module) -> nn.Module:
 
 
 def fuse_detector(detector: nn.Module) -> nn.Module:
-    """Return a copy of a trained detector in its fast form: :func:`fuse`, and what follows it.
+    """Return a copy of a trained detector with fused backbone, neck, head and post-processing.
 
-    In neck and head, on a CPU in float32, large 3x3 convolutions become
-    :class:`~evit_mm.deploy.winograd.WinogradConv2d`, and mmdet's anchor heads with sigmoid scores
-    pick their boxes by :func:`~evit_mm.deploy.sparse_prediction.predict_by_feat`.
+    The backbone is fused by :func:`fuse`. On a CPU in float32, large 3x3 convolutions of the neck
+    and the head become :class:`~evit_mm.deploy.winograd.WinogradConv2d`. Anchor heads of mmdet
+    with sigmoid scores use :func:`~evit_mm.deploy.sparse_prediction.predict_by_feat`.
 
     Args:
-        detector: One of mmdet's with an EfficientViT, in eval mode; left as it is.
+        detector: An mmdet detector with an EfficientViT, in eval mode. It is not modified.
 
     Returns:
-        The fast form, in eval mode and without gradients.
+        The fused detector, in eval mode and without gradients.
 
     Raises:
-        EvitError: As :func:`fuse`, for a convolution as for an EfficientViT.
+        EvitError: See :func:`fuse`. The same limit applies to each replaced convolution.
     """
     from .sparse_prediction import can_predict_sparsely, predict_sparsely  # needs mmdet
 
@@ -221,12 +222,12 @@ def fuse_detector(detector: nn.Module) -> nn.Module:
 
 
 def _replace(module: nn.Module) -> None:
-    """Replace the children by their fast forms; they run one after the other everywhere."""
+    """Replace the children by their fused forms, where they run in sequence."""
     children = dict(module.named_children())
     for (name, child), following in zip_longest(children.items(), [*children][1:]):
         branch = child.m if isinstance(child, Residual) else None
         if isinstance(branch, ConvBN):
-            # a block's depthwise convolution, whose result its FFN alone reads
+            # a depthwise convolution of a block; only the next FFN reads its output
             ffn = children[following].m
             setattr(module, name, FusedConvFFN(branch, ffn))
             setattr(module, following, nn.Identity())
@@ -243,8 +244,8 @@ def _replace(module: nn.Module) -> None:
 
 
 def _replace_convolutions(model: nn.Module) -> None:
-    """Put Winograd's form in the place of each convolution that gains by it."""
-    faster: dict[nn.Module, WinogradConv2d] = {}  # a convolution may stand in several places
+    """Replace each convolution that is faster with Winograd's algorithm."""
+    faster: dict[nn.Module, WinogradConv2d] = {}  # a convolution can be shared by several modules
     for module in list(model.modules()):
         for name, child in module.named_children():
             if type(child) is nn.Conv2d and WinogradConv2d.pays(child):
@@ -275,25 +276,25 @@ def _fold_bn_linear(head: BNLinear) -> nn.Linear:
 
 
 def _check(original: nn.Module, fused: nn.Module, size: tuple[int, ...]) -> None:
-    """Hold both against the original in float64 on a random input."""
+    """Check both modules against the original in float64, on a random input."""
     weight = next(original.parameters())
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, *size, generator=generator).to(weight)
     with torch.inference_mode():
         exact = copy.deepcopy(original).double()(x.double())
         rounding, error = (_error(model(x), exact) for model in (original, fused))
-    # attention saturated by large weights amplifies rounding, in the plain form as in the fast one
+    # large weights saturate the attention, which amplifies rounding in both modules
     allowed = max(TOLERANCE * (1 if weight.dtype == torch.float32 else 100), 10 * rounding)
     if not error <= allowed:
         raise EvitError(
-            f'the fused form differs from the model by {error:.1e} (relative), more than '
-            f'{allowed:.1e}; its weights are too large for {weight.dtype}; use it unfused'
+            f'the fused model has a relative error of {error:.1e} (limit {allowed:.1e}), because '
+            f'its weights are too large for {weight.dtype}; use the model without fusion'
         )
 
 
 def _error(found: Iterable[Tensor] | Tensor, exact: Iterable[Tensor] | Tensor) -> float:
-    """Return the largest relative error of one tensor or of several."""
+    """Return the largest relative error of one or several tensors."""
     found, exact = ([x] if isinstance(x, Tensor) else x for x in (found, exact))
     pairs = zip(found, exact, strict=True)
     errors = [(a - b).norm() / b.norm().clamp_min(1e-12) for a, b in pairs]
-    return float(torch.stack(errors).max())  # NaN where one is, unlike Python's max
+    return float(torch.stack(errors).max())  # unlike Python's max, this keeps NaN

@@ -1,8 +1,8 @@
-"""Boxes from the maps of an anchor head, without work on those below the score threshold.
+"""Faster post-processing for anchor heads that skips candidates below the score threshold.
 
-What mmdet's ``BaseDenseHead.predict_by_feat`` returns, by a shorter way: it makes every anchor,
-every score and a mask of all of them; here the logits are compared once, and only those above the
-threshold get a score, an anchor and a box.
+The result equals that of mmdet's ``BaseDenseHead.predict_by_feat``, which computes the anchors and
+scores of all locations. This module first compares the logits with the threshold, and then
+computes scores, anchors and boxes only for the candidates above it.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from mmdet.models.task_modules.prior_generators import AnchorGenerator
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-_MARGIN = 0.05  # of a logit, wider than its rounding and its sigmoid's in half precision
+_MARGIN = 0.05  # in logits; larger than the rounding error of a half-precision sigmoid
 
 
 def can_predict_sparsely(head: nn.Module) -> bool:
-    """Say whether a head predicts exactly as mmdet's anchor heads with sigmoid scores do."""
+    """Return whether a head predicts exactly like mmdet's anchor heads with sigmoid scores."""
     kind = type(head)
     return (
         isinstance(head, AnchorHead)
@@ -37,7 +37,7 @@ def can_predict_sparsely(head: nn.Module) -> bool:
 
 
 def predict_sparsely(head: nn.Module) -> None:
-    """Let a head predict by :func:`predict_by_feat`."""
+    """Replace the head's ``predict_by_feat`` by the one of this module."""
     head.predict_by_feat = partial(predict_by_feat, head)
 
 
@@ -51,10 +51,10 @@ def predict_by_feat(
     rescale: bool = False,
     with_nms: bool = True,
 ) -> list[InstanceData]:
-    """Do what the method of this name does in mmdet, with its arguments and its results.
+    """Return the detections, with the arguments and results of the mmdet method of the same name.
 
-    The head is one that :func:`can_predict_sparsely`. Of maps in half precision the anchors, and so
-    the boxes, are float32 here, half in mmdet.
+    The head must pass :func:`can_predict_sparsely`. For half-precision maps, anchors and boxes are
+    float32, whereas mmdet computes them in half precision.
     """
     cfg = head.test_cfg if cfg is None else cfg
     levels = [
@@ -78,17 +78,17 @@ def predict_by_feat(
 def _candidates(
     head: AnchorHead, logits: Tensor, deltas: Tensor, size: torch.Size, level: int, cfg: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return scores, labels, deltas and anchors of a level's best boxes above the threshold."""
+    """Return scores, labels, deltas and anchors of the best candidates of one level."""
     threshold, most = cfg.get('score_thr', 0), cfg.get('nms_pre', -1)
     places = (logits > _logit(threshold) - _MARGIN).nonzero().squeeze(1)
     scores = logits[places].sigmoid()
     above = scores > threshold
-    # mmdet's slice: -1, which stands for "all" in its configs, drops the last one there
+    # as in mmdet, -1 drops the last candidate, although it means "all" in mmdet's configs
     scores, order = scores[above].sort(descending=True)
     most = min(most, len(scores))
     places = places[above][order[:most]]
     priors = places // head.cls_out_channels
-    # mmdet keeps the anchors that it takes them from on the CPU
+    # mmdet keeps the base anchors on the CPU
     anchors = head.prior_generator.sparse_priors(
         priors.cpu(), tuple(size), level, deltas.dtype, 'cpu'
     )
@@ -97,7 +97,7 @@ def _candidates(
 
 
 def _rows(x: Tensor, columns: int) -> Tensor:
-    """``(B, C, H, W) -> (B, H * W * C / columns, columns)``: a view where channels are last."""
+    """``(B, C, H, W) -> (B, H * W * C / columns, columns)``; a view in channels-last layout."""
     return x.detach().permute(0, 2, 3, 1).reshape(len(x), -1, columns)
 
 

@@ -1,12 +1,12 @@
-"""3x3 convolution by Winograd's minimal filtering, four times fewer multiplications.
+"""3x3 convolution by Winograd's minimal filtering, with four times fewer multiplications.
 
-Transforms for F(4x4, 3x3) with the points 0, 1, -1, 2, -2 and infinity, after Lavin and Gray, "Fast
-Algorithms for Convolutional Neural Networks" (arXiv 1509.09308). The products are those of a
-library (one batched matrix product), which neither torch's CPU convolution nor oneDNN replaces by
-this algorithm; the result differs from theirs by about 1e-6, relative.
+The transforms are F(4x4, 3x3) with the points 0, 1, -1, 2, -2 and infinity, from Lavin and Gray,
+"Fast Algorithms for Convolutional Neural Networks" (arXiv 1509.09308). The products are computed by
+one batched matrix product. PyTorch's CPU convolution and oneDNN do not use this algorithm. The
+relative difference from their results is about 1e-6.
 
-Shapes: B batch, C and K input and output channels, H x W map, P tiles of 4 x 4 outputs, each from
-6 x 6 inputs.
+Shapes: batch B, input channels C, output channels K, feature map H x W. Each tile has 4 x 4
+outputs, computed from 6 x 6 inputs.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ _OUTPUT = (
     (0, 1, 1, 4, 4, 0),
     (0, 1, -1, 8, -8, 1),
 )
-# PyTorch 2.0 cannot say; it then compiles this form in place of the plain convolution
+# absent in PyTorch 2.0, which compiles this form instead of the plain convolution
 _is_compiling: Callable[[], bool] = getattr(
     getattr(torch, 'compiler', None), 'is_compiling', lambda: False
 )
-# what the tiles of one step may take in each domain together, so that they stay in the cache
+# memory of the tiles of one step, in both domains together; small enough for the cache
 _STEP_BYTES = 16 * 2**20
-# C K / (C + K): the products saved go with C K, the transforms paid with C + K
+# smallest C K / (C + K): the saved products grow with C K, the cost of the transforms with C + K
 _WORTH_IT = 64
 _FEWEST_TILES = 48
 
@@ -54,15 +54,16 @@ _FEWEST_TILES = 48
 class WinogradConv2d(nn.Conv2d):
     """A trained 3x3 convolution of stride 1 and padding 1, faster on a CPU in float32.
 
-    ``(B, C, H, W) -> (B, K, H, W)``, channels last. Elsewhere, in other types, under autocast,
-    where gradients are wanted and in graphs (torch.compile, export) it is the plain convolution.
-    The transformed kernel follows a ``load_state_dict``, not a change of the weight in place.
+    ``(B, C, H, W) -> (B, K, H, W)``, channels last. The module falls back to the plain convolution
+    on other devices and data types, under autocast, when gradients are needed, and in
+    ``torch.compile`` and exports. ``load_state_dict`` updates the transformed kernel; an in-place
+    change of the weight does not.
 
     Args:
-        conv: What to compute; its parameters are shared.
+        conv: The convolution to compute. Its parameters are shared.
 
     Raises:
-        ValueError: The convolution is of another kind, see :meth:`suits`.
+        ValueError: The convolution is not supported; see :meth:`suits`.
 
     Example:
         >>> import torch
@@ -76,16 +77,16 @@ class WinogradConv2d(nn.Conv2d):
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__(conv.in_channels, conv.out_channels, 3, padding=1, device='meta')
         if not self.suits(conv):
-            raise ValueError(f'only a 3x3 convolution of stride 1 and padding 1 fits: {conv}')
+            raise ValueError(f'expected a 3x3 convolution with stride 1 and padding 1, got {conv}')
         self.weight, self.bias = conv.weight, conv.bias
-        # not persistent: they follow from the weight
+        # not persistent, because they are computed from the weight
         self.register_buffer('kernels', self._transformed(), persistent=False)
         for name, rows in (('to_tiles', _INPUT), ('from_tiles', _OUTPUT)):
             matrix = torch.tensor(rows, dtype=torch.float64)
             self.register_buffer(name, _matrix(torch.kron(matrix, matrix), conv), persistent=False)
 
     def _transformed(self) -> Tensor:
-        """Return the kernels in the domain of the products: ``(36, C, K)``."""
+        """Return the kernels in the Winograd domain: ``(36, C, K)``."""
         kernel = torch.tensor(_KERNEL, dtype=torch.float64, device=self.weight.device)
         kernels = torch.einsum('ir,kcrs,js->ijck', kernel, self.weight.double(), kernel)
         return _matrix(kernels.flatten(0, 1), self)
@@ -96,7 +97,7 @@ class WinogradConv2d(nn.Conv2d):
 
     @staticmethod
     def suits(conv: nn.Conv2d) -> bool:
-        """Say whether a convolution is one that this class computes."""
+        """Return whether this class can compute a convolution."""
         return (
             conv.kernel_size == (3, 3)
             and conv.stride == conv.padding == conv.dilation == (1, 1)
@@ -106,7 +107,7 @@ class WinogradConv2d(nn.Conv2d):
 
     @classmethod
     def pays(cls, conv: nn.Conv2d) -> bool:
-        """Say whether it suits and has the channels and the place that make it faster."""
+        """Return whether a convolution is supported and faster in this form."""
         weight, c, k = conv.weight, conv.in_channels, conv.out_channels
         return cls.suits(conv) and _fits(weight) and c * k / (c + k) >= _WORTH_IT
 
@@ -114,7 +115,7 @@ class WinogradConv2d(nn.Conv2d):
         """Transform, multiply and transform back, a few rows of tiles at a time."""
         batch, channels, height, width = x.shape
         rows, cols = -(-height // 4), -(-width // 4)
-        # a graph is for another runtime or compiler, which sees the plain convolution
+        # other runtimes and compilers get the plain convolution
         graph = torch.jit.is_tracing() or _is_compiling()
         learns = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
         if graph or learns or not _fits(x) or rows * cols < _FEWEST_TILES:
@@ -136,7 +137,7 @@ class WinogradConv2d(nn.Conv2d):
         """Convolve ``(4 * rows + 2, 4 * cols + 2, C)`` to ``(4, 4, rows, cols, K)``."""
         line, place, _ = image.stride()
         size = (6, 6, rows, cols, self.in_channels)
-        # overlapping: each tile shares two rows and columns with the next
+        # tiles overlap: each shares two rows and two columns with the next
         inputs = image.as_strided(size, (line, place, 4 * line, 4 * place, 1))
         inputs = torch.mm(self.to_tiles, inputs.reshape(36, -1))
         products = torch.bmm(inputs.view(36, rows * cols, -1), self.kernels)
@@ -146,16 +147,16 @@ class WinogradConv2d(nn.Conv2d):
 
 
 def autocasts(x: Tensor) -> bool:
-    """Whether operations on a tensor's device are cast to another precision."""
+    """Return whether autocast is enabled on a tensor's device."""
     if hasattr(torch, 'get_autocast_dtype'):
         return torch.is_autocast_enabled(x.device.type)
-    # before PyTorch 2.4 each device has a function of its own
+    # before PyTorch 2.4, each device has a separate function
     on_cpu = x.device.type == 'cpu'
     return torch.is_autocast_cpu_enabled() if on_cpu else torch.is_autocast_enabled()
 
 
 def _fits(x: Tensor) -> bool:
-    # in half precision the transforms would cancel what the products find
+    # in half precision, cancellation in the transforms would lose the result
     return x.device.type == 'cpu' and x.dtype == torch.float32 and not autocasts(x)
 
 

@@ -1,4 +1,4 @@
-"""Detecting objects in images, videos and cameras, whatever no data set knows."""
+"""Object detection in images, videos and camera streams."""
 
 from .coco import coco_ids, to_coco
 from .detector import Detector, load_detector_config

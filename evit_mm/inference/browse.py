@@ -1,9 +1,9 @@
-"""Pictures of what a model is fed: images as they come out of a config's pipeline.
+"""Pictures of a config's pipeline output, which is the input of the model.
 
-What is drawn is what the pipeline hands on; the model's data preprocessor still normalises it and
-pads it on the right and at the bottom.
+The pictures show images before the data preprocessor of the model, which normalises them and pads
+them on the right and at the bottom.
 
-A packed image is what a pipeline ends with: ``inputs (3, H, W)``, BGR, and ``data_samples``.
+A packed image is the output of a pipeline: ``inputs (3, H, W)`` in BGR and ``data_samples``.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from ..runner.loader import GuardedDataset, Seeded
 from ..runner.seeding import SAMPLE, derive_seed
 
 SPLITS = ('train', 'val', 'test')
-TILE, CAPTION, DPI = 320, 24, 100  # pixels, pixels, per inch
-ROWS, COLUMNS = 4, 4  # of a sheet, and of the steps of a pipeline
+TILE, CAPTION, DPI = 320, 24, 100  # pixels, pixels, dots per inch
+ROWS, COLUMNS = 4, 4  # images per sheet, pipeline steps per row
 Packed = Mapping[str, Any]
-Tile = tuple[np.ndarray, str]  # pixels ``(h, w, 3)`` RGB, and the text above
+Tile = tuple[np.ndarray, str]  # pixels ``(h, w, 3)`` RGB, and the title
 
 
 def browse(
@@ -46,33 +46,33 @@ def browse(
     seed: int = 0,
     cfg_options: Mapping[str, Any] | None = None,
 ) -> list[Path]:
-    """Draw images as annotated, and beside each what several draws of the augmentation make of it.
+    """Draw annotated images, each beside several samples of its augmentation.
 
     Args:
         config: Config file of a detector or a classifier.
-        out_dir: Folder for ``sheet_01.jpg`` and so on, a row per image.
+        out_dir: Folder for ``sheet_01.jpg`` and so on, with one row per image.
         split: ``'train'``, ``'val'`` or ``'test'``.
-        number: Images, chosen under the seed.
-        draws: Of each image; None takes 3 of ``train`` and 1 of the others.
-        classes: Choose among the images that have one of these; None among all.
-        stages: Write ``stages_01.jpg`` and so on too: the image after each step of the pipeline.
-        seed: Of the choice and of the augmentation.
-        cfg_options: Overrides of the config, dotted keys.
+        number: Number of images. They are chosen at random.
+        draws: Augmentation samples per image. Default: 3 for ``train``, 1 for the other splits.
+        classes: Choose only images that contain one of these classes. Default: all images.
+        stages: Also write ``stages_01.jpg`` and so on, with the image after each pipeline step.
+        seed: Random seed of the choice and of the augmentation.
+        cfg_options: Overrides of the config, with dotted keys.
 
     Returns:
-        The files.
+        The written files.
 
     Raises:
-        EvitError: The config or the data cannot be used, or there is no such image.
+        EvitError: The config or the data cannot be used, or no image contains ``classes``.
     """
     cfg, folder = load_config(config, cfg_options), Path(out_dir)
     if not cfg.get(f'{split}_dataloader'):
-        raise ConfigError(f'{cfg.filename}: there is no {split}_dataloader')
+        raise ConfigError(f"config '{cfg.filename}' has no {split}_dataloader; add it")
     if draws is None:
         draws = 3 if split == 'train' else 1
     for flag, value, least in (('--number', number, 1), ('--draws', draws, 1), ('--seed', seed, 0)):
         if value < least:
-            raise ConfigError(f'{flag} must be {least} or more, got {value}')
+            raise ConfigError(f'{flag} must be at least {least}, got {value}')
     check_config_data(cfg, (split,))
     source = _Source(cfg, split, seed, stages)
     indices = choose_images(source.dataset, number, classes, seed)
@@ -95,17 +95,22 @@ def browse(
 
 
 def choose_images(dataset: Any, number: int, classes: Sequence[str] | None, seed: int) -> list[int]:
-    """Choose at most so many images by chance, in the data set's order; each has a given class."""
+    """Return the indices of at most ``number`` random images, in the order of the data set.
+
+    With ``classes``, each image contains at least one of these classes.
+    """
     order = np.random.default_rng(seed).permutation(len(dataset)).tolist()
     if classes is not None:
         names = list(dataset.metainfo['classes'])
         unknown = sorted(set(classes) - set(names))
         if unknown:
-            raise ConfigError(f'--classes: no {unknown[0]!r} among {", ".join(names)}')
+            raise ConfigError(
+                f'--classes: unknown class {unknown[0]!r}; choose from {", ".join(names)}'
+            )
         wanted = {names.index(name) for name in classes}
         order = [index for index in order if wanted & _labels(dataset.get_data_info(index))]
         if not order:
-            raise ConfigError(f'no image with {" or ".join(classes)} in this split')
+            raise ConfigError(f'--classes: this split has no image with {" or ".join(classes)}')
     return sorted(order[:number])
 
 
@@ -116,9 +121,9 @@ def _labels(info: Mapping[str, Any]) -> set[int]:
 
 
 class _Source:
-    """A split's images: as annotated, and as training draws them.
+    """The images of a split, without and with augmentation.
 
-    With ``stages``, an image's first draw notes down what each step of the pipeline makes of it.
+    With ``stages``, the first draw of an image records the output of each pipeline step.
     """
 
     def __init__(self, cfg: Config, split: str, seed: int, stages: bool) -> None:
@@ -137,14 +142,14 @@ class _Source:
                 steps[:] = [_Step(step, self.pack, self.log) for step in steps]
 
     def original(self, index: int) -> Packed:
-        """Return an image as the pipeline loads it, before anything is done to it."""
+        """Return an image as the pipeline loads it, without further steps."""
         results = self.dataset.get_data_info(index)
         for step in self.loading:
             results = step(results)
         return self.pack(results)
 
     def draw(self, index: int, draw: int) -> Packed:
-        """Return what the pipeline makes of an image; each draw has a seed of its own."""
+        """Return the pipeline output for an image; each draw has a different seed."""
         if draw == 0:
             self.log.clear()
         packed = self.guarded[Seeded(index, derive_seed(self.seed, SAMPLE, draw, index))]
@@ -153,14 +158,15 @@ class _Source:
         return packed
 
     def steps(self) -> list[tuple[str, Packed]]:
-        """Return the names of the steps of an image's first draw, and what they made of it."""
+        """Return the name and the output of each pipeline step of the first draw."""
         return [(type(step.step).__name__, packed) for step, packed in self.log.items()]
 
 
 def _pipelines(dataset: Any) -> list[list[Any]]:
-    """Return a data set's lists of transforms, the innermost first; of several joined, the first's.
+    """Return the transform lists of a data set, the innermost first.
 
-    mmdet's mix of images has a pipeline around that of the data set inside.
+    A wrapper that mixes images has a pipeline around the pipeline of the inner data set. For
+    concatenated data sets, the lists of the first one are returned.
     """
     pipelines: list[list[Any]] = []
     while dataset is not None:
@@ -173,7 +179,7 @@ def _pipelines(dataset: Any) -> list[list[Any]]:
 
 
 class _Step:
-    """A transform that notes down what it makes of the first image that it is given."""
+    """A transform that records its output for the first image."""
 
     def __init__(self, step: Any, pack: Any, log: dict[_Step, Packed]) -> None:
         self.step, self.pack, self.log = step, pack, log
@@ -184,12 +190,12 @@ class _Step:
     def __call__(self, results: Any) -> Any:
         results = self.step(results)
         if self not in self.log and isinstance(results, Mapping) and 'img' in results:
-            self.log[self] = self.pack(dict(results))  # packing copies, and leaves out crowds
+            self.log[self] = self.pack(dict(results))  # packing copies and removes crowd boxes
         return results
 
 
 class _Painter:
-    """Draws packed images as tiles of one size, with mmdet's visualizer."""
+    """Draw packed images as tiles of one size, with mmdet's visualizer."""
 
     def __init__(self, metainfo: Mapping[str, Any]) -> None:
         self.metainfo = metainfo
@@ -203,8 +209,8 @@ class _Painter:
         return visualizer
 
     def tile(self, packed: Packed, title: str) -> Tile:
-        """Return a picture whose longer side is ``TILE`` pixels, and the text above it."""
-        pixels = packed['inputs'].permute(1, 2, 0).numpy()  # in some pipelines floats
+        """Return a picture whose longer side is ``TILE`` pixels, and its title."""
+        pixels = packed['inputs'].permute(1, 2, 0).numpy()  # some pipelines return floats
         height, width = pixels.shape[:2]
         pixels = pixels[..., ::-1].clip(0, 255).astype(np.uint8)
         pixels, factor = mmcv.imrescale(pixels, (TILE, TILE), return_scale=True)
@@ -218,7 +224,7 @@ class _Painter:
         return pixels, text
 
     def _draw(self, pixels: np.ndarray, instances: InstanceData, factor: float) -> np.ndarray:
-        """Draw boxes, masks and names at the tile's size, so that they are legible in it."""
+        """Draw boxes, masks and names at the size of the tile, where they are legible."""
         from mmdet.structures import DetDataSample
         from mmdet.structures.bbox import get_box_tensor
 
@@ -232,7 +238,7 @@ class _Painter:
 
 
 def join_tiles(rows: Sequence[Sequence[Tile]]) -> Figure:
-    """Put tiles together, in rows as high as their highest."""
+    """Arrange tiles in rows; the highest tile sets the height of its row."""
     columns = max(map(len, rows))
     heights = [max(pixels.shape[0] for pixels, _ in row) + CAPTION for row in rows]
     figure = Figure(figsize=(columns * TILE / DPI, sum(heights) / DPI), layout='constrained')

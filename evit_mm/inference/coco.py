@@ -13,18 +13,18 @@ from ..data.coco import read_coco
 from ..data.dataset_configs import dataset_paths
 from ..errors import DataError
 
-# COCO numbers its 80 categories 1 to 90 with these ten left out
+# the ids of COCO's 80 categories are 1 to 90 without these ten
 COCO_ID_GAPS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
 
 
 def coco_ids(cfg: Config, classes: Sequence[str]) -> tuple[dict[Path, int], list[int]]:
     """Return image ids by resolved path, and the category id of each label.
 
-    They are those of the config's annotation file where it can be read; else there are no image
-    ids, and categories count from 1, or are COCO's own for its 80 classes.
+    The ids come from the config's annotation file. If it cannot be read, there are no image ids,
+    and category ids are those of COCO for its 80 classes, otherwise 1, 2, and so on.
     """
     paths = dataset_paths(cfg.test_dataloader.dataset)
-    with suppress(DataError, KeyError):  # without it, ids are made up below
+    with suppress(DataError, KeyError):  # if the file cannot be used, fall back to the ids below
         coco = read_coco(paths['ann_file'], ('images', 'categories'))
         by_name = {category['name']: category['id'] for category in coco['categories']}
         ids = [by_name[name] for name in classes]
@@ -43,10 +43,16 @@ def to_coco(
     category_ids: Sequence[int],
     further: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
-    """Return one image's detections as COCO's entries, with names added, masks as RLE.
+    """Convert the detections of one image to COCO's result format, with names added.
 
-    ``instances`` have ``bboxes (N, 4)``, corners in pixels, ``scores (N,)``, ``labels (N,)`` and
-    perhaps ``masks (N, H, W)``, on the CPU; ``further`` is what each entry has besides.
+    Args:
+        instances: ``bboxes (N, 4)`` as corners in pixels, ``scores (N,)``, ``labels (N,)`` and
+            optionally ``masks (N, H, W)``, on the CPU. Masks are encoded as RLE.
+        image_id: Id of the image.
+        file_name: File name of the image.
+        classes: Class names in the order of the labels.
+        category_ids: Category id of each label.
+        further: Additional fields of each entry.
     """
     from mmdet.structures.mask import encode_mask_results
 

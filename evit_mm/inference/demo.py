@@ -1,6 +1,6 @@
-"""A local page on which one drops a picture and sees what a detector finds; needs gradio.
+"""A local web page that shows the detections in an uploaded picture. Needs gradio.
 
-The page and the server talk to nobody else: no telemetry, no fonts or scripts from elsewhere.
+The page and the server use no other host: no telemetry, and no external fonts or scripts.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from .detector import Detector, load_detector_config
 HOST, PORT = '127.0.0.1', 7860
 COLUMNS = ('class', 'score', 'x', 'y', 'width', 'height')
 FONTS = ('system-ui', 'sans-serif'), ('ui-monospace', 'monospace')
-CACHE = 600, 3600  # seconds: how often uploads are tidied up, and how old they get
+CACHE = 600, 3600  # seconds: how often old uploads are deleted, and their maximum age
 
 
 @dataclass
 class Found:
-    """What a detector found in a picture, whatever the threshold."""
+    """All detections in a picture, for any score threshold."""
 
     name: str
     pixels: np.ndarray  # (H, W, 3) BGR
@@ -37,7 +37,11 @@ class Found:
 
 
 def detect(detector: Detector, file: str) -> Found:
-    """Run a detector on a picture; a DataError says that it cannot be decoded or is too thin."""
+    """Run a detector on a picture.
+
+    Raises:
+        DataError: The picture cannot be decoded or is too thin for the pipeline.
+    """
     name, pixels = Path(file).name, read_image(file)
     if pixels is None:
         raise DataError(f"'{name}' cannot be decoded as an image")
@@ -47,7 +51,7 @@ def detect(detector: Detector, file: str) -> Found:
 
 
 def show(found: Found | None, score_thr: float) -> tuple[np.ndarray | None, list, str]:
-    """Return the picture (RGB), the table's rows and a sentence, of the scores from one on."""
+    """Return the RGB picture, the table rows and a text, for scores of at least ``score_thr``."""
     if found is None:
         return None, [], ''
     classes = found.detector.classes
@@ -68,9 +72,9 @@ def load_detectors(
     device: str | None = None,
     cfg_options: Mapping[str, Any] | None = None,
 ) -> dict[str, Detector]:
-    """Load detectors from ``[config, checkpoint, config, checkpoint, ...]``, by names to choose."""
+    """Load the detectors of ``[config, checkpoint, config, checkpoint, ...]``, by display name."""
     if len(pairs) % 2:
-        raise ConfigError('give a CONFIG and a CHECKPOINT, or several such pairs')
+        raise ConfigError('each CONFIG needs a CHECKPOINT; give both in pairs')
     return {
         f'{Path(config).stem} · {checkpoint}': Detector(
             load_detector_config(config, cfg_options), checkpoint, device
@@ -80,7 +84,7 @@ def load_detectors(
 
 
 def build_page(detectors: Mapping[str, Detector], score_thr: float = 0.3) -> Any:
-    """Lay the page out: a ``gradio.Blocks``, where the threshold stands at ``score_thr`` first."""
+    """Build the page as a ``gradio.Blocks`` with the initial threshold ``score_thr``."""
     gr = _import_gradio()
     names = list(detectors)
 
@@ -90,10 +94,10 @@ def build_page(detectors: Mapping[str, Detector], score_thr: float = 0.3) -> Any
         try:
             found = detect(detectors[model], file)
         except DataError as error:
-            return None, None, [], f'Not used: {error}.'
+            return None, None, [], f'Error: {error}.'
         return found, *show(found, threshold)
 
-    # one event at a time, since networks and visualizers are shared
+    # one event at a time, because the events share networks and visualizers
     event = {'api_name': False, 'concurrency_limit': 1, 'concurrency_id': 'detectors'}
     with gr.Blocks(title='EfficientViT detections', delete_cache=CACHE) as page:
         picture_file, found = gr.State(), gr.State()
@@ -115,7 +119,7 @@ def build_page(detectors: Mapping[str, Detector], score_thr: float = 0.3) -> Any
                 )
         table = gr.Dataframe(headers=list(COLUMNS), label='Detections', interactive=False)
         shown = [picture, table, said]
-        # None: room for the next picture
+        # None clears the upload field for the next picture
         upload.upload(lambda file: (None, file), upload, [upload, picture_file], api_name=False)
         gr.on(
             [picture_file.change, model.change],
@@ -129,7 +133,7 @@ def build_page(detectors: Mapping[str, Detector], score_thr: float = 0.3) -> Any
 
 
 def serve(page: Any, host: str = HOST, port: int | None = PORT) -> str:
-    """Serve a page from a thread, until ``page.close()``; return its address."""
+    """Serve a page from a thread until ``page.close()``, and return its address."""
     gr = _import_gradio()
     fonts, mono = FONTS
     _, address, _ = page.launch(
@@ -145,12 +149,14 @@ def serve(page: Any, host: str = HOST, port: int | None = PORT) -> str:
 
 
 def _import_gradio() -> Any:
-    # read while it is imported; they keep it from writing home, or anything down
+    # gradio reads these on import; they disable telemetry and the run history
     os.environ['GRADIO_ANALYTICS_ENABLED'] = 'False'
     os.environ['GRADIO_RUN_HISTORY'] = 'False'
     os.environ.setdefault('HF_HUB_DISABLE_TELEMETRY', '1')
     try:
         import gradio
     except ImportError:
-        raise ConfigError("the demo needs gradio: pip install 'evit_mm[demo]'") from None
+        raise ConfigError(
+            "the demo needs gradio; install it with: pip install 'evit_mm[demo]'"
+        ) from None
     return gradio

@@ -1,4 +1,4 @@
-"""A trained detector that takes pixels, several images at once, perhaps in half precision."""
+"""A trained detector for images in memory, with batches and half precision."""
 
 from __future__ import annotations
 
@@ -22,28 +22,31 @@ from ..runner.config import is_classifier, load_config
 def load_detector_config(
     config: str | Path, cfg_options: Mapping[str, Any] | None = None
 ) -> Config:
-    """Read a detector's config; a classifier's is refused with a ConfigError."""
+    """Load the config of a detector; raise a ConfigError for a classifier."""
     cfg = load_config(config, cfg_options)
     if is_classifier(cfg):
-        raise ConfigError(f'{config} is a classifier, which detects nothing; see tools/test.py')
+        raise ConfigError(
+            f"config '{config}' is a classifier, not a detector; evaluate it with tools/test.py"
+        )
     return cfg
 
 
 class Detector:
-    """A config's detector with a checkpoint's weights, for images that are in memory.
+    """A detector with trained weights, for images in memory.
 
     Args:
-        cfg: What :func:`load_detector_config` read.
-        checkpoint: What :func:`evit_mm.runner.train.train` saved.
-        device: As in :func:`evit_mm.runner.train.train`.
-        half: Compute backbone, neck and dense head in float16 on a GPU, in bfloat16 on a CPU;
-            boxes are decoded in float32.
-        fuse: Take the fast form, see :func:`evit_mm.deploy.fuse_detector`.
+        cfg: Config from :func:`load_detector_config`.
+        checkpoint: Checkpoint written by :func:`evit_mm.runner.train.train`.
+        device: See :func:`evit_mm.runner.train.train`.
+        half: Compute the backbone, the neck and the dense head in half precision: float16 on a
+            GPU, bfloat16 on a CPU. Boxes are decoded in float32.
+        fuse: Fuse the detector, see :func:`evit_mm.deploy.fuse_detector`.
 
     Attributes:
         cfg: The config.
-        classes: Name of each label.
-        prepare: Resizes and packs pixels, see :func:`evit_mm.data.pipeline.test_pipeline`.
+        classes: Class name of each label.
+        prepare: Function that resizes and packs pixels, see
+            :func:`evit_mm.data.pipeline.test_pipeline`.
 
     Raises:
         EvitError: The config, the checkpoint or the device cannot be used.
@@ -70,23 +73,26 @@ class Detector:
         if half:
             compute_in_half(self.model, get_device())
         self.prepare = test_pipeline(self.cfg)
-        # not from the registry, where detectors of other classes would share it by its name
+        # not from the registry, which would share one visualizer between detectors
         self._visualizer = DetLocalVisualizer()
         self._visualizer.dataset_meta = self.model.dataset_meta
 
     def detect(self, prepared: Sequence[Mapping[str, Any]]) -> list[Any]:
-        """Run the network on a batch of prepared images of one shape.
+        """Run the network on a batch of prepared images of the same shape.
 
         Returns:
-            A ``DetDataSample`` of each, ``pred_instances`` in the original image's pixels, on the
-            CPU.
+            One ``DetDataSample`` per image, on the CPU, with ``pred_instances`` in pixels of the
+            original image.
         """
         batch = {key: [item[key] for item in prepared] for key in ('inputs', 'data_samples')}
         with torch.no_grad():
             return [sample.cpu() for sample in self.model.test_step(batch)]
 
     def draw(self, pixels: np.ndarray, sample: Any, score_thr: float) -> np.ndarray:
-        """Return a copy of an image, ``(H, W, 3)`` BGR, with the detections from a score on."""
+        """Return a copy of a BGR image ``(H, W, 3)`` with its detections drawn.
+
+        Only detections with a score of at least ``score_thr`` are drawn.
+        """
         self._visualizer.add_datasample(
             'predict',
             mmcv.bgr2rgb(pixels),
@@ -98,9 +104,9 @@ class Detector:
 
 
 def compute_in_half(model: nn.Module, device_type: str) -> None:
-    """Let a detector's backbone, neck and dense heads compute under autocast, and return float32.
+    """Run a detector's backbone, neck and dense heads under autocast, with float32 outputs.
 
-    Decoding a box in half precision would cost several pixels; so it is left outside.
+    Boxes are decoded in float32, because half precision would shift them by several pixels.
     """
     from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 

@@ -1,4 +1,4 @@
-"""From a source of images to pictures, or a video, and all detections as JSON."""
+"""Detection on images, videos and cameras, with pictures and JSON as output."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ PARTS = ('decode', 'detect', 'draw')
 
 @dataclass
 class Speed:
-    """How long what took.
+    """The time of each part of a prediction.
 
     Attributes:
-        frames: Images that went through.
-        seconds: Seconds of each of :data:`PARTS`; writing counts as drawing, resizing as detecting.
+        frames: Number of processed images.
+        seconds: Seconds per entry of :data:`PARTS`. ``draw`` includes writing, and ``detect``
+            includes resizing.
     """
 
     frames: int = 0
@@ -36,7 +37,7 @@ class Speed:
 
     @contextmanager
     def of(self, part: str) -> Iterator[None]:
-        """Add the time of a block to a part."""
+        """Add the time of a ``with`` block to a part."""
         start = time.perf_counter()
         yield
         self.seconds[part] += time.perf_counter() - start
@@ -46,16 +47,16 @@ class Speed:
         rate = self.frames / total
         each = [f'{part} {1000 * s / self.frames:.1f} ms' for part, s in self.seconds.items()]
         parts = ', '.join(each)
-        return f'{self.frames} images in {total:.1f} s, {rate:.1f} per second ({parts} each)'
+        return f'{self.frames} images in {total:.1f} s, {rate:.1f} per second (per image: {parts})'
 
 
 class Prediction(NamedTuple):
-    """What :func:`predict` found.
+    """The result of :func:`predict`.
 
     Attributes:
         detections: Entries in COCO's result format.
-        faults: One sentence per image that could not be used.
-        speed: What took how long.
+        faults: One sentence per skipped image.
+        speed: Time of each part.
     """
 
     detections: list[dict[str, Any]]
@@ -75,41 +76,43 @@ def predict(
     half: bool = False,
     fuse: bool = False,
 ) -> Prediction:
-    """Detect objects in an image, in all images under a folder, in a video or before a camera.
+    """Detect objects in an image, a folder of images, a video or a camera stream.
 
-    Writes each picture with its detections to ``out_dir`` under its own relative name, or a
-    video's as ``NAME.mp4``, and all detections to ``out_dir/results.json`` in COCO's result format,
-    with ``file_name`` and ``category_name`` added, masks as RLE under ``segmentation``. Ids are
-    those of the config's annotation file where it can be read and names this very image; otherwise
-    ``image_id`` is the relative name, and ``category_id`` counts from 1, or is COCO's own for its
-    80 classes. In a video ``image_id`` is the frame's index, and ``seconds`` its time.
+    The pictures with detections are written to ``out_dir`` under the relative names of the images,
+    or as ``NAME.mp4`` for a video. All detections are written to ``out_dir/results.json`` in COCO's
+    result format, with ``file_name`` and ``category_name`` added. Masks are stored as RLE in
+    ``segmentation``.
 
-    An interrupt (Ctrl-C) ends it and keeps what was found; it is how a camera ends.
+    Ids come from the config's annotation file if it contains the image. Otherwise ``image_id`` is
+    the relative name, and ``category_id`` counts from 1, or is the COCO id for the 80 classes of
+    COCO. In a video, ``image_id`` is the index of the frame, and ``seconds`` its time.
+
+    An interrupt (Ctrl-C) ends the prediction and keeps the results. Use it to stop a camera.
 
     Args:
         config: Config file.
-        checkpoint: What :func:`evit_mm.runner.train.train` saved.
-        source: Image, folder, video file, number of a camera, or its device.
+        checkpoint: Checkpoint written by :func:`evit_mm.runner.train.train`.
+        source: Image, folder, video file, camera number or camera device.
         out_dir: Folder to write to.
-        score_thr: Score from which a detection is drawn; the JSON has all.
-        cfg_options: As in :func:`evit_mm.runner.train.train`.
-        device: As in :func:`evit_mm.runner.train.train`.
-        batch_size: Images that go through the network at once; only neighbours that have one shape
-            once they are resized do, so that each finds what it finds alone.
-        half: As in :class:`Detector`.
-        fuse: As in :class:`Detector`.
+        score_thr: Lowest score of a drawn detection. The JSON file contains all detections.
+        cfg_options: See :func:`evit_mm.runner.train.train`.
+        device: See :func:`evit_mm.runner.train.train`.
+        batch_size: Images per batch. A batch contains only consecutive images that have the same
+            shape after resizing, so the results do not depend on the batch size.
+        half: See :class:`Detector`.
+        fuse: See :class:`Detector`.
 
     Returns:
-        The detections, what could not be used, and how long it took.
+        The detections, the skipped images and the time of each part.
 
     Raises:
         EvitError: The config, the checkpoint or the source cannot be used.
         OSError: The results cannot be written.
     """
     if batch_size < 1:
-        raise ConfigError(f'--batch-size must be 1 or more, got {batch_size}')
+        raise ConfigError(f'--batch-size must be at least 1, got {batch_size}')
     if not 0 <= score_thr <= 1:
-        raise ConfigError(f'--score-thr must be from 0 to 1, got {score_thr}')
+        raise ConfigError(f'--score-thr must be between 0 and 1, got {score_thr}')
     cfg, out_dir = load_detector_config(config, cfg_options), Path(out_dir)
     frames = open_source(source, out_dir)
     make_folder('--out', out_dir)
@@ -142,19 +145,19 @@ def predict(
         if not speed.frames:
             raise
     finally:
-        # an error on the way loses nothing of what was found before
+        # keep the results that exist when an error occurs
         target.close()
         if speed.frames:
             write_json(out_dir / 'results.json', detections)
     if not speed.frames:
-        raise DataError('\n  '.join([f"no image in '{source}' could be used", *faults]))
+        raise DataError('\n  '.join([f"'{source}' has no usable image", *faults]))
     return Prediction(detections, faults, speed)
 
 
 def _prepare(
     frames: Iterator[Frame], detector: Detector, faults: list[str], speed: Speed
 ) -> Iterator[tuple[Frame, dict[str, Any]]]:
-    """Yield each frame that can be used, with what the network takes of it; name the others."""
+    """Yield each usable frame with its prepared input, and add a fault for each other frame."""
     while True:
         with speed.of('decode'):
             frame = next(frames, None)
@@ -162,11 +165,11 @@ def _prepare(
             return
         try:
             if frame.pixels is None:
-                raise DataError('it cannot be decoded')
+                raise DataError('the image cannot be decoded')
             with speed.of('detect'):
                 prepared = detector.prepare(frame.pixels)
         except DataError as error:
-            faults.append(f"'{frame.path}' was left out: {error}")
+            faults.append(f"'{frame.path}' was skipped: {error}")
         else:
             yield frame, prepared
 
@@ -174,7 +177,7 @@ def _prepare(
 def _batches(
     items: Iterator[tuple[Frame, dict[str, Any]]], size: int
 ) -> Iterator[list[tuple[Frame, dict[str, Any]]]]:
-    """Gather neighbours of one shape; others would be padded and so see something else."""
+    """Group consecutive images of the same shape; padding would change the detections."""
     for _, alike in groupby(items, key=lambda item: item[1]['inputs'].shape):
         while batch := list(islice(alike, size)):
             yield batch

@@ -1,4 +1,4 @@
-"""Where images come from, and where their pictures go: image files, videos, cameras."""
+"""Sources of images and targets for pictures: image files, videos, cameras."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ from ..data.images import list_images, read_image
 from ..errors import ConfigError, DataError
 
 VIDEO_SUFFIXES = ('.mp4', '.avi', '.mkv', '.mov', '.webm', '.m4v', '.mpg', '.mpeg', '.wmv', '.flv')
-DEFAULT_FPS = 25.0  # of a camera or a file that does not say
+DEFAULT_FPS = 25.0  # for cameras and files that report no frame rate
 
 
 @dataclass
 class Frame:
-    """One image to look at.
+    """One image of a source.
 
     Attributes:
-        path: Its file, or the video's.
-        name: Its file's name relative to the source.
-        pixels: ``(H, W, 3)``, BGR, uint8; None where it cannot be decoded.
-        image_id: Its name, or its place in a video, from 0 on.
-        time: ``frame`` and ``seconds`` in a video, or since the camera's first frame.
+        path: File of the image or the video.
+        name: File name relative to the source.
+        pixels: ``(H, W, 3)``, BGR, uint8; None if the image cannot be decoded.
+        image_id: Name of the image, or index of the frame from 0.
+        time: ``frame`` and ``seconds`` in the video or since the first frame of the camera; empty
+            for an image.
     """
 
     path: Path
@@ -39,7 +40,7 @@ class Frame:
 
 
 class Images:
-    """An image, or all images under a folder but those under ``but_not_in``."""
+    """One image, or all images under a folder except those under ``but_not_in``."""
 
     def __init__(self, source: Path, but_not_in: Path) -> None:
         self.root = source if source.is_dir() else source.parent
@@ -57,17 +58,18 @@ class Video:
     """A video file or a camera, read frame by frame.
 
     Attributes:
-        live: It is a camera.
-        path: The file; of a camera, a made-up name.
+        live: Whether the source is a camera.
+        path: Video file, or a name derived from the camera.
         fps: Frames per second.
-        total: Frames that the header announces; None where it does not say.
+        total: Number of frames in the header, or None if it has no number.
     """
 
     def __init__(self, source: str) -> None:
         self._capture = cv2.VideoCapture(int(source) if source.isdecimal() else source)
         if not self._capture.isOpened():
             raise DataError(
-                f"'{source}' cannot be opened: the video is damaged, or the camera absent or in use"
+                f"'{source}' cannot be opened: the video is damaged, or the camera is not "
+                'connected or in use'
             )
         self.live = is_camera(source)
         self.path = Path(f'camera_{Path(source).name}' if self.live else source)
@@ -80,7 +82,7 @@ class Video:
         while there:
             if self.live:
                 seconds = monotonic() - start
-            else:  # its time stamp; some files have none
+            else:  # some files have no time stamps
                 seconds = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000 or index / self.fps
             time = {'frame': index, 'seconds': round(seconds, 3)}
             yield Frame(self.path, self.path.name, pixels, index, time)
@@ -89,7 +91,7 @@ class Video:
 
 
 class PictureFolder:
-    """Pictures, each under its image's relative name."""
+    """A folder of pictures with the relative names of their images."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -99,13 +101,14 @@ class PictureFolder:
         mmcv.imwrite(pixels, str(self.folder / frame.name))
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing, because no file is open."""
 
 
 class VideoFile:
-    """An MPEG-4 video of the size of its first picture.
+    """An MPEG-4 video with the size of its first picture.
 
-    With ``live``, each picture is repeated up to its own time, so that the video runs as long.
+    With ``live``, a picture is repeated to fill the time since the previous one, which keeps the
+    real duration.
     """
 
     def __init__(self, path: Path, fps: float, live: bool) -> None:
@@ -119,7 +122,7 @@ class VideoFile:
             codec = cv2.VideoWriter.fourcc(*'mp4v')
             self._writer = cv2.VideoWriter(str(self.path), codec, self.fps, pixels.shape[1::-1])
             if not self._writer.isOpened():
-                raise ConfigError(f"'{self.path}' cannot be written")
+                raise ConfigError(f"video '{self.path}' cannot be written")
         copies = 1
         if self.live:
             copies = round(frame.time['seconds'] * self.fps) + 1 - self._written
@@ -134,29 +137,30 @@ class VideoFile:
 
 
 def is_camera(source: str) -> bool:
-    """Whether a source is a camera's number, or its device."""
+    """Return whether a source is a camera number or a camera device."""
     return source.isdecimal() or Path(source).is_char_device()
 
 
 def open_source(source: str | Path, out_dir: Path) -> Images | Video:
-    """Tell images, a video and a camera apart by name, and open it.
+    """Open a source of images; its name decides between images, a video and a camera.
 
     Raises:
-        EvitError: There is nothing to look at, or it stands where results go to.
+        EvitError: The source contains no image or cannot be opened, or ``out_dir`` is the folder
+            of the images.
     """
     path = Path(source)
     if is_camera(str(source)):
         return Video(str(source))
     folder = path if path.is_dir() else path.parent
     if folder.resolve() == out_dir.resolve():
-        raise ConfigError(f"--out '{out_dir}' is where the images are; choose another folder")
+        raise ConfigError(f"--out '{out_dir}' is the folder of the images; choose another folder")
     if path.is_file() and path.suffix.lower() in VIDEO_SUFFIXES:
         return Video(str(source))
     return Images(path, but_not_in=out_dir)
 
 
 def open_target(source: Images | Video, out_dir: Path) -> PictureFolder | VideoFile:
-    """Return what the pictures of a source go to."""
+    """Return the target for the pictures of a source."""
     if isinstance(source, Video):
         return VideoFile(out_dir / f'{source.path.stem}.mp4', source.fps, source.live)
     return PictureFolder(out_dir)

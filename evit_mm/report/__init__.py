@@ -1,4 +1,4 @@
-"""The report: one HTML page on finished or running trainings."""
+"""A report on finished or running trainings as one HTML page."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ def write_report(
     device: str | None = None,
     cfg_options: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write the page on some trainings.
+    """Write the report page of one or several trainings.
 
-    Where a run's detections are not kept beside it yet, its best checkpoint, else its last, is
-    evaluated on its validation set. What is missing, such as a checkpoint or data that have moved,
-    the page says in a sentence.
+    The best checkpoint of each run, or its last one, is evaluated on the validation set. The
+    detections are cached in the work dir. The page states what is missing, for example a checkpoint
+    or the images.
 
     Args:
-        work_dirs: Folders that ``tools/train.py`` wrote, or is writing, to.
+        work_dirs: Work dirs of finished or running trainings of ``tools/train.py``.
         out: Folder for ``index.html``.
-        compare: Say what changed from the first training to the second.
-        device: As in :func:`evit_mm.deploy.export.evaluation.evaluate`.
-        cfg_options: Overrides of the configs, such as where the data lie now.
+        compare: Add a section with the changes from the first training to the second.
+        device: See :func:`evit_mm.runner.test.test`.
+        cfg_options: Overrides of the configs, for example a new path of the data set.
 
     Returns:
-        The page.
+        The written file.
 
     Raises:
-        ConfigError: jinja2 is missing, a config cannot be read, ``compare`` has not two trainings,
-            or the page cannot be written.
-        DataError: A folder is not a training's.
+        ConfigError: jinja2 is missing, a config cannot be read, ``compare`` is used without exactly
+            two trainings, or the page cannot be written.
+        DataError: A folder is not a work dir.
     """
     if importlib.util.find_spec('jinja2') is None:
-        raise ConfigError("the report needs jinja2: pip install 'evit_mm[report]'")
+        raise ConfigError("the report needs jinja2; install it with: pip install 'evit_mm[report]'")
     from ..utils.files import write_atomically
     from .analysis import analyse_detections
     from .charts import COLOURS
@@ -50,14 +50,14 @@ def write_report(
     from .runs import read_runs
 
     if compare and len(work_dirs) != 2:
-        raise ConfigError(f'--compare takes two work dirs, got {len(work_dirs)}')
+        raise ConfigError(f'--compare needs two work dirs, got {len(work_dirs)}')
     if not 0 < len(work_dirs) <= MAX_RUNS:
-        raise ConfigError(f'a page holds 1 to {MAX_RUNS} trainings, got {len(work_dirs)}')
+        raise ConfigError(f'a report needs 1 to {MAX_RUNS} work dirs, got {len(work_dirs)}')
     shown = [Shown(*pair) for pair in zip(read_runs(work_dirs), COLOURS, strict=False)]
     for entry in shown:
         try:
             entry.detections = detect(entry.run, device, cfg_options)
-        except EvitError as error:  # the rest of the page is of use all the same
+        except EvitError as error:  # the page is useful without detections
             entry.run.notes.append(f'No detections are shown: {error}.')
         else:
             entry.analysis = analyse_detections(entry.detections.truth, entry.detections.found)

@@ -1,4 +1,4 @@
-"""Everything the page says of one run's detections."""
+"""Analysis of the detections of one run."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from ..evaluation.tide import IGNORED, NAMES, RIGHT, Errors, find_errors, tide_e
 
 @dataclass
 class Analysis:
-    """What there is to say of a run's detections.
+    """The analysis of the detections of one run.
 
     Attributes:
-        truth: What there is.
-        found: What was found.
-        figures: COCO's figures.
-        errors: The kind of each error.
-        tide: hotcoco's counts and costs of the kinds.
-        calibration: hotcoco's, of ten equally wide bins of the score, at IoU 0.5.
-        working_score: Score from which detections count where they are shown or counted one by
-            one; the figures, the curves and the costs take all of them.
-        confusion: ``(K + 1, K + 1)`` from the working score on: rows are what there is, columns
-            what was found; the last row are detections of nothing, the last column objects not
-            found.
-        f1: ``(I,)`` of each image from the working score on; 1 where there is nothing to find and
-            nothing found.
+        truth: Ground truth.
+        found: Detections.
+        figures: COCO metrics.
+        errors: Type of each error.
+        tide: Number and cost of each error type, from hotcoco.
+        calibration: Calibration at IoU 0.5 with ten equal bins of the score, from hotcoco.
+        working_score: Score threshold for pictures, confusion matrix and F1. The metrics, the
+            curves and the costs use all detections.
+        confusion: ``(K + 1, K + 1)`` at the working score. Rows are true classes, and columns are
+            detected classes. The last row counts detections on the background, and the last column
+            counts objects that were not found.
+        f1: ``(I,)``, F1 of each image at the working score; 1 if there are neither objects nor
+            detections.
     """
 
     truth: Truth
@@ -52,17 +52,17 @@ class Analysis:
 
     @property
     def costs(self) -> list[float]:
-        """Points of AP50 that each kind of error costs, in the order of ``tide.KINDS``."""
+        """AP50 points lost to each error type, in the order of ``tide.KINDS``."""
         return [100 * self.tide['delta_ap'][name] for name in NAMES]
 
 
 def analyse_detections(truth: Truth, found: Found) -> Analysis:
-    """Evaluate and analyse what a detector found."""
+    """Evaluate and analyse the detections of a run."""
     evaluator = coco_evaluator(truth, found)
     evaluator.accumulate()
     errors = find_errors(evaluator, truth, found)
     score = working_score(truth, found, errors)
-    # what lies in a crowd is neither right nor wrong
+    # detections inside a crowd are neither correct nor wrong
     counted = (found.score >= score) & (errors.kind != IGNORED)
     sure = coco_evaluator(truth, found, detections=counted)
     of_images = sure.image_diagnostics(iou_thr=0.5)['img_summary']
@@ -80,15 +80,16 @@ def analyse_detections(truth: Truth, found: Found) -> Analysis:
 
 
 def working_score(truth: Truth, found: Found, errors: Errors) -> float:
-    """Return the score from which detections, taken together, have the largest F1; 0 for none.
+    """Return the score threshold with the largest F1 over all classes.
 
-    It is cut to whole hundredths, as the page's slider has them.
+    The value is rounded down to hundredths, the step of the slider on the page. It is 0 if no
+    detection is correct.
     """
     counted = errors.kind != IGNORED
     score, hit = found.score[counted], errors.kind[counted] == RIGHT
     if not hit.any():
         return 0.0
     f1 = 2 * np.cumsum(hit) / (np.arange(1, len(hit) + 1) + truth.objects.sum())
-    last = np.append(score[1:] != score[:-1], True)  # equal scores are taken together
+    last = np.append(score[1:] != score[:-1], True)  # a threshold cannot split equal scores
     best = score[np.argmax(np.where(last, f1, -1))]
     return math.floor(100 * best) / 100

@@ -1,4 +1,4 @@
-"""What differs between two runs."""
+"""Differences between two runs."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from .analysis import Analysis
 from .pictures import Card, find_mistakes, make_card
 from .runs import Run
 
-MAX_IMAGES = 6  # that got better, and worse
+MAX_IMAGES = 6  # number of improved images, and of worse images
 
 
 class Change(NamedTuple):
-    """One figure in two runs."""
+    """One metric in two runs."""
 
     name: str
     before: float
@@ -25,29 +25,29 @@ class Change(NamedTuple):
 
     @property
     def difference(self) -> float:
-        """What was gained, NaN where one is not known."""
+        """Difference of the two values; NaN if one is unknown."""
         return float(self.after) - float(self.before)
 
 
 def config_diff(before: Run, after: Run) -> str:
-    """Return the lines of the configs that differ, as ``diff -u`` has them."""
+    """Return the unified diff of the configs."""
     old, new = before.config_text.splitlines(), after.config_text.splitlines()
     return '\n'.join(difflib.unified_diff(old, new, before.name, after.name, lineterm=''))
 
 
 def figure_changes(before: Analysis, after: Analysis) -> list[Change]:
-    """Return COCO's figures in two runs."""
+    """Return the COCO metrics of two runs."""
     names = [name for name, _ in FIGURES]
     return list(map(Change, names, before.figures.twelve, after.figures.twelve))
 
 
 def cost_changes(before: Analysis, after: Analysis) -> list[Change]:
-    """Return what each kind of error costs in two runs."""
+    """Return the cost of each error type in two runs."""
     return list(map(Change, KINDS, before.costs, after.costs))
 
 
 def class_changes(before: Analysis, after: Analysis) -> list[Change]:
-    """Return the AP of the classes that both have, those that lost most first."""
+    """Return the AP of the common classes of two runs, the largest loss first."""
     old, new = before.of_classes, after.of_classes
     changes = [Change(name, old[name][1], new[name][1]) for name in old if name in new]
     return sorted(changes, key=lambda change: np.nan_to_num(change.difference))
@@ -56,7 +56,7 @@ def class_changes(before: Analysis, after: Analysis) -> list[Change]:
 def image_changes(
     before: Analysis, after: Analysis
 ) -> tuple[list[tuple[Card, Card]], list[tuple[Card, Card]]]:
-    """Return the images whose F1 fell most, and those whose F1 rose most, before and after."""
+    """Return the images with the largest loss and the largest gain of F1, before and after."""
     if before.truth.images != after.truth.images:
         return [], []
     difference = after.f1 - before.f1

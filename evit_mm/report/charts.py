@@ -1,4 +1,4 @@
-"""The page's charts, drawn by matplotlib as SVG that stands in the page."""
+"""The charts of the page, drawn by matplotlib as inline SVG."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 MAX_CONFUSED = 30  # classes in a confusion matrix
-MAX_NUMBERED = 16  # up to which its cells have their numbers
+MAX_NUMBERED = 16  # largest number of classes with numbers in the cells
 NO_METADATA = dict.fromkeys(['Creator', 'Date', 'Format', 'Type'])
 INK, MUTED, GRID = '#1b2733', '#5b6b7a', '#e4e9ee'
-# Okabe and Ito's colours, which colour-blind people tell apart; yellow is too pale on white
+# Okabe and Ito's colours for colour-blind readers, without yellow, which is too pale on white
 COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#56B4E9', '#E69F00', '#7A5195', '#444444')
 STYLE: dict[Any, Any] = {
     'axes.axisbelow': True,
@@ -31,8 +31,8 @@ STYLE: dict[Any, Any] = {
     'font.size': 9,
     'grid.color': GRID,
     'legend.frameon': False,
-    'svg.fonttype': 'none',  # text stays text
-    'text.parse_math': False,  # a class may be called '$x$'
+    'svg.fonttype': 'none',  # keep text as text elements
+    'text.parse_math': False,  # class names can contain '$'
     'xtick.color': MUTED,
     'ytick.color': MUTED,
 }
@@ -47,9 +47,9 @@ def lines(
     marker: str = '',
     diagonal: bool = False,
 ) -> Markup:
-    """Draw a line through the ``(x, y)`` of each name, ``diagonal`` also that of equal x and y.
+    """Draw one line per series through its ``(x, y)`` points.
 
-    A series without points is left out, and its colour too.
+    ``diagonal`` adds the line x = y. A series without points is skipped together with its colour.
     """
     figure = Figure(figsize=(5.8, 3), layout='constrained')
     axis = figure.subplots()
@@ -76,7 +76,7 @@ def bars(
     digits: int,
     colours: Sequence[str] = COLOURS,
 ) -> Markup:
-    """Draw horizontal bars, a group for each name; NaN is no bar."""
+    """Draw horizontal bars, one group per name; NaN draws no bar."""
     figure = Figure(figsize=(10, 0.8 + len(names) * (0.12 + 0.16 * len(series))))
     figure.set_layout_engine('constrained')
     axis = figure.subplots()
@@ -97,7 +97,7 @@ def bars(
 
 @rc_context(STYLE)
 def confusion_matrix(table: np.ndarray, classes: Sequence[str]) -> Markup:
-    """Draw how often each class was taken for each, of the classes that are confused most."""
+    """Draw the confusion matrix of the most confused classes."""
     between = table[:-1, :-1] * (1 - np.eye(len(classes), dtype=int))
     mistakes = between.sum(0) + between.sum(1)
     shown = sorted(np.argsort(-mistakes, kind='stable')[:MAX_CONFUSED])
@@ -113,8 +113,8 @@ def confusion_matrix(table: np.ndarray, classes: Sequence[str]) -> Markup:
     ticks = np.arange(len(names)) + 0.5
     axis.set_xticks(ticks, names, rotation=40, ha='right', rotation_mode='anchor')
     axis.set_yticks(ticks, names)
-    axis.set_xlabel('detected')
-    axis.set_ylabel('there is')
+    axis.set_xlabel('detected class')
+    axis.set_ylabel('true class')
     if len(names) <= MAX_NUMBERED:
         for row, column in np.argwhere(part):
             ink = 'white' if share[row, column] > 0.55 else INK
@@ -124,7 +124,7 @@ def confusion_matrix(table: np.ndarray, classes: Sequence[str]) -> Markup:
 
 
 def short(text: str, length: int = 80) -> str:
-    """Return a text, cut in its middle where it is long."""
+    """Return a text, shortened in the middle to at most ``length`` characters."""
     half = length // 2
     return text if len(text) <= length else f'{text[: half - 1]}…{text[-half:]}'
 
@@ -135,7 +135,7 @@ def _number(value: float, digits: int) -> str:
 
 def _svg(figure: Figure) -> Markup:
     file = io.StringIO()
-    with warnings.catch_warnings():  # of letters that matplotlib's font lacks; a browser has them
+    with warnings.catch_warnings():  # matplotlib's font lacks glyphs that browsers have
         warnings.simplefilter('ignore')
         figure.savefig(file, format='svg', metadata=NO_METADATA)
     text = file.getvalue()

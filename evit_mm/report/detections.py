@@ -1,4 +1,4 @@
-"""Detections of a run's best checkpoint on its validation set, made once and kept beside it."""
+"""Detections of a run on its validation set, cached in its work dir."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from ..utils.files import read_json_dict, write_json
 from .runs import Run
 
 CACHE = 'detections.json'
-# what decides which detections a checkpoint gives
+# parts of the config that determine the detections
 DECISIVE = ('model', 'val_dataloader', 'val_evaluator')
 
 
 class Detections(NamedTuple):
-    """What a run's checkpoint finds on its validation set."""
+    """Detections of a checkpoint on the validation set."""
 
     checkpoint: str
     truth: Truth
@@ -38,23 +38,23 @@ class Detections(NamedTuple):
 def detect(
     run: Run, device: str | None = None, cfg_options: Mapping[str, Any] | None = None
 ) -> Detections:
-    """Return the detections of a run's best checkpoint, or of its last where there is no best.
+    """Return the detections of the best checkpoint of a run, or of its last checkpoint.
 
-    They are evaluated as ``tools/test.py`` does and kept in the work dir as ``detections.json``,
-    whole or not at all; it is used again for as long as checkpoint, annotations and the parts of
-    the config that matter are the same.
+    The checkpoint is evaluated as by ``tools/test.py``. The result is cached in the file
+    ``detections.json`` of the work dir, which is written atomically. The cache is valid while the
+    checkpoint, the annotations and the relevant parts of the config are unchanged.
 
     Raises:
-        EvitError: There is no checkpoint, the data have moved, or the model cannot be evaluated.
+        EvitError: There is no checkpoint, the data set does not exist, or the evaluation fails.
     """
     cfg = load_config(run.config.filename, cfg_options)
     dataset = next(coco_datasets(cfg, 'val'), None)
     if dataset is None or cfg.get('val_evaluator') is None:
-        raise DataError('its config validates on no CocoDataset, so there are no boxes to look at')
+        raise DataError('the config has no CocoDataset or no evaluator for validation')
     checkpoint = find_checkpoint(run.folder)
     if checkpoint is None:
         raise DataError(
-            'it has no checkpoint yet (best_*.pth, epoch_*.pth, iter_*.pth or weights.pth)'
+            'the work dir has no checkpoint yet (best_*.pth, epoch_*.pth, iter_*.pth, weights.pth)'
         )
     paths = dataset_paths(dataset)
     annotations = _read(paths['ann_file'])
@@ -68,23 +68,23 @@ def detect(
     results = kept.get('results') if kept.get('key') == key else None
     if results is None:
         print_log(
-            f"{run.name}: '{checkpoint.name}' detects on {len(truth.images)} images", 'current'
+            f"{run.name}: evaluating '{checkpoint.name}' on {len(truth.images)} images", 'current'
         )
         results = _evaluate(cfg, checkpoint, device)
         content = {'checkpoint': checkpoint.name, 'key': key, 'results': results}
         try:
             write_json(run.folder / CACHE, content)
-        except OSError as error:  # the page can be made all the same
-            text = f'the detections are not kept for the next time: {error}'
+        except OSError as error:  # the page does not need the cache
+            text = f"the detections cannot be cached in '{run.folder / CACHE}': {error}"
             print_log(text, 'current', level=logging.WARNING)
     return Detections(checkpoint.name, truth, read_found(results, truth))
 
 
 def _evaluate(cfg: Config, checkpoint: Path, device: str | None) -> list[dict[str, Any]]:
-    """Return what a checkpoint finds where its config validates."""
+    """Return the detections of a checkpoint on the validation set of its config."""
     cfg.test_dataloader, cfg.test_evaluator = cfg.val_dataloader, cfg.val_evaluator
     cfg.test_cfg = dict(type='TestLoop')
-    # a folder of its own, since the run's may be in use
+    # a temporary folder, because the training may use the work dir
     with tempfile.TemporaryDirectory(prefix='evit_mm_report_') as folder:
         cfg.work_dir = folder
         out = Path(folder, 'results.json')
@@ -97,7 +97,6 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError:
         raise DataError(
-            f"the annotations '{path}' are not there; run where the training ran, or say where "
-            'they are with --cfg-options val_dataloader.dataset.data_root=DIR and '
-            'val_evaluator.ann_file=FILE'
+            f"annotation file '{path}' does not exist; run the command where the training ran, or "
+            'add --cfg-options val_dataloader.dataset.data_root=DIR val_evaluator.ann_file=FILE'
         ) from None

@@ -1,4 +1,4 @@
-"""The page: what runs and their analyses say, as one HTML file that needs nothing else."""
+"""The report page: runs and their analyses as one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -23,34 +23,33 @@ from .pictures import Card, add_thumbnails, worst_cards
 from .runs import Run
 
 MAX_BYTES = 5_000_000
-MARGIN = 60_000  # what thumbnails and notes take beside their bytes
+MARGIN = 60_000  # bytes for the markup of thumbnails and notes
 MAX_RUNS = 8
 MAX_IMAGES = 90
-MAX_BARS = 80  # classes; the table has all
+MAX_BARS = 80  # classes in the chart; the table contains all classes
 ABSENT = (0, float('nan'), float('nan'))
-# name, hotcoco's name, meaning
+# name, name in hotcoco, meaning
 ERRORS = (
-    ('classification', 'Cls', 'found, but given the wrong class'),
-    ('localisation', 'Loc', 'right class, but the box fits too badly (IoU 0.1 to 0.5)'),
-    ('both', 'Both', 'wrong class and a badly fitting box'),
-    ('duplicate', 'Dupe', 'an object that a surer detection has found already'),
-    ('background', 'Bkg', 'there is no object'),
-    ('missed', 'Miss', 'an object that nothing found, not even badly'),
-    ('all false detections', 'FP', 'as if every false detection went'),
-    ('all unfound objects', 'FN', 'as if no unfound object were counted'),
+    ('classification', 'Cls', 'the box is correct, but the class is wrong'),
+    ('localisation', 'Loc', 'the class is correct, but the box is inaccurate (IoU 0.1 to 0.5)'),
+    ('both', 'Both', 'the class is wrong and the box is inaccurate (IoU 0.1 to 0.5)'),
+    ('duplicate', 'Dupe', 'a detection with a higher score has found the same object'),
+    ('background', 'Bkg', 'there is no object (IoU below 0.1)'),
+    ('missed', 'Miss', 'no detection found the object, not even with a wrong class or box'),
+    ('all false detections', 'FP', 'the gain if all false detections were removed'),
+    ('all missed objects', 'FN', 'the gain if no missed object were counted'),
 )
 HOW = {
-    'loss': 'Training loss, mean of the last iterations: it should fall and level off.',
-    'lr': 'Learning rate: warm-up and steps as the config asks for.',
-    'parts': 'The parts of the loss: the one that stays high is what the detector finds hard.',
-    'ap': 'AP on the validation set at each evaluation: still rising at the end means that longer '
-    'training would pay.',
+    'loss': 'Training loss, averaged over the last iterations. It should fall and then level off.',
+    'lr': 'Learning rate at each iteration.',
+    'parts': 'Components of the loss. A component that stays high is difficult for the detector.',
+    'ap': 'AP on the validation set at each evaluation. If it rises until the end, train longer.',
 }
 
 
 @dataclass
 class Shown:
-    """A run and what the page shows of it; without detections there is no analysis."""
+    """A run and its content on the page; the analysis needs detections."""
 
     run: Run
     colour: str
@@ -65,7 +64,7 @@ class Shown:
 
 
 def render(runs: Sequence[Shown], compare: bool = False) -> str:
-    """Return the page's HTML, with as many pictures as its size allows."""
+    """Return the HTML of the page, with as many pictures as the size limit allows."""
     analysed = [run for run in runs if run.analysis is not None]
     for run in runs:
         if run.analysis is not None:
@@ -82,14 +81,14 @@ def render(runs: Sequence[Shown], compare: bool = False) -> str:
         **(_findings(analysed) if analysed else {}),
     }
     room = MAX_BYTES - MARGIN - len(_fill(content, [], []).encode())
-    # of all runs the worst images first, so that each has some pictures
+    # alternate between the runs, so that each run has pictures
     cards = filter(None, chain(*zip_longest(*(run.cards for run in runs))))
     changed = content['compare'].get('cards', ()) if compare else ()
     return _fill(content, *add_thumbnails([*chain(*changed), *cards], room))
 
 
 def _training_charts(runs: Sequence[Shown]) -> dict[str, str]:
-    """Return the curves of the training; of a single run also those of its loss's parts."""
+    """Return the training curves; for a single run, also the components of the loss."""
     steps = {run.name: run.run.steps for run in runs}
     parts = {}
     if len(runs) == 1:
@@ -108,7 +107,7 @@ def _training_charts(runs: Sequence[Shown]) -> dict[str, str]:
 
 
 def _findings(runs: Sequence[Shown]) -> dict[str, Any]:
-    """Return what the template takes of runs with detections."""
+    """Return the template variables for runs with detections."""
     found = {run.name: run.analysis for run in runs if run.analysis is not None}
     colours = [run.colour for run in runs]
     of_classes = [analysis.of_classes for analysis in found.values()]
@@ -135,7 +134,7 @@ def _findings(runs: Sequence[Shown]) -> dict[str, Any]:
         'classes_chart': charts.bars(drawn, ap, 'AP', 3, colours),
         'costs_chart': charts.bars(KINDS, costs, 'AP50 points lost', 2, colours),
         'scores_chart': charts.lines(
-            scores, 'mean score', 'share that is right', colours, marker='o', diagonal=True
+            scores, 'mean score', 'share of correct detections', colours, marker='o', diagonal=True
         ),
         'recall_charts': [_recall_chart(analysis) for analysis in found.values()],
         'confusion_charts': [
@@ -156,7 +155,7 @@ def _recall_chart(analysis: Analysis) -> str:
 
 
 def _changes(before: Shown, after: Shown) -> dict[str, Any]:
-    """Return what differs between two runs."""
+    """Return the differences between two runs."""
     content: dict[str, Any] = {'config': changes.config_diff(before.run, after.run)}
     if before.analysis is not None and after.analysis is not None:
         both = (before.analysis, after.analysis)
@@ -174,7 +173,7 @@ def _changes(before: Shown, after: Shown) -> dict[str, Any]:
 
 
 def _fill(content: Mapping[str, Any], thumbnails: Sequence[str], unreadable: Sequence[Any]) -> str:
-    """Fill in the template; whatever comes from data is escaped."""
+    """Render the template; all data are escaped."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader('evit_mm.report'),
         autoescape=True,

@@ -1,4 +1,4 @@
-"""The worst images: which to show, and their thumbnails with boxes."""
+"""Selection of the worst images, and their thumbnails with boxes."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from ..data.images import read_image
 from ..evaluation.tide import CLASSIFICATION, IGNORED, KINDS, LOCALISATION, MISSED
 from .analysis import Analysis
 
-SIDE = 320  # of a thumbnail, pixels
+SIDE = 320  # longer side of a thumbnail in pixels
 QUALITY = 60
-WORST = 30  # of all; beside them some of each class and kind, so that the filters find something
+WORST = 30  # worst images; the page adds images per class and error type for the filters
 PER_CLASS, PER_KIND = 3, 6
-MAX_BOXES = 40  # drawn on one picture
+MAX_BOXES = 40  # boxes on one picture
 
 
 @dataclass
@@ -29,10 +29,10 @@ class Box:
 
     Attributes:
         bbox: ``[x, y, width, height]`` in the image's pixels.
-        label: Written beside it.
-        state: What it is, which chooses its colour.
-        title: What is read on pointing at it.
-        score: Of the detection, or of that which found the object; None where nothing did.
+        label: Text beside the box.
+        state: Type of the box, which selects its colour.
+        title: Tooltip.
+        score: Score of the detection, or of the detection that found the object, or None.
     """
 
     bbox: list[float]
@@ -44,18 +44,18 @@ class Box:
 
 @dataclass
 class Card:
-    """One image with what there is and what was found.
+    """One image with its objects and detections.
 
     Attributes:
         name: File name.
-        path: The file.
-        f1: Its F1 from the working score on.
+        path: File.
+        f1: F1 at the working score.
         size: Width and height in pixels.
         truth: Objects.
-        found: Detections, the surest first.
-        mistakes: ``kind`` and ``label`` of each, as places, once.
-        counts: Mistakes by kind.
-        thumbnail: Its place among the page's thumbnails, None where there is none.
+        found: Detections, highest score first.
+        mistakes: Distinct pairs of error type and class, as indices.
+        counts: Number of mistakes by error type.
+        thumbnail: Index in the thumbnails of the page, or None.
     """
 
     name: str
@@ -70,21 +70,21 @@ class Card:
 
 
 def worst_cards(analysis: Analysis, limit: int) -> list[Card]:
-    """Return at most so many images, the worst first."""
+    """Return the cards of at most ``limit`` images, the worst first."""
     mistakes = find_mistakes(analysis)
     images = choose(analysis.f1, mistakes, limit)
     return [make_card(image, analysis, mistakes) for image in images]
 
 
 def find_mistakes(analysis: Analysis) -> np.ndarray:
-    """List the false detections from the working score on, and the objects that these miss.
+    """Return the false detections and the missed objects at the working score.
 
-    A row of the ``(M, 3)`` has the places of image, kind, and class detected or missed.
+    The shape is ``(M, 3)``. A row contains the indices of the image, the error type and the class.
     """
     truth, found, errors = analysis.truth, analysis.found, analysis.errors
     sure = found.score >= analysis.working_score
     wrong = sure & (errors.kind >= 0)
-    # the last place stands for no detection, which is not sure
+    # the last entry stands for "no detection"
     missed = ~truth.crowd & ~np.append(sure, False)[errors.found_of]
     half_found = wrong & np.isin(errors.kind, (CLASSIFICATION, LOCALISATION))
     missed[errors.about[half_found]] = False
@@ -94,9 +94,9 @@ def find_mistakes(analysis: Analysis) -> np.ndarray:
 
 
 def choose(f1: np.ndarray, mistakes: np.ndarray, limit: int) -> list[int]:
-    """Choose at most so many images: the worst of all, and of each kind and class some.
+    """Return at most ``limit`` images: the worst images, and some of each error type and class.
 
-    They come by rising F1, and those of equal F1 by falling number of mistakes.
+    The images are sorted by ascending F1, and then by descending number of mistakes.
     """
     number = np.bincount(mistakes[:, 0], minlength=len(f1))
     order = [image for image in np.lexsort((-number, f1)).tolist() if f1[image] < 1]
@@ -109,11 +109,11 @@ def choose(f1: np.ndarray, mistakes: np.ndarray, limit: int) -> list[int]:
 
 
 def make_card(image: int, analysis: Analysis, mistakes: np.ndarray) -> Card:
-    """Gather what is drawn on one image."""
+    """Collect the boxes of one image."""
     truth = analysis.truth
     entry = truth.images[image]
     objects = np.flatnonzero(truth.image == image)
-    # where there are too many, those that were not found are shown
+    # objects that were not found come first, because the number of boxes is limited
     objects = objects[np.argsort(analysis.errors.found_of[objects] >= 0, kind='stable')]
     detections = np.flatnonzero(analysis.found.image == image)
     own = mistakes[mistakes[:, 0] == image, 1:].tolist()
@@ -131,9 +131,10 @@ def make_card(image: int, analysis: Analysis, mistakes: np.ndarray) -> Card:
 
 
 def add_thumbnails(cards: Iterable[Card], room: int) -> tuple[list[str], list[Path]]:
-    """Give cards their thumbnails, until a number of bytes is spent.
+    """Set the thumbnails of the cards, with at most ``room`` bytes in total.
 
-    Returns these as ``data:`` addresses, and the images that cannot be read.
+    Returns:
+        The thumbnails as ``data:`` URLs, and the images that cannot be read.
     """
     places: dict[Path, int | None] = {}
     addresses: list[str] = []
@@ -168,11 +169,11 @@ def _true_box(analysis: Analysis, thing: int) -> Box:
     name, score = truth.classes[truth.label[thing]], None
     detection = errors.found_of[thing]
     if truth.crowd[thing]:
-        state, text = 'ignored', 'a crowd, not counted'
+        state, text = 'ignored', 'crowd, not counted'
     elif detection >= 0:
         score = float(analysis.found.score[detection])
         state = 'right' if score >= analysis.working_score else 'missed'
-        text = f'found with a score of {score:.2f}'
+        text = f'found with score {score:.2f}'
     else:
         state = 'missed'
         text = 'not found'
@@ -185,11 +186,11 @@ def _found_box(analysis: Analysis, detection: int) -> Box:
     label = f'{truth.classes[found.label[detection]]} {score:.2f}'
     kind, about = errors.kind[detection], errors.about[detection]
     if kind == IGNORED:
-        state, text = 'ignored', 'in a crowd, not counted'
+        state, text = 'ignored', 'inside a crowd, not counted'
     elif kind < 0:
-        state, text = 'right', 'right'
+        state, text = 'right', 'correct'
     else:
         state, text = KINDS[kind], f'{KINDS[kind]} error'
         if about >= 0 and truth.label[about] != found.label[detection]:
-            text += f', it is {truth.classes[truth.label[about]]}'
+            text += f', the object is {truth.classes[truth.label[about]]}'
     return Box(found.box[detection].tolist(), label, state, f'{label}: {text}', score)

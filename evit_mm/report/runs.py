@@ -1,4 +1,4 @@
-"""What a training left in its work dir: curves, config, and how it was made."""
+"""The contents of a work dir: curves, config, and facts about the training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..errors import ConfigError, DataError
 from ..runner.summary import read_summary
 from ..runner.work_dir import read_scalars
 
-METRIC = 'bbox_mAP'  # at the end of CocoMetric's names, whatever their prefix
+METRIC = 'bbox_mAP'  # end of the name in CocoMetric, after an optional prefix
 NOT_RECORDED = 'not recorded'
 
 Series = dict[str, list[tuple[int, float]]]
@@ -27,13 +27,13 @@ class Run:
     """One training.
 
     Attributes:
-        name: What it is called on the page: its folder's name, or path where that is not unique.
-        folder: Its work dir.
-        config: The config that it was started with.
-        steps: ``(iteration, value)`` of each figure logged while training, such as ``loss``.
-        evaluations: ``(epoch or iteration, value)`` of each figure of an evaluation.
-        summary: What ``summary.json`` says, empty where it cannot be read.
-        notes: Sentences on what is missing.
+        name: Name on the page: the name of the folder, or its path if the name is not unique.
+        folder: Work dir.
+        config: Config of the training.
+        steps: ``(iteration, value)`` pairs of each logged training value, for example ``loss``.
+        evaluations: ``(epoch or iteration, value)`` pairs of each metric.
+        summary: Contents of ``summary.json``; empty if it cannot be read.
+        notes: Sentences about missing data.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Run:
 
     @property
     def ap(self) -> list[tuple[int, float]]:
-        """``(epoch or iteration, AP)`` of each evaluation that gave an AP."""
+        """``(epoch or iteration, AP)`` of each evaluation with an AP."""
         series = next((v for k, v in self.evaluations.items() if k.endswith(METRIC)), [])
         return [(step, value) for step, value in series if value >= 0]
 
@@ -61,7 +61,7 @@ class Run:
         return self.config.pretty_text
 
     def facts(self) -> dict[str, str]:
-        """Return how the run was made, by what is asked; what is unknown says so."""
+        """Return facts about the run by name; unknown facts are ``NOT_RECORDED``."""
         told, best = self.summary, self.best
         seconds = told.get('seconds')
         states = {None: '', True: 'finished', False: 'not finished'}
@@ -86,16 +86,16 @@ class Run:
 
 
 def read_runs(work_dirs: Sequence[str | Path]) -> list[Run]:
-    """Read work dirs of ``tools/train.py``, finished or running; nothing in them is changed.
+    """Read work dirs of finished or running trainings of ``tools/train.py``, without changing them.
 
     Raises:
         ConfigError: A config cannot be read.
-        DataError: A folder is not such a work dir, or is given twice.
+        DataError: A folder is not a work dir, or is given twice.
     """
     folders = [Path(work_dir) for work_dir in work_dirs]
     for folder in folders:
         if folders.count(folder) > 1:
-            raise DataError(f"'{folder}' is given twice; give each training once")
+            raise DataError(f"'{folder}' is given twice; give each work dir once")
     names = [folder.resolve().name for folder in folders]
     if len(set(names)) < len(names):
         names = [str(folder) for folder in folders]
@@ -107,11 +107,11 @@ def _read(folder: Path, name: str) -> Run:
     configs = configs or sorted(folder.glob('*/vis_data/config.py'))
     if not configs:
         raise DataError(
-            f"'{folder}' is not a work dir of tools/train.py: no config (*.py) lies in it"
+            f"'{folder}' is not a work dir of tools/train.py: it contains no config (*.py)"
         )
     try:
         config = Config.fromfile(str(configs[-1]))
-    except Exception as error:  # a config is a program and can fail in any way
+    except Exception as error:  # a config is a Python program and can raise anything
         reason = f'{type(error).__name__}: {error}'
         raise ConfigError(f"config '{configs[-1]}' cannot be read ({reason})") from error
     logged, broken = read_scalars(folder)
@@ -124,14 +124,14 @@ def _read(folder: Path, name: str) -> Run:
         summary=read_summary(folder),
     )
     if broken:
-        run.notes.append(f'Lines of its scalars.json that are not whole are left out: {broken}.')
+        run.notes.append(f'Incomplete lines skipped in scalars.json: {broken}.')
     if not logged:
-        run.notes.append('Nothing has been logged yet.')
+        run.notes.append('The training has not logged anything yet.')
     return run
 
 
 def _series(entries: Iterable[Mapping[str, Any]]) -> Series:
-    """Return each figure's values by step."""
+    """Return the ``(step, value)`` pairs of each logged value."""
     found: dict[str, dict[int, float]] = defaultdict(dict)
     for entry in entries:
         for key, value in entry.items():

@@ -65,7 +65,7 @@ def test_a_batchnorm_elsewhere_stays_and_a_wrong_fold_is_refused(monkeypatch):
     assert isinstance(forms.fold_batchnorms(model, image)[2], nn.BatchNorm2d)
     monkeypatch.setattr(forms, 'fold_conv_bn', lambda conv, bn: conv)  # noqa: ARG005
     model = randomise(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))).eval()
-    with pytest.raises(RuntimeError, match='computes otherwise'):
+    with pytest.raises(RuntimeError, match='gives other outputs'):
         forms.fold_batchnorms(model, image)
 
 
@@ -112,8 +112,8 @@ def test_what_cannot_be_built_says_why_and_the_rest_is_timed(monkeypatch):
     assert [(row.name, len(row.seconds)) for row in rows if row.seconds] == [('good', 2)]
     assert {row.name: row.note for row in rows if row.note} == {
         'bad': 'RuntimeError: no compiler',
-        'dead': 'its process died',
-        'mortal': 'its process died while it was timed',
+        'dead': 'the process died',
+        'mortal': 'the process died during the measurement',
     }
     assert not multiprocessing.active_children()
 
@@ -159,7 +159,7 @@ def test_the_paper_s_protocol(monkeypatch, tmp_path):
 def test_operators_need_compiled_ones(monkeypatch, tmp_path):
     pytest.importorskip('mmdet')
     monkeypatch.setitem(sys.modules, 'mmcv._ext', ModuleType('mmcv._ext'))
-    with pytest.raises(ConfigError, match='needs an mmcv with compiled ones'):
+    with pytest.raises(ConfigError, match='needs an mmcv with compiled operators'):
         run_suite('operators', tmp_path, rounds=1)
 
 
@@ -192,8 +192,8 @@ def test_detection_by_stage(monkeypatch, tmp_path):
     stages = {row.name.removesuffix(', mmdet') for row in rows if row.name.endswith(', mmdet')}
     assert {'backbone', 'neck', 'head', 'boxes and NMS', 'decode and resize'} < stages
     assert len(rows) == 7 * 2 + 1 + 2
-    assert '1 images, 100 detections, 0 found by one side alone' in text
-    assert '2 images, 200 detections, 0 found by one side alone' in text
+    assert '1 images, 100 detections, 0 found by only one side' in text
+    assert '2 images, 200 detections, 0 found by only one side' in text
 
 
 def test_training_steps(monkeypatch):
@@ -229,9 +229,9 @@ def test_forms_are_in_the_layout_of_their_name(form, channels_last):
 
 
 def test_an_unknown_suite_and_impossible_numbers(tmp_path):
-    with pytest.raises(ConfigError, match="no suite 'fast'; there are forms, "):
+    with pytest.raises(ConfigError, match="unknown suite 'fast'; choose from forms, "):
         run_suite('fast', tmp_path)
-    with pytest.raises(ConfigError, match='must be positive, got 0 and 10'):
+    with pytest.raises(ConfigError, match='must be at least 1, got 0 and 10'):
         run_suite('variants', tmp_path, threads=0)
 
 

@@ -327,7 +327,7 @@ def test_curves_of_a_run_that_was_resumed_and_one_that_is_writing(tmp_path):
     run = runs.read_runs([folder])[0]
     assert run.steps['loss'] == [(10, 10.0), (20, 7.0)]  # 30 and 40 were before the resumption
     assert run.ap == [(1, 0.25)] and run.best == (1, 0.25)
-    assert run.notes == ['Lines of its scalars.json that are not whole are left out: 1.']
+    assert run.notes == ['Incomplete lines skipped in scalars.json: 1.']
 
 
 def test_what_a_run_says_of_how_it_was_made(tmp_path):
@@ -382,7 +382,7 @@ def test_what_is_no_training_is_named(tmp_path):
     run = write_run(tmp_path / 'run')
     with pytest.raises(DataError, match='given twice'):
         write_report([run, run], tmp_path / 'out')
-    with pytest.raises(ConfigError, match='--compare takes two'):
+    with pytest.raises(ConfigError, match='--compare needs two'):
         write_report([run], tmp_path / 'out', compare=True)
     with pytest.raises(ConfigError, match='1 to 8'):
         write_report([run] * 9, tmp_path / 'out')
@@ -642,8 +642,8 @@ def test_a_work_dir_that_cannot_be_written_to_costs_only_the_next_time(make_run,
 @pytest.mark.parametrize(
     ('change', 'said'),
     [
-        ("val_dataloader = dict(dataset=dict(type='VOCDataset'))\n", 'validates on no CocoDataset'),
-        ("val_evaluator = None\n", 'validates on no CocoDataset'),
+        ("val_dataloader = dict(dataset=dict(type='VOCDataset'))\n", 'no CocoDataset or'),
+        ("val_evaluator = None\n", 'no CocoDataset or'),
     ],
 )  # fmt: skip
 def test_what_has_no_boxes_is_said(make_run, change, said):
@@ -672,9 +672,9 @@ def test_what_is_missing_is_said_on_the_page(make_run, tmp_path, page):
     opened(page, write_report([bare, moved, gone, new], tmp_path / 'out'))
     notes = page.locator('.note').all_inner_texts()
     assert any(n.startswith('bare:') and 'no checkpoint yet' in n for n in notes)
-    assert any(n.startswith('moved:') and 'are not there' in n and 'data_root=' in n for n in notes)
+    assert any(n.startswith('moved:') and 'not exist' in n and 'data_root=' in n for n in notes)
     assert any('cannot be read, so only their boxes' in n for n in notes)
-    assert any(n.startswith('new:') and 'Nothing has been logged' in n for n in notes)
+    assert any(n.startswith('new:') and 'has not logged anything yet' in n for n in notes)
     assert any(n.startswith('new:') and 'No detections are shown' in n for n in notes)
     assert page.locator('.empty').count() > 2
     assert page.locator('.tile').count() == 4 and page.locator('#summary tbody tr').count() == 1
@@ -719,7 +719,7 @@ def test_two_runs_are_compared_where_one_has_no_detections(make_run, tmp_path):
     (pair[1] / 'epoch_2.pth').unlink()
     html = write_report(pair, tmp_path / 'out', compare=True).read_text()
     changes = re.search(r'<section id="changes">.*?</section>', html, re.DOTALL)[0]
-    assert 'lr=0.5' in changes and 'Figures' not in changes
+    assert 'lr=0.5' in changes and 'Metrics' not in changes
     assert 'no checkpoint yet' in html
 
 

@@ -1,4 +1,4 @@
-"""Speed: what it is, measured side by side in one run, and written down with its circumstances."""
+"""Interleaved speed measurements, reported with the machine and the versions."""
 
 from .evaluators import time_evaluators
 from .suites import SUITES, run_suite

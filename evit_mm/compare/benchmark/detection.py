@@ -1,4 +1,4 @@
-"""Whole detectors, stage by stage: mmdet's own path and the fused one, on the same weights."""
+"""Speed of whole detectors and of their stages: mmdet and fused, with the same weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ...deploy.export.check import Agreement, compare_detections
 from . import forms, networks
 from .timing import Call, Row, Setting, time_rows
 
-# config, size as (height, width) that the network sees, batch
+# config, (height, width) of the network input, batch size
 CASES = (
     ('retinanet_evit_m4_coco', (800, 1344), 1),
     ('retinanet_evit_m4_coco', (640, 640), 1),
@@ -31,12 +31,12 @@ CASES = (
     ('retinanet_lite_evit_m4_coco', (640, 640), 1),
 )
 PHOTO = (480, 640)
-PASSING = 1000  # scores above the threshold, about what a trained detector has
-SLOW = 1_000_000  # pixels of a batch, beyond which a call takes many seconds
+PASSING = 1000  # number of scores above the threshold, about as for a trained detector
+SLOW = 1_000_000  # pixels per batch above which a call takes many seconds
 
 
 def measure(setting: Setting) -> tuple[list[Row], list[str]]:
-    """Time the whole prediction by mmdet's own path and by the fused detector, by stage."""
+    """Time the prediction of mmdet's detector and of the fused detector, in total and by stage."""
     rows, notes = [], []
     for config, size, batch in CASES:
         slow = size[0] * size[1] * batch > SLOW
@@ -55,11 +55,10 @@ def measure(setting: Setting) -> tuple[list[Row], list[str]]:
 def prediction(
     config: str, size: tuple[int, int], batch: int, file: Path, device: str = 'cpu'
 ) -> tuple[list[tuple[Row, Call]], Agreement]:
-    """Return what is timed of a detector: the whole and its stages, named ``'STAGE, PATH'``.
+    """Return the timed calls of a detector, named ``'STAGE, PATH'``, and the paths' agreement.
 
-    The stages are timed of a single image only; on a GPU also other layouts and AMP. Whether both
-    paths detect the same is returned beside the rows with their calls. ``size`` is the height and
-    width that the network sees.
+    The stages are timed only for batch size 1. On a GPU, the calls also include other layouts and
+    AMP. ``size`` is the height and width of the network input.
     """
     rows: list[tuple[Row, Call]] = []
 
@@ -140,13 +139,13 @@ def _build(config: str, size: tuple[int, int], device: str) -> tuple[Any, Any]:
     steps = [step for step in get_test_pipeline_cfg(cfg) if step['type'] != 'LoadAnnotations']
     for step in steps:
         if step['type'] == 'Resize':
-            # exactly this size, so that the photograph fills it
+            # exactly this size, without padding
             step.update(scale=(size[1], size[0]), keep_ratio=False)
     return plain, Compose([dict(step) for step in steps])
 
 
 def _give_scores(detector: Any, inputs: Tensor) -> None:
-    """Scale the last layer of the classification so that about 1000 scores per image pass."""
+    """Scale the last classification layer until about 1000 scores per image pass the threshold."""
     head = detector.bbox_head
     threshold = torch.tensor(head.test_cfg.score_thr).logit()
     with torch.inference_mode():
@@ -164,7 +163,7 @@ def _load(pipeline: Any, file: Path) -> dict[str, list]:
 
 @contextmanager
 def photo() -> Iterator[Path]:
-    """Write something as smooth as a photograph and as long in JPEG."""
+    """Write a synthetic JPEG file as smooth and as large as a photograph."""
     rng = np.random.default_rng(0)
     height, width = PHOTO
     image: Any = np.zeros((height, width, 3), np.float32)

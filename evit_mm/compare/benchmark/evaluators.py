@@ -1,4 +1,4 @@
-"""COCO's evaluation by pycocotools and by hotcoco."""
+"""Speed of COCO's evaluation with pycocotools and with hotcoco."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from ...evaluation.synthetic_detections import synthetic_detections
 
 
 def time_evaluators(num_images: int, seed: int = 0) -> dict[str, Any]:
-    """Time COCO's evaluation of boxes by pycocotools and by hotcoco.
+    """Time COCO's box evaluation with pycocotools and with hotcoco.
 
-    Both load annotations and results and evaluate, accumulate and summarise them, each once, on
-    fresh copies of :func:`~evit_mm.evaluation.synthetic_detections.synthetic_detections`.
+    The time includes loading, evaluation, accumulation and summary, each once, on fresh copies of
+    :func:`~evit_mm.evaluation.synthetic_detections.synthetic_detections`.
 
     Args:
-        num_images: Images to evaluate; COCO's val2017 has 5000.
-        seed: Of the detections.
+        num_images: Number of images; COCO val2017 has 5000.
+        seed: Random seed of the detections.
 
     Returns:
-        ``pycocotools`` and ``hotcoco``, each with its ``seconds`` and COCO's twelve ``figures``;
-        ``detections``, their number; ``difference``, the largest between their figures.
+        ``pycocotools`` and ``hotcoco``, each with ``seconds`` and the twelve COCO ``figures``;
+        ``detections``, the number of detections; ``difference``, the largest difference between
+        the figures.
     """
     import hotcoco
     from pycocotools.coco import COCO

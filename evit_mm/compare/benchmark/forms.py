@@ -1,6 +1,6 @@
-"""The same network in several forms: folded, compiled, for another runtime, in other numbers.
+"""Forms of a network for the benchmark: folded, compiled, other runtimes, other precisions.
 
-Shapes: B batch, H x W image.
+Shapes: batch B, image H x W.
 """
 
 from __future__ import annotations
@@ -28,12 +28,14 @@ CALIBRATION_IMAGES = 8
 
 
 def fold_batchnorms(model: nn.Module, image: Tensor) -> nn.Module:
-    """Return a copy of any network in channels last with BatchNorm in its convolutions.
+    """Return a channels-last copy of a network with BatchNorm folded into its convolutions.
 
-    A BatchNorm that its module defines right after a convolution is taken to follow it; one with an
-    activation of its own, as timm has them, leaves that behind. It is how the networks that
-    EfficientViT is compared with, in eval mode, get their best form; a copy that computes otherwise
-    is refused.
+    This gives the networks that EfficientViT is compared with their fastest form. A BatchNorm is
+    folded if its module defines it directly after a convolution. The activation that timm's
+    BatchNorm layers contain is kept. The network must be in eval mode.
+
+    Raises:
+        RuntimeError: The copy gives other outputs on ``image``.
     """
     folded = copy.deepcopy(model)
     for module in list(folded.modules()):
@@ -47,12 +49,12 @@ def fold_batchnorms(model: nn.Module, image: Tensor) -> nn.Module:
     with torch.no_grad():
         pairs = zip(_tensors(folded(image)), _tensors(model(image)), strict=True)
         if not all(torch.allclose(a, b, rtol=1e-3, atol=1e-3 * b.abs().max()) for a, b in pairs):
-            raise RuntimeError(f'{type(model).__name__} with BatchNorm folded computes otherwise')
+            raise RuntimeError(f'{type(model).__name__} gives other outputs with folded BatchNorm')
     return folded
 
 
 def eager(model: Callable[[Any], object], image: Any, threads: int = 1) -> Call:  # noqa: ARG001
-    """Return a call of the network as it is."""
+    """Return a call of the unchanged network."""
 
     @torch.inference_mode()
     def run() -> object:
@@ -62,7 +64,7 @@ def eager(model: Callable[[Any], object], image: Any, threads: int = 1) -> Call:
 
 
 def amp(run: Call, device_type: str, dtype: torch.dtype = torch.float16) -> Call:
-    """Return the same call under autocast."""
+    """Return a call that runs under autocast."""
 
     def under_autocast() -> object:
         with torch.autocast(device_type, dtype):
@@ -78,9 +80,9 @@ def channels_last(model: nn.Module, image: Tensor, threads: int) -> Call:  # noq
 
 
 def compiled(model: nn.Module, image: Tensor, threads: int) -> Call:  # noqa: ARG001
-    """Return a call of the network compiled by torch, with its weights frozen."""
+    """Return a call of the network after ``torch.compile`` with frozen weights."""
     need_torch('2.7', 'The compiled form')
-    torch._dynamo.config.recompile_limit = 64  # one network after the other of the same class
+    torch._dynamo.config.recompile_limit = 64  # many networks of the same class are compiled
     function = torch.compile(model, dynamic=False, options={'freezing': True})
 
     def run() -> object:
@@ -92,13 +94,13 @@ def compiled(model: nn.Module, image: Tensor, threads: int) -> Call:  # noqa: AR
 
 
 def graphed(model: Callable[[Tensor], object], image: Tensor) -> Call:
-    """Return the replay of a network captured as a CUDA graph: one launch for all its kernels."""
+    """Return a call that replays the network as a CUDA graph, with one launch for all kernels."""
     _only_on('cuda', image, 'a CUDA graph')
     fixed, stream = image.clone(), torch.cuda.Stream()
     graph = torch.cuda.CUDAGraph()
     with torch.no_grad():
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):  # where cuDNN and cuBLAS make their choices
+        with torch.cuda.stream(stream):  # warm-up: cuDNN and cuBLAS select their algorithms
             for _ in range(3):
                 model(fixed)
         torch.cuda.current_stream().wait_stream(stream)
@@ -110,7 +112,7 @@ def graphed(model: Callable[[Tensor], object], image: Tensor) -> Call:
         graph.replay()
         return output
 
-    vars(run)['model'] = model  # each replay reads its weights, so they must live as long
+    vars(run)['model'] = model  # keep the weights alive, because each replay reads them
     return run
 
 
@@ -134,9 +136,10 @@ def onnxruntime(model: nn.Module, image: Tensor, threads: int) -> Call:
 def openvino(
     model: nn.Module, image: Tensor, threads: int, precision: str = 'f32', int8: bool = False
 ) -> Call:
-    """Return a call of the network in OpenVINO, with int8 calibrated on noise, for its time only.
+    """Return a call of the network in OpenVINO on the CPU.
 
-    A precision that the processor lacks, ``'bf16'`` on many, is computed in float32.
+    If the processor does not support ``precision``, OpenVINO computes in float32. An int8 network
+    is calibrated on noise, so only its speed is meaningful.
     """
     _only_on('cpu', image, 'OpenVINO')
     runtime = need('openvino')

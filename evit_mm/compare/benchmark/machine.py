@@ -1,4 +1,4 @@
-"""What a figure was measured on, and what that machine can do at most."""
+"""Description of the machine of a measurement, and its peak rate."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from torch import nn
 from ...utils.provenance import commit, cpu, versions
 
 PACKAGES = ('torch', 'timm', 'mmengine', 'mmcv', 'mmdet', 'onnxruntime', 'openvino')
-# a 3x3 convolution as large as a detector's head has them
+# a 3x3 convolution of the size used in a detector head
 CONV_CHANNELS, CONV_SIDE = 256, 100
-CONV_FLOP = 2 * 9 * CONV_CHANNELS**2 * CONV_SIDE**2  # of one call; a multiply-add is two
+CONV_FLOP = 2 * 9 * CONV_CHANNELS**2 * CONV_SIDE**2  # per call; a multiply-add counts as two
 
 
 def describe(threads: int, device: str = 'cpu') -> dict[str, Any]:
-    """Return machine, versions, CPU threads and date of a run."""
+    """Return the machine, the versions, the number of CPU threads and the date."""
     return {
         **_describe_device(torch.device(device)),
         'cpu': cpu(),
@@ -34,13 +34,13 @@ def describe(threads: int, device: str = 'cpu') -> dict[str, Any]:
 
 
 def allow_tf32(allowed: bool) -> None:
-    """Let a GPU compute float32 convolutions and products with TF32's 10 bits, or not."""
+    """Allow or forbid TF32, with a 10-bit mantissa, for float32 convolutions and products."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
 
 
 @contextmanager
 def tf32(allowed: bool) -> Iterator[None]:
-    """Compute with or without TF32, and afterwards as before."""
+    """Allow or forbid TF32 in a ``with`` block, and restore the setting afterwards."""
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     allow_tf32(allowed)
     try:
@@ -64,9 +64,9 @@ def _describe_device(device: torch.device) -> dict[str, Any]:
 
 
 def peak_memory(run: Callable[[], object], device: str) -> int | None:
-    """Return the bytes that a call takes of a GPU's memory beyond what was held before it.
+    """Return the peak GPU memory of a call in bytes, without the memory in use before it.
 
-    It is called once before the measurement, so that its scratch memory is there. None for a CPU.
+    A first, unmeasured call allocates the scratch memory. The result is None on a CPU.
     """
     if torch.device(device).type != 'cuda':
         return None
@@ -80,7 +80,7 @@ def peak_memory(run: Callable[[], object], device: str) -> int | None:
 
 
 def build_convolution(device: str) -> Callable[[], object]:
-    """Return a convolution, of whose rate that of a network is a share."""
+    """Return a call of a large convolution, the reference for the rate of a network."""
     conv: Any = nn.Conv2d(CONV_CHANNELS, CONV_CHANNELS, 3, padding=1).requires_grad_(False)
     conv.to(device, memory_format=torch.channels_last)
     image = torch.rand(1, CONV_CHANNELS, CONV_SIDE, CONV_SIDE, device=device)

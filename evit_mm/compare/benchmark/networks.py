@@ -1,6 +1,6 @@
-"""The networks that are timed: ours and timm's, alone and in a detector.
+"""The networks of the benchmark: this package's and timm's, as backbones and in detectors.
 
-Shapes: B batch, H x W image.
+Shapes: batch B, image H x W.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from ...models.backbone import Backbone
 from ...runner.config import load_config
 from ..complexity import CLASSIFIER_WINDOWS
 
-BATCH, SIDE = 16, 224  # of the paper's protocol
+BATCH, SIDE = 16, 224  # protocol of the paper
 
 
 def backbone(arch: str, side: int, channels_last: bool = True) -> nn.Module:
-    """Return our backbone for images of a size, in eval mode."""
+    """Return the EfficientViT of this package for images of one size, in eval mode."""
     windows = CLASSIFIER_WINDOWS if side == SIDE else None
     model = EfficientViT(arch=arch, window_sizes=windows, channels_last=channels_last)
     return with_statistics(model)
@@ -32,14 +32,14 @@ def timm_backbone(arch: str, side: int) -> nn.Module:
     """Return timm's implementation of the same network."""
     import timm  # optional
 
-    # windows of 4 in the last stage at 224 px, of 7 beyond, as in ours; timm 1.0.31 and later take
-    # any size of image then
+    # the last stage has windows of 4 at 224 px and windows of 7 at larger sizes, as in this
+    # package; from version 1.0.31 on, timm then accepts any image size
     size = SIDE if side == SIDE else 512
     return timm.create_model(f'efficientvit_{arch}', features_only=True, img_size=size)
 
 
 def with_statistics(model: nn.Module) -> nn.Module:
-    """Give BatchNorm weights other than zero, with which a branch would compute nothing."""
+    """Initialise BatchNorm with weights other than zero, which would disable a branch."""
     generator = torch.Generator().manual_seed(0)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -48,14 +48,14 @@ def with_statistics(model: nn.Module) -> nn.Module:
 
 
 def read_untrained(config: str, backbone: Mapping[str, Any] | None = None) -> Config:
-    """Read one of the project's configs, its backbone untrained and with keys overridden."""
+    """Load a config of this project, without pretrained weights and with backbone overrides."""
     overrides = {**(backbone or {}), 'init_cfg': None}
     init_default_scope('mmdet')
     return load_config(config, {f'model.backbone.{key}': v for key, v in overrides.items()})
 
 
 def build_detector(cfg: Config) -> Any:
-    """Build a config's detector with its random weights."""
+    """Build the detector of a config with random weights."""
     torch.manual_seed(0)
     model = MODELS.build(cfg.model)
     model.init_weights()
@@ -63,7 +63,7 @@ def build_detector(cfg: Config) -> Any:
 
 
 class TimmBackbone(Backbone):
-    """timm's EfficientViT in a detector's place for a backbone, in whatever layout it gets."""
+    """timm's EfficientViT as the backbone of a detector; it keeps the layout of its input."""
 
     def __init__(self, arch: str, norm_eval: bool, out_stem: bool) -> None:
         super().__init__()
@@ -76,11 +76,11 @@ class TimmBackbone(Backbone):
             )
 
     def parts(self) -> list[list[nn.Module]]:
-        """Return nothing, since nothing is frozen."""
+        """Return no parts, because nothing is frozen."""
         return []
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Return the stages' maps, the stem's first if it is wanted."""
+        """Return the maps of the stages; with ``out_stem``, the map of the stem comes first."""
         outputs = self.net(x)
         stem, self.stem = self.stem, []
         return (*stem, *outputs)

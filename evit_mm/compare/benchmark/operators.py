@@ -1,6 +1,6 @@
-"""mmcv's operators: compiled, and by evit_mm.ops, on the same inputs.
+"""Speed of mmcv's compiled operators and of evit_mm.ops, on the same inputs.
 
-Needs an mmcv with compiled operators, whose own functions are called with either.
+This suite needs an mmcv with compiled operators. It calls mmcv's functions with both backends.
 """
 
 from __future__ import annotations
@@ -21,16 +21,18 @@ from .detection import photo, prediction
 from .timing import Call, Row, Setting, time_rows
 
 THEIRS, OURS = 'compiled', 'evit_mm.ops'
-REGIONS, MAP = 500, (256, 100, 168)  # of RoIAlign: channels, height, width of a map of stride 8
+REGIONS, MAP = 500, (256, 100, 168)  # RoIAlign: regions; channels, height, width at stride 8
 
 
 def measure(setting: Setting) -> tuple[list[Row], list[str]]:
-    """Time mmcv's operators, compiled and by evit_mm.ops."""
+    """Time mmcv's compiled operators and evit_mm.ops."""
     compiled = importlib.import_module('mmcv._ext')
     if getattr(compiled, '__file__', None) is None:
-        raise ConfigError('the suite operators needs an mmcv with compiled ones: docs/install.md')
+        raise ConfigError(
+            'the suite operators needs an mmcv with compiled operators; see docs/install.md'
+        )
     importlib.import_module('mmcv.ops')
-    # no public way to call mmcv's functions with other operators than it was imported with
+    # mmcv has no public API to replace its operators after the import
     modules = [vars(m) for name, m in sys.modules.items() if name.startswith('mmcv.ops.')]
     users = [names for names in modules if names.get('ext_module') is compiled]
 
@@ -103,7 +105,7 @@ def _convolutions(random: Callable[..., Any]) -> Iterator[tuple[str, Call]]:
 
 
 def _both_ways(label: str, layer: nn.Module, *inputs: Any) -> Iterator[tuple[str, Call]]:
-    """Yield a layer's forward pass, and then the backward pass by itself."""
+    """Yield the forward pass of a layer, and then its backward pass."""
     yield label, torch.no_grad()(partial(layer, *inputs))
     output = layer(*inputs)
     learning = [x for x in (*inputs, *layer.parameters()) if x.requires_grad]
@@ -113,7 +115,7 @@ def _both_ways(label: str, layer: nn.Module, *inputs: Any) -> Iterator[tuple[str
 
 
 def _prediction(random: Callable[..., Any]) -> Iterator[tuple[str, Call]]:  # noqa: ARG001
-    """Yield a detector's prediction on mmdet's path, whose NMS takes its operators from mmcv."""
+    """Yield the prediction of mmdet's detector, which uses the NMS of mmcv."""
     with photo() as file:
         calls, _ = prediction('retinanet_lite_evit_m0_coco', (640, 640), 1, file)
     predict = next(call for row, call in calls if row.name == 'whole, from tensors, mmdet')

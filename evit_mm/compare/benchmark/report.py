@@ -1,4 +1,4 @@
-"""A suite's figures as a table, as JSON and as a picture."""
+"""Output of a suite as a table, a JSON file and a chart."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ from typing import Any
 from ...utils.text import markdown_table
 from .timing import Row, median_and_quartiles, ratio_of
 
-# what a row's work is, and its columns: floating point operations are also shown as a share of what
-# the machine's large convolution reaches
+# unit of a row's work, and its columns; the limit is the rate of the machine's large convolution
 UNITS = {'flop': ('GFLOP/s', 'share of limit'), 'images': ('images/s',), '': ()}
 
 
 def markdown(
     title: str, rows: Sequence[Row], about: Mapping[str, Any], notes: Sequence[str], unit: str
 ) -> str:
-    """Return the table for people, the notes and the circumstances below it."""
+    """Return the table, the notes and the facts about the machine as Markdown."""
     columns = ['', 'form', 'calls', 'ms, median (quartiles)', 'times faster (quartiles)']
     table = markdown_table([*columns, *UNITS[unit]], [_cells(row, rows, unit) for row in rows])
     facts = '; '.join(f'{key}: {value}' for key, value in about.items())
@@ -49,12 +48,12 @@ def _cells(row: Row, rows: Sequence[Row], unit: str) -> list[str]:
 
 
 def _rate(row: Row) -> float | None:
-    """Return a row's work in a second."""
+    """Return the work per second of a row."""
     return row.work / median_and_quartiles(row.seconds)[0] if row.work and row.seconds else None
 
 
 def draw_bars(title: str, rows: Sequence[Row], path: Path) -> None:
-    """Draw medians and quartiles as bars, one colour per group."""
+    """Draw the medians as bars with the quartiles, one colour per group."""
     from matplotlib.figure import Figure
 
     timed = [row for row in rows if row.seconds]
@@ -75,7 +74,7 @@ def draw_bars(title: str, rows: Sequence[Row], path: Path) -> None:
 
 
 def write(path: Path, title: str, text: str, rows: Sequence[Row], about: Mapping[str, Any]) -> None:
-    """Write ``PATH.md``, ``PATH.json`` with every timed call, and ``PATH.png``."""
+    """Write ``PATH.md``, ``PATH.json`` with all timed calls, and ``PATH.png``."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.with_suffix('.md').write_text(text, encoding='utf-8')
     records = [{**asdict(row), 'seconds': [round(x, 6) for x in row.seconds]} for row in rows]

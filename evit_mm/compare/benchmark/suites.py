@@ -1,6 +1,6 @@
-"""What is measured: each suite is one table.
+"""The suites of the benchmark; each suite produces one table.
 
-Shapes: B batch, H x W image.
+Shapes: batch B, image H x W.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from .timing import (
 )
 
 PEERS = ('mobilenetv2', 'mobilenetv3', 'efficientnet_b0', 'spnasnet', 'spos')
-# how many times as fast the first is as the second, after EfficientViT (arXiv 2305.07027)
+# published speedup of the first network over the second, from EfficientViT (arXiv 2305.07027)
 PUBLISHED_RATIOS = (
     ('EfficientViT-M3', 'MobileNetV2', 'eager', 'published 3.0 on an Intel CPU, 2.5 on a V100'),
     ('EfficientViT-M5', 'EfficientNet-B0', 'eager', 'published 1.9 on an Intel CPU, 2.3 on a V100'),
@@ -51,9 +51,9 @@ PUBLISHED_RATIOS = (
 )
 DETECTOR_IMAGE = (800, 1344)
 EVALUATED_IMAGES = 5000
-# how a network is called: takes the network, its input and the threads
+# builds a call from the network, its input and the number of threads
 Form = Callable[[nn.Module, Tensor, int], Call]
-# whose network, and how it is called
+# implementation of the network, and its form
 FORMS: dict[str, tuple[str, Form]] = {
     'timm, eager': ('timm', forms.eager),
     'timm, channels last': ('timm', forms.channels_last),
@@ -69,7 +69,7 @@ FORMS: dict[str, tuple[str, Form]] = {
     'fused, OpenVINO bf16': ('fused', partial(forms.openvino, precision='bf16')),
     'fused, OpenVINO int8': ('fused', partial(forms.openvino, int8=True)),
 }
-# of the classifiers of the paper's protocol
+# forms of the classifiers in the paper's protocol
 CLASSIFIER_FORMS: dict[str, Form] = {
     'eager': forms.eager,
     'compiled': forms.compiled,
@@ -80,12 +80,12 @@ EAGER_FORMS = ('timm, eager', 'timm, channels last', 'plain', 'plain, contiguous
 
 @dataclass(frozen=True)
 class Suite:
-    """A table."""
+    """A suite: one table of measurements."""
 
     title: str
-    measure: Callable[[Setting], tuple[list[Row], list[str]]]  # rows, and notes for below the table
-    threads: int  # unless others are asked for
-    unit: str = ''  # what the work of its rows is, of report.UNITS
+    measure: Callable[[Setting], tuple[list[Row], list[str]]]  # rows, and notes below the table
+    threads: int  # default number of CPU threads
+    unit: str = ''  # unit of the rows' work, a key of report.UNITS
 
 
 def run_suite(
@@ -95,29 +95,30 @@ def run_suite(
     rounds: int = 10,
     device: str = 'cpu',
 ) -> tuple[list[Row], str]:
-    """Measure a suite and write its table, JSON and picture.
+    """Measure a suite and write its table, JSON file and chart.
 
     Args:
         name: One of :data:`SUITES`.
-        folder: Where to write ``NAME.md``, ``NAME.json`` and ``NAME.png``.
-        threads: CPU threads; default the suite's.
-        rounds: Timed calls of each row; half of them for training steps, a third for whole
-            detectors that take seconds, and evaluations once in ten.
-        device: Where the networks are, ``'cpu'``, ``'cuda'``, ...; float32 without TF32.
+        folder: Folder for ``NAME.md``, ``NAME.json`` and ``NAME.png``.
+        threads: Number of CPU threads. Default: the setting of the suite.
+        rounds: Timed calls per row. Training steps use half of this number, slow detectors a
+            third, and evaluations a tenth.
+        device: Device of the networks, for example ``'cpu'`` or ``'cuda'``. Float32 is computed
+            without TF32.
 
     Returns:
         The rows and the table.
 
     Raises:
-        ConfigError: There is no such suite, a number is not positive, or the device cannot be
+        ConfigError: The suite does not exist, a number is not positive, or the device cannot be
             used.
     """
     if name not in SUITES:
-        raise ConfigError(f"there is no suite '{name}'; there are {', '.join(SUITES)}")
+        raise ConfigError(f"unknown suite '{name}'; choose from {', '.join(SUITES)}")
     suite = SUITES[name]
     threads = suite.threads if threads is None else threads
     if threads < 1 or rounds < 1:
-        raise ConfigError(f'--threads and --rounds must be positive, got {threads} and {rounds}')
+        raise ConfigError(f'--threads and --rounds must be at least 1, got {threads} and {rounds}')
     set_device(device)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -136,7 +137,7 @@ def run_suite(
 
 
 def measure_forms(setting: Setting) -> tuple[list[Row], list[str]]:
-    """Time EfficientViT-M4 at a detector's size in every form."""
+    """Time all forms of EfficientViT-M4 at the image size of a detector."""
     height, width = DETECTOR_IMAGE
     groups = {f'M4 backbone, {height}x{width}, batch 1': ('m4', (1, 3, height, width))}
     note = (
@@ -149,7 +150,7 @@ def measure_forms(setting: Setting) -> tuple[list[Row], list[str]]:
 
 
 def measure_variants(setting: Setting) -> tuple[list[Row], list[str]]:
-    """Time M0 to M5 against timm's at 224 px."""
+    """Time M0 to M5 of this package and of timm at 224 px."""
     batch, side = networks.BATCH, networks.SIDE
     groups = {f'{arch.upper()} backbone': (arch, (batch, 3, side, side)) for arch in VARIANTS}
     note = (
@@ -160,10 +161,10 @@ def measure_variants(setting: Setting) -> tuple[list[Row], list[str]]:
 
 
 def measure_backbones(setting: Setting) -> tuple[list[Row], list[str]]:
-    """Time ImageNet classifiers by the paper's protocol, each in its best forms."""
+    """Time ImageNet classifiers in their fastest forms, with the paper's protocol."""
     batch, side = networks.BATCH, networks.SIDE
     image = torch.randn(batch, 3, side, side, device=setting.device)
-    peer = label_of('mobilenetv2')  # in the same form
+    peer = label_of('mobilenetv2')  # reference row of each form
     rows: dict[str, list[Row]] = {form: [] for form in CLASSIFIER_FORMS}
     timed: list[tuple[Row, Call]] = []
     for name in (*(f'evit_{arch}' for arch in VARIANTS), *PEERS):
@@ -176,7 +177,7 @@ def measure_backbones(setting: Setting) -> tuple[list[Row], list[str]]:
             rows[form].append(row)
             try:
                 timed.append((row, build(best, image, setting.threads)))
-            except Exception as error:  # a compiler may fail in any way; the rest goes on
+            except Exception as error:  # compilers can raise anything; report it as a note
                 row.note = sentence(error)
     time_rows(timed, setting.rounds, 2)
     found = [row for form in rows.values() for row in form]
@@ -189,8 +190,8 @@ def measure_backbones(setting: Setting) -> tuple[list[Row], list[str]]:
 
 
 def measure_evaluation(setting: Setting) -> tuple[list[Row], list[str]]:
-    """Time COCO's evaluation of made detections."""
-    # hotcoco's, which reads it at its first use
+    """Time COCO's evaluation of synthetic detections."""
+    # hotcoco reads this variable at its first use
     os.environ['RAYON_NUM_THREADS'] = str(setting.threads)
     results = [time_evaluators(EVALUATED_IMAGES) for _ in range(max(1, setting.rounds // 10))]
     group = f'{EVALUATED_IMAGES} images, {results[0]["detections"]} detections'
@@ -216,7 +217,7 @@ SUITES = {
 def build_form(
     name: str, arch: str, shape: tuple[int, ...], threads: int, device: str = 'cpu'
 ) -> Call:
-    """Build a variant in one of :data:`FORMS` for images of shape ``(B, 3, H, W)``."""
+    """Build one of :data:`FORMS` of a variant for images of shape ``(B, 3, H, W)``."""
     torch.manual_seed(0)
     image = torch.randn(shape).to(device)
     which, how = FORMS[name]
@@ -231,7 +232,7 @@ def build_form(
 def _time_forms(
     groups: Mapping[str, tuple[str, tuple[int, ...]]], names: Iterable[str], setting: Setting
 ) -> list[Row]:
-    """Time forms of each group's variant and shape, and the machine's limit."""
+    """Time the forms of each group, and the reference convolution of the machine."""
     timed: list[tuple[Row, Build]] = []
     for group, (arch, shape) in groups.items():
         one = torch.empty(1, *shape[1:], device='meta')
@@ -247,7 +248,7 @@ def _time_forms(
 
 
 def _claims(rows: Sequence[Row]) -> str:
-    """Put the paper's ratios beside ours."""
+    """Compare the measured ratios with those of the paper."""
     sentences = []
     for first, second, form, published in PUBLISHED_RATIOS:
         row = next((row for row in rows if (row.group, row.name) == (form, first)), None)

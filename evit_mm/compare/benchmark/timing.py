@@ -1,4 +1,4 @@
-"""Latency, side by side: functions in turns, in this process or each in one of its own."""
+"""Interleaved latency measurements, in this process or with one process per function."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ from . import machine
 
 Key = TypeVar('Key', bound=Hashable)
 Call = Callable[[], object]
-Build = Callable[[], Call]  # returns the call that is timed; can be pickled
+Build = Callable[[], Call]  # returns the timed call; must be picklable
 CALLS_OF_A_PROCESS = 10
 
 
 @dataclass(frozen=True)
 class Setting:
-    """How a suite is measured."""
+    """Settings of a measurement."""
 
-    threads: int  # of the CPU
-    rounds: int  # timed calls of each row
-    device: str = 'cpu'  # where the networks are
+    threads: int  # CPU threads
+    rounds: int  # timed calls per row
+    device: str = 'cpu'  # device of the networks
 
 
 @dataclass
 class Row:
-    """One thing that is timed.
+    """One row of a suite: a timed call.
 
     Attributes:
-        group: What it is compared within.
-        name: The thing.
-        seconds: Every timed call; empty before, and where it was not run.
-        work: Floating point operations (a multiply-add is two) or images of one call, None where
-            neither says anything.
-        against: Name of the row in the group that its ratio is taken to.
-        note: What else is to be known, or why it was not run.
+        group: Group of rows that are compared.
+        name: Name of the row in its group.
+        seconds: Seconds of each timed call; empty before the measurement or if it failed.
+        work: Floating-point operations or images per call, or None. A multiply-add counts as two
+            operations.
+        against: Name of the reference row in the group.
+        note: Additional information, or the reason of a failure.
     """
 
     group: str
@@ -60,26 +60,26 @@ def time_interleaved(
     warmup: int = 3,
     limit: float = math.inf,
 ) -> dict[Key, list[float]]:
-    """Time functions in turns, so that what slows the machine down slows all of them alike.
+    """Time functions in interleaved rounds, so a slow phase of the machine affects all of them.
 
-    The first call of each turn is not timed: it finds the caches and the heap as the function
-    before left them, not as it would in a program of its own.
+    Each round calls each function twice and times the second call. The first call restores the
+    caches and the heap, which the previous function has changed.
 
     Args:
-        functions: What to call, by name.
-        rounds: Timed calls of each.
-        warmup: Calls of each before that.
-        limit: Seconds after which no further round begins, once there has been one.
+        functions: Functions by name.
+        rounds: Number of timed rounds.
+        warmup: Number of rounds before the timed rounds.
+        limit: Seconds after which no new round starts. At least one round is timed.
 
     Returns:
-        Seconds of each timed call, in order: the same place is the same round.
+        Seconds of each timed call by name. Equal indices belong to the same round.
     """
     turns = {name: partial(_turn, function) for name, function in functions.items()}
     return _take_turns(turns, rounds, warmup, limit)
 
 
 def time_rows(timed: Sequence[tuple[Row, Call]], rounds: int, warmup: int = 1) -> list[Row]:
-    """Time rows in turns in this process, and fill in their seconds."""
+    """Time rows in interleaved rounds in this process, and set their seconds."""
     calls = {place: call for place, (_, call) in enumerate(timed)}
     seconds = time_interleaved(calls, rounds, warmup)
     for place, (row, _) in enumerate(timed):
@@ -90,13 +90,12 @@ def time_rows(timed: Sequence[tuple[Row, Call]], rounds: int, warmup: int = 1) -
 def time_in_processes(
     timed: Sequence[tuple[Row, Build]], rounds: int, warmup: int, threads: int
 ) -> list[Row]:
-    """Time rows in turns, each in its own process; fill in their seconds or why there are none.
+    """Time rows in interleaved rounds, with one process per row; set their seconds or a note.
 
-    Each has its own heap and its own threads, as in a program that does nothing else: memory that
-    one has freed does not spare another the kernel's work. They are built one after the other and
-    wait while others are timed. How the memory of a process happens to be laid out can make it
-    faster or slower for its whole life, so new processes take over after
-    :data:`CALLS_OF_A_PROCESS` calls.
+    Each row has its own heap and threads, as in a separate program. Memory that one row frees
+    cannot make another row faster. The processes are started one after the other, and wait while
+    others are timed. The memory layout of a process can make it faster or slower for its whole
+    lifetime, so new processes are started after :data:`CALLS_OF_A_PROCESS` calls.
     """
     able = list(timed)
     for start in range(0, rounds, CALLS_OF_A_PROCESS):
@@ -116,20 +115,20 @@ def time_in_processes(
 
 
 def sentence(error: Exception) -> str:
-    """Return an error in one line."""
+    """Format an error as one line."""
     return f'{type(error).__name__}: {(str(error).strip().splitlines() or [""])[0][:160]}'
 
 
 def median_and_quartiles(values: Sequence[float]) -> tuple[float, float, float]:
-    """Return the median and the quartiles below and above it."""
+    """Return the median, the lower quartile and the upper quartile."""
     low, middle, high = np.percentile(values, (25, 50, 75))
     return float(middle), float(low), float(high)
 
 
 def ratio_of(row: Row, rows: Sequence[Row]) -> tuple[float, float, float] | None:
-    """Return how many times faster than the row that it is held against: median and quartiles.
+    """Return the speedup over the reference row: median and quartiles.
 
-    Taken round by round, so that what slowed the machine down in a round slowed both.
+    The ratio is computed per round, because a slow phase of the machine affects both rows.
     """
     other = next((r for r in rows if r.group == row.group and r.name == row.against), None)
     if other is None or not row.seconds or len(other.seconds) != len(row.seconds):
@@ -168,32 +167,32 @@ def _wait() -> None:
 
 
 class _Process:
-    """A function in a process of its own; ``fault`` is why it cannot be timed, empty if it can."""
+    """A function in a separate process; ``fault`` states why it cannot be timed, or is empty."""
 
     def __init__(self, build: Build, threads: int) -> None:
         context = multiprocessing.get_context('spawn')
         self.pipe, end = context.Pipe()
-        # ends with this process, whatever becomes of it
+        # a daemon ends together with this process
         self.process = context.Process(target=_serve, args=(end, build, threads), daemon=True)
         self.process.start()
         end.close()
         try:
             self.fault = self.pipe.recv()
         except EOFError:
-            self.fault = 'its process died'
+            self.fault = 'the process died'
 
     def turn(self) -> float:
-        """Return the seconds of a turn, NaN where there is a fault."""
+        """Return the seconds of one timed call, or NaN after a fault."""
         if not self.fault:
             try:
                 self.pipe.send(True)
                 return self.pipe.recv()
             except (EOFError, OSError):
-                self.fault = 'its process died while it was timed'
+                self.fault = 'the process died during the measurement'
         return math.nan
 
     def end(self) -> None:
-        """End the process, which leaves where its pipe is closed."""
+        """Close the pipe, which ends the process, and wait for it."""
         self.pipe.close()
         self.process.join()
 
@@ -204,12 +203,12 @@ def _serve(pipe: Connection, build: Build, threads: int) -> None:
     try:
         function = build()
         function()
-    except Exception as error:  # a compiler or a runtime may fail in any way; the rest goes on
+    except Exception as error:  # compilers and runtimes can raise anything; report it as a note
         pipe.send(sentence(error))
         return
     pipe.send('')
     try:
         while pipe.recv():
             pipe.send(_turn(function))
-    except EOFError:  # nobody asks any more
+    except EOFError:  # the parent closed the pipe
         return

@@ -1,4 +1,4 @@
-"""Training steps: our backbone, timm's in its place, and what may speed them up."""
+"""Speed of training steps with the backbone of this package and with timm's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ...utils.provenance import need_torch
 from . import machine, networks
 from .timing import Call, Row, Setting, time_rows
 
-# config, size as (height, width), images
+# config, (height, width), number of images
 CASES = (('retinanet_evit_m4_bccd', (256, 320), 8),)
 TIMM = "timm's backbone"
 LAYOUTS: dict[str, dict[str, bool]] = {
@@ -29,7 +29,7 @@ FORMS: dict[str, dict[str, bool]] = {
     'ours, with_cp': {'with_cp': True},
     'ours, backbone compiled': {'compile': True},
 }
-# the same on a GPU, whose float32 convolutions may be computed in TF32
+# forms on a GPU, which can compute float32 convolutions in TF32
 GPU_FORMS: dict[str, dict[str, bool]] = {
     f'{name}, {precision}': {**options, **extra}
     for precision, extra in (('AMP', {'amp': True}), ('float32', {}), ('TF32', {'tf32': True}))
@@ -38,7 +38,7 @@ GPU_FORMS: dict[str, dict[str, bool]] = {
 
 
 def measure(setting: Setting) -> tuple[list[Row], list[str]]:
-    """Time training steps of detectors with our backbone and with timm's, then of M0 to M5."""
+    """Time training steps of detectors with both backbones, and of the backbones M0 to M5."""
     rows = []
     for config, size, images in CASES:
         forms = FORMS if torch.device(setting.device).type == 'cpu' else GPU_FORMS
@@ -63,7 +63,7 @@ def measure(setting: Setting) -> tuple[list[Row], list[str]]:
 
 
 def timm_row(name: str) -> str:
-    """Return the name of the row that a form is held against: timm's in the same precision."""
+    """Return the name of the reference row of a form: timm's backbone in the same precision."""
     precision = name.rpartition(', ')[2]
     return f'{TIMM}, {precision}' if name in GPU_FORMS else TIMM
 
@@ -71,9 +71,9 @@ def timm_row(name: str) -> str:
 def detector_step(
     config: str, size: tuple[int, int], images: int, options: Mapping[str, bool], device: str
 ) -> Call:
-    """Return a training step of a detector on images of ``(height, width)``.
+    """Return a training step of a detector on images of size ``(height, width)``.
 
-    ``options`` are its form, as :data:`FORMS` and :data:`GPU_FORMS` have them.
+    ``options`` is an entry of :data:`FORMS` or :data:`GPU_FORMS`.
     """
     from mmdet.testing import demo_mm_inputs
 
@@ -140,8 +140,8 @@ def _time(group: str, steps: Mapping[str, Call], rounds: int) -> list[Row]:
 
 
 def _kept(step: Call) -> int:
-    """Return the bytes of the tensors that a step's forward pass keeps for the backward."""
-    storages: dict[int, tuple[int, Any]] = {}  # kept alive, so that no address is used twice
+    """Return the bytes of the tensors that the forward pass saves for the backward pass."""
+    storages: dict[int, tuple[int, Any]] = {}  # references keep each address unique
 
     def keep(x: Tensor) -> Tensor:
         if not isinstance(x, nn.Parameter):

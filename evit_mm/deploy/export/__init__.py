@@ -1,4 +1,4 @@
-"""Trained detectors as files for ONNX Runtime and OpenVINO: written, checked, run, evaluated."""
+"""Export of trained detectors to ONNX Runtime and OpenVINO: write, check, run, evaluate."""
 
 from .graph import DetectorGraph
 from .run import Exported, export

@@ -1,4 +1,4 @@
-"""Does an exported file detect what the network in PyTorch detects?"""
+"""Comparison of an exported file's detections with PyTorch's detections."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ SAME_BOX = 0.99  # IoU
 
 @dataclass(frozen=True)
 class Agreement:
-    """How two sets of detections of the same images compare.
+    """The agreement of two sets of detections on the same images.
 
     Attributes:
-        images: Images.
-        detections: Detections of the first set.
-        unmatched: Detections of either set that the other has not, at a score at which it would.
-        score_error: Largest difference of two scores of the same detection.
-        iou: Smallest overlap of two boxes of the same detection.
+        images: Number of images.
+        detections: Number of detections in the first set.
+        unmatched: Number of detections that only one set contains. Detections near the lowest
+            reported score do not count.
+        score_error: Largest score difference of two matched detections.
+        iou: Smallest IoU of two matched boxes.
     """
 
     images: int
@@ -39,14 +40,14 @@ class Agreement:
     iou: float
 
     def within(self, score_error: float = SCORE_TOLERANCE, share: float = 1 / 200) -> bool:
-        """Say whether all but a share are found in both, with the same scores."""
+        """Return whether both sets agree, except for a share of unmatched detections."""
         return self.unmatched <= self.detections * share and self.score_error <= score_error
 
     def __str__(self) -> str:
         return (
-            f'{self.images} images, {self.detections} detections, {self.unmatched} found by one '
-            f'side alone; scores differ by at most {self.score_error:.1e}, boxes overlap by at '
-            f'least {self.iou:.4f}'
+            f'{self.images} images, {self.detections} detections, {self.unmatched} found by only '
+            f'one side; largest score difference {self.score_error:.1e}, smallest IoU '
+            f'{self.iou:.4f}'
         )
 
 
@@ -56,10 +57,11 @@ def compare_detections(
     most: int,
     tolerance: float = SCORE_TOLERANCE,
 ) -> Agreement:
-    """Match the detections of each image by two systems: the same class, an overlap from 0.99.
+    """Match two sets of detections; a match has the same class and an IoU of at least 0.99.
 
-    Both report detections from ``score_thr`` on, and at most so many of an image. What is above the
-    lowest score reported by less than the tolerance may be missing.
+    Both sets contain detections with a score of at least ``score_thr``, and at most ``most`` per
+    image. A detection whose score is within ``tolerance`` of the lowest reported score may be
+    missing in the other set.
     """
     images = detections = unmatched = 0
     score_error, iou = 0.0, 1.0
@@ -68,13 +70,13 @@ def compare_detections(
         matched: set[int] = set()
         images += 1
         detections += len(first)
-        # what stands at the threshold, or last in a full list, may fall on either side
+        # rounding can drop a detection at the threshold or at the end of a full list
         lowest = [float(x.scores.min()) for x in (first, second) if 0 < most <= len(x)]
         floor = max([score_thr, *lowest]) + tolerance
         for row in range(len(first)):
             open_columns = [c for c in range(len(second)) if c not in matched]
             best = max(open_columns, key=lambda c: float(overlaps[row, c]), default=None)
-            if best is None or not overlaps[row, best] >= SAME_BOX:  # NaN is no match
+            if best is None or not overlaps[row, best] >= SAME_BOX:  # NaN is not a match
                 unmatched += float(first.scores[row]) > floor
                 continue
             matched.add(best)
@@ -88,17 +90,17 @@ def compare_detections(
 def network_inputs(
     cfg: Any, detector: nn.Module, files: Iterable[Path]
 ) -> Iterator[tuple[torch.Tensor, Any]]:
-    """Yield images ``(1, 3, H, W)`` as an evaluation hands them to the network, and their samples.
+    """Yield the preprocessed images ``(1, 3, H, W)`` and their data samples.
 
     Raises:
-        DataError: A file is not an image, or too thin for the pipeline's size.
+        DataError: A file is not an image, or is too thin for the pipeline.
     """
     preprocessor: Any = detector.data_preprocessor
     prepare = test_pipeline(cfg)
     for file in files:
         pixels = read_image(file)
         if pixels is None:
-            raise DataError(f"'{file}' cannot be decoded")
+            raise DataError(f"image '{file}' cannot be decoded; replace or remove it")
         try:
             data = prepare(pixels)
         except DataError as error:
@@ -109,7 +111,7 @@ def network_inputs(
 
 
 def _overlaps(first: InstanceData, second: InstanceData) -> np.ndarray:
-    """Return the IoU of every pair, -1 where the classes differ."""
+    """Return the IoU of each pair, or -1 if the classes differ."""
     from torchvision.ops import box_iou
 
     same = first.labels[:, None] == second.labels[None]

@@ -1,4 +1,4 @@
-"""Evaluation of what is deployed: a checkpoint in its fast form, or an exported file."""
+"""Evaluation of fused models and exported files."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from .formats import BY_SUFFIX
 
 @HOOKS.register_module()
 class FuseHook(Hook):
-    """Put the model into its fast form before it is tested.
+    """Fuse the model before a test.
 
-    A detector by :func:`evit_mm.deploy.fuse_detector`, a classifier by
+    Detectors use :func:`evit_mm.deploy.fuse_detector`, classifiers use
     :func:`evit_mm.deploy.fuse`.
     """
 
-    priority = 'VERY_LOW'  # after EMA has put its weights in
+    priority = 'VERY_LOW'  # runs after the EMA hook has swapped in its weights
 
     def before_test_epoch(self, runner: Any) -> None:
-        """Exchange the model."""
-        print_log('the model is tested in its fast form', logger='current')
+        """Replace the model by its fused copy."""
+        print_log('testing the fused model', logger='current')
         fuse = fusion.fuse if is_classifier(runner.cfg) else fusion.fuse_detector
         if is_model_wrapper(runner.model):
             runner.model.module = fuse(runner.model.module.eval())
@@ -42,20 +42,20 @@ class FuseHook(Hook):
 
 
 class ExportedFileHook(Hook):
-    """Refuse a config that differs, as ``described``, from the one a file was exported with."""
+    """Check that the config, summarised in ``described``, matches an exported file."""
 
     def __init__(self, file: str, described: Mapping[str, Any]) -> None:
         self.file, self.described = file, described
 
     def before_test(self, runner: Any) -> None:
-        """Compare classes, preparation of images and choice of detections."""
+        """Compare the classes, the preprocessing and the score threshold."""
         metadata = runner.model.exported.metadata
         check_classes(metadata, runner.test_dataloader.dataset.metainfo, self.file)
         for key in ('mean', 'std', 'channels', 'pad_value', 'score_thr'):
             if metadata[key] != self.described[key]:
                 raise ConfigError(
-                    f"'{self.file}' was exported with {key}={metadata[key]}, the config has "
-                    f'{self.described[key]}; set it back, or export again'
+                    f"'{self.file}' was exported with {key}={metadata[key]}, but the config has "
+                    f'{self.described[key]}; restore the config, or export the model again'
                 )
 
 
@@ -68,17 +68,17 @@ def evaluate(
     cfg_options: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> dict[str, float]:
-    """Evaluate a checkpoint, also in its fast form, or an exported file.
+    """Evaluate a checkpoint, optionally fused, or an exported file.
 
     Args:
         config: Config file.
-        checkpoint: As in :func:`evit_mm.runner.test.test`, or what
-            :func:`evit_mm.deploy.export.export` wrote.
-        fuse: Test the fast form, see :class:`FuseHook`.
-        work_dir: As there.
-        launcher: As there; an exported file runs in one process.
-        cfg_options: As there.
-        **options: Further ones of that function.
+        checkpoint: Checkpoint, see :func:`evit_mm.runner.test.test`, or a file written by
+            :func:`evit_mm.deploy.export.export`.
+        fuse: Test the fused model, see :class:`FuseHook`.
+        work_dir: See :func:`evit_mm.runner.test.test`.
+        launcher: See :func:`evit_mm.runner.test.test`. An exported file runs in one process.
+        cfg_options: See :func:`evit_mm.runner.test.test`.
+        **options: Other arguments of :func:`evit_mm.runner.test.test`.
 
     Returns:
         The metrics by name.
@@ -92,9 +92,12 @@ def evaluate(
         return test(cfg, checkpoint, launcher=launcher, hooks=hooks, **options)
     file = str(checkpoint)
     if fuse:
-        raise ConfigError(f"--fuse: '{file}' has its form already")
+        raise ConfigError(f"--fuse cannot be used with the exported file '{file}'; remove --fuse")
     if launcher != 'none':
-        raise ConfigError(f"--launcher {launcher}: '{file}' runs in one process alone")
+        raise ConfigError(
+            f"--launcher {launcher} cannot be used with the exported file '{file}', which runs in "
+            'one process; remove --launcher'
+        )
     hook = ExportedFileHook(file, describe(cfg, ()))
     preprocessor = cfg.model.data_preprocessor
     cfg.model = ConfigDict(type='ExportedDetector', file=file, data_preprocessor=preprocessor)

@@ -1,4 +1,4 @@
-"""What every exported file has, whatever its format."""
+"""The parts that all export formats share."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from torch import nn
 
 from ...errors import ConfigError, EvitError
 
-# the first that tells a graph for any size from one call, torch.compiler.is_exporting
+# oldest version with torch.compiler.is_exporting, which graphs for any image size need
 TORCH = '2.7'
 KNOWN_STEPS = ('LoadImageFromFile', 'Resize', 'LoadAnnotations', 'PackDetInputs')
-DIVISOR = 32  # the pyramid's maps then double from level to level
-Size = tuple[int, int] | None  # height and width of the one image that a file takes; None for any
+DIVISOR = 32  # each level of the pyramid is then exactly half the size of the level below
+Size = tuple[int, int] | None  # fixed height and width of the input image; None for any size
 Inputs = Sequence[dict[str, np.ndarray]]  # ``image`` and ``size`` of each image
-# from ``image`` and ``size`` to the outputs, as DetectorGraph has them
+# maps ``image`` and ``size`` to the outputs of DetectorGraph
 Run = Callable[[np.ndarray, np.ndarray], list[np.ndarray]]
 
 
 class Format(ABC):
-    """A kind of file that a detector is exported to.
+    """An export format.
 
     Attributes:
-        suffixes: Of the files that belong together; the last is the one that a user names.
-        packages: What writing and running a file needs.
-        int8_packages: What quantising one needs besides.
+        suffixes: Suffixes of the files of one export. The user gives the file with the last one.
+        packages: Packages that are needed to write and run a file.
+        int8_packages: Additional packages that are needed to quantise a file.
     """
 
     suffixes: tuple[str, ...]
@@ -40,32 +40,36 @@ class Format(ABC):
     def write(
         self, detector: nn.Module, file: Path, metadata: dict, size: Size, half: bool
     ) -> None:
-        """Write a trained detector, in eval mode, which is left as it is.
+        """Write a trained detector in eval mode, without modifying it.
 
-        The metadata, of :func:`describe`, goes into the file as JSON; its ``outputs`` say whether
-        the graph ends with NMS.
+        The metadata from :func:`describe` is stored in the file as JSON. The graph ends with NMS if
+        ``outputs`` of the metadata contains ``labels``.
         """
 
     @abstractmethod
     def load(self, file: Path, threads: int | None) -> tuple[str | None, Run]:
-        """Return the metadata of a file as JSON, None where it has none, and what runs it."""
+        """Return the metadata of a file as JSON, or None, and a function that runs the file."""
 
     @abstractmethod
     def quantize(self, source: Path, target: Path, metadata: dict, inputs: Inputs) -> None:
-        """Write a file of this format as int8; decoding and NMS stay in float32."""
+        """Quantise a file to int8; box decoding and NMS stay in float32."""
 
 
 def describe(cfg: Any, classes: Sequence[str], with_nms: bool = True) -> dict[str, Any]:
-    """Return what a program needs besides the file's graph, from the detector's config.
+    """Return the metadata that a program needs to run an exported file.
 
-    ``classes``; ``mean`` and ``std`` of the pixel values 0 to 255, in the order of the channels
-    that the network wants, and ``channels``, ``'RGB'`` or ``'BGR'``; ``scale``, ``[long, short]``
-    sides that an image is resized within when its ratio is kept (``keep_ratio``), else ``[width,
-    height]``; ``pad_size_divisor`` and ``pad_value``; ``score_thr``; and ``outputs``, the names of
-    what the graph returns.
+    The keys are:
+
+    - ``classes``: class names in the order of the labels
+    - ``mean``, ``std``: statistics of the pixel values 0 to 255, in the order of ``channels``
+    - ``channels``: ``'RGB'`` or ``'BGR'``
+    - ``scale``: ``[long, short]`` side limits if ``keep_ratio``, otherwise ``[width, height]``
+    - ``pad_size_divisor``, ``pad_value``: padding
+    - ``score_thr``: score threshold
+    - ``outputs``: names of the graph's outputs
 
     Raises:
-        ConfigError: The config prepares images in a way that these do not describe.
+        ConfigError: These keys cannot describe the preprocessing of the config.
     """
     from mmdet.utils import get_test_pipeline_cfg
 
@@ -76,9 +80,9 @@ def describe(cfg: Any, classes: Sequence[str], with_nms: bool = True) -> dict[st
     others = [name for name in steps if name not in KNOWN_STEPS]
     if others or scale is None or pre.get('type', '').split('.')[-1] != 'DetDataPreprocessor':
         raise ConfigError(
-            f'{cfg.filename}: to be exported, a detector has a DetDataPreprocessor and a test '
-            f'pipeline of {", ".join(KNOWN_STEPS)} with a scale'
-            + (f'; this one has {", ".join(others)}' if others else '')
+            f"config '{cfg.filename}': an export needs a DetDataPreprocessor and a test pipeline "
+            f'of {", ".join(KNOWN_STEPS)}, where Resize has a scale'
+            + (f'; remove {", ".join(others)}' if others else '')
         )
     divisor = pre.get('pad_size_divisor', 1)
     return {
@@ -96,11 +100,11 @@ def describe(cfg: Any, classes: Sequence[str], with_nms: bool = True) -> dict[st
 
 
 def need(package: str) -> Any:
-    """Import an optional package; an :class:`EvitError` says how to install it."""
+    """Import an optional package, or raise an :class:`EvitError` that states how to install it."""
     try:
         return importlib.import_module(package)
     except ImportError as error:
         raise EvitError(
-            f"this needs the package '{package}' ({error}); install it with: "
+            f"package '{package}' cannot be imported ({error}); install it with: "
             "pip install 'evit_mm[export]'"
         ) from None

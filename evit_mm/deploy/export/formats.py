@@ -1,4 +1,4 @@
-"""The table of the formats that a detector can be exported to."""
+"""The table of export formats."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from .onnx_format import OnnxFormat
 from .openvino_format import OpenVinoFormat
 
 FORMATS: dict[str, Format] = {'onnx': OnnxFormat(), 'openvino': OpenVinoFormat()}
-#: the same by the suffix of the file that a user names
+#: formats by the suffix of the file that the user gives
 BY_SUFFIX = {form.suffixes[-1]: form for form in FORMATS.values()}

@@ -1,6 +1,6 @@
-"""A detector as one function of tensors, NMS inside, that can be written to a file.
+"""A detector with NMS as one module of tensors, for export.
 
-Shapes: B batch, H x W padded image, K candidates, N detections, A anchors of all levels.
+Shapes: batch B, padded image H x W, candidates K, detections N, anchors of all levels A.
 """
 
 from __future__ import annotations
@@ -15,18 +15,17 @@ from ...errors import ConfigError
 
 
 class DetectorGraph(nn.Module):
-    """The whole detector as a function of tensors, as it is exported.
+    """The whole detector as a module that maps tensors to tensors, for export.
 
     Args:
-        detector: A single-stage detector with an anchor head that
-            :func:`evit_mm.deploy.sparse_prediction.can_predict_sparsely`, in eval mode.
-        with_nms: End with NMS. Without it all boxes and scores come out, for a runtime with an
-            NMS of its own.
-        half: Compute in float16; input, scores and boxes stay float32.
+        detector: A single-stage detector in eval mode, with an anchor head that
+            :func:`evit_mm.deploy.sparse_prediction.can_predict_sparsely` accepts.
+        with_nms: End with NMS. Otherwise, return all boxes and scores, for a runtime that has its
+            own NMS.
+        half: Compute in float16. The input, the scores and the boxes stay float32.
 
     Raises:
-        ConfigError: The detector has another kind of head or of box coder, or its ``test_cfg``
-            asks for an NMS or a filter that the file cannot hold.
+        ConfigError: The head, the box coder, or an option of ``test_cfg`` is not supported.
     """
 
     def __init__(self, detector: nn.Module, with_nms: bool = True, half: bool = False) -> None:
@@ -39,12 +38,12 @@ class DetectorGraph(nn.Module):
         if head is None or not can_predict_sparsely(head) or hasattr(detector, 'rpn_head'):
             name = type(detector).__name__ + (f' with {type(head).__name__}' if head else '')
             raise ConfigError(
-                f'{name} cannot be exported; what can is a single-stage detector with an anchor '
-                'head and sigmoid scores, as RetinaNet'
+                f'{name} cannot be exported; use a single-stage detector with an anchor head and '
+                'sigmoid scores, for example RetinaNet'
             )
         if type(head.bbox_coder) is not DeltaXYWHBBoxCoder or head.bbox_coder.use_box_type:
             raise ConfigError(
-                f'bbox_coder {type(head.bbox_coder).__name__} cannot be exported; what can is '
+                f'bbox_coder {type(head.bbox_coder).__name__} cannot be exported; use '
                 'DeltaXYWHBBoxCoder without use_box_type'
             )
         if with_nms:
@@ -58,17 +57,17 @@ class DetectorGraph(nn.Module):
             self.register_buffer(f'anchors{level}', anchors.float())
 
     def forward(self, image: Tensor, size: Tensor) -> tuple[Tensor, ...]:
-        """Detect.
+        """Detect objects.
 
         Args:
-            image: Normalised and padded images ``(B, 3, H, W)``, float32; H and W are multiples of
+            image: Normalised and padded images ``(B, 3, H, W)``, float32. H and W are multiples of
                 32.
-            size: Height and width of each image without its padding, ``(B, 2)``, float32.
+            size: Height and width of each image without padding, ``(B, 2)``, float32.
 
         Returns:
-            ``boxes (B, N, 4)`` as x1, y1, x2, y2 in pixels of ``image``, ``scores (B, N)`` falling,
-            and ``labels (B, N)``; N is ``max_per_img``, and what is not a detection has score 0,
-            label -1 and an empty box. Without NMS ``boxes (B, A, 4)`` and
+            ``boxes (B, N, 4)`` as x1, y1, x2, y2 in pixels of ``image``, ``scores (B, N)`` in
+            descending order, and ``labels (B, N)``. N is ``max_per_img``; unused rows have score 0,
+            label -1 and an empty box. Without NMS, ``boxes (B, A, 4)`` and
             ``scores (B, A, classes)``.
         """
         x = image.half() if self.half_precision else image
@@ -98,13 +97,13 @@ class DetectorGraph(nn.Module):
             found.append((best.sigmoid(), places % self.classes, boxes))
         scores, labels, boxes = (torch.cat(parts, 1) for parts in zip(*found, strict=True))
         keep = scores > cfg.get('score_thr', 0)
-        if cfg.get('min_bbox_size', -1) == 0:  # as in mmdet, where less means any
+        if cfg.get('min_bbox_size', -1) == 0:  # as in mmdet, a negative value disables the filter
             keep = keep & (boxes[..., 2:] > boxes[..., :2]).all(2)
         scores = scores * keep
-        # boxes of different classes are moved apart, as mmcv's batched_nms does
+        # like mmcv's batched_nms, offset the boxes of each class so that classes do not overlap
         apart = boxes + (labels * (boxes.amax((1, 2)) + 1)[:, None])[..., None]
         kept = nms_mask(apart, scores, cfg.nms.iou_threshold, cfg.max_per_img)
-        # so many are returned, however few candidates a small image has
+        # pad, because a small image can have fewer than max_per_img candidates
         scores = nn.functional.pad(scores * kept, (0, cfg.max_per_img))
         labels = nn.functional.pad(labels, (0, cfg.max_per_img))
         boxes = nn.functional.pad(boxes, (0, 0, 0, cfg.max_per_img))
@@ -116,7 +115,7 @@ class DetectorGraph(nn.Module):
     def _decode(
         self, priors: Tensor, deltas: Tensor, level: int, width: int, size: Tensor
     ) -> Tensor:
-        """Return the boxes ``(B, K, 4)`` of anchors given by number ``(B, K)``."""
+        """Return the boxes ``(B, K, 4)`` of the anchors with the indices ``(B, K)``."""
         base = getattr(self, f'anchors{level}')
         place = priors // len(base)
         row = place // width
@@ -131,9 +130,9 @@ class DetectorGraph(nn.Module):
 
 
 def _nms_mask(boxes: Tensor, scores: Tensor, iou_threshold: float, most: int) -> Tensor:
-    """Return 1 for boxes ``(B, K, 4)`` that NMS keeps and 0 for the others: ``(B, K)``.
+    """Return 1 for the boxes ``(B, K, 4)`` that NMS keeps and 0 for the others: ``(B, K)``.
 
-    Boxes with score 0 are not there; at most so many of an image are kept.
+    Boxes with score 0 are ignored. At most ``most`` boxes per image are kept.
     """
     from torchvision.ops import nms
 
@@ -145,7 +144,7 @@ def _nms_mask(boxes: Tensor, scores: Tensor, iou_threshold: float, most: int) ->
 
 
 nms_mask = _nms_mask
-if hasattr(torch.library, 'custom_op'):  # torch 2.4; before, nothing is exported
+if hasattr(torch.library, 'custom_op'):  # from PyTorch 2.4 on; export needs a newer version
     nms_mask = torch.library.custom_op('evit_mm::nms_mask', mutates_args=())(_nms_mask)
 
     @nms_mask.register_fake
@@ -154,22 +153,21 @@ if hasattr(torch.library, 'custom_op'):  # torch 2.4; before, nothing is exporte
 
 
 def _check_test_cfg(cfg: Any) -> None:
-    """Refuse what the graph would leave out."""
+    """Check that the graph supports all options of ``test_cfg``."""
     nms = dict(cfg.get('nms') or {})
     if {*nms, 'type'} != {'type', 'iou_threshold'} or nms.get('type', 'nms') != 'nms':
         raise ConfigError(
-            f'test_cfg.nms={nms} cannot be exported; what can is a plain nms with an '
-            'iou_threshold and nothing else'
+            f'test_cfg.nms={nms} cannot be exported; use type nms with an iou_threshold and no '
+            'other option'
         )
-    if cfg.get('min_bbox_size', -1) > 0:  # of the original image, which the graph never sees
+    if cfg.get('min_bbox_size', -1) > 0:  # in pixels of the original image; the graph has no scale
         raise ConfigError(
-            f'test_cfg.min_bbox_size={cfg.min_bbox_size} cannot be exported; the file has 0'
+            f'test_cfg.min_bbox_size={cfg.min_bbox_size} cannot be exported; set it to 0'
         )
     for key in ('nms_pre', 'max_per_img'):
         if not cfg.get(key, -1) > 0:
             raise ConfigError(
-                f'test_cfg.{key}={cfg.get(key)} cannot be exported; the file needs a number of '
-                'boxes above 0'
+                f'test_cfg.{key}={cfg.get(key)} cannot be exported; set it to a number above 0'
             )
 
 

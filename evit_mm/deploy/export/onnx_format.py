@@ -1,4 +1,4 @@
-"""ONNX: written by torch's exporter, run and quantised by ONNX Runtime."""
+"""ONNX format: exported by PyTorch, run and quantised by ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from .files import DIVISOR, Format, Inputs, Run, Size, need
 from .graph import DetectorGraph
 
 OPSET = 18
-# the graph is made with maps that are not whole windows, which one for any size must take
+# with this size the windows need padding, so the graph for any size contains the padding
 EXAMPLE_SIZE = (96, 160)
 QUANTIZED = ['Conv', 'Gemm', 'MatMul', 'ConvTranspose']
 
 
 class OnnxFormat(Format):
-    """A file for ONNX Runtime and whatever else reads ONNX; half is computed in float16."""
+    """An ONNX file; with ``half`` it computes in float16."""
 
     suffixes = ('.onnx',)
     packages = ('onnx', 'onnxscript', 'onnxruntime')
@@ -33,7 +33,7 @@ class OnnxFormat(Format):
     def write(
         self, detector: nn.Module, file: Path, metadata: dict, size: Size, half: bool
     ) -> None:
-        """Write the detector's fast form."""
+        """Write the detector, with its EfficientViT fused."""
         onnx, onnxscript = need('onnx'), need('onnxscript')
         fast = any(isinstance(m, EfficientViT) for m in detector.modules())
         copied = fuse(detector) if fast else copy.deepcopy(detector)
@@ -62,7 +62,7 @@ class OnnxFormat(Format):
         except torch.onnx.OnnxExporterError as error:
             reason = str(error.__cause__ or error).strip().splitlines()[0]
             raise EvitError(
-                f'{type(detector).__name__} cannot be written as ONNX ({reason}); try --static'
+                f'{type(detector).__name__} cannot be exported to ONNX ({reason}); try --static'
             ) from error
         model = program.model_proto
         if size is None:
@@ -82,7 +82,7 @@ class OnnxFormat(Format):
         return text, lambda image, size: session.run(None, {'image': image, 'size': size})
 
     def quantize(self, source: Path, target: Path, metadata: dict, inputs: Inputs) -> None:
-        """Quantise to int8 weights per channel and uint8 activations, by QDQ nodes."""
+        """Quantise with QDQ nodes: int8 weights per channel, uint8 activations."""
         onnx, quantization = need('onnx'), need('onnxruntime.quantization')
         shape_inference = need('onnxruntime.quantization.shape_inference')
         prepared = target.with_suffix('.prepared')
@@ -100,7 +100,7 @@ class OnnxFormat(Format):
 
 
 class _CalibrationInputs:
-    """Inputs by name, one after the other, as ONNX Runtime asks for them."""
+    """The calibration reader of ONNX Runtime: one dictionary of inputs per call."""
 
     def __init__(self, inputs: Inputs) -> None:
         self.inputs = iter(inputs)
@@ -110,7 +110,7 @@ class _CalibrationInputs:
 
 
 def _name_dimensions(model: Any) -> None:
-    """Give the dimensions names for readers: ``batch``, ``height``, ``width``."""
+    """Name the dynamic dimensions ``batch``, ``height`` and ``width``."""
     names = {'image': {0: 'batch', 2: 'height', 3: 'width'}}
     for value in (*model.graph.input, *model.graph.output):
         for axis, name in names.get(value.name, {0: 'batch'}).items():
@@ -118,7 +118,7 @@ def _name_dimensions(model: Any) -> None:
 
 
 def _nms_mask(onnxscript: Any) -> Any:
-    """Return ``graph.nms_mask`` in ONNX's operators, for the exporter's table."""
+    """Return ``graph.nms_mask`` as ONNX operators, for the exporter's translation table."""
     op = onnxscript.values.Opset('', OPSET)
 
     def translated(boxes: Any, scores: Any, iou_threshold: float, most: int) -> Any:
@@ -129,7 +129,7 @@ def _nms_mask(onnxscript: Any) -> Any:
         )
         one = op.Constant(value_ints=[1])
         chosen = op.NonMaxSuppression(boxes, op.Unsqueeze(scores, one), *constants)
-        # rows of (image, class, box), the class always 0
+        # rows of (image, class, box); the class is always 0
         places = op.Gather(chosen, op.Constant(value_ints=[0, 2]), axis=1)
         count = op.Slice(op.Shape(places), op.Constant(value_ints=[0]), one)
         ones = op.Expand(op.Constant(value_floats=[1.0]), count)

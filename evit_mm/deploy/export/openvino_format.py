@@ -1,4 +1,4 @@
-"""OpenVINO: converted from ONNX, run by OpenVINO, quantised by NNCF."""
+"""OpenVINO format: converted from ONNX, run by OpenVINO, quantised by NNCF."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .onnx_format import OnnxFormat
 
 
 class OpenVinoFormat(Format):
-    """An ``.xml`` with its weights in a ``.bin``; half is stored in float16."""
+    """An ``.xml`` file with its weights in a ``.bin`` file; ``half`` stores them in float16."""
 
     suffixes = ('.bin', '.xml')
     packages = ('onnx', 'onnxscript', 'openvino')
@@ -26,7 +26,7 @@ class OpenVinoFormat(Format):
     def write(
         self, detector: nn.Module, file: Path, metadata: dict, size: Size, half: bool
     ) -> None:
-        """Write the detector as ONNX, and that as OpenVINO's files."""
+        """Export the detector to ONNX and convert the result to OpenVINO."""
         openvino = need('openvino')
         graph = file.with_suffix('.onnx')
         OnnxFormat().write(detector, graph, metadata, size, half=False)
@@ -36,7 +36,7 @@ class OpenVinoFormat(Format):
 
     def load(self, file: Path, threads: int | None) -> tuple[str | None, Run]:
         """Open a file in OpenVINO, on the CPU and in float32."""
-        # where the processor has bfloat16, OpenVINO computes in it unless told otherwise
+        # by default, OpenVINO computes in bfloat16 on processors that support it
         options: dict[str, Any] = {
             'PERFORMANCE_HINT': 'LATENCY',
             'INFERENCE_PRECISION_HINT': 'f32',
@@ -55,7 +55,7 @@ class OpenVinoFormat(Format):
         return text, run
 
     def quantize(self, source: Path, target: Path, metadata: dict, inputs: Inputs) -> None:
-        """Quantise by NNCF."""
+        """Quantise with NNCF."""
         openvino, nncf = need('openvino'), need('nncf')
         advanced = need('nncf.quantization.advanced_parameters')
         logging.getLogger('nncf').setLevel(logging.WARNING)
@@ -65,8 +65,8 @@ class OpenVinoFormat(Format):
             nncf.Dataset(inputs),
             subset_size=len(inputs),
             preset=nncf.QuantizationPreset.MIXED,
-            # per channel it takes the height of (B, H, W, C) for the channels, and the file
-            # only one size
+            # per channel, NNCF mistakes the height of (B, H, W, C) for the channels, and the file
+            # then accepts only one image size
             advanced_parameters=advanced.AdvancedQuantizationParameters(
                 activations_quantization_params=advanced.QuantizationParameters(per_channel=False)
             ),
@@ -77,10 +77,10 @@ class OpenVinoFormat(Format):
 
 @cache
 def openvino_core() -> Any:
-    """Return OpenVINO's core, one for the whole process.
+    """Return the OpenVINO core that the whole process shares.
 
-    Of several that are not given up in the reverse order of their making, the last one to go
-    leaves the thread a signal stack that no longer exists, and the next signal, such as that of a
-    child's end, kills the process (seen with OpenVINO 2026.4).
+    Several cores must be destroyed in the reverse order of their creation. Otherwise the thread
+    keeps a signal stack that no longer exists, and the next signal, for example SIGCHLD, kills the
+    process (seen with OpenVINO 2026.4).
     """
     return need('openvino').Core()

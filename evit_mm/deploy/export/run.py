@@ -1,4 +1,4 @@
-"""From a config and a checkpoint to a checked file."""
+"""Export of a checkpoint, with a check of the file against PyTorch."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ from .runtime import ExportedModel, to_instances
 CHECKED_IMAGES = 20
 CALIBRATION_IMAGES = 100
 HALF_TOLERANCE = 0.02
-SHARE, HALF_SHARE = 1 / 200, 1 / 50  # boxes that overlap by just NMS's threshold, at most
-Samples = list[tuple[torch.Tensor, Any]]  # images as the network takes them, and mmdet's samples
+SHARE, HALF_SHARE = 1 / 200, 1 / 50  # accepted unmatched share, for boxes at the NMS threshold
+Samples = list[tuple[torch.Tensor, Any]]  # preprocessed images and their data samples
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What :func:`export` wrote and found.
+    """The result of :func:`export`.
 
     Attributes:
-        file: The file.
-        agreement: Its detections against PyTorch's, None without NMS.
-        ap: With ``int8`` and annotations at hand, AP of PyTorch and of the file.
+        file: The exported file.
+        agreement: Agreement of its detections with PyTorch, or None without NMS.
+        ap: AP of PyTorch and of the file, with ``int8`` and if annotations are available.
     """
 
     file: Path
@@ -64,35 +64,37 @@ def export(
     check: str | Path | None = None,
     cfg_options: Mapping[str, Any] | None = None,
 ) -> Exported:
-    """Write a trained detector for another runtime and hold the file against PyTorch.
+    """Export a trained detector and compare the file with PyTorch.
 
-    The file is written only if it agrees: every detection of the check images is found in both
-    with scores equal to 1e-3 (0.02 with ``half``); one in 200 (50) may be missing, where boxes
-    overlap by just NMS's threshold. An int8 file differs by nature; its agreement is reported, and
-    its AP where the config's annotations are at hand.
+    The file is written only if its detections on the check images agree with PyTorch. Scores may
+    differ by 1e-3, or by 0.02 with ``half``. One detection in 200, or in 50 with ``half``, may be
+    missing on one side, because NMS can decide differently for boxes at its threshold. An int8 file
+    is not held to these limits. Its agreement is reported, and its AP if annotations are available.
 
     Args:
         config: Config file.
-        checkpoint: What :func:`evit_mm.runner.train.train` saved.
+        checkpoint: Checkpoint written by :func:`evit_mm.runner.train.train`.
         out: ``FILE.onnx`` or ``FILE.xml``.
         file_format: ``'onnx'`` or ``'openvino'``.
-        with_nms: As :class:`DetectorGraph`.
-        dynamic: Any batch and size; otherwise one image of the size of the first check image.
-        half: Float16: computed so in ONNX, stored so in OpenVINO.
-        int8: Quantise, calibrated on the images under ``calibration``.
-        calibration: Folder of images; default the config's training images.
-        check: Folder of images; default the config's test images. 20 of them are used.
-        cfg_options: As in :func:`evit_mm.runner.train.train`.
+        with_nms: See :class:`DetectorGraph`.
+        dynamic: Accept any batch size and image size. Otherwise, the file accepts one image of the
+            size of the first check image.
+        half: Use float16: for the computation in ONNX, for the stored weights in OpenVINO.
+        int8: Quantise, with the images in ``calibration``.
+        calibration: Folder of images. Default: the training images of the config.
+        check: Folder of images, of which 20 are used. Default: the test images of the config.
+        cfg_options: See :func:`evit_mm.runner.train.train`.
 
     Returns:
-        The file and how it compares.
+        The file and its agreement with PyTorch.
 
     Raises:
-        EvitError: Something cannot be read, exported or written, or the file disagrees.
+        EvitError: An input cannot be read, the detector cannot be exported, the file cannot be
+            written, or the file disagrees with PyTorch.
     """
     out, form = Path(out), FORMATS.get(file_format)
     if form is None:
-        raise ConfigError(f'--format {file_format!r} must be one of {", ".join(FORMATS)}')
+        raise ConfigError(f'--format must be one of {", ".join(FORMATS)}, got {file_format!r}')
     _refuse(form, out, checkpoint, with_nms, half, int8)
     need_torch(TORCH, 'An export')
     for package in (*form.packages, *(form.int8_packages if int8 else ())):
@@ -100,9 +102,9 @@ def export(
     cfg = load_config(config, cfg_options)
     detector = load_detector(cfg, checkpoint).cpu()
     metadata = describe(cfg, detector.dataset_meta['classes'], with_nms)
-    # the file takes sizes that the config's own padding may not give
+    # the file needs sizes that are multiples of this divisor
     detector.data_preprocessor.pad_size_divisor = metadata['pad_size_divisor']
-    DetectorGraph(detector, with_nms)  # refuses what cannot be exported before the images are read
+    DetectorGraph(detector, with_nms)  # raises for unsupported detectors before images are read
     inputs = _read(cfg, detector, 'test', check, '--check', CHECKED_IMAGES)
     size = None if dynamic else tuple(inputs[0][0].shape[2:])
     inputs = _of_size(inputs, size)
@@ -112,16 +114,16 @@ def export(
         calibrated_on = _of_size(images, size)
         if not calibrated_on:
             raise ConfigError(
-                f'no image for the calibration becomes {size[0]} pixels high and {size[1]} wide, '
-                'as the file made with --static takes; see --calibration DIR'
+                f'no calibration image has the size of the --static file ({size[0]} pixels high, '
+                f'{size[1]} pixels wide); choose other images with --calibration DIR'
             )
 
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        # beside the file, so that what is good can be moved to its place at once
+        # on the same file system as the target, so that the move is atomic
         with tempfile.TemporaryDirectory(dir=out.parent) as folder:
             file = Path(folder, 'float').with_suffix(out.suffix)
-            print_log('writing the graph', logger='current')
+            print_log('exporting the model', logger='current')
             form.write(detector, file, metadata, size, half)
             agreement = _check(detector, file, inputs, metadata, half)
             if int8:
@@ -139,14 +141,14 @@ def export(
 def _refuse(
     form: Format, out: Path, checkpoint: str | Path, with_nms: bool, half: bool, int8: bool
 ) -> None:
-    """Refuse options that exclude each other, and a file that must not be written."""
+    """Check the combination of options and the output path."""
     if out.suffix != form.suffixes[-1]:
-        raise ConfigError(f"-o '{out}' must end in {form.suffixes[-1]} for this --format")
+        raise ConfigError(f"-o '{out}': the file name must end in {form.suffixes[-1]}")
     if half and int8:
-        raise ConfigError('--half and --int8 exclude each other')
+        raise ConfigError('--half and --int8 cannot be combined; choose one')
     if int8 and not with_nms:
         raise ConfigError(
-            '--int8 and --no-nms exclude each other: its loss is measured on detections'
+            '--int8 and --no-nms cannot be combined: the check of an int8 file needs detections'
         )
     for target in map(out.with_suffix, form.suffixes):
         if target.exists() and Path(checkpoint).exists() and target.samefile(checkpoint):
@@ -158,7 +160,7 @@ def _refuse(
 def _read(
     cfg: Any, detector: nn.Module, split: str, folder: str | Path | None, flag: str, most: int
 ) -> Samples:
-    """Return at most so many images under a folder, or of a split, evenly spread."""
+    """Return at most ``most`` images, evenly spread over a folder or a split."""
     try:
         if folder is None:
             dataset = (cfg.get(f'{split}_dataloader') or {}).get('dataset') or {}
@@ -167,17 +169,17 @@ def _read(
             folder = dataset_paths(dataset)['img_dir']
         files = spread(list_images(folder), most)
     except DataError as error:
-        raise ConfigError(f'{error}; name a folder of real images by {flag} DIR') from None
+        raise ConfigError(f'{error}; give a folder of real images with {flag} DIR') from None
     return list(network_inputs(cfg, detector, track(files, f'reading images ({split})')))
 
 
 def _of_size(inputs: Samples, size: tuple | None) -> Samples:
-    """Return the images of one size ``(H, W)``; all of them where it is None."""
+    """Return the images of one size ``(H, W)``, or all images if it is None."""
     return [row for row in inputs if size is None or tuple(row[0].shape[2:]) == size]
 
 
 def _named(image: torch.Tensor, sample: Any) -> dict[str, np.ndarray]:
-    """Return what a file takes of an image."""
+    """Return the inputs of the exported file for one image."""
     return {
         'image': image.numpy(),
         'size': np.array([sample.img_shape[:2]], dtype=np.float32),
@@ -190,7 +192,7 @@ def _agreement(
     opened = ExportedModel(file)
 
     def pairs() -> Iterator[tuple[InstanceData, InstanceData]]:
-        for image, sample in track(inputs, description='checking'):
+        for image, sample in track(inputs, description='comparing with PyTorch'):
             with torch.inference_mode():
                 (expected,) = detector.predict(image, [copy.deepcopy(sample)], rescale=False)
             yield expected.pred_instances, to_instances(opened(**_named(image, sample)))
@@ -202,7 +204,7 @@ def _agreement(
 def _check(
     detector: nn.Module, file: Path, inputs: Samples, metadata: dict, half: bool
 ) -> Agreement | None:
-    """Hold a file against PyTorch, and refuse one that disagrees."""
+    """Compare a file with PyTorch, and raise an EvitError if they disagree."""
     tolerance, share = (HALF_TOLERANCE, HALF_SHARE) if half else (SCORE_TOLERANCE, SHARE)
     if 'labels' not in metadata['outputs']:
         _compare_all_boxes(detector, file, inputs, tolerance)
@@ -210,19 +212,21 @@ def _check(
     agreement = _agreement(detector, file, inputs, metadata, tolerance)
     if not agreement.detections:
         raise EvitError(
-            f'PyTorch detected nothing on the {agreement.images} images, so that nothing could be '
-            'compared, and the file was not kept; lower model.test_cfg.score_thr by --cfg-options, '
-            'or name other images by --check DIR'
+            f'no file was written: PyTorch detected nothing on the {agreement.images} images, so '
+            'there is nothing to compare. Lower model.test_cfg.score_thr with --cfg-options, or '
+            'give other images with --check DIR'
         )
     if not agreement.within(tolerance, share):
-        raise EvitError(f'the file disagrees with PyTorch and was not kept: {agreement}')
+        raise EvitError(
+            f'no file was written: the exported model disagrees with PyTorch ({agreement})'
+        )
     return agreement
 
 
 def _compare_all_boxes(detector: nn.Module, file: Path, inputs: Samples, tolerance: float) -> None:
-    """Hold a file without NMS against PyTorch, box by box."""
+    """Compare a file without NMS with PyTorch, box by box."""
     opened, plain = ExportedModel(file), DetectorGraph(detector, with_nms=False)
-    for image, sample in track(inputs, description='checking'):
+    for image, sample in track(inputs, description='comparing with PyTorch'):
         named = _named(image, sample)
         with torch.inference_mode():
             expected = plain(image, torch.from_numpy(named['size']))
@@ -232,23 +236,23 @@ def _compare_all_boxes(detector: nn.Module, file: Path, inputs: Samples, toleran
         )
         if not (scores <= tolerance and boxes <= tolerance * max(image.shape[2:])):
             raise EvitError(
-                f"the file disagrees with PyTorch on '{sample.img_path}' and was not kept: scores "
-                f'differ by {scores:.1e}, boxes by {boxes:.1e} pixels'
+                'no file was written: the exported model disagrees with PyTorch on '
+                f"'{sample.img_path}' (scores differ by {scores:.1e}, boxes by {boxes:.1e} pixels)"
             )
 
 
 def _average_precisions(
     config: str | Path, checkpoint: str | Path, out: Path, cfg_options: Mapping[str, Any] | None
 ) -> dict[str, float]:
-    """Evaluate PyTorch and the file on the config's test set, where it is there and COCO's."""
+    """Return the AP of PyTorch and of the file on the test set, if it is available."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             found = {
                 name: evaluate(config, weights, work_dir=folder, cfg_options=cfg_options)
                 for name, weights in (('PyTorch', checkpoint), ('int8', out))
             }
-        except EvitError as error:  # the file is good without annotations
-            print_log(f'the AP lost was not measured: {error}', logger='current')
+        except EvitError as error:  # an export does not need annotations
+            print_log(f'the AP of the int8 file was not measured: {error}', logger='current')
             return {}
     key = 'coco/bbox_mAP'
     return {name: metrics[key] for name, metrics in found.items() if key in metrics}

@@ -1,6 +1,6 @@
-"""Running exported detectors.
+"""Inference with exported detectors.
 
-Shapes: B batch, H x W padded image, N detections.
+Shapes: batch B, padded image H x W, detections N.
 """
 
 from __future__ import annotations
@@ -20,74 +20,78 @@ from .formats import BY_SUFFIX
 
 
 class ExportedModel:
-    """A file of :func:`evit_mm.deploy.export.export`, opened.
+    """An opened file of :func:`evit_mm.deploy.export.export`.
 
     Args:
-        file: ``.onnx`` for ONNX Runtime, ``.xml`` (with its ``.bin``) for OpenVINO.
-        threads: CPU threads; None leaves it to the runtime.
+        file: ``.onnx`` file for ONNX Runtime, or ``.xml`` file with its ``.bin`` for OpenVINO.
+        threads: Number of CPU threads, or None for the default of the runtime.
 
     Attributes:
-        metadata: What :func:`evit_mm.deploy.export.files.describe` says.
+        metadata: Metadata from :func:`evit_mm.deploy.export.files.describe`.
 
     Raises:
-        EvitError: The file is missing, damaged, or not one of ours, or its runtime is not
-            installed.
+        EvitError: The file is missing or damaged, was not written by this package, or its runtime
+            is not installed.
     """
 
     def __init__(self, file: str | Path, threads: int | None = None) -> None:
         self.file = Path(file)
         if not self.file.is_file():
-            raise EvitError(f"'{file}' does not exist")
+            raise EvitError(f"exported file '{file}' does not exist")
         if self.file.suffix not in BY_SUFFIX:
-            raise EvitError(f"'{file}' must end in {' or '.join(BY_SUFFIX)}")
+            raise EvitError(
+                f"exported file '{file}': the file name must end in {' or '.join(BY_SUFFIX)}"
+            )
         try:
             text, self._run = BY_SUFFIX[self.file.suffix].load(self.file, threads)
         except EvitError:
             raise
-        except Exception as error:  # the runtimes' exceptions have no common base but this
-            raise EvitError(f"'{file}' cannot be opened: {_last_line(error)}") from None
+        except Exception as error:  # the exceptions of the runtimes have no other common base
+            reason = _last_line(error)
+            raise EvitError(f"exported file '{file}' cannot be opened: {reason}") from None
         if text is None:
             raise EvitError(
-                f"'{file}' has no '{METADATA_KEY}' in its metadata; make it with tools/export.py"
+                f"exported file '{file}' has no '{METADATA_KEY}' in its metadata; export the model "
+                'with tools/export.py'
             )
         self.metadata = json.loads(text)
 
     def __call__(self, image: np.ndarray, size: np.ndarray) -> list[np.ndarray]:
-        """Run, with arguments and results as :class:`evit_mm.deploy.export.DetectorGraph` has them.
+        """Run the file; see :class:`evit_mm.deploy.export.DetectorGraph` for inputs and outputs.
 
         Raises:
-            EvitError: The file does not take this batch or size.
+            EvitError: The file does not accept this batch size or image size.
         """
         image, size = (np.ascontiguousarray(x, dtype=np.float32) for x in (image, size))
         try:
             return self._run(image, size)
-        except Exception as error:  # the runtimes' exceptions have no common base but this
+        except Exception as error:  # the exceptions of the runtimes have no other common base
             raise EvitError(
-                f"'{self.file}' does not run on an image of shape {image.shape}; with --static "
-                f'it takes only that of its export ({_last_line(error)})'
+                f"exported file '{self.file}' cannot run on an image of shape {image.shape} "
+                f'({_last_line(error)}); a file exported with --static accepts only one shape'
             ) from None
 
 
 @MODELS.register_module()
 class ExportedDetector(BaseModel):
-    """An exported file in a detector's place, so that mmdet's evaluation runs on it.
+    """An exported file as a detector, for mmdet's evaluation.
 
     Args:
-        file: As :class:`ExportedModel`.
-        data_preprocessor: The detector's, which normalises and pads.
+        file: See :class:`ExportedModel`.
+        data_preprocessor: Config of the detector's data preprocessor, which normalises and pads.
     """
 
     def __init__(self, file: str, data_preprocessor: dict) -> None:
         self.exported = ExportedModel(file)
         if 'labels' not in self.exported.metadata['outputs']:
-            raise EvitError(f"'{file}' has no NMS inside; export it without --no-nms")
+            raise EvitError(f"exported file '{file}' contains no NMS; export it without --no-nms")
         divisor = self.exported.metadata['pad_size_divisor']
         super().__init__({**data_preprocessor, 'pad_size_divisor': divisor})
 
     def forward(self, inputs: torch.Tensor, data_samples: list, mode: str) -> list:  # noqa: ARG002
-        """Return the samples with ``pred_instances`` in the original images' pixels."""
+        """Return the samples with ``pred_instances`` in pixels of the original images."""
         sizes = np.array([sample.img_shape[:2] for sample in data_samples])
-        # images one after the other: a file made with --static takes no more
+        # one image at a time, because a file exported with --static accepts only one
         for row, sample in enumerate(data_samples):
             outputs = self.exported(inputs[row : row + 1].cpu().numpy(), sizes[row : row + 1])
             sample.pred_instances = to_instances(outputs, sample.scale_factor)
@@ -101,9 +105,9 @@ def _last_line(error: Exception) -> str:
 def to_instances(
     outputs: list[np.ndarray], scale_factor: tuple[float, float] = (1.0, 1.0)
 ) -> InstanceData:
-    """Return the detections of one image, from the boxes, scores and labels of a batch of one.
+    """Convert the boxes, scores and labels of a batch of one image to detections.
 
-    ``scale_factor`` is width and height of the network's image over the original's.
+    ``scale_factor`` is the resized width and height divided by the original width and height.
     """
     boxes, scores, labels = (torch.from_numpy(x[0]) for x in outputs)
     there = scores > 0

@@ -1,8 +1,8 @@
-"""What each head of each cascade attends to on an image, and how alike the heads are.
+"""Attention maps of each head on an image, and the similarity of the heads.
 
-The paper argues for its cascade with the redundancy of attention heads (arXiv 2305.07027: "the
-attention maps share high similarities across heads"). Here that is looked at, and measured, on
-one's own model.
+The EfficientViT paper motivates its cascade with the redundancy of attention heads (arXiv
+2305.07027: "the attention maps share high similarities across heads"). This package draws and
+measures this similarity for a trained model.
 """
 
 from .pictures import visualize_attention

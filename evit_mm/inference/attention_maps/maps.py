@@ -1,9 +1,10 @@
-"""The attention of each head on an image, and how alike two heads are: tensors to tensors.
+"""The attention of each head on an image, and the similarity of two heads, as tensors.
 
-Nothing is changed in the network: its attention is computed a second time from the inputs that a
-hook has caught, by the modules' own parts.
+The network is not modified. Hooks record the inputs of the attention modules, and the attention is
+computed a second time from these inputs.
 
-Shapes: M windows of w x w = N tokens, h heads, D = C / h channels of one head's value; H x W map.
+Shapes: M windows of w x w = N tokens, heads h, D = C / h channels of one head's value, feature map
+H x W.
 """
 
 from __future__ import annotations
@@ -28,27 +29,27 @@ from ...models.window import window_partition, window_unpartition
 class BlockAttention:
     """The attention of one block on one image."""
 
-    stage: int  # from 1 on, as in the checkpoints' names
-    block: int  # among the stage's, from 1 on
+    stage: int  # from 1, as in the names of the checkpoint
+    block: int  # index in the stage, from 1
     stride: int  # pixels per token
     size: tuple[int, int]  # (H, W)
     window_size: int
-    weights: Tensor  # (h, M, N, N), a query's weights over the keys of its window
-    outputs: Tensor  # (h, D, H, W), what each head hands on
+    weights: Tensor  # (h, M, N, N), weights of each query over the keys of its window
+    outputs: Tensor  # (h, D, H, W), output of each head
 
     @property
     def valid(self) -> Tensor:
-        """``(M, N)`` bool: which tokens are of the image and not of the windows' padding."""
+        """Mask of the tokens that are not padding, ``(M, N)`` bool."""
         ones = torch.ones(1, 1, *self.size, device=self.weights.device)
         return window_partition(ones, self.window_size).flatten(1).bool()
 
 
 def attention_of_heads(attn: CascadedGroupAttention, windows: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute what the module computes of windows ``(M, C, w, w)``, and keep what it forgets.
+    """Compute the attention weights and outputs of each head on windows ``(M, C, w, w)``.
 
     Returns:
-        Weights ``(h, M, N, N)``, whose rows sum to 1, and the heads' outputs ``(h, M, D, w, w)``:
-        side by side these are what the module projects.
+        Weights ``(h, M, N, N)``, where each row sums to 1, and outputs ``(h, M, D, w, w)``. The
+        module projects the concatenated outputs.
     """
     biases = attn.attention_biases[:, attn.attention_bias_idxs]
     weights: list[Tensor] = []
@@ -65,7 +66,7 @@ def attention_of_heads(attn: CascadedGroupAttention, windows: Tensor) -> tuple[T
 
 
 def look(backbone: EfficientViT, image: Tensor) -> list[BlockAttention]:
-    """Return the attention of each block on an image, ``(1, C, H, W)`` and normalised."""
+    """Return the attention of each block on a normalised image ``(1, C, H, W)``."""
     inputs: dict[WindowAttention, Tensor] = {}
 
     def keep(mixer: WindowAttention, args: tuple[Tensor]) -> None:
@@ -92,9 +93,9 @@ def _attention(stage: int, block: int, mixer: WindowAttention, x: Tensor) -> Blo
 
 
 def received(block: BlockAttention) -> Tensor:
-    """Return how much attention each token gets, over that of a head which looks everywhere alike.
+    """Return the attention that each token receives, relative to uniform attention: ``(h, H, W)``.
 
-    Averaged over the queries of its window that are of the image: ``(h, H, W)``.
+    The value is the mean over the queries of the window, without padding.
     """
     valid = block.valid
     asked = valid[None, :, :, None] * block.weights
@@ -103,7 +104,10 @@ def received(block: BlockAttention) -> Tensor:
 
 
 def given(block: BlockAttention, row: int, column: int) -> Tensor:
-    """Return where the token at a place looks, as :func:`received`; outside its window 0."""
+    """Return the attention of one token to all others, relative to uniform attention.
+
+    The shape is ``(h, H, W)``, with 0 outside the window of the token.
+    """
     side, columns = block.window_size, -(-block.size[1] // block.window_size)
     window = row // side * columns + column // side
     query = row % side * side + column % side
@@ -113,16 +117,16 @@ def given(block: BlockAttention, row: int, column: int) -> Tensor:
 
 
 def _whole(block: BlockAttention, tokens: Tensor) -> Tensor:
-    """``(h, M, N) -> (h, H, W)``, in units of 1 / N."""
+    """Convert windows to maps, ``(h, M, N) -> (h, H, W)``, in units of 1 / N."""
     side = block.window_size
     windows = (tokens * side**2).transpose(0, 1).unflatten(2, (side, side))  # (M, h, w, w)
     return window_unpartition(windows, *block.size)[0]
 
 
 def attention_divergence(block: BlockAttention) -> Tensor:
-    """Return the Jensen-Shannon divergence of each two heads' weights, mean over queries: (h, h).
+    """Return the mean Jensen-Shannon divergence of the weights of each two heads: ``(h, h)``.
 
-    In bits: 0 where two heads look at the same tokens alike, 1 where at none in common.
+    The unit is bits. The value is 0 for equal weights, and 1 if two heads have no token in common.
     """
     weights = block.weights[:, block.valid].double()  # (h, queries, N)
     mixed = (weights[:, None] + weights[None]) / 2
@@ -136,17 +140,17 @@ def _entropy(p: Tensor) -> Tensor:
 
 
 def attention_cosine(block: BlockAttention) -> Tensor:
-    """Return the cosine of each two heads' weights, mean over queries: ``(h, h)``, 0 to 1."""
+    """Return the mean cosine of the weights of each two heads: ``(h, h)``, from 0 to 1."""
     weights = nn.functional.normalize(block.weights[:, block.valid].double(), dim=-1)
     return torch.einsum('aqn,bqn->abq', weights, weights).mean(2)
 
 
 def output_similarity(block: BlockAttention) -> Tensor:
-    """Return the linear CKA of each two heads' outputs over the image's tokens: ``(h, h)``, 0 to 1.
+    """Return the linear CKA of the outputs of each two heads: ``(h, h)``, from 0 to 1.
 
-    Each head has channels of its own, so only a measure that no rotation of them changes compares
-    them (Kornblith et al., arXiv 1905.00414, equation 5). NaN for a head whose output is the same
-    at every token, up to rounding, as untrained ones' is on a map of one window.
+    The heads have different channels, so the measure must not depend on a rotation of the channels
+    (Kornblith et al., arXiv 1905.00414, equation 5). The value is NaN for a head with the same
+    output at all tokens, for example an untrained head on a map of one window.
     """
     tokens = block.outputs.double().flatten(2).transpose(1, 2)  # (h, H * W, D)
     centred = tokens - tokens.mean(1, keepdim=True)
@@ -166,12 +170,12 @@ MEASURES = {
 
 
 def similarities(blocks: Sequence[BlockAttention]) -> dict[str, Any]:
-    """Measure how alike the heads are.
+    """Measure the similarity of the heads of each block.
 
     Returns:
-        ``blocks``: of each the matrix of each of :data:`MEASURES`, and its mean over all pairs of
-        two heads; ``stages``: the mean of its blocks' means. None where it is not defined, as with
-        a single head.
+        A dictionary. ``blocks`` contains, for each block and each of :data:`MEASURES`, the matrix
+        and its mean over all pairs of heads. ``stages`` contains the mean over the blocks of each
+        stage. Undefined values are None, for example with a single head.
     """
     entries: list[dict[str, Any]] = []
     for block in blocks:
@@ -190,7 +194,7 @@ def similarities(blocks: Sequence[BlockAttention]) -> dict[str, Any]:
 
 
 def _without_nan(value: Any) -> Any:
-    """Return nested lists and dictionaries with None for NaN, which JSON does not have."""
+    """Replace NaN by None in nested lists and dictionaries, because JSON has no NaN."""
     if isinstance(value, dict):
         return {key: _without_nan(part) for key, part in value.items()}
     if isinstance(value, list):

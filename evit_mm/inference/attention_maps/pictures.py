@@ -1,6 +1,6 @@
-"""From a config, a checkpoint and an image to pictures of attention, and of how alike heads are.
+"""Pictures of the attention of a model on an image, and of the similarity of its heads.
 
-Shapes: h heads, H x W a block's map.
+Shapes: heads h, feature map H x W.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from ...runner.config import load_config
 from .maps import BlockAttention, given, look, received, similarities
 
 TITLES = {
-    'attention_divergence': 'attention: Jensen-Shannon divergence (bits), 0 = alike',
-    'attention_cosine': 'attention: cosine, 1 = alike',
-    'output_cka': 'outputs: linear CKA, 1 = alike',
+    'attention_divergence': 'attention: Jensen-Shannon divergence (bits), 0 = equal',
+    'attention_cosine': 'attention: cosine, 1 = equal',
+    'output_cka': 'outputs: linear CKA, 1 = equal',
 }
-RANDOM = 'random'  # in a checkpoint's place: the weights that the model starts from
+RANDOM = 'random'  # given as checkpoint, it selects the initial weights of the model
 HEAT, OPACITY = 'inferno', 0.65
 PANEL = 2.1  # inches
 
@@ -48,29 +48,29 @@ def visualize_attention(
     point: Sequence[float] | None = None,
     cfg_options: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Draw the attention of a model on an image, and measure how alike its heads are.
+    """Draw the attention of a model on an image, and measure the similarity of its heads.
 
-    Writes ``stage{k}.png`` of each stage (a row per block, a column per head), ``heads.png`` (the
-    matrices) and ``similarity.json``.
+    The function writes ``stage{k}.png`` for each stage (one row per block, one column per head),
+    ``heads.png`` (the similarity matrices) and ``similarity.json``.
 
     Args:
-        config: Config file of a detector or a classifier whose backbone is an EfficientViT.
-        checkpoint: Any file that :func:`evit_mm.checkpoint.load_pretrained` takes, a detector's or
-            a bare backbone's; or ``'random'``.
+        config: Config file of a detector or a classifier with an EfficientViT as backbone.
+        checkpoint: A detector or backbone file that :func:`evit_mm.checkpoint.load_pretrained`
+            accepts, or ``'random'``.
         image: Image file.
         out_dir: Folder to write to.
-        point: Draw where this query looks, in place of the mean over all queries: x and y from 0
-            to 1, in the picture that the network sees.
-        cfg_options: Overrides of the config, dotted keys.
+        point: Draw the attention of the query at this point, x and y from 0 to 1 in the resized
+            image. Default: the mean over all queries.
+        cfg_options: Overrides of the config, with dotted keys.
 
     Returns:
-        What :func:`~evit_mm.inference.attention_maps.maps.similarities` says.
+        The result of :func:`~evit_mm.inference.attention_maps.maps.similarities`.
 
     Raises:
         EvitError: The config, the checkpoint or the image cannot be used.
     """
     if point is not None and not all(0 <= p <= 1 for p in point):
-        raise ConfigError(f'--point takes x and y from 0 to 1, got {tuple(point)}')
+        raise ConfigError(f'--point must be x and y between 0 and 1, got {tuple(point)}')
     cfg, folder = load_config(config, cfg_options), Path(out_dir)
     init_default_scope(cfg.get('default_scope') or 'mmdet')
     backbone = load_backbone(cfg, checkpoint)
@@ -91,29 +91,31 @@ def visualize_attention(
 
 
 def load_backbone(cfg: Config, checkpoint: str | Path) -> EfficientViT:
-    """Build a config's backbone with a checkpoint's weights, in eval mode."""
+    """Build the backbone of a config with the weights of a checkpoint, in eval mode."""
     with config_faults(cfg), torch.random.fork_rng(devices=()):
-        torch.manual_seed(0)  # 'random' is the same each time
+        torch.manual_seed(0)  # makes 'random' deterministic
         backbone = MODELS.build({**cfg.model.backbone, 'init_cfg': None})
     if not isinstance(backbone, EfficientViT):
         kind = type(backbone).__name__
-        raise ConfigError(f'{cfg.filename}: model.backbone is {kind}, not EfficientViT')
+        raise ConfigError(
+            f"config '{cfg.filename}': model.backbone is {kind}; this tool needs an EfficientViT"
+        )
     if str(checkpoint) != RANDOM:
         load_pretrained(backbone, checkpoint)
     return backbone.eval()
 
 
 def network_input(cfg: Config, image: str | Path) -> tuple[np.ndarray, Tensor]:
-    """Prepare an image as a config's test pipeline and data preprocessor do.
+    """Apply the test pipeline and the data preprocessor of a config to an image.
 
     Returns:
-        What the network sees, ``(H, W, 3)`` uint8 BGR without padding, and what it is fed,
-        ``(1, 3, H', W')``, normalised and padded.
+        The resized image ``(H, W, 3)``, uint8, BGR, and the normalised and padded input of the
+        network ``(1, 3, H', W')``.
     """
     pixels = read_image(image)
     if pixels is None:
-        raise DataError(f"'{image}' cannot be decoded")
-    # mmpretrain's configs have it beside the model, and without its type
+        raise DataError(f"image '{image}' cannot be decoded; choose another file")
+    # mmpretrain's configs define it outside the model and without a type
     preprocessor = cfg.model.get('data_preprocessor') or cfg.data_preprocessor
     with config_faults(cfg):
         prepare = test_pipeline(cfg)
@@ -127,17 +129,17 @@ def network_input(cfg: Config, image: str | Path) -> tuple[np.ndarray, Tensor]:
 def draw_stage(
     seen: np.ndarray, blocks: Sequence[BlockAttention], query: Sequence[float] | None
 ) -> Figure:
-    """Draw a stage: a row per block with the image and each head's attention over it.
+    """Draw a stage: one row per block, with the image and the attention of each head.
 
-    ``seen`` is ``(H, W, 3)`` BGR; ``query`` is a place in it, x and y, or None for the mean.
+    ``seen`` is ``(H, W, 3)``, BGR. ``query`` is a point x, y in it, or None for the mean.
     """
     heads, shape = len(blocks[0].weights), seen.shape[0] / seen.shape[1]
     height = len(blocks) * (PANEL * shape + 0.35) + 0.6
     figure = Figure(figsize=((heads + 1.25) * PANEL, height), layout='constrained')
     axes = figure.subplots(len(blocks), heads + 1, squeeze=False)
-    what = 'attention that each token receives' if query is None else 'where the cross looks'
+    what = 'attention that each token receives' if query is None else 'attention of the query'
     figure.suptitle(
-        f'stage {blocks[0].stage}, stride {blocks[0].stride}: {what}, 1 = everywhere alike',
+        f'stage {blocks[0].stage}, stride {blocks[0].stride}: {what}, 1 = uniform attention',
         fontsize=10,
     )
     grey = cv2.cvtColor(seen, cv2.COLOR_BGR2GRAY)
@@ -152,7 +154,7 @@ def draw_stage(
         most = max(float(maps.max()), 1e-6)
         for head, (axis, heat) in enumerate(zip(panels[1:], maps, strict=True), start=1):
             axis.imshow(grey, cmap='gray', vmin=0, vmax=255)
-            # enlarged to the image's pixels; tokens reach into the padding
+            # enlarge to the pixels of the image; some tokens extend into the padding
             large = heat.repeat(block.stride, 0).repeat(block.stride, 1)
             large = large[: seen.shape[0], : seen.shape[1]]
             shown = axis.imshow(large, cmap=HEAT, alpha=OPACITY, vmin=0, vmax=most)
@@ -164,7 +166,7 @@ def draw_stage(
 
 
 def draw_matrices(measured: Mapping[str, Any]) -> Figure:
-    """Draw how alike the heads are: a row per measure, a column per block."""
+    """Draw the similarity matrices: one row per measure, one column per block."""
     blocks = measured['blocks']
     figure = Figure(figsize=(len(blocks) * PANEL, len(TITLES) * (PANEL + 0.55)))
     parts = figure.subfigures(len(TITLES), 1)
@@ -193,7 +195,7 @@ def _matrix(axis: Axes, matrix: np.ndarray) -> None:
 def _frame(
     axis: Axes, block: BlockAttention, seen: np.ndarray, query: Sequence[float] | None
 ) -> None:
-    """Draw the windows' borders, in the place of ticks, and the query."""
+    """Draw the borders of the windows as a grid, and the query."""
     side = block.stride * block.window_size
     height, width = seen.shape[:2]
     borders = [np.arange(side, length, side) - 0.5 for length in (width, height)]

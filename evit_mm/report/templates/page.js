@@ -1,5 +1,5 @@
 'use strict';
-// worst images: a card stays where one mistake has both the class and the kind that are asked for
+// worst images: show a card if one mistake matches both the selected class and the selected type
 for (const gallery of document.querySelectorAll('.gallery')) {
   const [label, kind, score] = ['label', 'kind', 'score'].map((name) =>
     gallery.querySelector(`[name="${name}"]`));
@@ -19,7 +19,7 @@ for (const gallery of document.querySelectorAll('.gallery')) {
     for (const box of gallery.querySelectorAll('[data-score]')) {
       box.style.display = Number(box.dataset.score) < Number(score.value) ? 'none' : '';
     }
-    for (const box of gallery.querySelectorAll('[data-found]')) { // by a detection of that score
+    for (const box of gallery.querySelectorAll('[data-found]')) { // the score of the matched detection
       const found = Number(box.dataset.found) >= Number(score.value);
       box.firstElementChild.classList.toggle('is-right', found);
       box.firstElementChild.classList.toggle('is-missed', !found);
@@ -32,7 +32,7 @@ for (const gallery of document.querySelectorAll('.gallery')) {
   threshold();
 }
 
-// contents: mark the section that is read
+// contents: highlight the visible section
 const links = new Map([...document.querySelectorAll('nav a')].map((a) => [a.hash.slice(1), a]));
 const seen = new IntersectionObserver((entries) => {
   for (const entry of entries.filter((e) => e.isIntersecting)) {
