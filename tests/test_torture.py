@@ -55,11 +55,11 @@ def test_kills_go_on_where_they_were_and_add_up(tmp_path, monkeypatch):
 def test_a_failure_stands_on_the_page_and_is_tried_again(tmp_path, monkeypatch):
     monkeypatch.setattr(torture, 'run_program', lambda part, **_: {'error': 'struct.error: 4'})
     torture.torture(args(tmp_path, '--parts', 'fuzz'))
-    assert ['failed: struct.error: 4', '-', '-'] in [row[1:] for row in cells(tmp_path, 'made-up')]
+    assert ['failed: struct.error: 4', '-', '-'] in [row[1:] for row in cells(tmp_path, 'generated')]
     good = {'injected': 5, 'survived': 5, 'lost': 0, 'cases': {'a': 5}}
     monkeypatch.setattr(torture, 'run_program', lambda part, **_: good)
     torture.torture(args(tmp_path, '--parts', 'fuzz'))
-    assert ['5', '5', '0'] in [row[1:] for row in cells(tmp_path, 'made-up')]
+    assert ['5', '5', '0'] in [row[1:] for row in cells(tmp_path, 'generated')]
 
 
 def test_a_part_that_is_not_there_is_not_run(tmp_path, monkeypatch):
@@ -73,5 +73,5 @@ def test_numbers_of_processes_are_read_from_the_tests_that_passed():
     found = {'injected': 3, 'survived': 2, 'passed': names, 'failed': ['a::b'], 'skipped': []}
     text = torture.page({'onedl': {'worlds': found}})
     assert 'OneDL, numbers of processes with equal results: 1, 4.' in text
-    assert '| tests of several processes | OneDL | 3 | 2 | 1 |' in text
+    assert '| tests with several processes | OneDL | 3 | 2 | 1 |' in text
     assert '- OneDL, failed: `a::b`' in text
