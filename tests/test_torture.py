@@ -55,11 +55,11 @@ def test_kills_go_on_where_they_were_and_add_up(tmp_path, monkeypatch):
 def test_a_failure_stands_on_the_page_and_is_tried_again(tmp_path, monkeypatch):
     monkeypatch.setattr(torture, 'run_program', lambda part, **_: {'error': 'struct.error: 4'})
     torture.torture(args(tmp_path, '--parts', 'fuzz'))
-    assert ['failed: struct.error: 4', '-', '-'] in [row[1:] for row in cells(tmp_path, 'generated')]
+    assert ['failed: struct.error: 4', '-', '-'] in [row[1:] for row in cells(tmp_path, 'random')]
     good = {'injected': 5, 'survived': 5, 'lost': 0, 'cases': {'a': 5}}
     monkeypatch.setattr(torture, 'run_program', lambda part, **_: good)
     torture.torture(args(tmp_path, '--parts', 'fuzz'))
-    assert ['5', '5', '0'] in [row[1:] for row in cells(tmp_path, 'generated')]
+    assert ['5', '5', '0'] in [row[1:] for row in cells(tmp_path, 'random')]
 
 
 def test_a_part_that_is_not_there_is_not_run(tmp_path, monkeypatch):

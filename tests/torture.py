@@ -53,7 +53,7 @@ result = dict(found, injected=found['kills'], survived=found['kills'] if noise e
 def parse_args(args=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--kills', type=int, default=100)
-    parser.add_argument('--cases', type=int, default=2500, help='number of generated cases')
+    parser.add_argument('--cases', type=int, default=2500, help='number of random cases')
     parser.add_argument(
         '--parts', nargs='+', default=['hostile', 'fuzz', 'kills', 'worlds', 'tests']
     )
@@ -199,7 +199,7 @@ def page(state):
     rows = [
         ('trainings killed (`kill -9`) and resumed', 'kills', lambda f: f['lost']),
         ('hostile and broken checkpoint files', 'hostile', lambda f: f['lost']),
-        ('generated networks, annotation files and checkpoints', 'fuzz', lambda f: f['lost']),
+        ('random networks, annotation files and checkpoints', 'fuzz', lambda f: f['lost']),
         ('tests with several processes', 'worlds', lambda f: len(f['failed'])),
         ('tests (`-m "not slow"`)', 'tests', lambda f: len(f['failed'])),
     ]
@@ -247,7 +247,7 @@ def _notes(state):
             yield ''
         if parts.get('fuzz', {}).get('cases'):
             cases = ', '.join(f'`{key}` {n}' for key, n in parts['fuzz']['cases'].items())
-            yield f'{name}, generated cases: {cases}.'
+            yield f'{name}, random cases: {cases}.'
             yield ''
         if parts.get('worlds', {}).get('passed'):
             matches = filter(None, map(COMPARED.search, parts['worlds']['passed']))
@@ -264,12 +264,12 @@ def _notes(state):
 EXPLANATION = [
     '## Definitions',
     '',
-    '- **Killed trainings**: a training passes if it is resumed to its end and has the same losses',
-    '  and final weights as an uninterrupted training. "Lost" counts iterations that are missing or',
-    '  that used other images.',
-    '- **Hostile files**: a file passes if the package rejects it with one of its own errors. "Lost"',
-    '  counts files that ran code.',
-    '- **Generated cases**: a case passes if its result is correct (compared with float64 or with',
+    '- **Killed trainings**: a training passes if it is resumed to its end and has the losses and',
+    '  the final weights of an uninterrupted training. "Lost" counts iterations that are missing',
+    '  or that used other images.',
+    '- **Hostile files**: a file passes if the package rejects it with one of its own errors.',
+    '  "Lost" counts files that ran code.',
+    '- **Random cases**: a case passes if its result is correct (compared with float64 or with',
     "  mmdet's loader), or if the package rejects it with one of its own errors. Any other outcome",
     '  stops this part, and the table shows the error.',
     '- **Tests**: "lost" counts failed tests.',
