@@ -19,9 +19,10 @@ summary of pytest shows the reason. Other combinations may also work.
 FOOTER = """
 To add a row:
 
-1. Run `tox -e NAME -- --stack-report docs/stacks/NAME.json`. In an existing environment, run
-   `pytest tests/smoke --stack-report docs/stacks/NAME.json`.
-2. Run `python -m tests.smoke.table`, which writes this page from the files in `docs/stacks`.
+1. Run `tox -e NAME -- --stack-report FILE.json`. In an existing environment, run
+   `pytest tests/smoke --stack-report FILE.json`.
+2. Move the file to the folder `docs/stacks`. Its name becomes the name of the row.
+3. Run `python -m tests.smoke.table`, which writes this page.
 """
 COLUMNS = (
     ('stack', 'name'),
