@@ -142,7 +142,8 @@ def measure_forms(setting: Setting) -> tuple[list[Row], list[str]]:
     note = (
         'Each form runs in a separate process, and the calls are interleaved. "Share of limit" is '
         'relative to the rate of a large convolution in the same run. bf16 is computed in float32 '
-        'if the processor has no bfloat16. int8 is calibrated on noise, only to measure its speed.'
+        'if the processor has no bfloat16. int8 is calibrated on noise, only to measure its speed. '
+        'The baseline is timm in eager mode.'
     )
     return _time_forms(groups, FORMS, setting), [note]
 
@@ -153,7 +154,8 @@ def measure_variants(setting: Setting) -> tuple[list[Row], list[str]]:
     groups = {f'{arch.upper()} backbone': (arch, (batch, 3, side, side)) for arch in VARIANTS}
     note = (
         f'Images of {side}x{side}, batch {batch}, float32. Each form runs in a separate process, '
-        f'and the calls are interleaved. New processes start after {CALLS_OF_A_PROCESS} calls.'
+        f'and the calls are interleaved. New processes start after {CALLS_OF_A_PROCESS} calls. The '
+        'baseline is timm in eager mode.'
     )
     return _time_forms(groups, EAGER_FORMS, setting), [note]
 
