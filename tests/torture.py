@@ -1,11 +1,10 @@
-"""Faults by the hundred, and a page of what became of them: python -m tests.torture [options].
+"""Inject hundreds of faults and write a page of the results: python -m tests.torture [options].
 
-Each part runs in a process of its own and leaves its counts in ``state.json`` of the work folder,
-by stack, so that an interrupted run goes on where it was and both stacks come onto one page.
+Each part runs in a separate process and stores its counts by stack in ``state.json`` of the work
+folder. An interrupted run therefore continues where it stopped, and one page shows both stacks.
 """
 
 import argparse
-import datetime
 import json
 import os
 import re
@@ -18,12 +17,12 @@ from evit_mm.doctor.stack import installed_version
 from tests.conftest import ROOT
 
 NOT_RUN = 'not run'
-KILLS_AT_ONCE = 10  # what an interruption loses at most
-# the test that compares a number of processes, in brackets, with one
+KILLS_AT_ONCE = 10  # the most that an interruption can lose
+# tests that compare several processes with one; their number is in brackets
 COMPARED = re.compile(r'processes_equal_one\[(\d+)\]|(two)_processes_of_four_equal_one')
 TITLES = {'openmmlab': 'OpenMMLab', 'onedl': 'OneDL'}
 
-# What each part runs; the process prints its counts as the last line.
+# the program of each part; its last line of output has the counts
 PROGRAMS = {
     'hostile': """
 from pathlib import Path
@@ -53,18 +52,18 @@ result = dict(found, injected=found['kills'], survived=found['kills'] if noise e
 def parse_args(args=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--kills', type=int, default=100)
-    parser.add_argument('--cases', type=int, default=2500, help='of the fuzzing')
+    parser.add_argument('--cases', type=int, default=2500, help='number of random cases')
     parser.add_argument(
         '--parts', nargs='+', default=['hostile', 'fuzz', 'kills', 'worlds', 'tests']
     )
-    parser.add_argument('--start', type=int, default=0, help='seed of what is random')
+    parser.add_argument('--start', type=int, default=0, help='random seed')
     parser.add_argument('--work-dir', type=Path, default=ROOT / 'work_dirs' / 'torture')
     parser.add_argument('--page', type=Path, default=ROOT / 'docs' / 'reliability.md')
     return parser.parse_args(args)
 
 
 def this_stack():
-    """Return the name of the stack that this interpreter holds."""
+    """Return the name of the installed stack."""
     return 'onedl' if installed_version('onedl-mmcv') else 'openmmlab'
 
 
@@ -74,7 +73,7 @@ def read_state(work_dir):
 
 
 def write_state(work_dir, state):
-    """Put the state in place in one step, so that a kill leaves the old or the new one."""
+    """Replace the state in one step. A kill leaves the old or the new file."""
     work_dir.mkdir(parents=True, exist_ok=True)
     new = work_dir / 'state.json.new'
     new.write_text(json.dumps(state, indent=1) + '\n')
@@ -87,9 +86,9 @@ def environment():
 
 
 def run_program(part, **values):
-    """Run one of the programs and return its counts, or what ended it as ``error``."""
+    """Run one of the programs and return its counts, or its error as ``error``."""
     program = PROGRAMS[part].format(**values)
-    # spawned processes import the main module again, which then must not start over
+    # spawned processes import the main module again and must not run it
     program = program.strip().replace('\n', '\n    ')
     text = (
         f'import json\nif __name__ == "__main__":\n    {program}\n    print(json.dumps(result))\n'
@@ -109,7 +108,7 @@ def run_program(part, **values):
 
 
 def run_tests(work_dir, *args):
-    """Run pytest and return its counts by outcome, and by test for those that did not pass."""
+    """Run pytest and return the number of tests and their names by outcome."""
     from xml.etree import ElementTree
 
     report = work_dir / f'{this_stack()}.xml'
@@ -118,7 +117,7 @@ def run_tests(work_dir, *args):
     command = [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', *args]
     subprocess.run([*command, f'--junitxml={report}'], cwd=ROOT, env=environment())
     if not report.exists():
-        return {'error': 'pytest did not end'}
+        return {'error': 'pytest wrote no report'}
     found = {'passed': [], 'failed': [], 'skipped': []}
     for case in ElementTree.parse(report).iter('testcase'):
         kinds = {child.tag for child in case}
@@ -128,10 +127,10 @@ def run_tests(work_dir, *args):
 
 
 def run_part(part, args, before):
-    """Run one part as far as it has not been run, and yield its counts each time they grow."""
+    """Run the missing cases of one part, and yield its counts after each step."""
     work = args.work_dir / this_stack()
     if part == 'hostile':
-        folder = work / f'hostile_{os.getpid()}'  # a rerun begins in a folder of its own
+        folder = work / f'hostile_{os.getpid()}'  # a rerun uses a new folder
         folder.mkdir(parents=True, exist_ok=True)
         yield run_program(part, folder=str(folder))
     elif part == 'fuzz':
@@ -167,12 +166,12 @@ def add_kills(total, found):
 
 
 def wanted(part, args):
-    """Return what decides whether a part has been run already."""
+    """Return the options of a part; if they change, it runs again."""
     return {'kills': args.kills, 'fuzz': [args.cases, args.start]}.get(part, '')
 
 
 def torture(args):
-    """Run the parts that have not been run on this stack, and write the page."""
+    """Run the missing parts on this stack, and write the page."""
     stack = this_stack()
     for part in args.parts:
         state = read_state(args.work_dir)
@@ -180,7 +179,7 @@ def torture(args):
         done = mine.get(part)
         finished = done and 'error' not in done and done.get('wanted') == wanted(part, args)
         if finished and (part != 'kills' or done['injected'] >= args.kills):
-            print(f'{part}: done before')
+            print(f'{part}: already done')
             continue
         for found in run_part(part, args, done):
             if found is None:
@@ -195,33 +194,33 @@ def torture(args):
 
 
 def page(state):
-    """Return the page, from what has been run."""
+    """Return the page for a state."""
     rows = [
         ('trainings killed (`kill -9`) and resumed', 'kills', lambda f: f['lost']),
         ('hostile and broken checkpoint files', 'hostile', lambda f: f['lost']),
-        ('made-up networks, annotation files, checkpoints', 'fuzz', lambda f: f['lost']),
-        ('tests of several processes', 'worlds', lambda f: len(f['failed'])),
+        ('random networks, annotation files and checkpoints', 'fuzz', lambda f: f['lost']),
+        ('tests with several processes', 'worlds', lambda f: len(f['failed'])),
         ('tests (`-m "not slow"`)', 'tests', lambda f: len(f['failed'])),
     ]
     lines = [
         '# Reliability',
         '',
-        f'Written by `make torture` on {datetime.date.today().isoformat()}; what it has not run '
-        f'says "{NOT_RUN}". The same command goes on where it was.',
+        '`make torture` injects faults, runs the tests and writes this page. If it is interrupted, '
+        'run it again to continue.',
         '',
-        '| what | stack | injected | survived | lost |',
+        '| test | stack | cases | passed | lost |',
         '|---|---|---|---|---|',
     ]
     for title, part, lost in rows:
         for stack, name in TITLES.items():
             found = state.get(stack, {}).get(part)
             lines.append(f'| {title} | {name} | {_cells(found, lost)} |')
-    lines += ['', *_notes(state), '## Made on', '']
+    lines += ['', *EXPLANATION, '', '## Details', '', *_notes(state), '## Environment', '']
     for stack, name in TITLES.items():
         made = state.get(stack, {}).get('made')
         text = ', '.join(f'{key} {value}' for key, value in made.items()) if made else NOT_RUN
         lines.append(f'- {name}: {text}')
-    return '\n'.join([*lines, '', *EXPLANATION]) + '\n'
+    return '\n'.join(lines) + '\n'
 
 
 def _cells(found, lost):
@@ -240,14 +239,14 @@ def _notes(state):
         if kills and kills.get('runs'):
             points = ', '.join(f'{point} {count}' for point, count in kills['points'].items())
             yield (
-                f'{name}, kills: {kills["runs"]} trainings, killed in: {points}. The largest '
-                f'relative difference of a loss or a final weight from the uninterrupted runs is '
-                f'{kills["worst_difference"]:.1e}.'
+                f'{name}, kills by phase in {kills["runs"]} trainings: {points}. The largest '
+                f'relative difference of a loss or a final weight from an uninterrupted training '
+                f'is {kills["worst_difference"]:.1e}.'
             )
             yield ''
         if parts.get('fuzz', {}).get('cases'):
             cases = ', '.join(f'`{key}` {n}' for key, n in parts['fuzz']['cases'].items())
-            yield f'{name}, cases that passed: {cases}.'
+            yield f'{name}, random cases: {cases}.'
             yield ''
         if parts.get('worlds', {}).get('passed'):
             matches = filter(None, map(COMPARED.search, parts['worlds']['passed']))
@@ -262,16 +261,17 @@ def _notes(state):
 
 
 EXPLANATION = [
-    '## What is counted',
+    '## Definitions',
     '',
-    '- A kill has been survived when its training, resumed until its end, has the losses and final',
-    '  weights of a training that was never interrupted. Lost are the iterations that are missing',
-    '  or that were trained on other images.',
-    '- A hostile file has been survived when it was refused with one error of the package. Lost',
-    '  counts the files that managed to run something.',
-    '- A made-up case has been survived when the result is right (compared with float64, or loaded',
-    '  by mmdet), or when it is refused with an error of the package. The first other outcome ends',
-    '  the fuzzing and stands in the table.',
+    '- **Killed trainings**: a training passes if it is resumed to its end and has the losses and',
+    '  the final weights of an uninterrupted training. "Lost" counts iterations that are missing',
+    '  or that used other images.',
+    '- **Hostile files**: a file passes if the package rejects it with one of its own errors.',
+    '  "Lost" counts files that ran code.',
+    '- **Random cases**: a case passes if its result is correct (compared with float64 or with',
+    "  mmdet's loader), or if the package rejects it with one of its own errors. Any other outcome",
+    '  stops this part, and the table shows the error.',
+    '- **Tests**: "lost" counts failed tests.',
 ]
 
 

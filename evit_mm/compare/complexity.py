@@ -218,9 +218,10 @@ def as_markdown(rows: Sequence[Complexity]) -> str:
         [
             *markdown_table(['config', *(column[0] for column in COLUMNS)], cells),
             '',
-            'The first columns are the whole ImageNet classifier at 224 x 224, the last ones the '
-            f'detector for one image of {width} x {height}. FLOPs are multiply-adds of '
-            'convolutions, linear layers and matrix products, as the papers count them.',
+            'The last four columns are for the detector and one image of '
+            f'{width} x {height}. The other columns are for the ImageNet classifier at 224 x 224. '
+            'FLOPs are multiply-adds of convolutions, linear layers and matrix products, as in the '
+            'papers.',
         ]
     )
 

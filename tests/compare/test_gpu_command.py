@@ -92,4 +92,4 @@ def test_everything_runs_at_tiny_sizes(tmp_path):
     assert reasons == {'ConfigError: a CUDA graph needs --device cuda, got cpu'}
     text = (tmp_path / 'gpu.md').read_text()
     assert text == page.markdown(content)
-    assert '**A rehearsal at tiny sizes: its figures say nothing.**' in text
+    assert '**This is a rehearsal at tiny sizes. Do not use its figures.**' in text

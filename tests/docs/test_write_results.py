@@ -75,7 +75,7 @@ def test_a_page_without_a_place_for_its_table_is_named(monkeypatch):
 def test_a_stale_file_is_named_and_not_written(monkeypatch):
     monkeypatch.setattr(write_results, 'PAGES', {})
     monkeypatch.setattr(write_results, 'metafile', lambda: 'other')
-    with pytest.raises(SystemExit, match=f'{METAFILE}: out of date'):
+    with pytest.raises(SystemExit, match=f'outdated files: {METAFILE}'):
         write_results.main(check=True)
     assert (ROOT / METAFILE).read_text() != 'other'
 

@@ -1,4 +1,4 @@
-"""What only a GPU can show. ``python -m tests.gpu --out DIR`` runs it all once and writes it down.
+"""Tests, benchmarks and trainings for a GPU. ``python -m tests.gpu --out DIR`` runs all of them.
 
-The tests here are skipped where there is no GPU, unless ``EVIT_MM_GPU_TESTS=cpu`` asks for them.
+Without a GPU, the tests are skipped. Set ``EVIT_MM_GPU_TESTS=cpu`` to run them on the CPU.
 """

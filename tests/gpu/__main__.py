@@ -1,9 +1,9 @@
-"""Everything that only a GPU can show, in one command: python -m tests.gpu --out DIR [options].
+"""Run all GPU tests, benchmarks and trainings: python -m tests.gpu --out DIR [options].
 
-First the tests of this folder run while the benchmarks compile; then the benchmarks are timed, one
-after the other with the card to itself; then detectors are trained on the blood cells. Results are
-written as they come, to ``gpu.json`` and ``gpu.md``; what time was too short for says so.
-``--parts`` chooses among the three; ``python -m tests.gpu.page`` joins the files of several runs.
+First, the tests of this folder run while the benchmarks compile. Then the benchmarks are timed one
+after the other, without other work on the GPU. Then detectors are trained on the blood cells. The
+results are written to ``gpu.json`` and ``gpu.md`` after each step. Parts that were not reached in
+time are marked. ``--parts`` selects parts, and ``python -m tests.gpu.page`` merges several runs.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ from .detectors import Limits, Predictions, Steps
 from .worker import TIME_IS_UP, Worker
 
 TEST_FILES = ('operators', 'network', 'compile', 'training')
-PARTS = {'tests': 0.35, 'benchmarks': 0.35, 'trainings': 0.3}  # and their shares of the time
-COMPILERS = 6  # networks that compile at a time
-LEAST = 4.0  # seconds, below which nothing is begun
+PARTS = {'tests': 0.35, 'benchmarks': 0.35, 'trainings': 0.3}  # shares of the time
+COMPILERS = 6  # networks that compile at the same time
+LEAST = 4.0  # seconds; with less time left, no benchmark starts
 INI = """[pytest]
 markers =
     slow: trains or starts several processes
@@ -50,10 +50,10 @@ markers =
 
 
 class Command:
-    """One run of everything.
+    """One run of the command.
 
     Args:
-        args: The command line.
+        args: Parsed command line.
     """
 
     def __init__(self, args: argparse.Namespace) -> None:
@@ -93,7 +93,7 @@ class Command:
         self.save()
 
     def run(self) -> None:
-        """Run every part; whatever becomes of one, the others go on."""
+        """Run all parts. If one fails, the others still run."""
         try:
             if 'benchmarks' in self.until:
                 self.workers = self.attempt('start of the benchmarks', self.start_workers) or []
@@ -109,12 +109,12 @@ class Command:
             shutil.rmtree(self.work, ignore_errors=True)
 
     def attempt(self, name: str, part: Any) -> Any:
-        """Run a part, and write down how long it took and how it ended."""
+        """Run a part, and record its duration and outcome."""
         start, outcome, result = time.time(), 'done', None
         print(f'{start - self.start:4.0f} s  {name}', flush=True)
         try:
             result = part()
-        except Exception as error:  # of whatever kind: the other parts go on
+        except Exception as error:  # any error: the other parts must still run
             traceback.print_exc()
             outcome = f'{type(error).__name__}: {(str(error).splitlines() or [""])[0][:200]}'
         seconds = time.time() - start
@@ -134,14 +134,14 @@ class Command:
         (self.out / 'parts.txt').write_text('\n'.join(parts) + '\n', encoding='utf-8')
 
     def start_workers(self) -> list[Worker]:
-        """Start the processes of the benchmarks, in the order in which they are timed."""
+        """Start the processes of the benchmarks in the order of their measurement."""
         device, tiny = self.args.device, self.args.tiny
         os.environ.setdefault('TORCHINDUCTOR_COMPILE_THREADS', '2')
-        # more at once would leave the trainings and tests beside them no processor
-        # kept, since a process that is still starting looks for it by name
+        # with more compilations, the tests would wait for the CPU. The attribute keeps the
+        # semaphore alive, because a starting process opens it by name.
         self.turns = turns = multiprocessing.get_context('spawn').Semaphore(COMPILERS)
         os.environ.setdefault('TORCHINDUCTOR_CACHE_DIR', str(self.work / 'inductor'))
-        # the most wanted first: time may be up; each takes a minute of processor and card
+        # most important first; each network takes about a minute
         networks = ('m0', 'mobilenetv2_100') if tiny else ('m4', 'mobilenetv2_100', 'm0', 'm5')
 
         def classifier(network: str, weight: float) -> Worker:
@@ -185,7 +185,7 @@ class Command:
                 worker.tell(('stop',))
 
     def train(self) -> None:
-        """Train, several at a time."""
+        """Train several detectors at the same time."""
         self.trainings = self.make_trainings(self.until['trainings'])
         while self.trainings.step():
             if len(self.content['trainings']) < len(self.trainings.done):
@@ -196,7 +196,9 @@ class Command:
 
     def start_tests(self, name: str) -> subprocess.Popen:
         """Start the tests of one file."""
-        ini = self.work / 'pytest.ini'  # not the project's, which wants what a GPU's machine lacks
+        ini = (
+            self.work / 'pytest.ini'
+        )  # the project's file needs plugins that the GPU machine lacks
         ini.write_text(INI)
         command = [sys.executable, '-m', 'pytest', '-c', str(ini), '--rootdir', str(ROOT), '-q']
         command += ['-p', 'no:cacheprovider', str(Path(__file__).with_name(f'test_{name}.py'))]
@@ -221,7 +223,7 @@ class Command:
             )
 
     def make_trainings(self, until: float) -> Trainings:
-        """Return the queue of trainings; at tiny sizes on a few made-up images."""
+        """Return the queue of trainings. With ``--tiny``, they use a few generated images."""
         data, options = self.args.data, {}
         if self.args.tiny:
             data = make_shapes(self.work / 'shapes', 24, 4, size=(96, 80), quiet=True)
@@ -231,14 +233,14 @@ class Command:
                 for part in ('train', 'val')
                 for name, value in loader.items()
             }
-            options['model.test_cfg.score_thr'] = 0.0  # hardly trained, it is sure of nothing
+            options['model.test_cfg.score_thr'] = 0.0  # a barely trained model has only low scores
             return Trainings(
                 str(data), self.work / 'runs', self.args.device, until, 2, 2, 1, (96, 80), options
             )
         return Trainings(str(data), self.work / 'runs', self.args.device, until)
 
     def collect_checks(self) -> bool:
-        """Read the outcomes of the tests so far; return whether there are new ones."""
+        """Read the outcomes of the tests. Return True if there are new ones."""
         checks = []
         for name in TEST_FILES:
             file = self.work / f'{name}.jsonl'
@@ -250,12 +252,12 @@ class Command:
         return new
 
     def benchmarks(self) -> None:
-        """Time one benchmark after the other, as long as there is time."""
+        """Time the benchmarks one after the other until the time is up."""
         end = self.until['benchmarks']
         grace = time.time() + min(40.0, 0.2 * max(0.0, end - time.time()))
         while time.time() < grace and not all(worker.is_ready() for worker in self.workers):
             time.sleep(0.2)
-        # those that still compile come last, and disturb the others as little as can be
+        # benchmarks that still compile come last, to disturb the others less
         workers = sorted(self.workers, key=lambda worker: not worker.is_ready())
         for place, worker in enumerate(workers):
             left = end - time.time()
@@ -267,7 +269,7 @@ class Command:
             self.attempt(worker.name, partial(self.measure, worker, limit, left))
 
     def measure(self, worker: Worker, limit: float, left: float) -> None:
-        """Add what one worker measures to the rows."""
+        """Add the rows of one worker."""
         patience = left if self.args.tiny else min(left, 4 * limit + 15)
         for rows in worker.measure(limit, patience):
             self.content['rows'] += rows
@@ -276,7 +278,7 @@ class Command:
             raise RuntimeError(worker.fault)
 
     def kill(self, process: subprocess.Popen) -> None:
-        """End a process and what it has started."""
+        """Kill a process and its children."""
         try:
             os.killpg(process.pid, signal.SIGKILL)
         except (ProcessLookupError, PermissionError):
@@ -284,7 +286,7 @@ class Command:
         process.wait()
 
     def stop(self) -> None:
-        """End whatever still runs."""
+        """Kill all processes that still run."""
         for test in self.tests.values():
             if test.poll() is None:
                 self.kill(test)
@@ -296,20 +298,24 @@ class Command:
 
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser('tests.gpu', description='What only a GPU can show')
-    parser.add_argument('--out', required=True, help='folder for gpu.json, gpu.md and parts.txt')
+    parser = argparse.ArgumentParser('tests.gpu', description='Run GPU tests and benchmarks')
+    parser.add_argument(
+        '--out', required=True, help='output folder for gpu.json, gpu.md and parts.txt'
+    )
     parser.add_argument('--device', default='cuda', help='cpu, cuda, cuda:1, ...')
     parser.add_argument('--data', default=str(DATA / 'bccd'), help='blood cells in COCO format')
-    parser.add_argument('--minutes', type=float, default=8.0, help='time for all of it')
-    parser.add_argument('--commit', default='', help='where the checkout has no git to say it')
+    parser.add_argument(
+        '--minutes', type=float, default=8.0, help='time limit of the whole command'
+    )
+    parser.add_argument('--commit', default='', help='commit of a checkout without git')
     parser.add_argument('--parts', nargs='+', default=list(PARTS), choices=PARTS)
     parser.add_argument('--tests', nargs='*', default=TEST_FILES, choices=TEST_FILES)
-    parser.add_argument('--tiny', action='store_true', help='a rehearsal at tiny sizes')
+    parser.add_argument('--tiny', action='store_true', help='rehearse with tiny sizes')
     return parser.parse_args()
 
 
 def main() -> None:
-    """Run, and print the page's first tables."""
+    """Run the command and print the first tables of the page."""
     args = parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

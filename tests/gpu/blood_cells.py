@@ -1,7 +1,7 @@
-"""Mixed-precision trainings on the blood cells to an AP, as many seeds as fit.
+"""Mixed-precision trainings on the blood cells, with as many seeds as the time allows.
 
-Configs are those of ``tools/compare.py``; each run is ``tools/train.py --amp`` in a process of its
-own, a few of them side by side, since one alone keeps neither the GPU nor the processor busy.
+The configs are the ones of ``tools/compare.py``. Each run is ``tools/train.py --amp`` in a separate
+process. Several runs share the GPU, because a single run does not use it fully.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ class Run:
 
 @dataclass
 class Trainings:
-    """A queue of trainings, of which ``slots`` run at a time.
+    """A queue of trainings. ``slots`` of them run at the same time.
 
     Args:
-        data: The blood cells.
-        folder: Work dirs.
-        device: Where they run; AMP on a GPU only.
-        deadline: No run goes on after it, and none is started that would not end before it.
-        epochs: Of each run; it is evaluated after each third of them.
-        slots: Runs side by side.
-        seeds: Of each model at most.
-        scale: ``(width, height)`` that images are resized into.
-        cfg_options: Further overrides.
+        data: Folder of the blood cells.
+        folder: Folder of the work dirs.
+        device: Device of the trainings. AMP is used only on a GPU.
+        deadline: Time when all runs are stopped. A run that would end later is not started.
+        epochs: Epochs of each run. It is evaluated three times.
+        slots: Number of runs at the same time.
+        seeds: Maximum number of seeds per model.
+        scale: ``(width, height)`` to which the images are resized.
+        cfg_options: More overrides.
     """
 
     data: str
@@ -66,7 +66,7 @@ class Trainings:
         self.done: list[dict[str, Any]] = []
 
     def step(self) -> bool:
-        """Start and collect runs; return whether there is anything left to wait for."""
+        """Start and collect runs. Return True while runs are active."""
         now = time.time()
         for run in list(self.running):
             ended = run.process.poll() is not None
@@ -87,7 +87,7 @@ class Trainings:
         return bool(self.running)
 
     def _fits(self, now: float) -> bool:
-        # nobody knows yet how long one takes: as many as there are slots have to be tried
+        # the duration is unknown until the first run ends, so fill all slots
         lasted = [row['seconds'] for row in self.done if row['metrics']]
         if not lasted:
             return now < self.deadline and not self.done
@@ -100,7 +100,7 @@ class Trainings:
         budget = Budget(self.data, self.epochs, self.scale, cfg_options=options)
         cfg = budget.config(model)
         third = -(-self.epochs // 3)
-        # should time be up before the end, there is an AP of a part of the training
+        # for an AP even if the time is up before the end
         cfg.train_cfg.update(val_interval=third, val_begin=third)
         cfg.default_hooks.checkpoint = {'type': 'CheckpointHook', 'interval': self.epochs}
         cfg.dump(folder / 'config.py')
@@ -149,19 +149,19 @@ class Trainings:
 
 
 def read_scalars(folder: Path) -> list[dict[str, Any]]:
-    """Return what mmengine logged: a dict for each iteration that it logs and each evaluation."""
+    """Return mmengine's log: one dict per logged iteration and per evaluation."""
     rows = []
     for file in sorted(folder.glob('*/vis_data/scalars.json')):
         for line in file.read_text().splitlines():
             try:
                 rows.append(json.loads(line))
-            except ValueError:  # cut off in the middle
+            except ValueError:  # incomplete line
                 continue
     return rows
 
 
 def loss_scales(folder: Path) -> list[float]:
-    """Return the loss scale in the last checkpoint, if there is one."""
+    """Return the loss scales in the checkpoints, and delete these files."""
     import torch
 
     from evit_mm.checkpoint import read_checkpoint
@@ -171,5 +171,5 @@ def loss_scales(folder: Path) -> list[float]:
         scaler = read_checkpoint(str(file)).get('optimizer', {}).get('loss_scaler', {})
         if 'scale' in scaler:
             found.append(float(torch.as_tensor(scaler['scale'])))
-        file.unlink()  # hundreds of MiB that nobody asks for
+        file.unlink()  # hundreds of MiB
     return found

@@ -1,7 +1,7 @@
-"""ImageNet classifiers at 224 px in every form: each network in a process of its own.
+"""Benchmarks of ImageNet classifiers at 224 px in all forms, one process per network.
 
-The processes compile side by side, since that takes a processor and hardly the GPU; then one after
-the other times its network's forms in turns, while the others wait.
+The processes compile in parallel, because this uses mainly the CPU. Then they run one after the
+other, and each times the forms of its network with interleaved calls.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from evit_mm.models import VARIANTS
 
 from .worker import TIME_IS_UP, as_dict, working
 
-# timm's name and the one for people
+# timm's name -> label
 PEERS = {'mobilenetv2_100': 'MobileNetV2'}
-LAYOUTS = ('m0', 'm4')  # in every memory layout; the others in ours and timm's
+LAYOUTS = ('m0', 'm4')  # measured in all memory layouts
 LAST = {'timm': 'timm, channels last', 'ours': 'ours, weights in channels last too'}
-TRIES, PAUSE = 3, 4.0  # where another network's compilation holds the memory for a moment
+TRIES, PAUSE = 3, 4.0  # when another process needs the memory for a moment
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is timed: images of ``side`` pixels, ``batch`` at once, ``rounds`` times."""
+    """Sizes of a benchmark: ``side`` in pixels, ``batch`` images per call, ``rounds`` calls."""
 
     side: int = 224
     batch: int = 2048
@@ -45,17 +45,17 @@ TINY = Sizes(side=64, batch=2, rounds=2, backend='aot_eager')
 
 
 def label_of(network: str) -> str:
-    """Return a network's name for people."""
+    """Return the label of a network."""
     return PEERS.get(network) or f'EfficientViT-{network.upper()}'
 
 
 class Forms:
-    """One network in all its forms, for a large batch under AMP and for one image.
+    """All forms of one network, for a large batch under AMP and for one image.
 
     Args:
         network: A variant of EfficientViT, or timm's name of another network.
-        device: Where it runs.
-        sizes: What is timed.
+        device: Device of the network.
+        sizes: Sizes of the benchmark.
     """
 
     def __init__(self, network: str, device: str, sizes: Sizes) -> None:
@@ -63,7 +63,7 @@ class Forms:
         self.kind = torch.device(device).type
         self.half = torch.float16 if self.kind == 'cuda' else torch.bfloat16
         self.models = self._models()
-        # the most wanted first: time may be up
+        # most important first
         self.to_compile = [
             (size, name)
             for size in ('batch', 'one')
@@ -92,22 +92,22 @@ class Forms:
         return models
 
     def images(self, size: str) -> Tensor:
-        """Return the input: many images in float32, or one in half precision."""
+        """Return the input: a batch in float32, or one image in half precision."""
         shape = (self.sizes.batch if size == 'batch' else 1, 3, self.sizes.side, self.sizes.side)
         generator = torch.Generator(self.device).manual_seed(0)
         image = torch.randn(shape, generator=generator, device=self.device)
         return image if size == 'batch' else image.to(self.half)
 
     def model_for(self, size: str, name: str) -> nn.Module:
-        """Return a model with weights as a size has them: float32 under AMP, else half."""
+        """Return a model: float32 weights for a batch (AMP), half precision for one image."""
         model = self.models[name]
         if size == 'batch':
             return model
-        # timm keeps attention biases of its last call, which train() makes it forget
+        # train() clears the attention biases that timm caches in eval mode
         return copy.deepcopy(model).to(self.half).train().eval()
 
     def compile(self, size: str, name: str) -> None:
-        """Compile one form for one size, and call it once."""
+        """Compile one form for one size and call it once."""
         torch._dynamo.config.recompile_limit = 64
         for left in reversed(range(TRIES)):
             try:
@@ -124,7 +124,7 @@ class Forms:
                 time.sleep(PAUSE)
 
     def call(self, size: str, function: Callable[[Tensor], object], image: Tensor) -> Call:
-        """Return a call without gradients, under AMP for many images."""
+        """Return a call without gradients, under AMP for a batch."""
 
         def run() -> object:
             with torch.no_grad():
@@ -133,7 +133,7 @@ class Forms:
         return forms.amp(run, self.kind, self.half) if size == 'batch' else run
 
     def prepare(self, stop: Callable[[], bool]) -> None:
-        """Compile until all is compiled or ``stop`` says so."""
+        """Compile all forms, until ``stop()`` is True."""
         for size, name in self.to_compile:
             if stop():
                 self.faults.setdefault((size, name), f'not compiled: {TIME_IS_UP}')
@@ -142,25 +142,25 @@ class Forms:
             self.empty_cache()
 
     def empty_cache(self) -> None:
-        """Give the GPU's memory back to the other processes."""
+        """Release GPU memory for the other processes."""
         if self.kind == 'cuda':
             torch.cuda.empty_cache()
 
     def _attempt(self, key: tuple[str, str], function: Callable[[], Any]) -> Any:
         try:
             return function()
-        except Exception as error:  # a compiler may fail in any way; the other rows go on
+        except Exception as error:  # any error of a compiler: the other rows must still run
             traceback.print_exc()
             self.faults[key] = sentence(error)
             return None
 
     def measure(self, limit: float) -> Iterator[list[dict[str, Any]]]:
-        """Time every form that there is, in turns, in at most about ``limit`` seconds.
+        """Time all forms with interleaved calls in about ``limit`` seconds.
 
         Yields:
-            For each size its rows, see :func:`~tests.gpu.worker.as_dict`.
+            The rows of each size, see :func:`~tests.gpu.worker.as_dict`.
         """
-        # as timm's own benchmark does; not before, when others use the card and its memory
+        # as in timm's benchmark; only now, because no other process uses the GPU
         torch.backends.cudnn.benchmark = True
         for size, share in (('batch', 0.7), ('one', 0.3)):
             found = []
@@ -186,7 +186,7 @@ class Forms:
             yield found
 
     def _builders(self, size: str) -> dict[str, Callable[[], Call]]:
-        """Return what builds the call of each form."""
+        """Return a function for each form that builds its call."""
         last = torch.channels_last
 
         def eager(name: str, to_last: bool = False) -> Call:
@@ -219,7 +219,7 @@ class Forms:
         for name in names:
             builders[f'{name}, eager'] = partial(eager, name)
             if name == 'timm' or (name == 'ours' and self.network in LAYOUTS):
-                # ours takes care of its maps, not of its weights
+                # our backbone converts only its maps, not its weights
                 builders[LAST[name]] = partial(eager, name, True)
         if 'fused' in names and size == 'batch':
             builders['fused, float16 weights'] = half_weights

@@ -1,4 +1,4 @@
-"""The device of these tests, and a record of their outcomes and figures for the command."""
+"""The device of the tests, and a record of their outcomes and figures."""
 
 import json
 import os
@@ -9,8 +9,8 @@ import torch
 
 from evit_mm.compare.benchmark import machine
 
-WANTED = os.environ.get('EVIT_MM_GPU_TESTS')  # a device, where the tests are to run in any case
-RECORD = os.environ.get('EVIT_MM_GPU_RECORD')  # a file that takes a line for each test
+WANTED = os.environ.get('EVIT_MM_GPU_TESTS')  # device, also without a GPU
+RECORD = os.environ.get('EVIT_MM_GPU_RECORD')  # file with one line per test
 
 
 def pytest_collection_modifyitems(items):

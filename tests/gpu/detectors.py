@@ -1,4 +1,4 @@
-"""Whole detectors: prediction and training steps; and what the card can do at most."""
+"""Benchmarks of whole detectors, and the limits of the GPU."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PRODUCT_SIDE = 8192
 
 
 class Predictions:
-    """RetinaNet-M4's prediction, mmdet's path and the fused one."""
+    """Prediction of RetinaNet-M4 with mmdet and with the fused detector."""
 
     def __init__(self, device: str, tiny: bool) -> None:
         self.device, self.chosen = device, TINY_CASES if tiny else PREDICTIONS
@@ -40,22 +40,22 @@ class Predictions:
         self.faults: dict[str, str] = {}
 
     def prepare(self, stop: Callable[[], bool]) -> None:
-        """Build the detectors, which predict once in it."""
+        """Build the detectors. Each predicts once."""
         for config, size, batch in self.chosen:
             try:
                 with detection.photo() as file:
                     calls, agreement = detection.prediction(config, size, batch, file, self.device)
-            except Exception as error:  # of whatever kind: the other sizes go on
+            except Exception as error:  # any error: the other sizes must still run
                 traceback.print_exc()
                 group = f'{config}, {size[0]}x{size[1]}, batch {batch}'
                 self.faults[group] = sentence(error)
                 continue
-            # the picture's file is gone when it is timed
+            # the image file no longer exists during the measurement
             calls = [c for c in calls if 'file' not in c[0].name and 'decode' not in c[0].name]
             self.cases.append((calls, agreement))
 
     def measure(self, limit: float) -> Iterator[list[dict[str, Any]]]:
-        """Time them in turns, one size and batch after the other."""
+        """Time the forms with interleaved calls, separately for each size and batch."""
         for group, fault in self.faults.items():
             yield [as_dict(Row(group, 'all', note=fault), 'detection')]
         for calls, agreement in self.cases:
@@ -76,7 +76,7 @@ class Predictions:
 
 
 class Steps:
-    """Training steps in both layouts, in float32, TF32 and under AMP."""
+    """Training steps in both memory layouts, in float32, TF32 and under AMP."""
 
     def __init__(self, device: str, tiny: bool) -> None:
         self.device, self.chosen = device, TINY_CASES[1:] if tiny else STEPS
@@ -85,7 +85,7 @@ class Steps:
         self.faults: dict[tuple[str, str], str] = {}
 
     def prepare(self, stop: Callable[[], bool]) -> None:
-        """Build the detectors, which take a step in it."""
+        """Build the detectors. Each runs one step."""
         for name, size, images in self.chosen:
             group = f'{name}, {size[0]}x{size[1]}, {images} images'
             runs = self.steps.setdefault(group, {})
@@ -94,12 +94,12 @@ class Steps:
                     step = training.detector_step(name, size, images, options, self.device)
                     step()
                     runs[form] = step
-                except Exception as error:  # of whatever kind: the other forms go on
+                except Exception as error:  # any error: the other forms must still run
                     traceback.print_exc()
                     self.faults[group, form] = sentence(error)
 
     def measure(self, limit: float) -> Iterator[list[dict[str, Any]]]:
-        """Time them in turns, one size after the other."""
+        """Time the forms with interleaved calls, separately for each size."""
         for group, runs in self.steps.items():
             able, faults = working(runs)
             peaks = {name: machine.peak_memory(run, self.device) for name, run in able.items()}
@@ -113,17 +113,17 @@ class Steps:
 
 
 class Limits:
-    """A copy within the card's memory, and products of large matrices."""
+    """A copy in GPU memory, and products of large matrices."""
 
     def __init__(self, device: str, tiny: bool) -> None:
         self.device = device
         self.bytes, self.side = (2**20, 64) if tiny else (COPIED_BYTES, PRODUCT_SIDE)
 
     def prepare(self, stop: Callable[[], bool]) -> None:
-        """Leave the memory to the others."""
+        """Allocate nothing, to leave the memory to the other processes."""
 
     def measure(self, limit: float) -> Iterator[list[dict[str, Any]]]:
-        """Time them in turns."""
+        """Time the operations with interleaved calls."""
         source = torch.zeros(self.bytes, dtype=torch.uint8, device=self.device)
         target = torch.empty_like(source)
         runs: dict[str, Call] = {'copy': lambda: target.copy_(source)}

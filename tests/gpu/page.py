@@ -1,4 +1,4 @@
-"""The page on a GPU, made of the JSON that the command writes."""
+"""Write the GPU page from the JSON file of ``python -m tests.gpu``."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from typing import Any
 from evit_mm.compare.benchmark.timing import Row, median_and_quartiles, ratio_of
 from evit_mm.compare.published_results import label_of
 
+from .worker import TIME_IS_UP
+
 MIB = 2**20
 NOT_RUN = """# On a GPU
 
-**Not run on a GPU.** `make gpu` runs what only a GPU can show, in about eight minutes, and
-writes this page.
+**Not run on a GPU.** `make gpu` runs the GPU tests, trainings and benchmarks in about eight minutes
+and writes this page.
 """
-# timm's own table: RTX Pro 6000 Max-Q, AMP, torch 2.9.1, 224 px, batch 2048; images/s
+# timm's published table: RTX Pro 6000 Max-Q, AMP, torch 2.9.1, 224 px, batch 2048; images/s
 PUBLISHED = {
     'EfficientViT-M0': (87_661, 159_362),
     'EfficientViT-M1': (60_008, 111_233),
@@ -29,7 +31,7 @@ PUBLISHED = {
     'MobileNetV2': (15_380, 26_549),
     'MobileNetV4-small': (39_546, 88_000),
 }
-# columns of the tables at the top, of a large batch and of one image
+# columns of the tables for a large batch and for one image
 SUMMARY = (
     'timm, eager',
     'timm, channels last',
@@ -53,6 +55,10 @@ LATENCIES = (
 )
 
 
+# facts that the commands and the headings already show
+SETTINGS = ('command', 'minutes', 'parts', 'side', 'batch')
+
+
 def markdown(content: Mapping[str, Any]) -> str:
     """Return the page."""
     if not content.get('about'):
@@ -60,38 +66,52 @@ def markdown(content: Mapping[str, Any]) -> str:
     about = content['about']
     lines = ['# On a GPU', '']
     if about.get('tiny'):
-        lines += ['**A rehearsal at tiny sizes: its figures say nothing.**', '']
+        lines += ['**This is a rehearsal at tiny sizes. Do not use its figures.**', '']
     lines += [
-        f'{about["device"]}, run on {about["date"]}; every timed call is in the '
-        'JSON beside this page.',
+        f'Measured on {about["device"]} on {about["date"]} with these commands:',
         '',
         '```bash',
         about['command'],
         '```',
         '',
-        *_table(('', ''), [(key, value) for key, value in about.items() if key != 'command']),
+        'The tables show the median and the quartiles of the calls. The JSON file beside this page '
+        'contains every timed call. "Times faster" is the median over the rounds. Its baseline is '
+        'the first form of the same network, unless the section states another one.',
+        '',
     ]
     rows: dict[str, list[dict[str, Any]]] = {}
     for row in content['rows']:
         rows.setdefault(row['table'], []).append(row)
     lines += _limits(rows.get('limits', []))
+    if rows.get('batch') or rows.get('one'):
+        lines += [
+            '## Classifiers',
+            '',
+            f'The images have {about["side"]} px. "-" means that the form does not exist for the '
+            'network or was not measured. cuDNN selects its algorithms by benchmarking. The '
+            'compiled forms use `torch.compile` with its default options.',
+            '',
+        ]
     for table, names in (('batch', SUMMARY), ('one', LATENCIES)):
         lines += _classifiers(rows.get(table, []), table, names, about)
     lines += _section(
         'RetinaNet-M4: prediction',
-        'From image tensors on the CPU to boxes, float32 without TF32 unless it says AMP '
-        '(float16); random weights, the scores scaled so that about a thousand pass the threshold.',
+        'From image tensors on the CPU to boxes. Rows with "AMP" use float16, all other rows '
+        'float32 without TF32. The weights are random. The scores are scaled so that about 1,000 '
+        'pass the threshold. The baseline is the same stage in mmdet, in float32.',
         rows.get('detection', []),
     )
     lines += _section(
         'Training steps',
-        "Forward, loss and backward of a detector with our backbone and with timm's in its place. "
-        "Times faster: than timm's backbone in the same precision.",
+        'Forward pass, loss and backward pass of a detector, with our backbone and with '
+        "timm's backbone. The baseline is timm's backbone in the same precision.",
         rows.get('steps', []),
     )
     lines += _trainings(content['trainings'])
     lines += _checks(content['checks'])
-    lines += ['## How the command went', '']
+    lines += ['## Environment', '']
+    lines += _table(('', ''), [(key, x) for key, x in about.items() if key not in SETTINGS])
+    lines += ['## Parts of the command', '']
     lines += _table(('part', 'seconds', 'outcome'), [
         (name, f'{part["seconds"]:.0f}', part['outcome']) for name, part in content['parts'].items()
     ])  # fmt: skip
@@ -108,7 +128,7 @@ def _limits(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         unit = 'GB/s read and written' if row['name'] == 'copy' else 'TFLOP/s'
         scale = 1e9 if row['name'] == 'copy' else 1e12
         found.append((row['name'], f'{rate / scale:,.0f} {unit}'))
-    return ['## The card', '', *_table(('', 'median'), found)] if found else []
+    return ['## Limits of the GPU', '', *_table(('', 'median'), found)] if found else []
 
 
 def _classifiers(
@@ -119,22 +139,20 @@ def _classifiers(
 ) -> list[str]:
     if not rows:
         return []
-    side, batch = about['side'], about['batch']
-    if table == 'batch':
-        title = f'Classifiers, {side} px, batch {batch}, AMP'
-        text = 'Images per second, by the median call'
-    else:
-        title = f'Classifiers, {side} px, one image, half precision'
-        text = 'Milliseconds of one call, median'
-    by_name = {(row['group'], row['name']): row for row in rows}
-    groups = list(dict.fromkeys(row['group'] for row in rows))
-    groups.sort(key=lambda group: (not group.startswith('EfficientViT'), group))
-    rows = sorted(rows, key=lambda row: groups.index(row['group']))
-    columns = [name for name in names if any((group, name) in by_name for group in groups)]
-    heads = ['', *columns]
+    batch = about['batch']
     published = table == 'batch'
     if published:
-        heads += ["timm's table, eager", "timm's table, compiled"]
+        title, text = f'Batch {batch}, AMP', 'Images per second (median).'
+    else:
+        title, text = 'One image, half precision', 'Milliseconds per call (median).'
+    rows, missing = _split(rows)
+    by_name = {(row['group'], row['name']): row for row in rows}
+    groups = sorted({row['group'] for row in rows}, key=_order)
+    rows = sorted(rows, key=lambda row: groups.index(row['group']))
+    columns = [name for name in names if any((group, name) in by_name for group in groups)]
+    heads = ['network', *columns]
+    if published:
+        heads += ['timm, eager, published', 'timm, compiled, published']
     found = []
     for group in groups:
         cells = [group]
@@ -148,30 +166,49 @@ def _classifiers(
         if published:
             cells += [f'{x:,}' for x in PUBLISHED.get(group, ())] or ['-', '-']
         found.append(cells)
-    text += (
-        '; "-" was not run or is no such form. cuDNN chooses its algorithms by trying them; what '
-        'is compiled was compiled by torch.compile with its defaults, beside other work.'
-    )
-    lines = [f'## {title}', '', text, '']
-    lines += _table(heads, found)
     if published:
-        lines += [
-            "timm's table: RTX Pro 6000 Max-Q, AMP, torch 2.9.1, batch 2048, as published.",
-            '',
-        ]
-    return lines + _details(rows)
+        text += (
+            " The published columns are timm's own figures for an RTX Pro 6000 Max-Q with AMP, "
+            'torch 2.9.1 and batch 2048.'
+        )
+    lines = [f'### {title}', '', text, '', *(_table(heads, found) if found else []), *missing]
+    return lines + (_details(rows) if rows else [])
 
 
 def _section(title: str, text: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    return [f'## {title}', '', text, '', *_rows(rows)] if rows else []
+    if not rows:
+        return []
+    rows, missing = _split(rows)
+    return [f'## {title}', '', text, '', *(_rows(rows) if rows else []), *missing]
+
+
+def _split(
+    rows: Sequence[Mapping[str, Any]],
+) -> tuple[list[Mapping[str, Any]], list[str]]:
+    """Return the rows to show, and a sentence on the groups that were not reached in time."""
+    late = [row for row in rows if row['name'] == 'the rest' and row['note'].endswith(TIME_IS_UP)]
+    shown = [row for row in rows if row not in late]
+    measured = {row['group'] for row in shown}
+    groups = sorted({row['group'] for row in late} - measured, key=_order)
+    if not groups:
+        return shown, []
+    return shown, [f'Not measured, because the time was up: {", ".join(groups)}.', '']
+
+
+def _order(group: str) -> tuple[bool, str]:
+    return not group.startswith('EfficientViT'), group
 
 
 def _details(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    return ['<details><summary>Every form</summary>', '', *_rows(rows), '</details>', '']
+    return _folded('All forms', _rows(rows))
+
+
+def _folded(title: str, lines: Sequence[str]) -> list[str]:
+    return [f'<details><summary>{title}</summary>', '', *lines, '</details>', '']
 
 
 def _rows(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return every row with its spread, its ratio and its memory."""
+    """Return all rows with their spread, ratio and memory."""
     fields = ('group', 'name', 'seconds', 'work', 'against', 'note')
     as_rows = [Row(**{key: row[key] for key in fields}) for row in rows]
     found = []
@@ -186,12 +223,9 @@ def _rows(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         cells.append('-' if ratio is None else f'{ratio[0]:.2f} ({ratio[1]:.2f} to {ratio[2]:.2f})')
         cells.append('-' if plain['peak'] is None else f'{plain["peak"] / MIB:,.0f}')
         found.append(cells)
-    notes = [f'{row.group}: {row.note}.' for row in as_rows if row.note and row.seconds]
-    heads = ('', 'form', 'calls', 'ms, median (quartiles)', 'times faster', 'peak MiB of a call')
-    lines = _table(heads, found)
-    for note in notes:
-        lines += [note, '']
-    return lines
+    notes = [f'- {row.group}: {row.note}.' for row in as_rows if row.note and row.seconds]
+    heads = ('', 'form', 'calls', 'ms, median (quartiles)', 'times faster', 'peak MiB per call')
+    return _table(heads, found) + ([*notes, ''] if notes else [])
 
 
 def _trainings(runs: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -210,11 +244,11 @@ def _trainings(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = [
         '## Trainings on blood cells',
         '',
-        f'`tools/train.py` from scratch, {how}, the light head, 320x240, batch 8, several runs '
-        'side by side.',
+        f'`tools/train.py` from scratch with the light head, {how}, 320x240, batch 8. Several '
+        'trainings ran at the same time.',
         '',
     ]
-    heads = ('backbone', 'seed', 'epochs', 'AP', 'AP50', 'AP75', 's', 'loss scale', 'fault')
+    heads = ('backbone', 'seed', 'epochs', 'AP', 'AP50', 'AP75', 'time s', 'loss scale', 'error')
     return lines + _table(heads, found)
 
 
@@ -230,8 +264,9 @@ def _checks(checks: Sequence[Mapping[str, Any]]) -> list[str]:
         (check['test'], check['outcome'], _figures(check['figures']), check['reason'] or '-')
         for check in checks
     ]
-    heads = ('test', 'outcome', 'figures', 'why')
-    return ['## Correctness', '', f'`tests/gpu`: {text}.', '', *_table(heads, found)]
+    heads = ('test', 'outcome', 'figures', 'reason')
+    lines = ['## Correctness', '', f'`tests/gpu`: {text}.', '']
+    return [*lines, *_folded('All tests', _table(heads, found))]
 
 
 def _figures(figures: Mapping[str, Any]) -> str:
@@ -251,7 +286,7 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
 
 
 def join(contents: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return several runs' results as one: what the first lacks, the next add."""
+    """Merge the results of several runs. Later runs add the missing results."""
     first, *others = contents
     for other in others:
         first['about']['command'] += '\n' + other['about']['command']
@@ -262,7 +297,7 @@ def join(contents: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def main(json_file: str, *others: str) -> None:
-    """Write the page beside its JSON; the results of other runs are added to it."""
+    """Merge the results of other runs into a JSON file, and write the page beside it."""
     path = Path(json_file)
     content = join([json.loads(Path(file).read_text()) for file in (path, *others)])
     if others:

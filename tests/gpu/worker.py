@@ -1,4 +1,4 @@
-"""A benchmark in its own process: all prepare side by side, and each is timed while others wait."""
+"""Benchmarks in separate processes: all prepare in parallel, and they are timed one by one."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ TIME_IS_UP = 'time was up'
 
 
 class Job(Protocol):
-    """What a worker does."""
+    """A benchmark of a worker."""
 
     def prepare(self, stop: Callable[[], bool]) -> None:
-        """Build and compile; end early where ``stop`` says so."""
+        """Build and compile. Return early if ``stop()`` is True."""
 
     def measure(self, limit: float) -> Iterator[list[dict[str, Any]]]:
-        """Time in about ``limit`` seconds; yield rows as they are there."""
+        """Measure for about ``limit`` seconds, and yield rows as soon as they are complete."""
 
 
 def as_dict(row: Row, table: str, peak: int | None = None) -> dict[str, Any]:
-    """Return a row as JSON has it.
+    """Return a row for the JSON file.
 
     Args:
-        row: What was timed.
-        table: The table that it belongs to.
-        peak: Bytes that a call takes of the GPU's memory beyond weights and input.
+        row: The row.
+        table: Name of its table.
+        peak: Peak GPU memory of a call in bytes, without weights and input.
     """
     values = {**asdict(row), 'seconds': [round(x, 7) for x in row.seconds]}
     return {**values, 'table': table, 'peak': peak}
@@ -47,13 +47,13 @@ def as_dict(row: Row, table: str, peak: int | None = None) -> dict[str, Any]:
 def working(
     functions: Mapping[str, Callable[[], object]],
 ) -> tuple[dict[str, Callable[[], object]], dict[str, str]]:
-    """Call each once; return those that can be called, and why the others cannot."""
+    """Call each function once. Return the functions without errors, and the other errors."""
     able, faults = {}, {}
     for name, function in functions.items():
         try:
             function()
             able[name] = function
-        except Exception as error:  # of whatever kind: the other rows go on
+        except Exception as error:  # any error: the other rows must still run
             traceback.print_exc()
             faults[name] = sentence(error)
     return able, faults
@@ -63,12 +63,12 @@ class Worker:
     """The process of one job.
 
     Args:
-        name: For people.
-        build: Makes the job; can be pickled.
-        tables: Tables in which a row says so if nothing comes of it.
-        weight: Seconds that it is worth.
-        folder: Takes its log.
-        turns: Lets few of them prepare at a time.
+        name: Name in the tables.
+        build: Picklable function that returns the job.
+        tables: Tables that get a row with the reason if the job fails.
+        weight: Share of the measuring time.
+        folder: Folder of the log.
+        turns: Limits the number of jobs that prepare at the same time.
     """
 
     def __init__(
@@ -91,14 +91,14 @@ class Worker:
         self.fault = ''
 
     def tell(self, message: Any) -> None:
-        """Send a message, unless the process is dead."""
+        """Send a message to the process, if it is alive."""
         try:
             self.pipe.send(message)
         except OSError:
             self.fault = self.fault or 'its process died'
 
     def hear(self, seconds: float) -> Any:
-        """Return what the process says within some seconds, None if nothing."""
+        """Return the next message of the process, or None after some seconds."""
         try:
             return self.pipe.recv() if self.pipe.poll(max(0.0, seconds)) else None
         except (EOFError, OSError):
@@ -106,7 +106,7 @@ class Worker:
             return None
 
     def is_ready(self, seconds: float = 0.0) -> bool:
-        """Say whether it has prepared what it could; true of a dead one too."""
+        """Return True if the process has finished its preparation or is dead."""
         if self.ready is None and not self.fault:
             self.ready = self.hear(seconds)
             if isinstance(self.ready, str):
@@ -114,14 +114,14 @@ class Worker:
         return self.ready is not None or bool(self.fault)
 
     def measure(self, limit: float, patience: float) -> Iterator[list[dict[str, Any]]]:
-        """Let it measure, and end it.
+        """Start the measurement, and end the process afterwards.
 
         Args:
-            limit: Seconds that it should take.
-            patience: Seconds after which it is given up.
+            limit: Seconds for the measurement.
+            patience: Seconds after which the process is killed.
 
         Yields:
-            Its rows; in the end, where it failed, one that says so.
+            The rows. If the job fails, the last one has the reason.
         """
         end = time.monotonic() + patience
         if not self.is_ready(patience):
@@ -143,7 +143,7 @@ class Worker:
             yield self.nothing(self.fault)
 
     def nothing(self, why: str) -> list[dict[str, Any]]:
-        """Return rows that say why there are no others."""
+        """Return rows with the reason why the job has no further rows."""
         return [as_dict(Row(self.name, 'the rest', note=why), table) for table in self.tables]
 
     def end(self) -> None:
@@ -160,7 +160,7 @@ def _work(pipe: Connection, build: Callable[[], Job], log: str, turns: Semaphore
     try:
         machine.allow_tf32(False)
         torch.set_num_threads(1)
-        os.nice(5)  # the tests and trainings beside it are waited for
+        os.nice(5)  # the tests have priority
         start = time.perf_counter()
         while not (mine := turns.acquire(timeout=0.5)) and not pipe.poll():
             continue
@@ -171,15 +171,15 @@ def _work(pipe: Connection, build: Callable[[], Job], log: str, turns: Semaphore
             if mine:
                 turns.release()
         if torch.cuda.is_initialized():
-            torch.cuda.empty_cache()  # for the others
+            torch.cuda.empty_cache()  # for the other processes
         pipe.send({'seconds': time.perf_counter() - start})
         while (message := pipe.recv())[0] != 'measure':
             pass
         for rows in job.measure(message[1]):
             pipe.send(rows)
         pipe.send('end')
-    except EOFError:  # nobody waits any more
+    except EOFError:  # the parent has closed the pipe
         return
-    except Exception as error:  # of whatever kind: the others go on
+    except Exception as error:  # any error: the other workers must still run
         traceback.print_exc()
         pipe.send(sentence(error))

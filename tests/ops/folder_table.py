@@ -1,4 +1,4 @@
-"""The table of ``mmdet_folders.py``: how far two kinds of operators are from each other."""
+"""The table of ``mmdet_folders.py``: the differences between two kinds of operators."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import math
 from collections import Counter
 
 TOLERANCE = 1e-4
-SMALL_SHARE = 1e-3  # of a whole: differences in smaller parts are relative to this
+SMALL_SHARE = 1e-3  # of the norm of all values; differences of smaller parts are relative to it
 
 
 def distance(first: object, second: object, scale: float = 0.0) -> float:
-    """Return the largest difference of two values, relative to their own size or to ``scale``."""
+    """Return the largest difference of two values, relative to the larger one or to ``scale``."""
     if isinstance(first, dict):
         if first.keys() != second.keys():
             return math.inf
@@ -29,7 +29,7 @@ def distance(first: object, second: object, scale: float = 0.0) -> float:
 
 
 def differences(first: dict, second: dict) -> dict[str, float | str]:
-    """Return for loss, gradients and prediction the largest difference, or what does not work."""
+    """Return the largest difference of loss, gradients and prediction, or what failed."""
     found: dict[str, float | str] = {}
     for stage, parts in (('train', ('losses', 'gradients')), ('predict', ('found',))):
         one, two = (result.get(stage, result) for result in (first, second))
@@ -48,11 +48,11 @@ def differences(first: dict, second: dict) -> dict[str, float | str]:
 
 
 def compare(first: dict[str, dict], others: list[dict[str, dict]]) -> str:
-    """Return a table of the differences between a result and others, and counts of the first two.
+    """Return a table of differences, and the number of configs by state.
 
     Args:
-        first: The results by folder.
-        others: Results with other operators, or with noise.
+        first: Results by folder.
+        others: Results with other operators or with noise. The states compare the first of them.
     """
     rows, states = [], Counter()
     for folder, result in first.items():
@@ -76,7 +76,8 @@ def compare(first: dict[str, dict], others: list[dict[str, dict]]) -> str:
     heads += ['operators', 'errors']
     table = [heads, ['---'] * len(heads), *rows]
     lines = ['| ' + ' | '.join(row) + ' |' for row in table]
-    return '\n'.join([*lines, '', *(f'- {state}: {count}' for state, count in states.items())])
+    counts = [f'- {state}: {count}' for state, count in states.items()]
+    return '\n'.join([*lines, '', 'Configs by state:', '', *counts])
 
 
 def _state(found: dict[str, float | str]) -> str:

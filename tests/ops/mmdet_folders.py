@@ -1,4 +1,4 @@
-"""One config of each folder of mmdet: losses, gradients and predictions with any operators.
+"""Compare two kinds of operators on one config of each folder of mmdet.
 
 Run it once with each kind of operators, then compare:
 
@@ -6,8 +6,8 @@ Run it once with each kind of operators, then compare:
     EVIT_MM_OPS=torchvision python -m tests.ops.mmdet_folders --out torchvision.json
     python -m tests.ops.mmdet_folders --compare compiled.json torchvision.json
 
-A third result to compare, of the first kind of operators and with ``--noise 1e-7``, shows how
-much of a difference comes from rounding.
+To see how much of a difference comes from rounding, add a third result: the first kind of
+operators with ``--noise 1e-7``.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def train(model: nn.Module, settings: dict, noise: float) -> dict:
 
 @torch.no_grad()
 def predict(model: nn.Module, settings: dict, noise: float) -> dict:
-    """Return all numbers that the network says about each image; the mean of each mask."""
+    """Return all predicted numbers of each image, and the mean of each mask."""
     model.eval()
     samples = model(**make_batch(model, settings, noise), mode='predict')
     found = {}
@@ -70,14 +70,14 @@ def predict(model: nn.Module, settings: dict, noise: float) -> dict:
 
 
 def measure(name: str, noise: float) -> dict:
-    """Build a config's model and return what :func:`train` and :func:`predict` do, or errors."""
+    """Build a config's model and return the results of :func:`train` and :func:`predict`."""
     torch.set_num_threads(1)
     called: set[str] = set()
     for key in evit_mm.ops.operators.OPERATORS:
         setattr(mmcv._ext, key, _counted(getattr(mmcv._ext, key), key, called))
     model, settings = build(name)
     result = {}
-    for stage in (predict, train):  # a training that fails may leave the model changed
+    for stage in (predict, train):  # last, because a failed training may change the model
         called.clear()
         try:
             outcome = stage(model, settings, noise)
@@ -109,19 +109,19 @@ def _child(name: str, noise: float, memory: int, pipe: Connection) -> None:
 
 
 def run(name: str, noise: float, seconds: float, memory: int) -> dict:
-    """Measure one config in a process of its own, which may crash."""
-    context = multiprocessing.get_context('fork')  # what is imported is there already
+    """Measure one config in a separate process, because it may crash."""
+    context = multiprocessing.get_context('fork')  # keeps the imports
     receive, send = context.Pipe(False)
     process = context.Process(target=_child, args=(name, noise, memory, send))
     process.start()
     send.close()
-    result = {'error': f'took more than {seconds:.0f} s'}
+    result = {'error': f'exceeded {seconds:.0f} s'}
     if receive.poll(seconds):
         try:
             result = receive.recv()
         except EOFError:
             process.join()
-            result = {'error': f'the process ended with {process.exitcode}'}
+            result = {'error': f'the process exited with status {process.exitcode}'}
     process.kill()
     process.join()
     return result
@@ -134,15 +134,15 @@ def errors_of(result: dict) -> list[str]:
 
 
 def main() -> None:
-    """Read the arguments and do what they say."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--folders', nargs='+', help='only these; the default is all')
-    parser.add_argument('--out', type=Path, help='takes the results; what it has is not run again')
+    parser.add_argument('--folders', nargs='+', help='folders to run (default: all)')
+    parser.add_argument('--out', type=Path, help='file for the results; folders in it are skipped')
     parser.add_argument('--noise', type=float, default=0, help='relative change of the images')
-    parser.add_argument('--seconds', type=float, default=120, help='limit for one config')
-    parser.add_argument('--memory', type=int, default=8, help='limit for one config, in GiB')
-    parser.add_argument('--budget', type=float, default=math.inf, help='stop after these seconds')
-    parser.add_argument('--compare', nargs='+', type=Path, help='print a table of results')
+    parser.add_argument('--seconds', type=float, default=120, help='time limit for one config')
+    parser.add_argument('--memory', type=int, default=8, help='memory limit for one config, in GiB')
+    parser.add_argument('--budget', type=float, default=math.inf, help='seconds for all configs')
+    parser.add_argument('--compare', nargs='+', type=Path, help='result files; print their table')
     args = parser.parse_args()
     if args.compare:
         first, *others = (json.loads(path.read_text()) for path in args.compare)

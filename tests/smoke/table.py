@@ -10,16 +10,19 @@ PAGE = DOCS / 'stacks.md'
 HEADER = """\
 # Tested combinations
 
-Each row is one run of the smoke suite on a CPU: import, every operator, a loss with gradients and
-a prediction of each family of configs, training, resuming, testing, checkpoints, export, and
-mmdet's own training tool. What a stack cannot do is skipped; pytest's summary has the reasons.
+Each row is one run of the smoke tests on a CPU. They cover import, every operator, loss, gradients
+and prediction of each family of configs, training, resuming, testing, checkpoints, export, and
+mmdet's own `tools/train.py`. A test is skipped if the stack does not support its feature. The
+summary of pytest shows the reason. Other combinations may also work.
 
 """
 FOOTER = """
-A row is a file in the folder `docs/stacks`, which `tox -e NAME -- --stack-report FILE.json` writes
-or, in an environment that is there already, `pytest tests/smoke --stack-report FILE.json`;
-`python -m tests.smoke.table` makes this page of them. Other combinations may work as well; these
-have been run.
+To add a row:
+
+1. Run `tox -e NAME -- --stack-report FILE.json`. In an existing environment, run
+   `pytest tests/smoke --stack-report FILE.json`.
+2. Move the file to the folder `docs/stacks`. Its name becomes the name of the row.
+3. Run `python -m tests.smoke.table`, which writes this page.
 """
 COLUMNS = (
     ('stack', 'name'),
@@ -42,7 +45,7 @@ COLUMNS = (
 
 
 def page() -> str:
-    """Return the page, rows by Python and torch."""
+    """Return the page, with rows sorted by Python and torch."""
     rows = [
         {'name': file.stem, **json.loads(file.read_text())} for file in DOCS.glob('stacks/*.json')
     ]

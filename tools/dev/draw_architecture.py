@@ -1,7 +1,7 @@
 """Draw the network with its shapes: python tools/dev/draw_architecture.py [ARCH] [options].
 
-Each number in the picture is read from a module. Shapes are those of one image's feature maps,
-``(C, H, W)``, caught by hooks while the backbone and its neck are called.
+All numbers in the picture are read from the modules. Forward hooks record the shapes of the feature
+maps, ``(C, H, W)``, for one image.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from evit_mm.models.layers import FFN, ConvBN
 
 Shape = tuple[int, ...]
 WIDTH = 980
-# fill and line of what is drawn
+# fill and line colour
 COLOURS = {
     'plain': ('#f1f5f9', '#475569'),
     'conv': ('#dbeafe', '#1d4ed8'),
@@ -38,15 +38,15 @@ INK, GREY = '#0f172a', '#64748b'
 
 @dataclass
 class Traced:
-    """A backbone and its neck with the shapes that went through them.
+    """A backbone and its neck with the recorded shapes.
 
     Attributes:
-        backbone: The network.
-        neck: Its pyramid.
+        backbone: The backbone.
+        neck: The feature pyramid.
         image: Shape of the image.
-        inputs: ``C x H x W`` of each module's input, by module.
-        outputs: The same of each module's output.
-        levels: Shapes of the pyramid's outputs, finest first.
+        inputs: Input shape ``(C, H, W)`` of each module.
+        outputs: Output shape ``(C, H, W)`` of each module.
+        levels: Shapes of the outputs of the neck, finest first.
     """
 
     backbone: EfficientViT
@@ -58,7 +58,7 @@ class Traced:
 
 
 def trace(arch: str, size: tuple[int, int] = (512, 512)) -> Traced:
-    """Call the backbone and RetinaNet's neck once and note every module's shapes.
+    """Call the backbone and RetinaNet's neck once, and record the shapes.
 
     Args:
         arch: Name of a variant.
@@ -73,7 +73,7 @@ def trace(arch: str, size: tuple[int, int] = (512, 512)) -> Traced:
             traced.inputs[module] = tuple(inputs[0].shape[1:])
             traced.outputs[module] = tuple(output.shape[1:])
 
-    parts = nn.ModuleList([backbone, neck]).to('meta').eval()  # shapes alone, nothing is computed
+    parts = nn.ModuleList([backbone, neck]).to('meta').eval()  # only shapes
     for module in parts.modules():
         module.register_forward_hook(note)
     with torch.no_grad():
@@ -84,11 +84,11 @@ def trace(arch: str, size: tuple[int, int] = (512, 512)) -> Traced:
 
 
 def draw(arch: str, size: tuple[int, int] = (512, 512)) -> str:
-    """Return the picture as SVG: network and neck, one down-sampling, one block, its attention.
+    """Return an SVG of the network, its neck, a down-sampling, a block and its attention.
 
     Args:
         arch: Name of a variant, ``'m0'`` to ``'m5'``.
-        size: ``(height, width)`` of the image whose shapes are shown.
+        size: ``(height, width)`` of the image.
 
     Raises:
         KeyError: ``arch`` is unknown.
@@ -105,41 +105,41 @@ def draw(arch: str, size: tuple[int, int] = (512, 512)) -> str:
 
 
 class Sheet:
-    """What is drawn on: boxes, lines and words, each one SVG element."""
+    """A list of SVG elements: boxes, lines and text."""
 
     def __init__(self) -> None:
         self.elements: list[ET.Element] = []
 
     def add(self, tag: str, text: str = '', **attributes: object) -> None:
-        """Add an element; ``_`` in an attribute's name stands for ``-``."""
+        """Add an element. ``_`` in the name of an attribute becomes ``-``."""
         named = {key.replace('_', '-'): str(value) for key, value in attributes.items()}
         element = ET.Element(tag, named)
         element.text = text or None
         self.elements.append(element)
 
     def words(self, x: float, y: float, text: str, **attributes: object) -> None:
-        """Write one line, centred on ``x`` unless ``text_anchor`` says otherwise."""
+        """Write one line of text, by default centred on ``x``."""
         defaults = {'font_size': 13, 'fill': INK, 'text_anchor': 'middle'}
         self.add('text', text, x=x, y=y, **(defaults | attributes))
 
     def upright(self, x: float, y: float, text: str) -> None:
-        """Write one line from bottom to top, centred on the point."""
+        """Write one line of text from bottom to top, centred on the point."""
         self.words(0, 0, text, transform=f'translate({x + 4:g} {y:g}) rotate(-90)')
 
     def shape(self, x: float, y: float, shape: Shape, **attributes: object) -> None:
-        """Write a map's shape."""
+        """Write the shape of a feature map."""
         look = {'font_size': 11.5, 'fill': GREY, 'font_family': 'ui-monospace, monospace'}
         self.words(x, y, ' × '.join(map(str, shape)), **(look | attributes))
 
     def heading(self, y: float, title: str, rest: str) -> None:
-        """Write a panel's heading."""
+        """Write the heading of a panel."""
         self.words(20, y, title, font_size=17, font_weight=700, text_anchor='start')
         self.words(WIDTH - 20, y, rest, fill=GREY, text_anchor='end')
 
     def box(
         self, x: float, y: float, width: float, height: float, kind: str, lines: Sequence[str]
     ) -> None:
-        """Draw a box around ``(x, y)``; its first line is bold."""
+        """Draw a box with centre ``(x, y)``. The first line of its text is bold."""
         fill, line = COLOURS[kind]
         self.add(
             'rect',
@@ -159,7 +159,7 @@ class Sheet:
             self.words(x, top + 15 * place, text, font_size=font, font_weight=weight, fill=ink)
 
     def arrow(self, *points: tuple[float, float], colour: str = GREY, dashed: bool = False) -> None:
-        """Draw a line through the points, with a head at the last one."""
+        """Draw a line through the points, with an arrow head at the last one."""
         text = ' '.join(f'{x:g},{y:g}' for x, y in points)
         look = {'stroke_dasharray': '4 3'} if dashed else {}
         head = 'head-cascade' if colour == COLOURS['attention'][1] else 'head'
@@ -174,17 +174,17 @@ class Sheet:
         )
 
     def plus(self, x: float, y: float) -> None:
-        """Draw an addition."""
+        """Draw a plus sign."""
         self.add('circle', cx=x, cy=y, r=9, fill='#ffffff', stroke=INK, stroke_width=1.3)
         self.words(x, y + 5, '+', font_size=15)
 
     def residual(self, left: float, right: float, y: float, top: float) -> None:
-        """Draw the way around a branch, from before it to the addition at ``right``."""
+        """Draw the residual connection of a branch, up to the plus sign at ``right``."""
         self.plus(right, y)
         self.arrow((left, y), (left, top), (right, top), (right, y - 10))
 
     def as_text(self, height: float) -> str:
-        """Return the SVG, on white, so that it can be read on any page."""
+        """Return the SVG with a white background."""
         root = ET.Element(
             'svg',
             {
@@ -249,7 +249,7 @@ def _draw_network(sheet: Sheet, traced: Traced, arch: str, y: float) -> float:
         row = rows[index + 1]
         size = conv.conv.kernel_size[0]
         sheet.box(lateral, row, 78, 44, 'neck', [f'{size}×{size}', f'to {conv.conv.out_channels}'])
-        last = conv is neck.lateral_convs[-1]  # nothing comes down to it
+        last = conv is neck.lateral_convs[-1]  # has no coarser level
         sheet.arrow((lateral + 39, row), (smooth - 45 if last else merged - 10, row))
         if not last:
             sheet.plus(merged, row)
@@ -285,7 +285,7 @@ def _draw_network(sheet: Sheet, traced: Traced, arch: str, y: float) -> float:
 def _chain(
     sheet: Sheet, y: float, steps: Sequence[tuple[str, list[str], bool]], ends: tuple[Shape, Shape]
 ) -> None:
-    """Draw boxes from left to right; those of a residual branch have a way around them."""
+    """Draw boxes from left to right. Residual branches get a residual connection."""
     room = sum(30 for _, _, residual in steps if residual)
     gap = 15
     width = (WIDTH - 40 - room - gap * (len(steps) + 1)) / len(steps)
@@ -422,7 +422,7 @@ def _draw_attention(sheet: Sheet, traced: Traced, block: EfficientViTBlock, y: f
         'conv',
         ['ReLU, 1×1', f'{projection.c.in_channels}', f'→ {projection.c.out_channels}'],
     )
-    words = 'the cascade: a head also sees what the head before it has found'
+    words = 'cascade: a head also receives the output of the previous head'
     sheet.words(460, lanes[-1] + 44, words, fill=cascade, font_size=12)
     return lanes[-1] + 60
 
@@ -432,9 +432,14 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='Draw the network with its shapes, as SVG')
     parser.add_argument('arch', nargs='?', choices=VARIANTS, default='m4')
     parser.add_argument(
-        '--size', type=int, nargs=2, default=(512, 512), metavar=('H', 'W'), help='image in pixels'
+        '--size',
+        type=int,
+        nargs=2,
+        default=(512, 512),
+        metavar=('H', 'W'),
+        help='image size in pixels',
     )
-    parser.add_argument('-o', '--out', type=Path, required=True, help='FILE.svg')
+    parser.add_argument('-o', '--out', type=Path, required=True, help='output file (SVG)')
     args = parser.parse_args()
     if min(args.size) < 16:
         parser.error(f'--size must be at least 16 16, got {args.size}')

@@ -1,8 +1,8 @@
 """Write the tables of results: python tools/dev/write_results.py [--check].
 
-Published and measured figures are those of ``evit_mm/compare/results.yml``; parameters and
-multiply-adds are counted from the configs. Each table stands in its page between
-``<!-- begin NAME -->`` and ``<!-- end -->``; ``configs/metafile.yml`` is written as a whole.
+Published and measured figures come from ``evit_mm/compare/results.yml``. Parameters and
+multiply-adds are counted from the configs. The program replaces the tables between
+``<!-- begin NAME -->`` and ``<!-- end -->`` in the pages, and writes ``configs/metafile.yml``.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ ROOT = project_path('')
 METAFILE = 'configs/metafile.yml'
 METAFILE_HEADER = '# written by: python tools/dev/write_results.py\n'
 PUBLISHED_LABEL = '{} (published, not measured here)'
-OWN_CODE = '../evit_mm/models/efficientvit.py'  # from where the metafile lies
+OWN_CODE = '../evit_mm/models/efficientvit.py'  # relative to the metafile
 DATASETS = {
     'coco': 'COCO',
     'shapes': 'built-in shapes',
@@ -48,7 +48,7 @@ DATASETS = {
 AP_COLUMNS = ('AP', 'AP50', 'AP75', 'AP small', 'AP medium', 'AP large')
 NOT_RUN = 'not run'
 RESULTS = read_results()
-# where the files lie that `weights` names; the configs have it from the same place
+# URL of the files in `weights`, as in the configs
 RELEASE = Config.fromfile(project_path('configs/_base_/models/efficientvit_release.py')).release
 
 Lines = list[str]
@@ -59,12 +59,12 @@ Lines = list[str]
 
 @dataclass(frozen=True)
 class Counted:
-    """What is counted from one config, for one image as it is tested.
+    """Figures that are counted from one config, for one test image.
 
     Attributes:
-        size: ``(width, height)``, with its padding where the network takes no other.
+        size: ``(width, height)``, padded if the network needs it.
         params: Parameters of the whole model.
-        macs: Its multiply-adds for one image of ``size``.
+        macs: Multiply-adds for one image of ``size``.
         epochs: Length of the training.
         model_type: Class of the model.
     """
@@ -78,18 +78,18 @@ class Counted:
 
 @functools.cache
 def complexity(config: Path, size: tuple[int, int] = (1333, 800)) -> Complexity:
-    """Return a detector's figures for an image of ``(width, height)``."""
+    """Return the complexity of a detector for an image of ``(width, height)``."""
     return measure(config, size)
 
 
 def config_path(stem: str) -> Path:
-    """Return where a config lies."""
+    """Return the path of a config."""
     return project_path(f'configs/{stem}.py')
 
 
 @functools.cache
 def count(config: Path) -> Counted:
-    """Count a config's model for one image of the size that the config tests on.
+    """Count the model of a config for one image of its test size.
 
     Raises:
         ConfigError: The config cannot be read or counted.
@@ -107,7 +107,7 @@ def count(config: Path) -> Counted:
         return Counted(size, params, macs, epochs, model_type)
     side = steps['CenterCrop']['crop_size']
     init_default_scope(cfg.default_scope)
-    with torch.device('meta'):  # shapes only: no weights are drawn
+    with torch.device('meta'):  # only shapes, no weights
         model = MODELS.build({**cfg.model, 'init_cfg': None}).eval()
         macs = count_macs(model, torch.empty(1, 3, side, side))
     return Counted((side, side), count_parameters(model), macs, epochs, model_type)
@@ -119,12 +119,12 @@ def _count_detector(
     try:
         return size, complexity(config, size).parts
     except ConfigError:
-        # a neck that joins maps of neighbouring strides takes only padded images
+        # a neck that adds maps of neighbouring strides needs padded images
         width, height = (-(-side // 32) * 32 for side in size)
         return (width, height), complexity(config, (width, height)).parts
 
 
-# --- the tables; each takes the folder of the page that it is for
+# --- the tables; `folder` is the folder of the page
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Lines:
@@ -135,7 +135,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Lines:
 
 
 def source_link(name: str) -> str:
-    """Return a link to where a published figure was read."""
+    """Return a link to the source of a published figure."""
     source = RESULTS['sources'][name]
     return f'[{source["cite"]}]({source["url"]})'
 
@@ -198,10 +198,10 @@ def _weights_cell(facts: dict[str, Any]) -> str:
 
 
 def comparison() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the config and the backbone of each row of the paper's comparison."""
+    """Yield the config and the backbone of each row in the paper's comparison."""
     for name, backbone in RESULTS['backbones'].items():
         stem = f'retinanet_{name}_coco'
-        # M0 to M3, of which no AP is published, are in the model table only
+        # no AP of M0 to M3 is published, so only the model table has them
         if 'published' in RESULTS['configs'][stem] or not name.startswith('evit'):
             yield stem, backbone
 
@@ -211,7 +211,7 @@ def _label(row: dict[str, Any]) -> str:
 
 
 def published_table(folder: Path) -> Lines:  # noqa: ARG001
-    """Return the published comparison with all of COCO's figures, other rows included."""
+    """Return the published comparison with all COCO metrics and all rows."""
     columns = ['backbone', 'FLOPs M', 'params M', *AP_COLUMNS, 'source of the AP', 'here']
     found = [
         (backbone, RESULTS['configs'][stem].get('published', {}), NOT_RUN)
@@ -249,7 +249,7 @@ def imagenet_table(folder: Path) -> Lines:  # noqa: ARG001
 
 
 def complexity_table(folder: Path) -> Lines:  # noqa: ARG001
-    """Return what ``tools/complexity.py`` prints."""
+    """Return the output of ``tools/complexity.py``."""
     stems = sorted(s for s in RESULTS['configs'] if s.startswith(('retinanet', 'mask')))
     rows = [complexity(config_path(stem)) for stem in stems if stem.endswith('_coco')]
     return as_markdown(rows).splitlines()
@@ -273,7 +273,7 @@ def results_table(folder: Path) -> Lines:
 
 
 def runs_table(folder: Path, *stems: str) -> Lines:
-    """Return all figures of each run of some configs, without a log where it has none."""
+    """Return all metrics of all runs of some configs."""
     rows = []
     for stem in stems:
         for run in RESULTS['configs'][stem]['measured']:
@@ -284,7 +284,7 @@ def runs_table(folder: Path, *stems: str) -> Lines:
     return table(['config', *AP_COLUMNS, 'training', 'date', 'log'], rows)
 
 
-# page -> name of the table -> what makes it
+# page -> name of the table -> function
 PAGES: dict[str, dict[str, Callable[[Path], Lines]]] = {
     'README.md': {'results': results_table},
     'configs/README.md': {
@@ -311,10 +311,10 @@ PAGES: dict[str, dict[str, Callable[[Path], Lines]]] = {
 
 
 def page(name: str) -> str:
-    """Return a page with its tables written anew.
+    """Return a page with new tables.
 
     Raises:
-        ConfigError: The page has no place for one of them.
+        ConfigError: The page has no markers for a table.
     """
     path = ROOT / name
     text = path.read_text(encoding='utf-8')
@@ -322,9 +322,7 @@ def page(name: str) -> str:
         before, begin, rest = text.partition(f'<!-- begin {title} -->\n')
         _, end, after = rest.partition('<!-- end -->')
         if not end:
-            raise ConfigError(
-                f"{name} has no '<!-- begin {title} -->' with '<!-- end -->' after it"
-            )
+            raise ConfigError(f"{name} has no '<!-- begin {title} -->' followed by '<!-- end -->'")
         text = before + begin + '\n'.join(make(path.parent)) + '\n' + end + after
     return text
 
@@ -333,10 +331,10 @@ def page(name: str) -> str:
 
 
 def metafile() -> str:
-    """Return what ``configs/metafile.yml`` has to be.
+    """Return the text of ``configs/metafile.yml``.
 
     Raises:
-        ConfigError: A config is not in ``results.yml``, or of a kind that is not known here.
+        ConfigError: A config is not in ``results.yml``, or its model type or data set is unknown.
     """
     models = [_model(config) for config in sorted(project_path('configs').glob('*.py'))]
     collections = [
@@ -359,7 +357,7 @@ def _collection(
             'Architecture': facts['architecture'],
         },
         'Paper': {'URL': facts['paper'], 'Title': facts['title']},
-        'README': 'README.md',  # from where the metafile lies
+        'README': 'README.md',  # relative to the metafile
         'Code': {'URL': url, 'Version': version},
     }
 
@@ -371,8 +369,9 @@ def _model(config: Path) -> dict[str, Any]:
     by_type = {row['type']: name for name, row in RESULTS['collections'].items()}
     if facts is None or counted.model_type not in by_type or data not in DATASETS:
         raise ConfigError(
-            f"{config}: '{counted.model_type}' on '{data}' is not known; add the config and its "
-            'type to evit_mm/compare/results.yml, its data to tools/dev/write_results.py'
+            f"config '{config}' with model '{counted.model_type}' and data '{data}' is unknown; "
+            'add the config and its model to evit_mm/compare/results.yml, and its data to DATASETS '
+            'in tools/dev/write_results.py'
         )
     model = {
         'Name': stem,
@@ -387,7 +386,7 @@ def _model(config: Path) -> dict[str, Any]:
         },
     }
     results = _metrics(facts, DATASETS[data])
-    if results:  # what was not run is left out
+    if results:  # metrics that were not run are left out
         model['Results'] = results
     if 'weights' in facts:
         model['Weights'] = RELEASE + facts['weights']
@@ -395,7 +394,7 @@ def _model(config: Path) -> dict[str, Any]:
 
 
 def _metrics(facts: dict[str, Any], dataset: str) -> list[dict[str, Any]]:
-    """Return the tasks that have figures: measured here, and published with a label."""
+    """Return the tasks with measured figures and labelled published figures."""
     tasks: dict[str, dict[str, float]] = {}
     for run in facts.get('measured', [])[:1]:
         tasks['Object Detection'] = {'box AP': round(100 * run['box'][0], 2)}
@@ -417,12 +416,12 @@ def _metrics(facts: dict[str, Any], dataset: str) -> list[dict[str, Any]]:
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description='Write the tables of results and the metafile')
-    parser.add_argument('--check', action='store_true', help='only say what is out of date')
+    parser.add_argument('--check', action='store_true', help='only list outdated files')
     return parser.parse_args()
 
 
 def main(check: bool) -> None:
-    """Count every config, then write, or name the files that are out of date."""
+    """Count all configs, then write or list the outdated files."""
     with redirect_stdout(sys.stderr):  # the libraries' logs
         configs = sorted(project_path('configs').glob('*.py'))
         for config in track(configs, 'counting', disable=not sys.stderr.isatty()):
@@ -430,9 +429,7 @@ def main(check: bool) -> None:
         files = {METAFILE: metafile(), **{name: page(name) for name in PAGES}}
     old = [f for f, text in files.items() if (ROOT / f).read_text(encoding='utf-8') != text]
     if check and old:
-        sys.exit(
-            f'error: {", ".join(old)}: out of date; python tools/dev/write_results.py writes them'
-        )
+        sys.exit(f'error: outdated files: {", ".join(old)}; run python tools/dev/write_results.py')
     for name in old:
         (ROOT / name).write_text(files[name], encoding='utf-8')
         print(name)

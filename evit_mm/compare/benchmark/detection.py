@@ -44,12 +44,13 @@ def measure(setting: Setting) -> tuple[list[Row], list[str]]:
         with photo() as file:
             calls, agreement = prediction(config, size, batch, file, setting.device)
             rows += time_rows(calls, rounds)
-        notes.append(f'{rows[-1].group}: {agreement}.')
-    notes.append(
-        'Random weights, the scores scaled so that about a thousand pass the threshold; "fused" '
-        'against "mmdet" on the same weights. A JPEG photograph of 640x480 is decoded and resized.'
+        notes.append(f'- {rows[-1].group}: {agreement}.')
+    note = (
+        'The weights are random. The scores are scaled so that about 1,000 pass the threshold. '
+        'The image is a JPEG file of 640x480. The baseline is the same stage in mmdet with the '
+        'same weights. These lines compare the detections of "fused" with "mmdet":'
     )
-    return rows, notes
+    return rows, [note, '\n'.join(notes)]
 
 
 def prediction(

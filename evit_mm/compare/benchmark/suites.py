@@ -141,10 +141,10 @@ def measure_forms(setting: Setting) -> tuple[list[Row], list[str]]:
     height, width = DETECTOR_IMAGE
     groups = {f'M4 backbone, {height}x{width}, batch 1': ('m4', (1, 3, height, width))}
     note = (
-        'Each form runs in a process of its own, in turns with the others. The share is of the '
-        'rate of a large convolution in the same run. bf16 is what OpenVINO computes where '
-        'the processor has bfloat16, elsewhere float32; int8 was calibrated on noise, for its time '
-        'alone.'
+        'Each form runs in a separate process, and the calls are interleaved. "Share of limit" is '
+        'relative to the rate of a large convolution in the same run. bf16 is computed in float32 '
+        'if the processor has no bfloat16. int8 is calibrated on noise, only to measure its speed. '
+        'The baseline is timm in eager mode.'
     )
     return _time_forms(groups, FORMS, setting), [note]
 
@@ -154,8 +154,9 @@ def measure_variants(setting: Setting) -> tuple[list[Row], list[str]]:
     batch, side = networks.BATCH, networks.SIDE
     groups = {f'{arch.upper()} backbone': (arch, (batch, 3, side, side)) for arch in VARIANTS}
     note = (
-        f'{side}x{side}, batch {batch}, float32, each in a process of its own, in turns, with new '
-        f'processes after {CALLS_OF_A_PROCESS} calls.'
+        f'Images of {side}x{side}, batch {batch}, float32. Each form runs in a separate process, '
+        f'and the calls are interleaved. New processes start after {CALLS_OF_A_PROCESS} calls. The '
+        'baseline is timm in eager mode.'
     )
     return _time_forms(groups, EAGER_FORMS, setting), [note]
 
@@ -182,9 +183,9 @@ def measure_backbones(setting: Setting) -> tuple[list[Row], list[str]]:
     time_rows(timed, setting.rounds, 2)
     found = [row for form in rows.values() for row in form]
     note = (
-        f'{side}x{side}, batch {batch}, float32, random weights. "eager" is channels last with '
-        'BatchNorm folded, for EfficientViT by `fuse`; "compiled" and "ONNX Runtime" run the same. '
-        'Times faster: than MobileNetV2 in the same form.'
+        f'Images of {side}x{side}, batch {batch}, float32, random weights. All forms are channels '
+        'last with folded BatchNorm (for EfficientViT: `fuse`). The baseline is MobileNetV2 in the '
+        'same form.'
     )
     return found, [note, _claims(found)]
 
@@ -200,17 +201,17 @@ def measure_evaluation(setting: Setting) -> tuple[list[Row], list[str]]:
         for name in ('pycocotools', 'hotcoco')
     ]
     difference = max(result['difference'] for result in results)
-    return rows, [f"The largest difference of COCO's twelve figures is {difference:.1g}."]
+    return rows, [f'The largest difference of the twelve COCO metrics is {difference:.1g}.']
 
 
 SUITES = {
     'forms': Suite('EfficientViT-M4 in every form', measure_forms, 2, 'flop'),
-    'variants': Suite("M0 to M5 against timm's", measure_variants, 1, 'flop'),
+    'variants': Suite('M0 to M5 against timm', measure_variants, 1, 'flop'),
     'backbones': Suite("Backbones by the paper's protocol", measure_backbones, 1, 'images'),
-    'detection': Suite('From the file to the boxes', detection.measure, 2),
+    'detection': Suite('Prediction from file to boxes', detection.measure, 2),
     'training': Suite('Training steps', training.measure, 2),
-    'evaluation': Suite("COCO's evaluation", measure_evaluation, 1),
-    'operators': Suite("mmcv's operators", operators.measure, 2),
+    'evaluation': Suite('COCO evaluation', measure_evaluation, 1),
+    'operators': Suite('Operators of mmcv', operators.measure, 2),
 }
 
 
@@ -254,5 +255,5 @@ def _claims(rows: Sequence[Row]) -> str:
         row = next((row for row in rows if (row.group, row.name) == (form, first)), None)
         ratio = ratio_of(replace(row, against=second), rows) if row else None
         if ratio:
-            sentences.append(f'{first} over {second}, {form}: here {ratio[0]:.2f}, {published}')
-    return '; '.join(sentences) + '.'
+            sentences.append(f'- {first} over {second}, {form}: here {ratio[0]:.2f}, {published}')
+    return '\n'.join(['Comparison with the paper:', '', *sentences])

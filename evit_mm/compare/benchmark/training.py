@@ -55,9 +55,10 @@ def measure(setting: Setting) -> tuple[list[Row], list[str]]:
         group = f'{arch.upper()} backbone, {side}x{side}, {images} images'
         rows += _time(group, steps, setting.rounds)
     note = (
-        'One step: forward, loss, backward; of a backbone alone the loss is the sum of its maps. '
-        '"Ours" is in its default layout, channels last. "Kept" is what the forward pass holds for '
-        'the backward, weights aside. AMP and the memory of a GPU: not run.'
+        'A step is the forward pass, the loss and the backward pass. The loss of a backbone is the '
+        'sum of its outputs. "ours" uses its default layout, channels last. "kept" is the memory '
+        "for the backward pass without the weights. The baseline is timm's backbone. AMP and GPU "
+        'memory were not measured.'
     )
     return rows, [note]
 
