@@ -173,9 +173,9 @@ def markdown(rows: Sequence[Row], about: Mapping[str, Any], published: bool) -> 
     lines = [
         *markdown_table(list(cells[0]), [list(row.values()) for row in cells]),
         '',
-        'AP is in percent: mean over seeds ± standard deviation (number of runs). The other figures '
-        'are means over seeds. FLOPs are multiply-adds of the whole detector for one image. Latency '
-        'is the time from pixels in memory to boxes for one image: median (quartiles). The timed '
+        'AP is in percent: mean over seeds ± standard deviation (number of runs). The other '
+        'figures are means over seeds. FLOPs are multiply-adds of the whole detector for one image. '
+        'Latency is the time from pixels in memory to boxes for one image: median (quartiles). The timed '
         'calls of all backbones are interleaved.',
         '',
         f'{facts}.',
@@ -243,8 +243,8 @@ def _ranking_lines(rows: Sequence[Row]) -> list[str]:
         unknown = 'With one seed, the spread is unknown, so no difference is certain.'
         return [unknown] if listed[None] else []
     return [
-        'Differences that exceed the spread over seeds (every run of the first is better than every '
-        'run of the second):',
+        'Differences that exceed the spread over seeds (every run of the first is better than '
+        'every run of the second):',
         '',
         *(listed[True] or ['- none']),
         '',
