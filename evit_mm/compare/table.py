@@ -174,9 +174,9 @@ def markdown(rows: Sequence[Row], about: Mapping[str, Any], published: bool) -> 
         *markdown_table(list(cells[0]), [list(row.values()) for row in cells]),
         '',
         'AP is in percent: mean over seeds ± standard deviation (number of runs). The other '
-        'figures are means over seeds. FLOPs are multiply-adds of the whole detector for one image. '
-        'Latency is the time from pixels in memory to boxes for one image: median (quartiles). The timed '
-        'calls of all backbones are interleaved.',
+        'figures are means over seeds. FLOPs are multiply-adds of the whole detector for one '
+        'image. Latency is the time from pixels in memory to boxes for one image: median '
+        '(quartiles). The timed calls of all backbones are interleaved.',
         '',
         f'{facts}.',
     ]
