@@ -5,8 +5,8 @@ Published: 79.8 top-1 (arXiv 2305.07027). It was not run on ImageNet here.
 The first use downloads the 224 px weights from the authors' release. The attention biases are
 resized to the windows. As at 224 px, the test image is a centre crop of 7/8 of the short edge.
 
-Epochs and weight decay are the authors'. Their learning rate is not published. The peak, the start
-and the floor of the learning rate are the ones that fine-tune SHViT in the authors' code base
+Epochs and weight decay are the authors'. Their learning rate is not published. The peak, start and
+floor of the learning rate are from SHViT's fine-tuning in the authors' code base
 (github.com/ysj9909/SHViT, issue 5). The batch size stays 2048.
 """
 
