@@ -228,7 +228,7 @@ def test_a_comparison_leaves_table_picture_and_usable_weights(finished, shapes):
         assert not list(run.glob('epoch_*.pth'))
     assert (finished / 'table.png').read_bytes().startswith(b'\x89PNG')
     text = (finished / 'table.md').read_text()
-    assert 'the spread is unknown' in text and 'published' not in text
+    assert 'One seed: no spread is known' in text and 'published' not in text
 
 
 @pytest.mark.slow

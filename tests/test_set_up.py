@@ -87,27 +87,21 @@ def test_an_environment_with_the_libraries_is_used_as_it_is(tmp_path, given):
 def test_an_environment_with_another_torch_is_left_alone(tmp_path):
     python(tmp_path / 'own' / 'bin' / 'python', torch=0)
     text = fault(set_up(tmp_path / 'own', 'not needed'))
-    assert 'has torch, but not all of' in text and 'set VENV= to a new path' in text
+    assert 'has torch, but not all of' in text and 'give VENV= a new path' in text
 
 
 @pytest.mark.parametrize(
     ('changes', 'sentence'),
     [
-        ({'old': 1}, 'Python 3.9.1 is too old; set PYTHON= to Python 3.10 to 3.13'),
-        ({'venv': 1}, '(see above); set VENV= to another path'),
+        ({'old': 1}, 'Python 3.9.1 is too old; name Python 3.10 to 3.13 by PYTHON='),
+        ({'venv': 1}, 'see above; set VENV= elsewhere'),
         (
             {'ensurepip': 1},
             'has no venv module; on Debian and Ubuntu: apt-get install python3-venv',
         ),
         ({'pip': 1, 'said': '[Errno 28] No space left on device'}, 'the disk is full; free some'),
-        (
-            {'pip': 1, 'said': 'NewConnectionError: ...'},
-            'cannot reach the package index; check',
-        ),
-        (
-            {'pip': 1, 'said': 'ERROR: no wheel'},
-            'pip failed: ERROR: no wheel; the complete',
-        ),
+        ({'pip': 1, 'said': 'NewConnectionError: ...'}, 'pip cannot reach the package index; see'),
+        ({'pip': 1, 'said': 'ERROR: no wheel'}, 'pip failed: ERROR: no wheel; all it said is in'),
     ],
 )
 def test_what_can_be_wrong_is_one_sentence(tmp_path, changes, sentence):
@@ -117,11 +111,11 @@ def test_what_can_be_wrong_is_one_sentence(tmp_path, changes, sentence):
 def test_no_python(tmp_path):
     text = fault(set_up(tmp_path / 'venv', 'python9'))
     assert (
-        text == 'evit_mm: python9 is not installed; '
-        'install Python 3.10 to 3.13, or set PYTHON= to its path'
+        text
+        == 'evit_mm: python9 is not installed; install Python 3.10 to 3.13, or name it by PYTHON='
     )
 
 
 def test_too_little_space(tmp_path):
     done = set_up(tmp_path / 'venv', python(tmp_path / 'python'), gigabytes=3)
-    assert 'needs 10 GB, but only 3 GB are free; free some' in fault(done)
+    assert 'needs 10 GB, the disk has 3 GB free; free some' in fault(done)

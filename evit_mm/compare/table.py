@@ -173,10 +173,9 @@ def markdown(rows: Sequence[Row], about: Mapping[str, Any], published: bool) -> 
     lines = [
         *markdown_table(list(cells[0]), [list(row.values()) for row in cells]),
         '',
-        'AP is in percent: mean over seeds ± standard deviation (number of runs). The other '
-        'figures are means over seeds. FLOPs are multiply-adds of the whole detector for one '
-        'image. Latency is the time from pixels in memory to boxes for one image: median '
-        '(quartiles). The timed calls of all backbones are interleaved.',
+        'AP in percent: mean over seeds ± standard deviation (number of runs); other figures: mean '
+        'over seeds. FLOPs: multiply-adds of the whole detector for an image. Latency: from pixels '
+        'in memory to boxes, one image, median (quartiles), all backbones timed in turns.',
         '',
         f'{facts}.',
     ]
@@ -187,10 +186,10 @@ def markdown(rows: Sequence[Row], about: Mapping[str, Any], published: bool) -> 
     if published:
         lines += [
             '',
-            'The published columns show RetinaNet on COCO val2017 after 12 epochs from ImageNet '
-            'weights. The figures and their recipes are from the papers. They were not measured '
-            'here. The row that the EfficientViT paper calls "SPOS" is Single-Path NAS. No AP is '
-            'published for SPOS itself.',
+            'The published columns are RetinaNet on COCO val2017 after 12 epochs from ImageNet '
+            'weights, taken from the papers and not measured here, with the recipes of the papers. '
+            'What the EfficientViT paper calls "SPOS" is Single-Path NAS; for SPOS itself no AP is '
+            'published.',
         ]
     return '\n'.join(lines).rstrip() + '\n'
 
@@ -240,15 +239,14 @@ def _ranking_lines(rows: Sequence[Row]) -> list[str]:
             line = f'- {labels[better]} over {labels[worse]}: {pair["difference"]:+.1f} AP'
             listed[pair['exceeds_spread']].append(line)
     if not listed[True] and not listed[False]:
-        unknown = 'With one seed, the spread is unknown, so no difference is certain.'
+        unknown = 'One seed: no spread is known, so no difference here is certain.'
         return [unknown] if listed[None] else []
     return [
-        'Differences that exceed the spread over seeds (every run of the first is better than '
-        'every run of the second):',
+        'Differences that exceed the spread over seeds (no run of the one reaches the other):',
         '',
         *(listed[True] or ['- none']),
         '',
-        'Differences within the spread over seeds (no clear result):',
+        'Differences within the spread, that is, undecided here:',
         '',
         *(listed[False] or ['- none']),
     ]
