@@ -1,8 +1,8 @@
 """SPOS RetinaNet on COCO, with the recipe of ``retinanet_evit_m4_coco.py``.
 
-The network is Single Path One-Shot (megvii's release). No AP is published for it, because the row
-that the EfficientViT paper calls "SPOS" is Single-Path NAS: see docs/reproduce.md. It was not run
-on COCO here.
+The network is Single Path One-Shot (megvii's release). No AP is published for it. The row that the
+EfficientViT paper calls "SPOS" is Single-Path NAS: see docs/reproduce.md. It was not run on COCO
+here.
 
 Its ImageNet weights are on a shared drive without a stable address. Its repository
 (megvii-model/SinglePathOneShot) links to the drive. Download the file in the folder ``Evaluation``

@@ -17,7 +17,7 @@ train_dataloader = dict(
         data_root=data_root,
         ann_file='annotations/instances_train.json',
         data_prefix=dict(img='train/'),
-        # images without objects are training data for the background
+        # images without objects also train the background
         filter_cfg=dict(filter_empty_gt=False),
         pipeline=train_pipeline,
         metainfo=metainfo,

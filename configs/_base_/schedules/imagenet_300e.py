@@ -18,7 +18,8 @@ optim_wrapper = dict(
     type='AGCOptimWrapper',
     clip_factor=0.02,
     optimizer=dict(type='AdamW', lr=4e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.025),
-    # no decay on vectors (biases and BatchNorm) as in timm, nor on attention biases as the authors
+    # As in timm, vectors (biases and BatchNorm) have no weight decay. The authors also exclude the
+    # attention biases.
     paramwise_cfg=dict(
         norm_decay_mult=0.0,
         flat_decay_mult=0.0,
