@@ -31,7 +31,7 @@ default_hooks = dict(
     timer=dict(type='IterTimerHook'),
     logger=dict(type='ConsoleLoggerHook', interval=50),
     param_scheduler=dict(type='ParamSchedulerHook'),
-    # save_best='auto' would take the first metric, which is that of one class with classwise=True.
+    # save_best='auto' would use the first metric. With classwise=True, this is the AP of one class.
     # by_epoch=False, interval=500 also saves within epochs.
     checkpoint=dict(
         type='SafeCheckpointHook', interval=1, max_keep_ckpts=2, save_best='coco/bbox_mAP'
