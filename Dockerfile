@@ -1,6 +1,6 @@
 # docker build -t evit_mm .
-# For GPUs as well: the registry's torch has CUDA in it. A smaller image for CPUs only, or another CUDA, by
-#   --build-arg PIP_EXTRA_INDEX_URL=ADDRESS, an index of PyTorch's wheels as its install page names them
+# The image also works on GPUs, because PyPI's torch includes CUDA. For a smaller CPU-only image or another CUDA
+# version, add an index of PyTorch's wheels (see PyTorch's install page): --build-arg PIP_EXTRA_INDEX_URL=ADDRESS
 FROM python:3.13-slim
 ARG PIP_EXTRA_INDEX_URL
 RUN apt-get update && apt-get install -y --no-install-recommends make && rm -rf /var/lib/apt/lists/*

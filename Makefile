@@ -1,12 +1,12 @@
-# make train   set up, train the detector on the built-in shapes, evaluate it, draw pictures
-# make compare set up, compare six backbones on the built-in shapes (a table, its JSON, a picture)
-# make look    train on the shapes (a finished training is kept), write the report and open it
+# make train   set up, train a detector on the built-in shapes, evaluate it, draw predictions
+# make compare set up, compare six backbones on the built-in shapes (table, JSON, picture)
+# make look    set up, train on the built-in shapes unless this is done, write and open the report
 # make test    set up, run the tests
 # make smoke   set up, run the smoke tests
-# make torture kills, hostile files, made-up cases -> docs/reliability.md
-# make docs    set up, build the site -> docs/_build/html/index.html
-# make env     set up alone
-# VENV= chooses the environment (default .venv), PYTHON= the interpreter that makes it.
+# make torture set up, run fault-injection tests -> docs/reliability.md
+# make docs    set up, build the documentation -> docs/_build/html/index.html
+# make env     only set up
+# VENV= selects the environment (default .venv). PYTHON= selects the interpreter that creates it.
 
 VENV ?= .venv
 PYTHON ?= python3
@@ -18,7 +18,7 @@ ENV = py=$$(requirements/env.sh '$(VENV)' '$(PYTHON)') && export PYTHONPATH='$(C
 env:
 	@$(ENV) && echo "ready: $$py"
 
-# ARGS=--resume goes on with an interrupted training
+# ARGS=--resume continues an interrupted training
 train:
 	@$(ENV) && \
 	"$$py" tools/make_shapes.py data/shapes && \
@@ -26,13 +26,13 @@ train:
 	"$$py" tools/test.py $(SHAPES) "$$(cat $(WORK)/last_checkpoint)" --work-dir $(WORK) \
 	    --show-dir $(WORK)/pictures
 
-# interrupted, it goes on where it was; ARGS='--seeds 3 --models evit_m0 spos' chooses
+# Run it again to continue after an interruption. Options: ARGS='--seeds 3 --models evit_m0 spos'
 compare:
 	@$(ENV) && \
 	"$$py" tools/make_shapes.py data/shapes && \
 	"$$py" tools/compare.py --data data/shapes --scale 192x192 --out work_dirs/compare_shapes $(ARGS)
 
-# --resume goes on with an interrupted training and leaves a finished one as it is
+# --resume continues an interrupted training and does not repeat a finished one
 look:
 	@$(ENV) && \
 	"$$py" tools/make_shapes.py data/shapes && \
@@ -43,7 +43,7 @@ look:
 	elif [ "$$(uname)" = Darwin ]; then \
 	    open report/index.html; \
 	else \
-	    echo 'no screen here: open report/index.html in a browser'; \
+	    echo 'no screen found; open report/index.html in a browser'; \
 	fi
 
 # all but the smoke tests, which repeat the essential; ARGS="-m 'not slow'" leaves out what trains
@@ -57,7 +57,7 @@ docs:
 	@$(ENV) && "$$py" -m sphinx -E -a -W --keep-going -n -q docs docs/_build/html && \
 	echo docs/_build/html/index.html
 
-# hours; interrupted, it goes on where it was. ARGS='--kills 10' does less
+# Takes hours. Run it again to continue after an interruption. ARGS='--kills 10' makes it shorter.
 torture:
 	@$(ENV) && "$$py" -m tests.torture $(ARGS)
 
@@ -65,14 +65,14 @@ torture:
 smoke:
 	@$(ENV) && "$$py" -m pytest tests/smoke $(ARGS)
 
-# the pins anew, from the ranges in setup.py; needs uv
+# updates the exact versions from the ranges in setup.py; requires uv
 lock:
 	@head -n 3 requirements/constraints.txt >requirements/constraints.new && \
 	uv pip compile -q setup.py --extra all --universal --python-version 3.10 --upgrade \
 	    --no-annotate --no-header | grep -vE '^(nvidia|cuda|triton)' >>requirements/constraints.new && \
 	mv requirements/constraints.new requirements/constraints.txt
 
-# what only a GPU can show, eight minutes -> work_dirs/gpu; DEVICE=cpu ARGS=--tiny rehearses it
+# GPU tests, trainings and benchmarks, eight minutes -> work_dirs/gpu; for a trial: DEVICE=cpu ARGS=--tiny
 DEVICE ?= cuda
 .PHONY: gpu
 gpu:

@@ -1,6 +1,6 @@
 """EfficientViT-M4 on ImageNet-1k with the authors' recipe (8 GPUs x 256 images, 300 epochs).
 
-Published: 74.266 top-1, 91.788 top-5 (the authors' README). Here: not run on ImageNet.
+Published: 74.266 top-1, 91.788 top-5 (the authors' README). It was not run on ImageNet here.
 """
 
 _base_ = [

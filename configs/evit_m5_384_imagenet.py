@@ -1,13 +1,13 @@
-"""EfficientViT-M5 fine-tuned at 384 px for 30 epochs, from its 224 px weights.
+"""EfficientViT-M5 on ImageNet-1k, fine-tuned at 384 px for 30 epochs from its 224 px weights.
 
-Published: 79.8 top-1 (arXiv 2305.07027). Here: not run on ImageNet.
+Published: 79.8 top-1 (arXiv 2305.07027). It was not run on ImageNet here.
 
-The 224 px weights are fetched from the authors' release on first use; attention biases are resized
-to the windows. Images are tested as at 224 px, a centre crop of 7/8 of the short edge.
+The first use downloads the 224 px weights from the authors' release. The attention biases are
+resized to the windows. As at 224 px, the test image is a centre crop of 7/8 of the short edge.
 
-Epochs and weight decay are the authors'; their rate is not published. Peak, start and floor of the
-rate are those with which SHViT was fine-tuned in the authors' code base
-(github.com/ysj9909/SHViT, issue 5). The batch stays 2048.
+Epochs and weight decay are the authors'. Their learning rate is not published. The peak, start and
+floor of the learning rate are from SHViT's fine-tuning in the authors' code base
+(github.com/ysj9909/SHViT, issue 5). The batch size stays 2048.
 """
 
 _base_ = [
@@ -19,11 +19,11 @@ _base_ = [
 ]
 
 model = dict(
-    backbone=dict(arch='m5', window_sizes=(7, 7, 6)),  # the maps have 24, 12 and 6 tokens a side
+    backbone=dict(arch='m5', window_sizes=(7, 7, 6)),  # of maps with sides of 24, 12 and 6
     init_cfg=dict(type='Pretrained', checkpoint=_base_.release + 'efficientvit_m5.pth'),
 )
 
-# a child replaces a list as a whole, so the steps that differ are changed in the base's
+# A child config replaces a list as a whole, so this changes the steps of the base's list.
 changes = dict(
     RandomResizedCrop=dict(scale=384), ResizeEdge=dict(scale=438), CenterCrop=dict(crop_size=384)
 )

@@ -1,11 +1,11 @@
 """EfficientViT-M5 fine-tuned at 512 px, with the recipe of ``evit_m5_384_imagenet.py``.
 
-Published: 80.8 top-1 (arXiv 2305.07027). Here: not run on ImageNet.
+Published: 80.8 top-1 (arXiv 2305.07027). It was not run on ImageNet here.
 """
 
 _base_ = './evit_m5_384_imagenet.py'
 
-model = dict(backbone=dict(window_sizes=(7, 7, 7)))  # the maps have 32, 16 and 8 tokens a side
+model = dict(backbone=dict(window_sizes=(7, 7, 7)))  # of maps with sides of 32, 16 and 8
 
 changes = dict(
     RandomResizedCrop=dict(scale=512), ResizeEdge=dict(scale=585), CenterCrop=dict(crop_size=512)

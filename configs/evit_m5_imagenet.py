@@ -1,6 +1,6 @@
 """EfficientViT-M5 on ImageNet-1k with the authors' recipe (8 GPUs x 256 images, 300 epochs).
 
-Published: 77.124 top-1, 93.360 top-5 (the authors' README). Here: not run on ImageNet.
+Published: 77.124 top-1, 93.360 top-5 (the authors' README). It was not run on ImageNet here.
 """
 
 _base_ = './evit_m4_imagenet.py'

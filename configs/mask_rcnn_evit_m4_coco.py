@@ -1,9 +1,9 @@
 """EfficientViT-M4 Mask R-CNN on COCO with the authors' recipe (8 GPUs x 2 images, 12 epochs).
 
 Published on val2017 (arXiv 2305.07027), AP / AP50 / AP75: boxes 32.8 / 54.4 / 34.5, masks
-31.0 / 51.2 / 32.2. Here: not run on COCO.
+31.0 / 51.2 / 32.2. It was not run on COCO here.
 
-Without a network, give the ImageNet weights as in ``retinanet_evit_m4_coco.py``.
+Without a network connection, set the ImageNet weights as in ``retinanet_evit_m4_coco.py``.
 """
 
 _base_ = [

@@ -1,7 +1,7 @@
 """EfficientNet-B0 RetinaNet on COCO, with the recipe of ``retinanet_evit_m4_coco.py``.
 
 No AP is published for it in this comparison.
-Here: not run on COCO. The ImageNet weights are timm's, from the Hugging Face hub.
+It was not run on COCO here. timm's ImageNet weights come from the Hugging Face hub.
 """
 
 _base_ = './retinanet_mobilenetv2_coco.py'

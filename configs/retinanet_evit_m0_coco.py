@@ -1,6 +1,6 @@
-"""EfficientViT-M0 RetinaNet on COCO; the recipe of ``retinanet_evit_m4_coco.py``.
+"""EfficientViT-M0 RetinaNet on COCO, with the recipe of ``retinanet_evit_m4_coco.py``.
 
-No AP is published for it. Here: not run on COCO.
+No AP is published for it. It was not run on COCO here.
 """
 
 _base_ = './retinanet_evit_m4_coco.py'

@@ -1,6 +1,6 @@
 """EfficientViT-M4 with a light head on blood cells (BCCD, 3 classes) at 320x240, from scratch.
 
-Expects ``data/bccd/`` with ``images/`` and ``annotations/instances_{train,val}.json``.
+Requires ``data/bccd/`` with ``images/`` and ``annotations/instances_{train,val}.json``.
 Measured here: see docs/results.md.
 """
 

@@ -1,9 +1,9 @@
 """EfficientViT-M4 RetinaNet on COCO with the authors' recipe (8 GPUs x 2 images, 12 epochs).
 
-Published: 32.7 AP on val2017 (arXiv 2305.07027). Here: not run on COCO.
+Published: 32.7 AP on val2017 (arXiv 2305.07027). It was not run on COCO here.
 
-The ImageNet weights are fetched from the authors' release on first use. Where it cannot be
-reached, download the file elsewhere and add
+The first use downloads the ImageNet weights from the authors' release. Without a network
+connection, download the file on another machine and add
 ``--cfg-options model.backbone.init_cfg.checkpoint=efficientvit_m4.pth``.
 """
 

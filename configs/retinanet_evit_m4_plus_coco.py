@@ -1,15 +1,16 @@
-"""EfficientViT-M4 RetinaNet on COCO with what the authors' recipe leaves unused.
+"""EfficientViT-M4 RetinaNet on COCO with seven additional training switches.
 
-`retinanet_evit_m4_coco.py` and the seven switches of docs/recipes.md: BatchNorm trained, stride 8
-from the stem, no decay on norms and biases, drop path, multi-scale training, EMA, 36 epochs. One
-1333x800 image takes 163.78 G multiply-adds; 17.46 M parameters (``python tools/complexity.py``).
-No AP is published for it. Here: not run on COCO; what the switches bring on two small data sets is
-in docs/recipes.md.
+The switches extend ``retinanet_evit_m4_coco.py``: trained BatchNorm, stride 8 from the stem, no
+weight decay on norms and biases, drop path, multi-scale training, EMA, 36 epochs. docs/recipes.md
+explains them and shows their effect on two small data sets.
+
+A 1333x800 image takes 163.78 G multiply-adds. The model has 17.46 M parameters
+(``python tools/complexity.py``). No AP is published for it. It was not run on COCO here.
 """
 
 _base_ = './retinanet_evit_m4_coco.py'
 
-sync_bn = 'torch'  # one process has no need of it, and mmengine then leaves it out
+sync_bn = 'torch'  # mmengine ignores it with one process
 model = dict(
     backbone=dict(norm_eval=False, out_stem=True, drop_path_rate=0.1),
     neck=dict(in_channels=[64, 128, 256, 384], num_extra_trans_convs=0),

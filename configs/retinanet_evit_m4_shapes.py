@@ -1,4 +1,4 @@
-"""EfficientViT-M4 with a light head on the built-in shapes, from scratch; two cores suffice.
+"""EfficientViT-M4 with a light head on the built-in shapes, from scratch, for two CPU cores.
 
 Measured here: see docs/results.md.
 """

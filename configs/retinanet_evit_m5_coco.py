@@ -1,6 +1,6 @@
-"""EfficientViT-M5 RetinaNet on COCO; the recipe of ``retinanet_evit_m4_coco.py``.
+"""EfficientViT-M5 RetinaNet on COCO, with the recipe of ``retinanet_evit_m4_coco.py``.
 
-Published: 34.3 AP with this recipe (arXiv 2503.23135). Here: not run on COCO.
+Published: 34.3 AP with this recipe (arXiv 2503.23135). It was not run on COCO here.
 """
 
 _base_ = './retinanet_evit_m4_coco.py'

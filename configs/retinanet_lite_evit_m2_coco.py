@@ -1,8 +1,8 @@
-"""EfficientViT-M2 lite RetinaNet on COCO at 640 pixels, for real time; batch 16, 12 epochs.
+"""EfficientViT-M2 lite RetinaNet on COCO at 640 pixels, for real time; batch size 16, 12 epochs.
 
-One 640x640 image takes 8.94 G multiply-adds; 5.12 M parameters (``python tools/complexity.py
-configs/retinanet_lite_evit_m2_coco.py --size 640 640``). No AP is published for it. Here: not run
-on COCO.
+A 640x640 image takes 8.94 G multiply-adds. The model has 5.12 M parameters
+(``python tools/complexity.py configs/retinanet_lite_evit_m2_coco.py --size 640 640``).
+No AP is published for it. It was not run on COCO here.
 """
 
 _base_ = [

@@ -1,7 +1,7 @@
 """MobileNetV2 1.0 RetinaNet on COCO, with the recipe of ``retinanet_evit_m4_coco.py``.
 
 Published: 28.3 AP on val2017, with FairNAS's recipe (arXiv 1907.01845).
-Here: not run on COCO. The ImageNet weights are timm's, from the Hugging Face hub.
+It was not run on COCO here. timm's ImageNet weights come from the Hugging Face hub.
 """
 
 _base_ = [
@@ -21,7 +21,7 @@ model = dict(
         channels_last=True,
         init_cfg=dict(type='Pretrained', checkpoint='timm://mobilenetv2_100.ra_in1k'),
     ),
-    # mmdet's standard pyramid P3 to P7, since this backbone has a map at stride 8
+    # mmdet's standard pyramid P3 to P7, because this backbone has a map at stride 8
     neck=dict(
         _delete_=True,
         type='FPN',

@@ -1,7 +1,7 @@
 """MobileNetV3-Large RetinaNet on COCO, with the recipe of ``retinanet_evit_m4_coco.py``.
 
 Published: 29.9 AP on val2017, with FairNAS's recipe (arXiv 1907.01845).
-Here: not run on COCO. The ImageNet weights are timm's, from the Hugging Face hub.
+It was not run on COCO here. timm's ImageNet weights come from the Hugging Face hub.
 """
 
 _base_ = './retinanet_mobilenetv2_coco.py'

@@ -1,8 +1,8 @@
 """Single-Path NAS RetinaNet on COCO, with the recipe of ``retinanet_evit_m4_coco.py``.
 
-Published: 30.7 AP on val2017, with FairNAS's recipe (arXiv 1907.01845, table 4). This is the
-network behind the row that the EfficientViT paper calls "SPOS", see docs/reproduce.md.
-Here: not run on COCO. The ImageNet weights are timm's, from the Hugging Face hub.
+Published: 30.7 AP on val2017, with FairNAS's recipe (arXiv 1907.01845, table 4). The EfficientViT
+paper calls this network "SPOS": see docs/reproduce.md.
+It was not run on COCO here. timm's ImageNet weights come from the Hugging Face hub.
 """
 
 _base_ = './retinanet_mobilenetv2_coco.py'

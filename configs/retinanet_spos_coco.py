@@ -1,11 +1,12 @@
-"""SPOS (Single Path One-Shot, megvii's release) RetinaNet on COCO, recipe of the EfficientViT row.
+"""SPOS RetinaNet on COCO, with the recipe of ``retinanet_evit_m4_coco.py``.
 
-No AP is published for it: the row that the EfficientViT paper calls "SPOS" is Single-Path NAS, see
-docs/reproduce.md. Here: not run on COCO.
+The network is Single Path One-Shot (megvii's release). No AP is published for it. The row that the
+EfficientViT paper calls "SPOS" is Single-Path NAS: see docs/reproduce.md. It was not run on COCO
+here.
 
-Its ImageNet weights lie on a shared drive that its repository (megvii-model/SinglePathOneShot)
-links to, without a stable address. Fetch the file of the folder ``Evaluation`` there and save it
-under the name below; ``model.backbone.init_cfg=None`` trains from scratch.
+Its ImageNet weights are on a shared drive without a stable address. Its repository
+(megvii-model/SinglePathOneShot) links to the drive. Download the file in the folder ``Evaluation``
+and save it under the name below. ``model.backbone.init_cfg=None`` trains from scratch.
 """
 
 _base_ = './retinanet_mobilenetv2_coco.py'

@@ -1,6 +1,6 @@
 """EfficientViT-M0 RTMDet on blood cells (BCCD, 3 classes) at 320x240, from scratch.
 
-Expects ``data/bccd/`` with ``images/`` and ``annotations/instances_{train,val}.json``.
+Requires ``data/bccd/`` with ``images/`` and ``annotations/instances_{train,val}.json``.
 Measured here: see docs/recipes.md.
 """
 
@@ -13,12 +13,12 @@ _base_ = [
 
 model = dict(bbox_head=dict(num_classes=3))
 
-# small batches: 624 steps in 12 epochs, where the schedule's usual batch would make 312
+# 624 iterations in 12 epochs; the schedule's batch size would give 312
 train_dataloader = dict(batch_size=4)
 auto_scale_lr = dict(base_batch_size=4)
 max_epochs = 12
 train_cfg = dict(max_epochs=max_epochs, val_interval=max_epochs)
 param_scheduler = _base_.param_scheduler
 param_scheduler[1].update(T_max=max_epochs)
-# its levels share their convolutions, each of which is to be optimised once
+# the levels share their convolutions, so each parameter must be optimised only once
 optim_wrapper = dict(paramwise_cfg=dict(bypass_duplicate=True))

@@ -1,8 +1,9 @@
-"""EfficientViT-M0 RTMDet on COCO at 640 pixels, for real time; batch 256, 300 epochs.
+"""EfficientViT-M0 RTMDet on COCO at 640 pixels, for real time; batch size 256, 300 epochs.
 
-One 640x640 image takes 3.76 G multiply-adds; 1.30 M parameters (``python tools/complexity.py
-configs/rtmdet_evit_m0_coco.py --size 640 640``). No AP is published for it. Here: not run on COCO;
-on blood cells see docs/recipes.md.
+A 640x640 image takes 3.76 G multiply-adds. The model has 1.30 M parameters
+(``python tools/complexity.py configs/rtmdet_evit_m0_coco.py --size 640 640``).
+No AP is published for it. It was not run on COCO here. docs/recipes.md shows
+results on blood cells.
 """
 
 _base_ = [

@@ -1,7 +1,8 @@
-"""EfficientViT-M4 RTMDet on COCO at 640 pixels, for real time; batch 256, 300 epochs.
+"""EfficientViT-M4 RTMDet on COCO at 640 pixels, for real time; batch size 256, 300 epochs.
 
-One 640x640 image takes 5.72 G multiply-adds; 3.65 M parameters (``python tools/complexity.py
-configs/rtmdet_evit_m4_coco.py --size 640 640``). No AP is published for it. Here: not run on COCO.
+A 640x640 image takes 5.72 G multiply-adds. The model has 3.65 M parameters
+(``python tools/complexity.py configs/rtmdet_evit_m4_coco.py --size 640 640``).
+No AP is published for it. It was not run on COCO here.
 """
 
 _base_ = [

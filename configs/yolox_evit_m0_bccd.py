@@ -1,6 +1,6 @@
 """EfficientViT-M0 YOLOX on blood cells (BCCD, 3 classes) at 320x240, from scratch.
 
-Expects ``data/bccd/`` with ``images/`` and ``annotations/instances_{train,val}.json``.
+Requires ``data/bccd/`` with ``images/`` and ``annotations/instances_{train,val}.json``.
 Measured here: see docs/recipes.md.
 """
 
@@ -13,7 +13,7 @@ _base_ = [
 
 model = dict(bbox_head=dict(num_classes=3))
 
-# small batches: 624 steps in 12 epochs, where the schedule's usual batch would make 312
+# 624 iterations in 12 epochs; the schedule's batch size would give 312
 train_dataloader = dict(batch_size=4)
 auto_scale_lr = dict(base_batch_size=4)
 max_epochs = 12

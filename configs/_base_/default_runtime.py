@@ -1,21 +1,22 @@
-"""What every run shares: runner, hooks, logging, environment.
+"""Runner, hooks, logging and environment of all detection trainings.
 
-All that runs beside model, data and schedule is named here, so mmdet's own ``tools/train.py`` and
-``tools/test.py`` do with a config what this project's do. A config of your own gets any of these
-by its name, with ``custom_imports = dict(imports=['evit_mm', 'evit_mm.runner'])``:
+The config names everything that runs in addition to the model, the data and the schedule. mmdet's
+own ``tools/train.py`` and ``tools/test.py`` therefore give the same results as the tools here. To
+use these parts in your own config, add
+``custom_imports = dict(imports=['evit_mm', 'evit_mm.runner'])``:
 
-- ``runner_type='CheckedRunner'``: checkpoints are read safely and must fit; ``resume=True`` finds
-  the last whole one; errors of a config are one sentence.
-- ``SafeCheckpointHook``: a checkpoint is whole or not there.
-- ``DataCheckHook``: the data sets are checked before anything long starts.
-- ``NonFiniteLossHook``: a loss that is NaN stops the run before it reaches the weights.
-- ``ResumedOptimizerHook``: a run is resumed with the optimizer it was trained with.
-- ``ConsoleLoggerHook``: short lines on the console, all of them in the log file.
-- ``BestMetricHook`` and ``SummaryHook``: ``summary.json``, and the commands to type next.
-- ``train_cfg.type='ExactTrainLoop'``, in the schedules: an interrupted run that is resumed does
-  bit for bit what an uninterrupted one does.
+- ``runner_type='CheckedRunner'``: reads checkpoints safely and checks that they fit the model.
+  ``resume=True`` finds the last complete checkpoint. Config errors are short.
+- ``SafeCheckpointHook``: never leaves an incomplete checkpoint.
+- ``DataCheckHook``: checks the data sets before the training starts.
+- ``NonFiniteLossHook``: stops on a NaN loss before it changes the weights.
+- ``ResumedOptimizerHook``: requires the same optimizer after resuming.
+- ``ConsoleLoggerHook``: prints short lines to the console and full lines to the log file.
+- ``BestMetricHook`` and ``SummaryHook``: write ``summary.json`` and print the next commands.
+- ``train_cfg.type='ExactTrainLoop'`` (in the schedules): a resumed training is bit-identical to an
+  uninterrupted one.
 
-``default_hooks.NAME=None`` switches a hook off.
+``default_hooks.NAME=None`` disables a hook.
 """
 
 custom_imports = dict(
@@ -25,13 +26,13 @@ custom_imports = dict(
 default_scope = 'mmdet'
 runner_type = 'CheckedRunner'
 
-# not in custom_hooks, which a config of your own replaces as a whole
+# not in custom_hooks, because a child config replaces that list as a whole
 default_hooks = dict(
     timer=dict(type='IterTimerHook'),
     logger=dict(type='ConsoleLoggerHook', interval=50),
     param_scheduler=dict(type='ParamSchedulerHook'),
-    # by name: 'auto' takes the first figure, which with classwise=True is one class's
-    # by_epoch=False, interval=500 saves within epochs too
+    # save_best='auto' would use the first metric. With classwise=True, this is the AP of one class.
+    # by_epoch=False, interval=500 also saves within epochs.
     checkpoint=dict(
         type='SafeCheckpointHook', interval=1, max_keep_ckpts=2, save_best='coco/bbox_mAP'
     ),
@@ -50,7 +51,7 @@ env_cfg = dict(
     mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
     dist_cfg=dict(backend='nccl'),
 )
-# without a name, so that a second run in one process does not log into the first one's files
+# without a name: otherwise a second training in the process would log into the first one's files
 visualizer = dict(type='DetLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')])
 log_processor = dict(type='LogProcessor', window_size=50, by_epoch=True)
 log_level = 'INFO'

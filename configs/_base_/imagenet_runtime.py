@@ -1,4 +1,4 @@
-"""What every classification run shares; what each part does stands in ``default_runtime.py``."""
+"""Runner, hooks, logging and environment of all ImageNet trainings; see ``default_runtime.py``."""
 
 custom_imports = dict(
     imports=[
@@ -32,8 +32,8 @@ default_hooks = dict(
     summary=dict(type='SummaryHook'),
 )
 custom_hooks = [
-    # decay 0.99996, statistics of BatchNorm too; validation and test use the plain weights, which
-    # the authors report
+    # Decay 0.99996, BatchNorm statistics included. Validation and test use the plain weights, as
+    # the authors report them.
     dict(
         type='EMAHook',
         momentum=4e-5,
@@ -44,11 +44,11 @@ custom_hooks = [
 ]
 
 env_cfg = dict(
-    cudnn_benchmark=True,  # all images have one size
+    cudnn_benchmark=True,  # all images have the same size
     mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
     dist_cfg=dict(backend='nccl'),
 )
-# without a name, so that a second run in one process does not log into the first one's files
+# without a name: otherwise a second training in the process would log into the first one's files
 visualizer = dict(type='UniversalVisualizer', vis_backends=[dict(type='LocalVisBackend')])
 log_processor = dict(type='LogProcessor', window_size=50, by_epoch=True)
 log_level = 'INFO'

@@ -458,4 +458,4 @@ def test_the_page_has_every_switch_and_what_is_counted():
     less = [
         a - b for a, b in zip(totals(PAPER, (1333, 800)), totals(PLUS, (1333, 800)), strict=True)
     ]
-    assert f'{less[1]:.1f} G multiply-adds and {less[0]:.2f} M parameters less' in page
+    assert f'saves {less[1]:.1f} G multiply-adds and {less[0]:.2f} M parameters' in page

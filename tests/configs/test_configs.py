@@ -144,7 +144,8 @@ def test_light_head_differs_from_the_full_one_only_where_it_says():
 def test_docstring_has_what_is_counted(path):
     docstring = ast.get_docstring(ast.parse(path.read_text()))
     stated = re.search(
-        r'(\d+)x(\d+)\simage takes (\S+) G multiply-adds; (\S+) M parameters', docstring
+        r'(\d+)x(\d+)\simage takes (\S+) G multiply-adds\. The model has (\S+) M parameters',
+        docstring,
     ).groups()
     width, height, *stated = stated
     parts = measure(path, (int(width), int(height))).parts.values()

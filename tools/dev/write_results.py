@@ -142,7 +142,7 @@ def source_link(name: str) -> str:
 
 def models_table(folder: Path, ending: str | tuple[str, ...]) -> Lines:
     """Return the configs whose names end so, with what each costs, is published and reached."""
-    columns = ['config', 'what it is', 'image', 'params M', 'multiply-adds G', 'published', 'here']
+    columns = ['config', 'model', 'image', 'params M', 'multiply-adds G', 'published', 'here']
     rows = []
     for stem, facts in RESULTS['configs'].items():
         if not stem.endswith(ending):
@@ -217,7 +217,7 @@ def published_table(folder: Path) -> Lines:  # noqa: ARG001
         (backbone, RESULTS['configs'][stem].get('published', {}), NOT_RUN)
         for stem, backbone in comparison()
     ]
-    found += [(row, row, 'not here') for row in RESULTS['without_config']]
+    found += [(row, row, 'no config') for row in RESULTS['without_config']]
     rows = []
     for backbone, published, here in found:
         box = [str(figure) for figure in published.get('box', ())]

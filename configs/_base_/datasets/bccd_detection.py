@@ -1,6 +1,6 @@
 """Blood cells (BCCD, 3 classes) at 320x240 from ``data/bccd``, in COCO's format.
 
-Expects ``images/`` and ``annotations/instances_{train,val}.json`` there.
+Requires ``images/`` and ``annotations/instances_{train,val}.json`` there.
 """
 
 _base_ = './coco_detection.py'
@@ -8,7 +8,7 @@ _base_ = './coco_detection.py'
 data_root = 'data/bccd/'
 metainfo = dict(classes=('RBC', 'WBC', 'Platelets'))
 images = dict(data_root=data_root, data_prefix=dict(img='images/'), metainfo=metainfo)
-# as in coco_detection_640.py: the one step that differs is changed in the base's
+# see coco_detection_640.py: this changes one step of the base's list
 changes = dict(Resize=dict(scale=(320, 240)))
 train_pipeline = [dict(step, **changes.get(step['type'], {})) for step in _base_.train_pipeline]
 test_pipeline = [dict(step, **changes.get(step['type'], {})) for step in _base_.test_pipeline]

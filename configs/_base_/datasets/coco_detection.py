@@ -1,4 +1,4 @@
-"""COCO 2017 under ``data/coco``: 1333x800, flip; evaluated with COCO's own twelve figures."""
+"""COCO 2017 in ``data/coco`` at 1333x800 with flips, evaluated with COCO's twelve metrics."""
 
 dataset_type = 'CocoDataset'
 data_root = 'data/coco/'
@@ -14,7 +14,7 @@ train_pipeline = [
 test_pipeline = [
     dict(type='LoadImageFromFile', backend_args=backend_args),
     dict(type='Resize', scale=(1333, 800), keep_ratio=True),
-    dict(type='LoadAnnotations', with_bbox=True),  # after Resize: drawn on the original image
+    dict(type='LoadAnnotations', with_bbox=True),  # after Resize: the boxes keep the original scale
     dict(
         type='PackDetInputs',
         meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
@@ -55,10 +55,10 @@ val_dataloader = dict(
 test_dataloader = val_dataloader
 
 val_evaluator = dict(
-    type='HotCocoMetric',  # CocoMetric's figures; type='CocoMetric' evaluates by pycocotools
+    type='HotCocoMetric',  # same metrics as CocoMetric, which uses pycocotools
     ann_file=data_root + 'annotations/instances_val2017.json',
     metric='bbox',
-    proposal_nums=(1, 10, 100),  # COCO's own recall columns, so that the printed table is COCO's
+    proposal_nums=(1, 10, 100),  # COCO's own recall columns
     backend_args=backend_args,
 )
 test_evaluator = val_evaluator

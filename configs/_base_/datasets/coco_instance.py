@@ -1,8 +1,8 @@
-"""COCO 2017 as in ``coco_detection.py``, with masks: loaded, trained and evaluated."""
+"""COCO 2017 as in ``coco_detection.py``, with masks in training and evaluation."""
 
 _base_ = './coco_detection.py'
 
-# a child replaces a list as a whole, so the one step that differs is changed in the base's
+# A child config replaces a list as a whole, so this changes one step of the base's list.
 changes = dict(LoadAnnotations=dict(with_mask=True))
 train_pipeline = [dict(step, **changes.get(step['type'], {})) for step in _base_.train_pipeline]
 test_pipeline = [dict(step, **changes.get(step['type'], {})) for step in _base_.test_pipeline]

@@ -1,7 +1,7 @@
-"""COCO 2017 in mosaics of four images, 640x640, as YOLOX-tiny is trained; tested without.
+"""COCO 2017 in mosaics of four images at 640x640, as in YOLOX-tiny; tests use single images.
 
-For RTMDet too: its own pipeline keeps earlier images in caches, which an interrupted training
-cannot bring back; mosaics drawn anew are those of a run that was never interrupted.
+RTMDet uses this pipeline too. RTMDet's own pipeline caches earlier images, and a resumed training
+cannot restore the cache. Without a cache, resuming is exact.
 """
 
 _base_ = './coco_detection.py'
@@ -17,7 +17,7 @@ train_pipeline = [
     ),
     dict(type='YOLOXHSVRandomAug'),
     dict(type='RandomFlip', prob=0.5),
-    # for the last epochs, without mosaics
+    # for the last epochs, which have no mosaics
     dict(type='Resize', scale=img_scale, keep_ratio=True),
     dict(type='Pad', pad_to_square=True, pad_val=pad_val),
     dict(type='FilterAnnotations', min_gt_bbox_wh=(1, 1), keep_empty=False),

@@ -1,7 +1,7 @@
-"""ImageNet-1k under ``data/imagenet/{train,val}/CLASS/IMAGE`` at 224 px, as the authors augment it.
+"""ImageNet-1k in ``data/imagenet/{train,val}/CLASS/IMAGE`` at 224 px, augmented as by the authors.
 
-They also ask timm for colour jitter 0.4, which timm leaves out where it is given RandAugment; so
-does this.
+The authors also pass colour jitter 0.4 to timm, but timm ignores it if RandAugment is given. It is
+therefore omitted here.
 """
 
 dataset_type = 'ImageNet'
@@ -28,7 +28,7 @@ train_pipeline = [
         mode='rand',
         min_area_ratio=0.02,
         max_area_ratio=1 / 3,
-        # the authors erase after normalisation with N(0, 1)
+        # the authors fill with N(0, 1) after normalisation
         fill_color=bgr_mean,
         fill_std=bgr_std,
     ),
@@ -48,7 +48,7 @@ train_dataloader = dict(
     drop_last=True,
     collate_fn=dict(type='default_collate'),
     sampler=dict(type='RepeatAugSampler', num_repeats=3, shuffle=True),
-    # data_prefix and not split, so that another data set needs no more than type=CustomDataset
+    # data_prefix instead of split, so another data set only needs type=CustomDataset
     dataset=dict(
         type=dataset_type, data_root=data_root, data_prefix='train', pipeline=train_pipeline
     ),

@@ -1,9 +1,9 @@
-"""The built-in data set (``python tools/make_shapes.py data/shapes``), 256x256 seen at 192x192."""
+"""The built-in shapes (``python tools/make_shapes.py data/shapes``), 256x256 resized to 192x192."""
 
 _base_ = './coco_detection.py'
 
 data_root = 'data/shapes/'
-# as in coco_detection_640.py: the one step that differs is changed in the base's
+# see coco_detection_640.py: this changes one step of the base's list
 changes = dict(Resize=dict(scale=(192, 192)))
 train_pipeline = [dict(step, **changes.get(step['type'], {})) for step in _base_.train_pipeline]
 test_pipeline = [dict(step, **changes.get(step['type'], {})) for step in _base_.test_pipeline]
@@ -17,7 +17,7 @@ train_dataloader = dict(
         data_root=data_root,
         ann_file='annotations/instances_train.json',
         data_prefix=dict(img='train/'),
-        # images without objects teach what is background
+        # images without objects also train the background
         filter_cfg=dict(filter_empty_gt=False),
         pipeline=train_pipeline,
         metainfo=metainfo,

@@ -8,7 +8,7 @@ model = dict(
         std=[58.395, 57.12, 57.375],
         to_rgb=True,
     ),
-    # windows are never larger than their stage's map: 14, 7 and 4 tokens a side
+    # A window is at most as large as its stage's map. The maps have sides of 14, 7 and 4.
     backbone=dict(type='EfficientViT', arch='m4', window_sizes=(7, 7, 4), channels_last=True),
     head=dict(
         type='EfficientViTClsHead',
@@ -16,6 +16,6 @@ model = dict(
         num_classes=1000,
         loss=dict(type='LabelSmoothLoss', label_smooth_val=0.1, mode='original'),
     ),
-    # one of the two per batch, each with probability 1/2
+    # each batch uses one of the two, each with probability 1/2
     train_cfg=dict(augments=[dict(type='Mixup', alpha=0.8), dict(type='CutMix', alpha=1.0)]),
 )

@@ -7,7 +7,7 @@ model = dict(
         mean=[123.675, 116.28, 103.53],
         std=[58.395, 57.12, 57.375],
         bgr_to_rgb=True,
-        pad_mask=True,  # else a proposal that reaches into the padding gets a clipped target
+        pad_mask=True,  # otherwise a proposal in the padding gets a clipped target
         pad_size_divisor=32,
     ),
     backbone=dict(type='EfficientViT', arch='m4', norm_eval=True, channels_last=True),

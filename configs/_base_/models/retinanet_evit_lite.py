@@ -1,8 +1,9 @@
-"""A lite RetinaNet for real time: stride 8 comes from the stem, neck and head are narrow.
+"""A lite RetinaNet for real time: stride 8 comes from the stem, and neck and head are narrow.
 
-No transposed convolution, 96 channels in place of 256, 2 convolutions in place of 4, 6 anchors a
-place in place of 9. Predictors are half of so narrow a head: three anchors less save a fifth of its
-multiply-adds, and RetinaNet's authors saw no gain beyond 6 to 9 (arXiv 1708.02002).
+It has no transposed convolution, 96 channels instead of 256, 2 convolutions instead of 4, and 6
+anchors per location instead of 9. The predictors are half of this narrow head, so three fewer
+anchors save a fifth of its multiply-adds. RetinaNet's authors found no gain from more than 6 to 9
+anchors (arXiv 1708.02002).
 """
 
 _base_ = './retinanet_evit_m4.py'

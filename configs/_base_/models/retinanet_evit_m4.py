@@ -46,7 +46,7 @@ model = dict(
             min_pos_iou=0,
             ignore_iof_thr=-1,
         ),
-        sampler=dict(type='PseudoSampler'),  # the focal loss weighs all anchors itself
+        sampler=dict(type='PseudoSampler'),  # the focal loss weights all anchors
         allowed_border=-1,
         pos_weight=-1,
         debug=False,

@@ -1,7 +1,7 @@
-"""A light head (64 channels, 2 convs) for small images, trained from scratch: BatchNorm learns.
+"""RetinaNet on EfficientViT-M4 with a light head (64 channels, 2 convolutions) for small images.
 
-Anchors span 24 to 610 pixels, three quarters of the usual, and boxes weigh double: images are small
-and training is short.
+It trains from scratch, so BatchNorm is trained. Anchors span 24 to 610 pixels, three quarters of
+the usual sizes, because the images are small. The box loss has weight 2 for short trainings.
 """
 
 _base_ = './retinanet_evit_m4.py'
@@ -9,7 +9,7 @@ _base_ = './retinanet_evit_m4.py'
 model = dict(
     backbone=dict(norm_eval=False),
     neck=dict(out_channels=64),
-    # the same steps on any number of processes
+    # the loss does not depend on the number of processes
     bbox_head=dict(
         type='SyncedRetinaHead',
         in_channels=64,

@@ -1,7 +1,7 @@
 """RTMDet (arXiv 2212.07784) on EfficientViT-M0: its tiny neck and head, strides 8, 16 and 32.
 
-Stride 8 is the stem's; the last stage (stride 64) is not built. BatchNorm is that of all processes
-together, as in RTMDet; mmengine leaves `sync_bn` out where there is one process.
+Stride 8 is from the stem. The last stage (stride 64) is not built. As in RTMDet, BatchNorm is
+synchronised over all processes. With one process, mmengine ignores ``sync_bn``.
 """
 
 sync_bn = 'torch'
@@ -39,7 +39,7 @@ model = dict(
         loss_cls=dict(type='QualityFocalLoss', use_sigmoid=True, beta=2.0, loss_weight=1.0),
         loss_bbox=dict(type='GIoULoss', loss_weight=2.0),
         with_objectness=False,
-        exp_on_reg=True,  # distances stay positive, from the first step on
+        exp_on_reg=True,  # distances are positive from the first step on
         share_conv=True,
         pred_kernel_size=1,
         norm_cfg=dict(type='BN'),

@@ -1,7 +1,7 @@
 """YOLOX (arXiv 2107.08430) on EfficientViT-M0: its tiny neck and head, strides 8, 16 and 32.
 
-Stride 8 is the stem's; the last stage (stride 64) is not built. YOLOX's change of the batch's size
-every ten iterations is left out: a training resumed in between would not go on as it was.
+Stride 8 is from the stem. The last stage (stride 64) is not built. YOLOX changes the image size
+every ten iterations. This is omitted here, because a resumed training would not be exact.
 """
 
 sync_bn = 'torch'

@@ -1,7 +1,8 @@
-"""The authors' ImageNet recipe: 300 epochs, AdamW, cosine, batch 2048 = 8 GPUs x 256.
+"""The authors' ImageNet recipe: 300 epochs, AdamW, cosine, batch size 2048 (8 GPUs x 256 images).
 
-Their rate is 1e-3 x batch / 512 and changes once per epoch. Their cosine starts at epoch 0 under
-the warm-up, this one at its end; at the same epoch the two differ by at most 1.6 % of the peak.
+Their learning rate is 1e-3 x batch size / 512 and changes once per epoch. Their cosine starts at
+epoch 0, during the warm-up. Here it starts after the warm-up. At the same epoch, the two learning
+rates differ by at most 1.6 % of the peak.
 """
 
 train_cfg = dict(type='ExactTrainLoop', max_epochs=300, val_interval=1)
@@ -9,7 +10,7 @@ val_cfg = dict()
 test_cfg = dict()
 
 param_scheduler = [
-    # 1e-6 in epoch 0, the full rate in epoch 5: mmengine counts both ends
+    # 1e-6 in epoch 0, full learning rate in epoch 5: mmengine counts both ends
     dict(type='LinearLR', start_factor=1e-6 / 4e-3, by_epoch=True, begin=0, end=6),
     dict(type='CosineAnnealingLR', T_max=295, eta_min=1e-5, by_epoch=True, begin=5, end=300),
 ]
@@ -17,12 +18,13 @@ optim_wrapper = dict(
     type='AGCOptimWrapper',
     clip_factor=0.02,
     optimizer=dict(type='AdamW', lr=4e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.025),
-    # timm's rule: no decay on vectors, which are biases and BatchNorm; and the authors' own
+    # As in timm, vectors (biases and BatchNorm) have no weight decay. The authors also exclude the
+    # attention biases.
     paramwise_cfg=dict(
         norm_decay_mult=0.0,
         flat_decay_mult=0.0,
         custom_keys={'attention_biases': dict(decay_mult=0.0)},
     ),
 )
-# `--auto-scale-lr` scales the rate when GPUs x batch size is not 2048
+# `--auto-scale-lr` scales the learning rate if GPUs x batch size is not 2048
 auto_scale_lr = dict(enable=False, base_batch_size=2048)

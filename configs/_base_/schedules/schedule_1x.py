@@ -1,4 +1,4 @@
-"""The authors' detection recipe: 12 epochs, AdamW, steps at 8 and 11, batch 16 = 8 GPUs x 2."""
+"""The authors' detection recipe: 12 epochs, AdamW, steps after 8 and 11, 8 GPUs x 2 images."""
 
 train_cfg = dict(type='ExactTrainLoop', max_epochs=12, val_interval=1)
 val_cfg = dict(type='ValLoop')
@@ -11,8 +11,8 @@ param_scheduler = [
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),
-    # the authors switch decay off for these alone
+    # the authors disable weight decay only for these
     paramwise_cfg=dict(custom_keys={'attention_biases': dict(decay_mult=0.0)}),
 )
-# `--auto-scale-lr` scales the rate when GPUs x batch size is not 16
+# `--auto-scale-lr` scales the learning rate if GPUs x batch size is not 16
 auto_scale_lr = dict(enable=False, base_batch_size=16)

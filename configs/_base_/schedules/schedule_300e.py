@@ -1,6 +1,7 @@
-"""RTMDet's schedule: 300 epochs, AdamW, batch 256 = 8 GPUs x 32, EMA, no mosaics in the last 20.
+"""RTMDet's schedule: 300 epochs, AdamW, EMA, batch size 256 (8 GPUs x 32 images).
 
-The rate is constant for the first half and follows a cosine in the second.
+The last 20 epochs use no mosaics. The learning rate is constant in the first half and follows a
+cosine in the second half.
 """
 
 _base_ = '../default_runtime.py'
@@ -39,7 +40,7 @@ optim_wrapper = dict(
 )
 custom_hooks = [
     *_base_.custom_hooks,
-    # YOLOX's L1 loss comes with it, which RTMDet's head has no use for
+    # also enables YOLOX's L1 loss, which RTMDet's head does not use
     dict(type='YOLOXModeSwitchHook', num_last_epochs=last_epochs, priority=48),
     dict(
         type='EMAHook',
@@ -49,5 +50,5 @@ custom_hooks = [
         priority=49,
     ),
 ]
-# `--auto-scale-lr` scales the rate when GPUs x batch size is not 256
+# `--auto-scale-lr` scales the learning rate if GPUs x batch size is not 256
 auto_scale_lr = dict(enable=False, base_batch_size=256)

@@ -1,4 +1,4 @@
-"""From scratch on a small data set: AdamW 1e-3 with cosine decay, batch 8."""
+"""Training from scratch on a small data set: AdamW 1e-3, cosine decay, batch size 8."""
 
 max_epochs = 30
 train_cfg = dict(type='ExactTrainLoop', max_epochs=max_epochs, val_interval=5)
@@ -19,6 +19,6 @@ optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='FusedAdamW', lr=1e-3, weight_decay=0.05),
     paramwise_cfg=dict(norm_decay_mult=0.0, custom_keys={'attention_biases': dict(decay_mult=0.0)}),
-    clip_grad=dict(max_norm=35.0),  # without warm weights the first steps can be wild
+    clip_grad=dict(max_norm=35.0),  # the first steps from random weights can be unstable
 )
 auto_scale_lr = dict(enable=False, base_batch_size=8)
