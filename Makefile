@@ -1,7 +1,7 @@
 # make train   set up, train a detector on the built-in shapes, evaluate it, draw predictions
 # make compare set up, compare six backbones on the built-in shapes (table, JSON, picture)
 # make look    set up, train on the built-in shapes unless this is done, write and open the report
-# make test    set up, run the tests
+# make test    set up, run the fast tests; make test-all runs all of them
 # make smoke   set up, run the smoke tests
 # make torture set up, run fault-injection tests -> docs/reliability.md
 # make docs    set up, build the documentation -> docs/_build/html/index.html
@@ -46,11 +46,16 @@ look:
 	    echo 'no screen found; open report/index.html in a browser'; \
 	fi
 
-# all but the smoke tests, which repeat the essential; ARGS="-m 'not slow'" leaves out what trains
-# or starts several processes
+# JOBS processes share the test files; make test leaves out the tests that are marked slow
+JOBS ?= 2
+PYTEST = $(ENV) && requirements/browser.sh && \
+	OMP_NUM_THREADS=1 "$$py" -m pytest --ignore=tests/smoke -n $(JOBS) --dist loadfile --durations=20
 test:
-	@$(ENV) && requirements/browser.sh && \
-	"$$py" -m pytest --ignore=tests/smoke --cov --cov-report=term --cov-fail-under=90 --durations=10 $(ARGS)
+	@$(PYTEST) -m 'not slow' $(ARGS)
+
+.PHONY: test-all
+test-all:
+	@$(PYTEST) --cov --cov-report=term --cov-fail-under=90 $(ARGS)
 
 .PHONY: docs
 docs:
@@ -61,7 +66,7 @@ docs:
 torture:
 	@$(ENV) && "$$py" -m tests.torture $(ARGS)
 
-# the essential of everything, in minutes: make smoke PYTHON=python3.13 VENV=.venv-newest
+# the main functions in a few minutes, for another Python: make smoke PYTHON=python3.13 VENV=.venv-newest
 smoke:
 	@$(ENV) && "$$py" -m pytest tests/smoke $(ARGS)
 

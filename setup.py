@@ -57,6 +57,7 @@ extras = {
     'dev': [
         'pytest',
         'pytest-cov',
+        'pytest-xdist',
         'hypothesis',
         'sybil',
         'ruff',

@@ -121,12 +121,12 @@ def _unpickle(file: IO[bytes]) -> Any:
         # safe_globals removes its types on exit, so do not pass types that the user has allowed
         extra = [t for t in AUTHORS_TYPES if t not in torch.serialization.get_safe_globals()]
         with torch.serialization.safe_globals(extra):
-            return torch.load(file, map_location='cpu', weights_only=True)
+            return torch.load(file, map_location='cpu', weights_only=True)  # noqa: TID251
     if tarfile.is_tarfile(file):  # torch's oldest format, which torch 2.6 refuses too
         raise pickle.UnpicklingError('a tar archive')
     file.seek(0)
     # with this option, torch uses pickle_module, which reads only weights
-    return torch.load(file, 'cpu', pickle_module=unpickling, weights_only=False)
+    return torch.load(file, 'cpu', pickle_module=unpickling, weights_only=False)  # noqa: TID251
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:

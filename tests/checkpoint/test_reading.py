@@ -87,24 +87,6 @@ def test_the_files_that_they_were_made_from_load(legacy, tmp_path, unpickler):
         assert loads(path) is None
 
 
-def test_nothing_in_the_repository_unpickles_unsafely():
-    folders = ('evit_mm', 'tools', 'configs', 'examples', 'docs')
-    files = [p for f in folders for p in (ROOT / f).rglob('*') if p.suffix in ('.py', '.md')]
-    assert len(files) > 50
-    found = []
-    for file in [*files, *ROOT.glob('*.md')]:
-        if file.name == 'unpickling.py':
-            continue  # that one is what the corpus goes through before torch 2.6
-        for number, line in enumerate(file.read_text().splitlines(), 1):
-            unsafe = ('weights_only=False', 'pickle.load', 'Unpickler(', 'allow_pickle=True')
-            bare = 'torch.load(' in line and 'weights_only=True' not in line
-            if 'pickle_module=unpickling' in line:
-                continue
-            if bare or any(word in line for word in unsafe):
-                found.append(f'{file}:{number}: {line.strip()}')
-    assert not found
-
-
 def test_a_pipe_does_not_hang(tmp_path):
     """In a process of its own, which can be ended."""
     program = (
