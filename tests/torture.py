@@ -102,7 +102,7 @@ def run_program(part, **values):
     if done.returncode:
         missing = [line for line in done.stderr.splitlines() if 'ModuleNotFoundError' in line]
         if missing and 'tests.' in missing[-1]:
-            return None  # this checkout has no such part
+            return None  # this checkout does not contain the part
         return {'error': (done.stderr.strip().splitlines() or [f'status {done.returncode}'])[-1]}
     return json.loads(done.stdout.strip().splitlines()[-1])
 
@@ -183,7 +183,7 @@ def torture(args):
             continue
         for found in run_part(part, args, done):
             if found is None:
-                print(f'{part}: {NOT_RUN}, this checkout has no such tests')
+                print(f'{part}: {NOT_RUN}, this checkout does not contain it')
                 break
             mine[part] = {**found, 'wanted': wanted(part, args)}
             mine['made'] = describe(1)
@@ -266,10 +266,10 @@ EXPLANATION = [
     '- **Killed trainings**: a training passes if it is resumed to its end and has the losses and',
     '  the final weights of an uninterrupted training. "Lost" counts iterations that are missing',
     '  or that used other images.',
-    '- **Hostile files**: a file passes if the package rejects it with one of its own errors.',
+    '- **Hostile files**: a file passes if the package rejects it with its own error.',
     '  "Lost" counts files that ran code.',
     '- **Random cases**: a case passes if its result is correct (compared with float64 or with',
-    "  mmdet's loader), or if the package rejects it with one of its own errors. Any other outcome",
+    "  mmdet's loader), or if the package rejects it with its own error. Any other outcome",
     '  stops this part, and the table shows the error.',
     '- **Tests**: "lost" counts failed tests.',
 ]

@@ -40,7 +40,7 @@ def half(is_gpu):
 
 @pytest.fixture
 def figures(request):
-    """A dict that takes what a test measured, for the page."""
+    """A dict for the figures of a test, which the page shows."""
     request.node.figures = {}
     return request.node.figures
 
