@@ -68,7 +68,7 @@ def assert_optimizer_takes_all(cfg, model):
 
 
 def test_every_block_of_the_page_is_tested():
-    others = {'What to set', "mmpretrain's classifier", 'mmsegmentation (not run)'}
+    others = {'Pretrained weights', "mmpretrain's classifier", 'mmsegmentation (not run)'}
     assert set(BLOCKS) == {*STRIDES, *others}
     assert PAGE.count('```python') == len(BLOCKS)
 
@@ -136,7 +136,7 @@ def test_mmdets_own_tool_trains_it(name, tmp_path):
 
 def test_published_weights_are_asked_for_as_in_the_coco_config():
     namespace = {}
-    exec(BLOCKS['What to set'], namespace)
+    exec(BLOCKS['Pretrained weights'], namespace)
     cfg = load_config(ROOT / 'configs' / 'retinanet_evit_m4_coco.py')
     assert namespace['backbone'] == cfg.model.backbone
 
