@@ -54,7 +54,7 @@ def config_data_faults(
 ) -> tuple[list[str], list[str]]:
     """Return the errors and the notes on the data sets of a config.
 
-    They include the findings of :func:`check_coco` and differences between the config and its
+    They include the findings of ``check_coco`` and differences between the config and its
     data. Each starts with the name of the split.
     """
     faults: list[str] = []

@@ -26,7 +26,7 @@ def _unwrap(dataset: Any, types: tuple[str, ...]) -> Iterator[Mapping[str, Any]]
 
 
 def coco_datasets(cfg: Config, split: str) -> Iterator[Mapping[str, Any]]:
-    """Yield the ``CocoDataset`` configs of a split. See :func:`find_datasets`."""
+    """Yield the ``CocoDataset`` configs of a split. See ``find_datasets``."""
     return find_datasets(cfg, split, 'CocoDataset')
 
 

@@ -34,7 +34,7 @@ def write_atomically(path: str | Path, content: bytes) -> None:
 
 
 def write_json(path: str | Path, content: Any, indent: int | None = None) -> None:
-    """Write a JSON file with :func:`write_atomically`."""
+    """Write a JSON file with ``write_atomically``."""
     write_atomically(path, json.dumps(content, indent=indent).encode())
 
 

@@ -95,7 +95,7 @@ def time_in_processes(
     Each row has its own heap and threads, as in a separate program. Memory that one row frees
     cannot make another row faster. The processes are started one after the other, and wait while
     others are timed. The memory layout of a process can make it faster or slower for its whole
-    lifetime, so new processes are started after :data:`CALLS_OF_A_PROCESS` calls.
+    lifetime, so new processes are started after ``CALLS_OF_A_PROCESS`` calls.
     """
     able = list(timed)
     for start in range(0, rounds, CALLS_OF_A_PROCESS):
