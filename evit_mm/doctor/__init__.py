@@ -36,7 +36,7 @@ def diagnose(
         return findings
     if worst(findings) == 'red':
         text = 'not checked because the environment has errors'
-        mend = 'fix the red findings, then run this command again'
-        return [*findings, Finding('yellow', 'config', text, mend)]
+        fix = 'fix the red findings, then run this command again'
+        return [*findings, Finding('yellow', 'config', text, fix)]
     check_config = importlib.import_module('.config', __package__).check_config
     return findings + guarded('config', lambda: check_config(config, checkpoint, all_images))

@@ -19,19 +19,19 @@ class Finding:
         level: ``'green'`` (passed), ``'yellow'`` (warning) or ``'red'`` (error).
         topic: Name of the check, such as ``'versions'``.
         text: Description of the finding.
-        mend: How to fix it, or an empty string.
+        fix: How to fix it, or an empty string.
     """
 
     level: str
     topic: str
     text: str
-    mend: str = ''
+    fix: str = ''
 
 
 def from_sentence(level: str, topic: str, sentence: str) -> Finding:
     """Create a finding from a message. The text after the last semicolon is the fix."""
-    text, separator, mend = sentence.rpartition('; ')
-    return Finding(level, topic, text, mend) if separator else Finding(level, topic, sentence)
+    text, separator, fix = sentence.rpartition('; ')
+    return Finding(level, topic, text, fix) if separator else Finding(level, topic, sentence)
 
 
 def guarded(topic: str, check: Callable[[], Iterable[Finding]]) -> list[Finding]:
@@ -64,5 +64,5 @@ def as_records(findings: Sequence[Finding]) -> dict[str, Any]:
 def show(findings: Sequence[Finding]) -> None:
     """Print one line per finding."""
     for found in findings:
-        mend = f' -> {found.mend}' if found.mend else ''
-        print(f'{found.level:6} {found.topic}: {found.text}{mend}')  # noqa: T201
+        fix = f' -> {found.fix}' if found.fix else ''
+        print(f'{found.level:6} {found.topic}: {found.text}{fix}')  # noqa: T201

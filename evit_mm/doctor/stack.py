@@ -87,8 +87,8 @@ def check_versions() -> Iterator[Finding]:
             equal += 1
         else:
             text = f'{package} is {version or "not installed"} (pinned version: {pin})'
-            mend = f'if something fails, run pip install {package}=={pin}'
-            yield Finding('yellow', 'versions', text, mend)
+            fix = f'if something fails, run pip install {package}=={pin}'
+            yield Finding('yellow', 'versions', text, fix)
     text = f'{equal} of {len(PACKAGES)} packages have the pinned version'
     yield Finding('green', 'versions', text)
 
@@ -133,5 +133,5 @@ def check_operators(program: Path = PROBE) -> Iterator[Finding]:
     without_gpu = 'mmcv.nms cpu' in passed and 'mmcv.nms cuda' not in outcomes
     if without_gpu and Path('/dev/nvidia0').exists():
         text = 'torch cannot use the NVIDIA GPU of this machine'
-        mend = 'install the GPU driver and a torch build for its CUDA version'
-        yield Finding('yellow', 'operators', text, mend)
+        fix = 'install the GPU driver and a torch build for its CUDA version'
+        yield Finding('yellow', 'operators', text, fix)

@@ -115,7 +115,7 @@ class GuardedDataset(Dataset):
     def _read(self, index: Any) -> Any:
         name = _image_name(self.dataset, index)
         if name and is_cut_short(name):
-            raise DataError(f"image '{name}' is truncated; {_MEND}")
+            raise DataError(f"image '{name}' is truncated; {_FIX}")
         try:
             return self.dataset[index]
         except (OSError, cv2.error, AssertionError) as error:
@@ -125,7 +125,7 @@ class GuardedDataset(Dataset):
                 raise
             # if a sample combines several images, the error can refer to another image
             reason = str(error) if isinstance(error, OSError) else 'it cannot be decoded'
-            raise DataError(f"image '{name or index}' cannot be read: {reason}; {_MEND}") from None
+            raise DataError(f"image '{name or index}' cannot be read: {reason}; {_FIX}") from None
 
 
 def _is_of_image(error: OSError, name: str | None) -> bool:
@@ -137,7 +137,7 @@ def _is_of_image(error: OSError, name: str | None) -> bool:
     return read_image(name) is None or other and read_image(opened) is None
 
 
-_MEND = (
+_FIX = (
     'replace it, remove it from the annotations, or use --cfg-options '
     'train_cfg.corrupt_images=replace to train on another image instead'
 )

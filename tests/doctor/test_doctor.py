@@ -108,18 +108,18 @@ def installed(monkeypatch, **versions):
 
 
 @pytest.mark.parametrize(
-    ('versions', 'text', 'mend'),
+    ('versions', 'text', 'fix'),
     [
         ({'mmcv_lite': None}, 'mmcv-lite is not installed', 'pip install mmcv-lite==2.1.0'),
         ({'mmdet': '3.2.0'}, 'mmdet is 3.2.0', 'pip install mmdet==3.3.0'),
         ({'setuptools': '82.0.1'}, 'setuptools is 82.0.1', 'pip install setuptools==8'),
     ],
 )
-def test_versions_that_differ_are_named(monkeypatch, versions, text, mend):
+def test_versions_that_differ_are_named(monkeypatch, versions, text, fix):
     installed(monkeypatch, **versions)
     (finding,) = only(stack.check_versions(), 'yellow')
     assert finding.text.startswith(f'{text} (pinned version: ')
-    assert mend in finding.mend
+    assert fix in finding.fix
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_faults_of_the_environment_are_red(tmp_path):
     file = program(tmp_path, "print('this is missing; pip install it'); sys.exit(1)")
     (finding,) = stack.check_environment(file)
     assert (finding.level, finding.text) == ('red', 'this is missing')
-    assert finding.mend == 'pip install it'
+    assert finding.fix == 'pip install it'
     file = program(tmp_path, 'os.kill(os.getpid(), 11)')
     (finding,) = stack.check_environment(file)
     assert (
@@ -194,7 +194,7 @@ def test_faults_and_notes_of_the_data(copy, tmp_path):
     assert '1 boxes extend beyond their image' in beyond.text
     edit(copy, lambda c: c['annotations'][2].update(category_id=77), 'train')
     (fault,) = only(examine(tmp_path, copy), 'red')
-    assert "is not in 'categories'" in fault.text and fault.mend == 'correct or remove them'
+    assert "is not in 'categories'" in fault.text and fault.fix == 'correct or remove them'
 
 
 def test_all_images_are_decoded_when_asked(copy, tmp_path):
@@ -220,7 +220,7 @@ def test_a_checkpoint_is_fitted(shapes, tmp_path):
     state = {k: v for k, v in model.state_dict().items() if 'bbox_head' not in k}
     torch.save({'state_dict': state}, path)
     (finding,) = only(examine(tmp_path, shapes, str(path)), 'red')
-    assert finding.topic == 'checkpoint' and 'missing: bbox_head' in finding.mend
+    assert finding.topic == 'checkpoint' and 'missing: bbox_head' in finding.fix
     path.write_text('<html>not found</html>')
     (finding,) = only(examine(tmp_path, shapes, str(path)), 'red')
     assert str(path) in finding.text
@@ -244,7 +244,7 @@ def test_whatever_a_check_raises_becomes_a_line():
         yield
 
     (finding,) = guarded('x', unfit)
-    assert (finding.text, finding.mend) == ("'a.json' is empty", 'export it again')
+    assert (finding.text, finding.fix) == ("'a.json' is empty", 'export it again')
 
 
 def test_levels_and_records():
