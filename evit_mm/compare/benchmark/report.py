@@ -22,7 +22,8 @@ def markdown(
     columns = ['', 'form', 'calls', 'ms, median (quartiles)', 'times faster (quartiles)']
     table = markdown_table([*columns, *UNITS[unit]], [_cells(row, rows, unit) for row in rows])
     facts = '; '.join(f'{key}: {value}' for key, value in about.items())
-    lines = [f'# {title}', '', *table, '', *(f'{note}\n' for note in notes)]
+    lines = [f'# {title}', '', '## Times', '', *table, '', '## Method', '']
+    lines += [f'{note}\n' for note in notes]
     return '\n'.join([*lines, f'Measured with {facts}.', ''])
 
 
