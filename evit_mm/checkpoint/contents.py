@@ -89,7 +89,7 @@ def extract_state_dict(
     if not found:
         raise CheckpointError(
             f"'{name}' has no entry with the prefix '{dotted}'; its first entry is "
-            f"'{next(iter(state))}'"
+            f"'{next(iter(state))}'; correct or remove 'prefix' in init_cfg"
         )
     found = own_names(found, name)
     return {key: v for key, v in found.items() if not key.endswith(DERIVED)}

@@ -71,7 +71,7 @@ def read_file(path: str | Path) -> Any:
         what = f' ({unknown[0]})' if unknown else ''
         raise CheckpointError(
             f"checkpoint '{path}' was refused: it is damaged or contains more than weights{what}. "
-            'Nothing in it was run; save it again with only its state dict'
+            'No code from it was run; save it again with only its state dict'
         ) from None
     except Exception as error:  # corrupt data can raise any error in the libraries
         raise CheckpointError(

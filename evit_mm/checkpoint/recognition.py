@@ -53,8 +53,9 @@ def recognise(state: Mapping[str, Tensor], name: str) -> Recognised:
     if family is None:
         known = [f"{kind.description} ('{kind.signature}')" for kind in FAMILIES.values()]
         raise CheckpointError(
-            f"'{name}' is of an unknown kind; its first entries are "
-            f'{", ".join(list(state)[:NUM_SHOWN])}. Known kinds: {", ".join(known)}'
+            f"'{name}' is of an unknown kind: its first entries are "
+            f'{", ".join(list(state)[:NUM_SHOWN])}. Use a checkpoint of one of these kinds: '
+            f'{", ".join(known)}'
         )
     names = own_names(names, name)
     body = {own: state[key] for own, key in names.items() if not own.endswith(BIAS_INDICES)}

@@ -121,7 +121,7 @@ def check_coco(
         *(_mask_faults(loaded, sizes) if with_mask else ()),
     ]
     if all(a['iscrowd'] for a in loaded):
-        empty = 'no box has both a class of the config and iscrowd 0'
+        empty = 'no box has a class of the config (boxes with iscrowd 1 do not count)'
         if training:
             faults.append(f'{empty}; add at least one for training')
         else:
@@ -279,6 +279,6 @@ def _mask_faults(annotations: Entries, sizes: Mapping[Any, tuple[int, int]]) -> 
         yield (
             f'{len(lacking)} of {len(annotations)} annotations have no valid segmentation '
             f'({some(lacking)}), but the pipeline loads masks (with_mask=True); use polygons '
-            '[[x, y, x, y, x, y, ...]] near the image or RLE of the image size, remove the '
+            '[[x, y, x, y, x, y, ...]] in pixels of the image or RLE of the image size, remove the '
             'annotations, or train a detector without masks'
         )

@@ -45,7 +45,7 @@ EMPTY = {
     'images': "the list 'images' is empty; add at least one image",
     'categories': "the list 'categories' is empty; add at least one category",
 }
-DEFAULTS = {'area': ' (width times height of the box)', 'iscrowd': ' (0)'}
+DEFAULTS = {'area': ' (width times height of the box)', 'iscrowd': ' (0, or 1 for a crowd)'}
 
 
 def read_coco(ann_file: str | Path, parts: Sequence[str] = tuple(FIELDS)) -> dict[str, Any]:
@@ -98,15 +98,16 @@ def _field_faults(items: Any, part: str) -> Iterator[str]:
 
 
 def _entry_faults(items: Sequence[Mapping[str, Any]], part: str) -> Iterator[str]:
+    of = f'of {len(items)} {part}'
     for key, (kind, is_kind) in FIELDS[part].items():
         lacking = sum(key not in item for item in items)
         wrong = [item[key] for item in items if key in item and not is_kind(item[key])]
         if lacking:
-            yield f"{lacking} {part} have no '{key}'; add it{DEFAULTS.get(key, '')}"
+            yield f"'{key}' is missing in {lacking} {of}; add it{DEFAULTS.get(key, '')}"
         elif wrong:
             yield (
-                f'{key} of {len(wrong)} {part} is not {kind} (the first is {wrong[0]!r}); '
-                'correct or remove them'
+                f"'{key}' is not {kind} in {len(wrong)} {of} (the first value is {wrong[0]!r}); "
+                f'correct or remove these {part}'
             )
 
 

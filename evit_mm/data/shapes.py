@@ -72,7 +72,8 @@ def make_shapes(
             return root
         if not root.is_dir() or any(root.iterdir()):
             raise DataError(
-                f"'{root}' exists and contains something else; remove it or choose another folder"
+                f"'{root}' exists, but not as a data set with these settings; remove it or choose "
+                'another folder'
             )
     root.parent.mkdir(parents=True, exist_ok=True)
     # draw into a temporary folder and rename it at the end, so that no partial data set remains

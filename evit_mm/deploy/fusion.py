@@ -185,7 +185,10 @@ def fuse(model: nn.Module) -> nn.Module:
         raise EvitError('fuse() needs a model in eval mode; call model.eval() first')
     originals = [m for m in model.modules() if isinstance(m, EfficientViT)]
     if not originals:
-        raise EvitError(f'fuse() found no EfficientViT in this {type(model).__name__}')
+        raise EvitError(
+            f'fuse() found no EfficientViT in this {type(model).__name__}; give a model with an '
+            'EfficientViT backbone'
+        )
     fused = copy.deepcopy(model)
     copies = [m for m in fused.modules() if isinstance(m, EfficientViT)]
     for part in (*copies, *(m for m in fused.modules() if isinstance(m, EfficientViTHead))):

@@ -22,7 +22,7 @@ from .findings import Finding, from_sentence, guarded
 def check_config(config: str, checkpoint: str | None, all_images: bool) -> Iterator[Finding]:
     """Check a config file, its data and its model, and a checkpoint if one is given."""
     cfg = load_config(config)
-    yield Finding('green', 'config', f'{config} loads')
+    yield Finding('green', 'config', f'{config} can be read')
     yield from guarded('data', lambda: check_data(cfg, all_images))
     if checkpoint is None:
         yield from guarded('model', lambda: check_model(cfg))
@@ -40,7 +40,7 @@ def check_data(cfg: Config, all_images: bool) -> Iterator[Finding]:
         yield from_sentence('yellow', 'data', note)
     if not faults:
         kinds = 'CocoDataset, ImageNet and CustomDataset on local disks'
-        yield Finding('green', 'data', f'no errors found (checked: {kinds})')
+        yield Finding('green', 'data', f'no errors found (the check covers only {kinds})')
 
 
 def check_model(cfg: Config) -> Iterator[Finding]:
@@ -49,7 +49,8 @@ def check_model(cfg: Config) -> Iterator[Finding]:
     with config_faults(cfg):
         model = MODELS.build(cfg.model)
     number = sum(parameter.numel() for parameter in model.parameters())
-    yield Finding('green', 'model', f'{cfg.model.type} builds: {number / 1e6:.2f} M parameters')
+    text = f'{cfg.model.type} can be built: {number / 1e6:.2f} M parameters'
+    yield Finding('green', 'model', text)
 
 
 def check_checkpoint(cfg: Config, checkpoint: str) -> Iterator[Finding]:

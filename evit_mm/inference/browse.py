@@ -110,7 +110,10 @@ def choose_images(dataset: Any, number: int, classes: Sequence[str] | None, seed
         wanted = {names.index(name) for name in classes}
         order = [index for index in order if wanted & _labels(dataset.get_data_info(index))]
         if not order:
-            raise ConfigError(f'--classes: this split has no image with {" or ".join(classes)}')
+            raise ConfigError(
+                f'--classes: this split has no image with {" or ".join(classes)}; choose other '
+                'classes or another --split'
+            )
     return sorted(order[:number])
 
 

@@ -68,8 +68,8 @@ class Video:
         self._capture = cv2.VideoCapture(int(source) if source.isdecimal() else source)
         if not self._capture.isOpened():
             raise DataError(
-                f"'{source}' cannot be opened: the video is damaged, or the camera is not "
-                'connected or in use'
+                f"'{source}' cannot be opened: the video is damaged, or the camera is in use "
+                'or not connected'
             )
         self.live = is_camera(source)
         self.path = Path(f'camera_{Path(source).name}' if self.live else source)

@@ -67,7 +67,10 @@ class TIMMMobileNet(Backbone):
 
         super().__init__(channels_last, init_cfg)
         if not timm.is_model(model_name):
-            raise ValueError(f"model_name: timm {timm.__version__} has no model '{model_name}'")
+            raise ValueError(
+                f"model_name: timm {timm.__version__} has no model '{model_name}'; choose a name "
+                'from timm.list_models()'
+            )
         network = timm.create_model(model_name)
         if not all(hasattr(network, name) for name in ('conv_stem', 'bn1', 'blocks')):
             raise ValueError(

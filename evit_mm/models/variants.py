@@ -118,7 +118,7 @@ def resolve_arch(arch: str | Mapping[str, Any] | Variant) -> Variant:
     for key in arch:
         if key not in known:
             hint = did_you_mean(key, known)
-            raise KeyError(f"arch has no key '{key}'{hint} (keys: {', '.join(known)})")
+            raise KeyError(f"arch: unknown key '{key}'{hint}; the keys are {', '.join(known)}")
     missing = [name for name in needed if name not in arch]
     if missing:
         raise KeyError(f'arch has no {", ".join(missing)}; add the missing keys')

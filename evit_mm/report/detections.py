@@ -50,7 +50,10 @@ def detect(
     cfg = load_config(run.config.filename, cfg_options)
     dataset = next(coco_datasets(cfg, 'val'), None)
     if dataset is None or cfg.get('val_evaluator') is None:
-        raise DataError('the config has no CocoDataset or no evaluator for validation')
+        raise DataError(
+            'the config needs a CocoDataset and an evaluator for validation; set val_dataloader '
+            'and val_evaluator'
+        )
     checkpoint = find_checkpoint(run.folder)
     if checkpoint is None:
         raise DataError(

@@ -63,7 +63,8 @@ def load_config(
         # a config can define additional keys, but a new key on the command line is a mistake
         hint = did_you_mean(key, known, cutoff=0.85 if key in own else 0.5)
         if hint or key not in own:
-            raise ConfigError(f"{config}: unknown key '{key}'{hint}")
+            fix = hint or '; remove it or correct its name'
+            raise ConfigError(f"{config}: unknown key '{key}'{fix}")
     for key in ('model', 'test_dataloader'):
         if not isinstance(cfg.get(key), Mapping):
             raise ConfigError(

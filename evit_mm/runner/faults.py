@@ -27,8 +27,9 @@ def named_faults() -> Iterator[None]:
     except OSError as error:
         if error.errno not in NO_SPACE:
             raise
+        file = f"'{error.filename}'" if error.filename else 'a file'
         raise EvitError(
-            f"'{error.filename or 'a file'}' cannot be written ({error.strerror}). The last "
+            f'{file} cannot be written ({error.strerror}). The last '
             'checkpoint is intact; free disk space, then continue with --resume'
         ) from error
     except cv2.error as error:  # OpenCV's message does not contain the image name

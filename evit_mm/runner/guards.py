@@ -119,7 +119,7 @@ class NonFiniteLossHook(Hook):
         if self.policy == 'stop' or self.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
             many = f' ({self.skipped_in_a_row} batches in a row)' * (self.skipped_in_a_row > 1)
             raise EvitError(
-                f'{what}{many}. Check its boxes, reduce the learning rate or set '
+                f'{what}{many}. Check the boxes of this batch, reduce the learning rate or set '
                 'optim_wrapper.clip_grad; to skip the batch, use --cfg-options '
                 'default_hooks.non_finite_loss.policy=skip'
             )

@@ -7,13 +7,13 @@ from collections.abc import Iterable, Sequence
 
 
 def did_you_mean(word: object, known: Iterable[str], n: int = 1, cutoff: float = 0.6) -> str:
-    """Return ``", did you mean 'X'?"`` with up to ``n`` similar words, or an empty string.
+    """Return ``" (did you mean 'X'?)"`` with up to ``n`` similar words, or an empty string.
 
     ``cutoff`` is the minimum similarity, from 0 to 1.
     """
     close = difflib.get_close_matches(str(word), list(known), n=n, cutoff=cutoff)
     quoted = ' or '.join(f"'{name}'" for name in close)
-    return f', did you mean {quoted}?' if close else ''
+    return f' (did you mean {quoted}?)' if close else ''
 
 
 def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

@@ -282,7 +282,7 @@ def test_what_differs_from_the_network_is_named(change, message):
 def test_another_network_is_not_known():
     state = timm.create_model('resnet18').state_dict()
     with pytest.raises(
-        CheckpointError, match=r"unknown kind; .* are conv1\.weight.*\('patch_embed"
+        CheckpointError, match=r"unknown kind: .* are conv1\.weight.*\('patch_embed"
     ):
         convert(state, name='resnet18.pth')
     state = imagenet_file('m0')['model']

@@ -86,9 +86,9 @@ def test_shapes_are_drawn_once_and_nothing_else_is_overwritten(shapes, tmp_path)
     before = (shapes / 'val' / '000001.jpg').stat().st_mtime_ns
     assert make_shapes(shapes, 60, 40, quiet=True) == shapes
     assert (shapes / 'val' / '000001.jpg').stat().st_mtime_ns == before
-    with pytest.raises(DataError, match='contains something else'):
+    with pytest.raises(DataError, match='exists, but not as a data set'):
         make_shapes(shapes, 61, 40, quiet=True)
-    with pytest.raises(DataError, match='contains something else'):
+    with pytest.raises(DataError, match='exists, but not as a data set'):
         make_shapes(ROOT / 'configs', 1, 1, quiet=True)
     with pytest.raises(DataError, match='at least one image'):
         make_shapes(tmp_path / 'x', 0, 1, quiet=True)
@@ -121,9 +121,9 @@ def first(key, value):
     ('change', 'message'),
     [
         (lambda c: c.pop('images'), "'images' is missing or not a list"),
-        (lambda c: c['annotations'][0].pop('area'), "1 annotations have no 'area'; add it .width"),
-        (lambda c: c['annotations'][0].pop('iscrowd'), "have no 'iscrowd'; add it .0."),
-        (lambda c: c['images'][3].pop('height'), "1 images have no 'height'"),
+        (lambda c: c['annotations'][0].pop('area'), "'area' is missing in 1 of .*; add it .width"),
+        (lambda c: c['annotations'][0].pop('iscrowd'), "'iscrowd' is missing in 1 .*; add it .0"),
+        (lambda c: c['images'][3].pop('height'), "'height' is missing in 1 of .* images"),
         (
             lambda c: c['categories'][0].update(name='disc'),
             'metainfo.classes has circle, but the categories are',
@@ -132,19 +132,19 @@ def first(key, value):
         (lambda c: c['images'].append(dict(c['images'][0])), 'images have duplicate ids .1.'),
         (first('image_id', 999), "the image_id of annotations .* is not in 'images'"),
         (first('category_id', 77), "the category_id of annotations .* is not in 'categories'"),
-        (first('bbox', [1, 2, 3]), 'bbox of 1 annotations is not four finite numbers'),
+        (first('bbox', [1, 2, 3]), "'bbox' is not four finite numbers .* in 1 of .* annotations"),
         (first('bbox', [1, 2, float('nan'), 4]), 'is not four finite numbers'),
         (first('bbox', ['1', 2, 3, 4]), 'is not four finite numbers'),
-        (first('area', None), 'area of 1 annotations is not a finite number'),
-        (first('iscrowd', '0'), "iscrowd of 1 annotations is not 0 or 1 .the first is '0'."),
-        (first('id', [1]), 'id of 1 annotations is not an integer or a string'),
+        (first('area', None), "'area' is not a finite number in 1 of .* annotations"),
+        (first('iscrowd', '0'), "'iscrowd' is not 0 or 1 in 1 of .* .the first value is '0'."),
+        (first('id', [1]), "'id' is not an integer or a string in 1 of .* annotations"),
         (
             lambda c: c['images'][0].update(width='256'),
-            'width of 1 images is not a positive integer',
+            "'width' is not a positive integer in 1 of .* images",
         ),
         (
             lambda c: c['images'][0].update(file_name=None),
-            'file_name of 1 images is not a non-empty string',
+            "'file_name' is not a non-empty string in 1 of .* images",
         ),
         (
             lambda c: c['categories'][1].update(name='circle'),

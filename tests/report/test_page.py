@@ -642,8 +642,8 @@ def test_a_work_dir_that_cannot_be_written_to_costs_only_the_next_time(make_run,
 @pytest.mark.parametrize(
     ('change', 'said'),
     [
-        ("val_dataloader = dict(dataset=dict(type='VOCDataset'))\n", 'no CocoDataset or'),
-        ("val_evaluator = None\n", 'no CocoDataset or'),
+        ("val_dataloader = dict(dataset=dict(type='VOCDataset'))\n", 'needs a CocoDataset and'),
+        ("val_evaluator = None\n", 'needs a CocoDataset and'),
     ],
 )  # fmt: skip
 def test_what_has_no_boxes_is_said(make_run, change, said):

@@ -12,9 +12,9 @@ from tests.configs.test_configs import CONFIGS
     [('score_thresh', 'score_thr'), ('max_per_image', 'max_per_img'), ('nms_prev', 'nms_pre')],
 )
 def test_misspelt_test_keys_are_named_with_what_was_meant(key, meant):
-    with pytest.raises(ConfigError, match=rf"'model.test_cfg.{key}', did you mean '{meant}'"):
+    with pytest.raises(ConfigError, match=rf"'model.test_cfg.{key}' .did you mean '{meant}'"):
         check_test_keys({key: 1}, 'x.py')
-    with pytest.raises(ConfigError, match=rf"'model.test_cfg.rcnn.{key}', did you mean"):
+    with pytest.raises(ConfigError, match=rf"'model.test_cfg.rcnn.{key}' .did you mean"):
         check_test_keys({'rpn': {}, 'rcnn': {key: 1}}, 'x.py')
 
 

@@ -102,9 +102,9 @@ def test_a_hostile_file_is_refused_and_nothing_in_it_runs(config, trained, tmp_p
     content['message_hub']['hidden'] = Call(os.mkdir, str(trap))
     path = tmp_path / 'iter_2.pth'
     torch.save(content, path, _use_new_zipfile_serialization=not legacy)
-    with pytest.raises(CheckpointError, match='was refused: .*Nothing in it was run'):
+    with pytest.raises(CheckpointError, match='was refused: .*No code from it was run'):
         train(config, str(tmp_path / 'work'), resume=str(path), device='cpu')
-    with pytest.raises(CheckpointError, match='was refused: .*Nothing in it was run'):
+    with pytest.raises(CheckpointError, match='was refused: .*No code from it was run'):
         evaluate(config, path, work_dir=str(tmp_path / 'work'), device='cpu')
     assert not trap.exists()
     torch.load(path, weights_only=False)

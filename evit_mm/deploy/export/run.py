@@ -148,7 +148,8 @@ def _refuse(
         raise ConfigError('--half and --int8 cannot be combined; choose one')
     if int8 and not with_nms:
         raise ConfigError(
-            '--int8 and --no-nms cannot be combined: the check of an int8 file needs detections'
+            '--int8 and --no-nms cannot be combined, because the check of an int8 file needs '
+            'detections; remove --no-nms'
         )
     for target in map(out.with_suffix, form.suffixes):
         if target.exists() and Path(checkpoint).exists() and target.samefile(checkpoint):
@@ -206,8 +207,9 @@ def _check(
 ) -> Agreement | None:
     """Compare a file with PyTorch, and raise an EvitError if they disagree."""
     tolerance, share = (HALF_TOLERANCE, HALF_SHARE) if half else (SCORE_TOLERANCE, SHARE)
+    fix = 'remove --half' if half else 'choose another --format'
     if 'labels' not in metadata['outputs']:
-        _compare_all_boxes(detector, file, inputs, tolerance)
+        _compare_all_boxes(detector, file, inputs, tolerance, fix)
         return None
     agreement = _agreement(detector, file, inputs, metadata, tolerance)
     if not agreement.detections:
@@ -218,12 +220,14 @@ def _check(
         )
     if not agreement.within(tolerance, share):
         raise EvitError(
-            f'no file was written: the exported model disagrees with PyTorch ({agreement})'
+            f'no file was written: the exported model disagrees with PyTorch ({agreement}); {fix}'
         )
     return agreement
 
 
-def _compare_all_boxes(detector: nn.Module, file: Path, inputs: Samples, tolerance: float) -> None:
+def _compare_all_boxes(
+    detector: nn.Module, file: Path, inputs: Samples, tolerance: float, fix: str
+) -> None:
     """Compare a file without NMS with PyTorch, box by box."""
     opened, plain = ExportedModel(file), DetectorGraph(detector, with_nms=False)
     for image, sample in track(inputs, description='comparing with PyTorch'):
@@ -237,7 +241,8 @@ def _compare_all_boxes(detector: nn.Module, file: Path, inputs: Samples, toleran
         if not (scores <= tolerance and boxes <= tolerance * max(image.shape[2:])):
             raise EvitError(
                 'no file was written: the exported model disagrees with PyTorch on '
-                f"'{sample.img_path}' (scores differ by {scores:.1e}, boxes by {boxes:.1e} pixels)"
+                f"'{sample.img_path}' (scores differ by {scores:.1e}, boxes by {boxes:.1e} "
+                f'pixels); {fix}'
             )
 
 

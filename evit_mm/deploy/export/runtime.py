@@ -48,7 +48,9 @@ class ExportedModel:
             raise
         except Exception as error:  # the exceptions of the runtimes have no other common base
             reason = _last_line(error)
-            raise EvitError(f"exported file '{file}' cannot be opened: {reason}") from None
+            raise EvitError(
+                f"exported file '{file}' cannot be opened ({reason}); export it again"
+            ) from None
         if text is None:
             raise EvitError(
                 f"exported file '{file}' has no '{METADATA_KEY}' in its metadata; export the model "
