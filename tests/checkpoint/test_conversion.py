@@ -247,6 +247,17 @@ def test_classifiers_take_every_kind_that_has_a_head(tmp_path):
         model.init_weights()
 
 
+@pytest.mark.parametrize(
+    ('to', 'key'), [('msra', 'model'), ('timm', 'state_dict'), ('backbone', 'state_dict')]
+)
+def test_a_file_has_its_weights_where_its_readers_look(tmp_path, to, key):
+    torch.save(imagenet_file('m0'), tmp_path / 'a.pth')
+    made = convert_file(tmp_path / 'a.pth', tmp_path / 'b.pth', to)
+    written = torch.load(tmp_path / 'b.pth', weights_only=True)
+    assert set(written) == {key, 'meta'}
+    assert_same(written[key], made.state)
+
+
 @pytest.mark.parametrize('prefix', ['module.', '_orig_mod.', 'module._orig_mod.'])
 def test_what_wrappers_put_before_names_is_cut_off(prefix):
     state = imagenet_file('m0')['model']

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from evit_mm.checkpoint import reading
+from evit_mm.checkpoint import reading, tensors_of
 from evit_mm.checkpoint.allowed_types import TORCH_HAS_SAFE_TYPES
 from evit_mm.checkpoint.conversion import convert_file
 from evit_mm.errors import CheckpointError
@@ -101,3 +101,11 @@ def test_a_pipe_does_not_hang(tmp_path):
         cwd=ROOT,
     )
     assert done.returncode == 1 and 'is a folder, pipe or device; give' in done.stderr
+
+
+def test_tensors_are_dense_and_no_larger_than_what_is_stored():
+    part = torch.arange(6.0).view(2, 3)[:, 1:]  # of a larger storage
+    assert torch.equal(tensors_of({'w': part})['w'], part)
+    for odd in (torch.ones(1).expand(4), torch.ones(3).to_sparse(), torch.ones(2, device='meta')):
+        with pytest.raises(CheckpointError, match="'w' is not a plain tensor"):
+            tensors_of({'w': odd})

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 import torch
@@ -234,6 +235,22 @@ def test_a_killed_download_is_begun_anew(server, monkeypatch):
     assert any(sizes(server)) and not (server.folder / 'tiny.pth').exists()
     server.usual = 'whole'
     assert local_path(server.url).read_bytes() == server.content
+
+
+def test_names_on_the_hub_are_told_from_paths(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        'huggingface_hub.hf_hub_download',
+        lambda name, file, revision: asked.append((name, file, revision)) or tmp_path,
+    )
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'timm' / 'here').mkdir(parents=True)
+    for path in ('timm/here', 'timm/here/a.pth', 'other/name', './timm/gone'):
+        assert local_path(path) == Path(path) and not asked
+    names = ('timm/net', 'timm://net', 'hf-hub:me/net@v1')
+    assert [local_path(name) for name in names] == [tmp_path] * 3
+    file = 'model.safetensors'
+    assert asked == [('timm/net', file, None)] * 2 + [('me/net', file, 'v1')]
 
 
 class Hub(BaseHTTPRequestHandler):

@@ -27,10 +27,12 @@ def test_the_ratio_is_taken_round_by_round():
         Row('a', 'fast', [1.0, 3.0, 2.0], 8.0, 'slow'),
         Row('b', 'slow', [1.0]),
         Row('b', 'alone', [1.0], None, 'missing'),
+        Row('b', 'fast', [0.5], None, 'slow'),
         Row('b', 'absent', [], None, 'slow', 'no such compiler'),
         Row('machine', 'convolution', [1.0], 16.0),
     ]
     assert ratio_of(rows[1], rows) == (4.0, 3.0, 4.0)
+    assert ratio_of(rows[4], rows) == (2.0, 2.0, 2.0)  # of its own group's
     assert ratio_of(rows[0], rows) is ratio_of(rows[3], rows) is None
     text = report.markdown('Title', rows, {'threads': 2}, ['A note.'], 'flop')
     assert '| a | fast | 3 | 2000.0 (1500.0 to 2500.0) | 4.00 (3.00 to 4.00) | 0 | 25% |' in text

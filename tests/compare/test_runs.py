@@ -208,6 +208,11 @@ def test_flops_are_those_of_the_image_that_is_timed(shapes):
     assert Budget(str(shapes), scale=(100, 70)).input_size() == (96, 96)  # 70 x 70, padded
 
 
+def test_a_wide_image_stays_wide(tmp_path):
+    wide = make_shapes(tmp_path / 'wide', 1, 1, size=(160, 80), quiet=True)
+    assert Budget(str(wide), scale=(320, 320)).input_size() == (320, 160)
+
+
 # --- runs
 
 
@@ -430,13 +435,13 @@ def test_full_trainings_are_collected_into_the_same_table(tmp_path):
         work_dir(tmp_path, 'mobilenetv2', 28.3),
         work_dir(tmp_path, 'evit_m4', 32.0),
         work_dir(tmp_path, 'evit_m4', 33.0),
-        work_dir(tmp_path, 'spnasnet', 30.7, last=7),
+        work_dir(tmp_path, 'spnasnet', 30.7, last=11),
     ]
     rows = collect(folders, tmp_path / 'out', published=True)
     assert [r.name for r in rows] == ['evit_m4', 'mobilenetv2', 'spnasnet']
     assert rows[0].ap == pytest.approx(32.5) and rows[0].minutes == [pytest.approx(100 / 60)] * 2
     assert rows[0].macs > 150e9  # at 1333 x 800
-    assert 'evaluated up to epoch 7 of 12' in rows[2].failures[0]
+    assert 'evaluated up to epoch 11 of 12' in rows[2].failures[0]
     text = (tmp_path / 'out' / 'table.md').read_text()
     assert '| EfficientViT-M4 | 32.5 ± 0.7 (2) |' in text and '28.3' in text
 

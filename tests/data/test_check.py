@@ -10,7 +10,9 @@ from pycocotools import mask as mask_api
 from pycocotools.coco import COCO
 
 from evit_mm.data import SHAPE_CLASSES, check_coco, check_config_data, make_shapes
-from evit_mm.data.shapes import shape_mask
+from evit_mm.data.images import spread
+from evit_mm.data.layout import find_splits
+from evit_mm.data.shapes import _place, shape_mask
 from evit_mm.errors import DataError
 from tests.conftest import ROOT
 
@@ -80,6 +82,14 @@ def test_shapes_have_all_sizes_crowds_empty_images_and_classes(shapes):
 def test_shape_masks_cover_what_geometry_says(name, share):
     mask = shape_mask(SHAPE_CLASSES.index(name), (100, 100), 120, 0.3, (200, 200))
     assert mask.sum() / 120**2 == pytest.approx(share, abs=0.03)
+
+
+def test_an_object_hides_at_most_a_fifth_of_another():
+    owner = np.zeros((96, 96), np.int32)
+    owner[20:60, 20:60] = 1
+    masks = [_place(np.random.default_rng(seed), owner, [1600], 1, 30) for seed in range(60)]
+    hidden = [int((owner[mask] == 1).sum()) for mask in masks if mask is not None]
+    assert len(hidden) > 40 and 100 < max(hidden) <= 320
 
 
 def test_shapes_are_drawn_once_and_nothing_else_is_overwritten(shapes, tmp_path):
@@ -209,6 +219,15 @@ def test_images_that_are_no_files_are_named(copy):
     assert 'cannot be decoded' in check(copy)[0][0]
 
 
+def test_a_sample_is_evenly_spread_and_never_too_large():
+    assert list(spread(range(10), 4)) == [0, 3, 6, 9]
+    assert list(spread(range(8), 8)) == list(range(8)) and not spread([], 8)
+    for number in range(1, 40):
+        for most in range(1, 12):
+            found = spread(range(number), most)
+            assert 1 <= len(found) <= most and len(set(np.diff(found))) <= 1
+
+
 def test_gaps_in_category_ids_are_fine(copy):
     def spread(coco):
         for item in coco['categories']:
@@ -266,11 +285,27 @@ def test_configs_are_checked_as_a_whole(shapes, tmp_path):
         check_config_data(config_for(shapes, **{'val_evaluator.ann_file': 'other.json'}))
     with pytest.raises(DataError, match=r'run python tools/make_shapes\.py'):
         check_config_data(config_for(tmp_path / 'shapes'))
+    crowds = shutil.copytree(shapes, tmp_path / 'crowds')
+    for split in ('train', 'val'):
+        edit(crowds, lambda coco: [a.update(iscrowd=1) for a in coco['annotations']], split)
+    check_config_data(config_for(crowds), ('val',))
+    with pytest.raises(DataError, match='train: .* training needs at least one'):
+        check_config_data(config_for(crowds))
     wrapped = config_for(tmp_path / 'none')
     dataset = {'type': 'RepeatDataset', 'times': 2, 'dataset': wrapped.train_dataloader.dataset}
     wrapped.train_dataloader.dataset = dataset
     with pytest.raises(DataError, match='train: annotation file'):
         check_config_data(wrapped, ('train',))
+
+
+def test_a_split_knows_its_first_image_and_its_boxes(tmp_path):
+    root = make_shapes(tmp_path / 'set', 2, 3, size=(80, 48), quiet=True)
+    edit(root, lambda coco: coco['annotations'][0].update(iscrowd=1))
+    coco = json.loads((root / 'annotations' / 'instances_val.json').read_text())
+    _, val = find_splits(root)
+    assert val.first_image == root / 'val' / '000001.jpg' and val.num_images == 3
+    assert val.first_size == cv2.imread(str(val.first_image)).shape[1::-1] == (80, 48)
+    assert sum(val.num_boxes.values()) == sum(not a['iscrowd'] for a in coco['annotations'])
 
 
 def test_without_coco_the_message_says_how_to_lay_it_out():

@@ -168,6 +168,18 @@ def test_proposals_and_thresholds_of_ones_own_are_pycocotools(made, both):
     assert evaluated('HotCocoMetric', made, use_mp_eval=True) == evaluated('CocoMetric', made)
 
 
+def test_masks_with_scores_of_their_own_are_ranked_by_them(made, both):
+    ann_file, classes, samples = made
+    samples = copy.deepcopy(samples)
+    for sample in samples:
+        found = sample['pred_instances']
+        found['mask_scores'] = found['scores'].flip(0)
+    plain, _ = both(made, metric=['bbox', 'segm'])
+    ranked, _ = both((ann_file, classes, samples), metric=['bbox', 'segm'])
+    assert ranked['coco/bbox_mAP'] == plain['coco/bbox_mAP']
+    assert ranked['coco/segm_mAP'] < plain['coco/segm_mAP']
+
+
 def test_fast_recalls_are_mmdets(made, both, monkeypatch):
     # mmdet's function fails with NumPy from 1.24 on where images have different numbers of boxes
     def recalls(self, results, nums, thresholds, logger=None):
@@ -406,6 +418,8 @@ def test_made_detections_are_as_they_say():
     assert np.mean([a['iscrowd'] for a in objects]) == pytest.approx(0.012, abs=0.008)
     assert {d['category_id'] for d in found} == set(range(1, 21))
     assert max(np.bincount([d['image_id'] for d in found])) == 100
+    places = [(d['image_id'], -d['score']) for d in found]
+    assert places == sorted(places)  # so that the last of an image are those left out
     sizes = {i['id']: (i['width'], i['height']) for i in truth['images']}
     for annotation in objects:
         x, y, width, height = annotation['bbox']

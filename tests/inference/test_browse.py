@@ -90,6 +90,11 @@ def test_rows_are_the_annotated_image_and_what_training_draws_of_it(config, data
     assert 0 < flipped < 10
 
 
+def test_training_is_drawn_three_times_where_no_number_is_given(config, tiles, tmp_path):
+    browse(config, tmp_path, number=1)
+    assert [title for title, _ in tiles[1:]] == ['draw 1', 'draw 2', 'draw 3']
+
+
 def test_the_seed_decides_the_images_and_the_draws(config, tiles, tmp_path):
     sheets = {}
     for name, seed in (('a', 0), ('b', 0), ('c', 1)):

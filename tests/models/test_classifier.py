@@ -6,6 +6,7 @@ import math
 import pickle
 import re
 import subprocess
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -15,6 +16,7 @@ import timm.loss
 import torch
 from mmengine.optim import AmpOptimWrapper, build_optim_wrapper
 from mmengine.registry import OPTIM_WRAPPERS, PARAM_SCHEDULERS, init_default_scope
+from mmengine.visualization import Visualizer
 from mmpretrain.registry import DATASETS, MODELS, TRANSFORMS
 from mmpretrain.structures import DataSample
 from PIL import Image
@@ -26,7 +28,7 @@ from evit_mm.compare.complexity import count_macs, count_parameters
 from evit_mm.data import check_config_data
 from evit_mm.errors import CheckpointError, ConfigError, DataError
 from evit_mm.models import VARIANTS, EfficientViT, EfficientViTHead
-from evit_mm.models.classifier import EfficientViTClsHead
+from evit_mm.models.classifier import ClsVisualizationHook, EfficientViTClsHead
 from evit_mm.runner.adaptive_clipping import AGCOptimWrapper
 from evit_mm.runner.config import load_config
 from evit_mm.runner.test import test as run_test
@@ -446,6 +448,20 @@ def test_every_policy_of_randaugment_works_here():
         found = [transform({'img': pixels.copy()})['img'] for _ in range(20)]
         assert all(image.shape == pixels.shape and image.dtype == np.uint8 for image in found)
         assert any((image != pixels).any() for image in found), policy
+
+
+def test_pictures_are_handed_on_in_rgb_under_a_name_of_their_own(tmp_path, monkeypatch):
+    drawn = []
+    visualizer = SimpleNamespace(visualize_cls=lambda **given: drawn.append(given))
+    monkeypatch.setattr(Visualizer, 'get_current_instance', lambda: visualizer)
+    hook = ClsVisualizationHook(enable=True, interval=1, out_dir=str(tmp_path))
+    images = [torch.randint(0, 255, (3, 4, 6), dtype=torch.uint8) for _ in range(2)]
+    samples = [DataSample(metainfo={'img_path': f'data/{name}/1.jpg'}) for name in ('cat', 'dog')]
+    hook._draw_samples(0, {'inputs': images}, samples)
+    for (blue, green, red), given in zip(images, drawn, strict=True):
+        assert np.array_equal(given['image'], torch.stack((red, green, blue), 2).numpy())
+    names = [given['out_file'].split('/')[-1] for given in drawn]
+    assert names == ['cat_1.jpg_0.png', 'dog_1.jpg_0.png']
 
 
 # --- the tools ------------------------------------------------------------------------------------

@@ -90,6 +90,17 @@ def test_carafe(naive):
         )
 
 
+@pytest.mark.parametrize(('kernel', 'padding'), [((3, 1), (1, 0)), ((1, 5), (0, 2))])
+def test_neighbourhoods_of_a_kernel_that_is_not_square(kernel, padding):
+    from evit_mm.ops.resampling import masked_im2col_forward
+
+    image = numbers((1, 2, 4, 6), 9)
+    rows, cols = torch.cartesian_prod(torch.arange(4), torch.arange(6)).unbind(1)
+    found = torch.zeros(2 * math.prod(kernel), 24)
+    masked_im2col_forward(image, rows, cols, found, *kernel, *padding)
+    assert torch.equal(found, torch.nn.functional.unfold(image, kernel, padding=padding)[0])
+
+
 def test_masked_convolution():
     from mmcv.ops import MaskedConv2d
 

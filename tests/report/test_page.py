@@ -1,5 +1,6 @@
 """The report: its figures against COCO's and naive loops, and the page in a real browser."""
 
+import base64
 import contextlib
 import io
 import json
@@ -14,6 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -266,6 +268,12 @@ def test_calibration_and_the_best_score_against_naive_loops(small):
 
     best = max(seen.score, key=f1)
     assert best - 0.01 < mine.working_score <= best
+
+
+def test_the_best_score_counts_every_detection():
+    # F1 of two objects: 2/3 with one of one right, 4/5 with two of three
+    mine = analysed(*a_case([(0, A), (0, B)], [(0, A, 0.9), (0, FAR, 0.7), (0, B, 0.5)]))
+    assert mine.working_score == 0.5
 
 
 def test_nothing_found_and_no_object_are_no_number_and_no_crash():
@@ -631,6 +639,14 @@ def test_detections_are_made_once_for_a_checkpoint_and_kept_whole(make_run, tmp_
     assert len(make_run.calls) == 4
 
 
+def test_images_that_are_not_validated_on_are_not_missed(make_run, monkeypatch):
+    run = make_run('run', extra='indices=5')
+    monkeypatch.setattr(detections, '_evaluate', lambda *_: [])
+    truth = detections.detect(runs.read_runs([run])[0]).truth
+    assert [image['id'] for image in truth.images] == [1, 2, 3, 4, 5]
+    assert set(truth.image.tolist()) <= set(range(5))
+
+
 def test_a_work_dir_that_cannot_be_written_to_costs_only_the_next_time(make_run, caplog):
     run = make_run('run')
     (run / detections.CACHE).mkdir()
@@ -698,6 +714,15 @@ def test_a_page_stays_under_its_size_whatever_the_pictures(make_run, tmp_path, m
     less = write_report([run], tmp_path / 'less').read_text()
     assert len(less.encode()) < page_module.MAX_BYTES
     assert 0 < less.count('data:image/webp') < whole.count('data:image/webp')
+
+
+def test_thumbnails_have_the_images_colours(tmp_path):
+    Image.new('RGB', (60, 40), (250, 120, 10)).save(tmp_path / 'a.png')
+    card = pictures.Card('a.png', tmp_path / 'a.png', 0.0, (60, 40), [], [], [], {})
+    addresses, unreadable = pictures.add_thumbnails([card], 10**6)
+    picture = Image.open(io.BytesIO(base64.b64decode(addresses[card.thumbnail].split(',')[1])))
+    assert picture.size == (60, 40) and not unreadable
+    np.testing.assert_allclose(picture.getpixel((30, 20)), (250, 120, 10), atol=8)
 
 
 def test_pictures_cover_every_class_and_kind(small):

@@ -9,17 +9,22 @@ import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 import torch
 from mmengine.hooks import Hook
+from mmengine.model import BaseModel
+from mmengine.optim import OptimWrapper
+from mmengine.structures import BaseDataElement
 from PIL import Image
 
 from evit_mm.data import make_shapes
 from evit_mm.errors import ConfigError, DataError, EvitError
 from evit_mm.runner.faults import named_faults
+from evit_mm.runner.guards import NonFiniteLossHook
 from evit_mm.runner.loader import GuardedDataset, Seeded, is_cut_short
 from evit_mm.runner.train import train as run_training
 from tests.runner.test_train import write_config
@@ -112,6 +117,30 @@ def test_a_nan_without_end_stops_even_skipping(data, tmp_path, monkeypatch):
     skip = {'default_hooks.non_finite_loss.policy': 'skip'}
     with pytest.raises(EvitError, match=r'iteration 3 .*\(2 batches in a row\)'):
         train(tmp_path, data, hooks=[PoisonHook(2, forever=True)], **skip)
+
+
+class Diverged(BaseModel):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        return {'loss_bbox': self.weight * float('nan')}
+
+
+def test_a_nan_stops_where_nothing_else_is_asked_for(tmp_path):
+    model = Diverged()
+    wrapper = OptimWrapper(torch.optim.SGD(model.parameters(), 0.1))
+    runner = SimpleNamespace(model=model, optim_wrapper=wrapper, iter=4, rank=0, work_dir=tmp_path)
+    hook = NonFiniteLossHook()
+    hook.before_train(runner)
+    sample = BaseDataElement(metainfo={'img_path': 'a.jpg'})
+    batch = {'inputs': torch.rand(1, 3, 8, 8), 'data_samples': [sample]}
+    hook.before_train_iter(runner, 0, batch)
+    with pytest.raises(EvitError, match="loss_bbox .nan. became NaN .* iteration 5 on 'a.jpg'"):
+        model.train_step(batch, wrapper)
+    kept = torch.load(tmp_path / 'non_finite' / 'iter_5_rank_0.pth', weights_only=True)
+    assert torch.equal(kept['inputs'], batch['inputs']) and model.weight.item() == 1
 
 
 def test_policies_that_do_not_exist_are_named(data, tmp_path):
