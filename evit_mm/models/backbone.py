@@ -59,7 +59,7 @@ class Backbone(BaseModule):
         if not isinstance(frozen_stages, int) or not -1 <= frozen_stages <= last:
             raise ValueError(
                 f'frozen_stages must be an integer from -1 (freeze nothing) to {last} (freeze all '
-                f'stages that out_indices needs), got {frozen_stages}'
+                f'stages that out_indices needs), got {frozen_stages!r}'
             )
         self.frozen_stages, self.norm_eval = frozen_stages, norm_eval
         for module in self._frozen_modules():

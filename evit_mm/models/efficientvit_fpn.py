@@ -9,6 +9,7 @@ Shapes: batch B, C_i = ``in_channels[i]``, C = ``out_channels``.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 
 import torch.nn.functional as F  # noqa: N812 - torch's own abbreviation
 from mmengine.model import BaseModule, kaiming_init, xavier_init
@@ -73,8 +74,10 @@ class EfficientViTFPN(BaseModule):
 
         super().__init__(init_cfg=init_cfg)
         is_list = isinstance(in_channels, (list, tuple)) and len(in_channels) > 0
-        if not is_list or not all(isinstance(channels, int) for channels in in_channels):
-            raise TypeError(f'in_channels must be a sequence of integers, got {in_channels!r}')
+        if not is_list or not all(isinstance(channels, Integral) for channels in in_channels):
+            raise TypeError(
+                f'in_channels must be a non-empty sequence of integers, got {in_channels!r}'
+            )
         for name, value in (('out_channels', out_channels), ('num_outs', num_outs)):
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f'{name} must be a positive integer, got {value!r}')

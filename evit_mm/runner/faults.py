@@ -33,6 +33,8 @@ def named_faults() -> Iterator[None]:
             'checkpoint is intact; free disk space, then continue with --resume'
         ) from error
     except cv2.error as error:  # OpenCV's message does not contain the image name
+        if 'imdecode' not in str(error):
+            raise
         raise DataError(
             'an image file is empty; run tools/doctor.py CONFIG --all-images to find it, then '
             'replace or remove it'

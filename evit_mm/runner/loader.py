@@ -121,6 +121,8 @@ class GuardedDataset(Dataset):
         except (OSError, cv2.error, AssertionError) as error:
             if isinstance(error, AssertionError) and 'failed to load image' not in str(error):
                 raise
+            if isinstance(error, cv2.error) and 'imdecode' not in str(error):
+                raise  # an error of another transform
             if isinstance(error, OSError) and not _is_of_image(error, name):
                 raise
             # if a sample combines several images, the error can refer to another image

@@ -330,6 +330,9 @@ def main() -> None:
     for check in failed:
         print(f'FAILED {check["test"]}: {check["reason"]}')
     print(f'{len(checks) - len(failed)} of {len(checks)} checks passed; written: {args.out}/gpu.md')
+    faults = [part['outcome'] for part in command.content['parts'].values()]
+    if failed or any('Error' in fault and TIME_IS_UP not in fault for fault in faults):
+        sys.exit('error: a check or a part failed')
 
 
 if __name__ == '__main__':

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 import sys
@@ -286,9 +287,19 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
 
 
 def join(contents: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Merge the results of several runs. Later runs add the missing results."""
+    """Return the first run's results with the sections of later runs that it lacks.
+
+    Raises:
+        ValueError: The runs are of different devices, commits or sizes.
+    """
     first, *others = contents
     for other in others:
+        for key in ('device', 'commit', 'side', 'batch'):
+            if first['about'][key] != other['about'][key]:
+                raise ValueError(
+                    f'{key}: {first["about"][key]!r} in the first run, {other["about"][key]!r} in '
+                    'another; only runs of the same device and commit can be merged'
+                )
         first['about']['command'] += '\n' + other['about']['command']
         for name in ('rows', 'trainings', 'checks'):
             first[name] = first[name] or other[name]
@@ -296,14 +307,22 @@ def join(contents: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return first
 
 
-def main(json_file: str, *others: str) -> None:
+def main() -> None:
     """Merge the results of other runs into a JSON file, and write the page beside it."""
-    path = Path(json_file)
-    content = join([json.loads(Path(file).read_text()) for file in (path, *others)])
-    if others:
-        path.write_text(json.dumps(content, indent=1) + '\n', encoding='utf-8')
-    path.with_suffix('.md').write_text(markdown(content), encoding='utf-8')
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument('json_file', type=Path, help='gpu.json of a run; gets the results')
+    parser.add_argument('others', type=Path, nargs='*', help='gpu.json of other runs')
+    args = parser.parse_args()
+    try:
+        contents = [json.loads(file.read_text()) for file in (args.json_file, *args.others)]
+        content = join(contents)
+        text = markdown(content)
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        sys.exit(f'error: {args.json_file} is not written: {type(error).__name__}: {error}')
+    if args.others:
+        args.json_file.write_text(json.dumps(content, indent=1) + '\n', encoding='utf-8')
+    args.json_file.with_suffix('.md').write_text(text, encoding='utf-8')
 
 
 if __name__ == '__main__':
-    main(*sys.argv[1:])
+    main()

@@ -211,10 +211,17 @@ def test_a_corrupt_image_in_the_evaluation_is_named(data, tmp_path):
 
 
 @pytest.mark.parametrize('policy', ['raise', 'replace'])
-def test_a_fault_of_a_transform_is_not_taken_for_an_image(data, policy):
+@pytest.mark.parametrize(
+    ('transform', 'error', 'match'),
+    [
+        (lambda: Path('/nowhere/table.csv').read_text(), FileNotFoundError, 'table.csv'),
+        (lambda: cv2.resize(np.zeros((4, 4), np.uint8), (0, 0)), cv2.error, 'resize'),
+    ],
+)
+def test_a_fault_of_a_transform_is_not_taken_for_an_image(data, policy, transform, error, match):
     class Opens:
         def __getitem__(self, index):
-            Path('/nowhere/table.csv').read_text()
+            transform()
 
         def get_data_info(self, index):
             return {'img_path': str(next((data / 'train').iterdir()))}
@@ -222,7 +229,7 @@ def test_a_fault_of_a_transform_is_not_taken_for_an_image(data, policy):
         def __len__(self):
             return 1
 
-    with pytest.raises(FileNotFoundError, match='table.csv'):
+    with pytest.raises(error, match=match):
         GuardedDataset(Opens(), policy)[Seeded(0, 0)]
 
 
