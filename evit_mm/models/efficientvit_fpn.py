@@ -76,7 +76,7 @@ class EfficientViTFPN(BaseModule):
         is_list = isinstance(in_channels, (list, tuple)) and len(in_channels) > 0
         if not is_list or not all(isinstance(channels, Integral) for channels in in_channels):
             raise TypeError(
-                f'in_channels must be a non-empty sequence of integers, got {in_channels!r}'
+                f'in_channels must be a sequence of at least one integer, got {in_channels!r}'
             )
         for name, value in (('out_channels', out_channels), ('num_outs', num_outs)):
             if not isinstance(value, int) or value < 1:
