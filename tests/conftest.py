@@ -1,5 +1,6 @@
 """Helpers that several rooms' tests share: tiny architectures, known weights, the real data."""
 
+import logging
 import os
 import shutil
 import zlib
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mmengine.logging import MMLogger
 
 import evit_mm
 
@@ -80,6 +82,15 @@ def page(chromium):
 def _seed():
     torch.manual_seed(0)
     np.random.seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _open_log_files():
+    """Remove the log files that a web server's logging configuration has closed."""
+    logger = MMLogger.get_current_instance()
+    for handler in list(logger.handlers):
+        if isinstance(handler, logging.FileHandler) and handler.stream is None:
+            logger.removeHandler(handler)
 
 
 def golden_weights(

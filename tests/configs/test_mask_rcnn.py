@@ -124,8 +124,8 @@ def test_data_check_asks_for_segmentations_where_masks_are_loaded(
     fault = str(error.value).split('\n')[1:]
     assert len(fault) == 1 and fault[0].startswith(f'  {split}: ')
     number = len(coco['annotations'])
-    assert f'2 of {number} annotations have no segmentation' in fault[0]
-    assert f': {first}, {second}; ' in fault[0]
+    assert f'2 of {number} annotations have no valid segmentation' in fault[0]
+    assert f'{first}, {second}' in fault[0]
     for loader in (cfg.train_dataloader, cfg.val_dataloader):
         for step in loader.dataset.pipeline:
             step.pop('with_mask', None)

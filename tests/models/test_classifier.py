@@ -555,7 +555,7 @@ def test_an_official_file_of_another_size_is_refused_by_the_test_tool(data, tmp_
 def test_what_is_for_detectors_alone_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r'must end in \.pkl for a classifier'):
         run_test(BASE, 'x.pth', out='x.json')
-    with pytest.raises(ConfigError, match='is a classifier, which detects nothing'):
+    with pytest.raises(ConfigError, match='is a classifier, not a detector'):
         inference.predict(BASE, 'x.pth', tmp_path, tmp_path / 'out')
 
 
@@ -596,7 +596,7 @@ def test_good_folders_and_lists_pass(data, tmp_path):
         ('rm -r val/*', r"val: '.*val' has no class folders"),
         (
             'rm train/red/*; touch train/red/._0.png',
-            r"train: '.*train': no image \(\.jpg.*\) of red",
+            r"train: '.*train': no image \(\.jpg.*\) in red",
         ),
         ('rm -r val/green', r"'.*val' has 2 class folders; set model\.head\.num_classes=2"),
         ('mv val/green val/verde', r'have different class folders \(green, verde\)'),

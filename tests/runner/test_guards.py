@@ -179,7 +179,7 @@ def test_a_corrupt_image_is_named_in_one_sentence(data, tmp_path, workers):
     spoiler = SpoilHook(data, names)
     with pytest.raises(DataError, match=r'^image \'.*corrupt_images=replace') as caught:
         train(tmp_path, data, '', [spoiler], **{'train_dataloader.num_workers': workers})
-    assert any(str(caught.value).startswith(f"'{name}'") for name in names)
+    assert any(str(caught.value).startswith(f"image '{name}'") for name in names)
 
 
 @pytest.mark.slow

@@ -406,7 +406,7 @@ def test_tools_print_one_line_for_a_mendable_error(tmp_path):
     assert 'error: the data sets of config' in done.stderr
     assert 'Traceback' not in done.stderr
     done = run_tool('tools/predict.py', 'no.py', 'x.pth', 'y.jpg', '--out', str(tmp_path))
-    assert done.returncode == 1 and 'does not exist; see ' in done.stderr
+    assert done.returncode == 1 and 'does not exist; the configs are in ' in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -418,8 +418,8 @@ def test_tools_print_one_line_for_a_mendable_error(tmp_path):
         ({'train_cfg.max_epochs': 'abc'}, "invalid literal for int.*'abc'"),
         ({'train_dataloader.dataset.indices': 'abc'}, 'tiny.py: TypeError'),
         ({'optim_wrapper.optimizer.lr': 'abc'}, 'tiny.py: TypeError'),
-        ({'model.backbone.init_cfg': 'x'}, 'init_cfg must be dict'),
-        ({'model.backbone.init_cfg': {'type': 'Pretrained'}}, 'needs checkpoint='),
+        ({'model.backbone.init_cfg': 'x'}, 'init_cfg must be a dict'),
+        ({'model.backbone.init_cfg': {'type': 'Pretrained'}}, 'has no checkpoint'),
         (
             {'model.backbone.init_cfg': {'type': 'Pretrained', 'checkpoint': 's3://b/x.pth'}},
             "'s3:/+b/x.pth' does not exist",
