@@ -289,7 +289,7 @@ def test_configs_are_checked_as_a_whole(shapes, tmp_path):
     for split in ('train', 'val'):
         edit(crowds, lambda coco: [a.update(iscrowd=1) for a in coco['annotations']], split)
     check_config_data(config_for(crowds), ('val',))
-    with pytest.raises(DataError, match='train: .* training needs at least one'):
+    with pytest.raises(DataError, match='train: .* add at least one for training'):
         check_config_data(config_for(crowds))
     wrapped = config_for(tmp_path / 'none')
     dataset = {'type': 'RepeatDataset', 'times': 2, 'dataset': wrapped.train_dataloader.dataset}
