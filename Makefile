@@ -13,7 +13,7 @@ PYTHON ?= python3
 SHAPES := configs/retinanet_evit_m4_shapes.py
 WORK := work_dirs/retinanet_evit_m4_shapes
 ENV = py=$$(requirements/env.sh '$(VENV)' '$(PYTHON)') && export PYTHONPATH='$(CURDIR)'
-.PHONY: env train compare look test smoke torture lint lock
+.PHONY: env train compare look test test-all smoke torture lint lock
 
 env:
 	@$(ENV) && echo "ready: $$py"
@@ -53,7 +53,6 @@ PYTEST = $(ENV) && requirements/browser.sh && \
 test:
 	@$(PYTEST) -m 'not slow' $(ARGS)
 
-.PHONY: test-all
 test-all:
 	@$(PYTEST) --cov --cov-report=term --cov-fail-under=90 $(ARGS)
 

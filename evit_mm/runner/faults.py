@@ -14,6 +14,11 @@ from ..errors import DataError, EvitError
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
+def is_undecodable(error: cv2.error | AssertionError) -> bool:
+    """Return whether OpenCV or mmcv could not decode an image; other transforms fail too."""
+    return ('imdecode' if isinstance(error, cv2.error) else 'failed to load image') in str(error)
+
+
 @contextmanager
 def named_faults() -> Iterator[None]:
     """Convert known low-level errors to an EvitError.
@@ -33,7 +38,7 @@ def named_faults() -> Iterator[None]:
             'checkpoint is intact; free disk space, then continue with --resume'
         ) from error
     except cv2.error as error:  # OpenCV's message does not contain the image name
-        if 'imdecode' not in str(error):
+        if not is_undecodable(error):
             raise
         raise DataError(
             'an image file is empty; run tools/doctor.py CONFIG --all-images to find it, then '

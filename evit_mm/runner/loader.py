@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..data.images import IMAGE_SUFFIXES, read_image
 from ..errors import DataError
+from .faults import is_undecodable
 from .seeding import SAMPLE, derive_seed, seed_generators
 
 CORRUPT_POLICIES = ('raise', 'replace')
@@ -119,14 +120,13 @@ class GuardedDataset(Dataset):
         try:
             return self.dataset[index]
         except (OSError, cv2.error, AssertionError) as error:
-            if isinstance(error, AssertionError) and 'failed to load image' not in str(error):
-                raise
-            if isinstance(error, cv2.error) and 'imdecode' not in str(error):
-                raise  # an error of another transform
-            if isinstance(error, OSError) and not _is_of_image(error, name):
-                raise
             # if a sample combines several images, the error can refer to another image
-            reason = str(error) if isinstance(error, OSError) else 'it cannot be decoded'
+            if isinstance(error, OSError) and _is_of_image(error, name):
+                reason = str(error)
+            elif not isinstance(error, OSError) and is_undecodable(error):
+                reason = 'it cannot be decoded'
+            else:
+                raise
             raise DataError(f"image '{name or index}' cannot be read: {reason}; {_FIX}") from None
 
 

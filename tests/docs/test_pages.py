@@ -59,7 +59,9 @@ def test_your_data_page_on_the_blood_cells(real_data, tmp_path):
 def test_readme_names_only_files_that_exist():
     pages = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
     text = ''.join(page.read_text() for page in pages)
-    named = set(re.findall(r'(?<![\w/])(?:configs|tools|docs|requirements)/[\w./{}-]+\w', text))
+    named = set(
+        re.findall(r'(?<![\w/])(?:configs|tools|docs|requirements|tests)/[\w./{}-]+\w', text)
+    )
     assert len(named) > 5
     for name in named:
         if '{' not in name and 'work_dirs' not in name:

@@ -20,12 +20,11 @@ from torch import Tensor, nn
 from evit_mm.compare.benchmark import forms, machine, time_interleaved
 from evit_mm.compare.benchmark.networks import with_statistics
 from evit_mm.compare.benchmark.timing import Call, Row, sentence
+from evit_mm.compare.published_results import TIMM_NAMES, label_of
 from evit_mm.models import VARIANTS
 
 from .worker import TIME_IS_UP, as_dict, working
 
-# timm's name -> label
-PEERS = {'mobilenetv2_100': 'MobileNetV2'}
 LAYOUTS = ('m0', 'm4')  # measured in all memory layouts
 LAST = {'timm': 'timm, channels last', 'ours': 'ours, weights in channels last too'}
 TRIES, PAUSE = 3, 4.0  # when another process needs the memory for a moment
@@ -44,9 +43,9 @@ class Sizes:
 TINY = Sizes(side=64, batch=2, rounds=2, backend='aot_eager')
 
 
-def label_of(network: str) -> str:
+def name_of(network: str) -> str:
     """Return the label of a network."""
-    return PEERS.get(network) or f'EfficientViT-{network.upper()}'
+    return label_of(TIMM_NAMES.get(network, f'evit_{network}'))
 
 
 class Forms:
@@ -173,7 +172,7 @@ class Forms:
             seconds = time_interleaved(runs, rounds, 1, share * limit)
             for name in builders:
                 row = Row(
-                    label_of(self.network),
+                    name_of(self.network),
                     name,
                     seconds.get(name, []),
                     self.sizes.batch if size == 'batch' else 1,

@@ -24,13 +24,9 @@ and writes this page.
 # timm's published table: RTX Pro 6000 Max-Q, AMP, torch 2.9.1, 224 px, batch 2048; images/s
 PUBLISHED = {
     'EfficientViT-M0': (87_661, 159_362),
-    'EfficientViT-M1': (60_008, 111_233),
-    'EfficientViT-M2': (55_055, 103_015),
-    'EfficientViT-M3': (49_338, 93_676),
     'EfficientViT-M4': (47_081, 89_707),
     'EfficientViT-M5': (31_163, 64_718),
     'MobileNetV2': (15_380, 26_549),
-    'MobileNetV4-small': (39_546, 88_000),
 }
 # columns of the tables for a large batch and for one image
 SUMMARY = (
@@ -39,7 +35,6 @@ SUMMARY = (
     'timm, compiled',
     'ours, eager',
     'ours, contiguous, eager',
-    'ours, compiled',
     'fused, eager',
     'fused, float16 weights',
     'fused, compiled',
