@@ -22,7 +22,7 @@ from evit_mm.data import make_shapes
 from evit_mm.errors import EvitError
 from evit_mm.runner.train import train
 from tests.conftest import relative_error
-from tests.runner.test_train import write_config
+from tests.trainings import write_config
 
 # how often at most a process passes a point before it is killed there
 REACH = {'forward': 8, 'step': 4, 'checkpoint': 6, 'evaluation': 2, 'outside': 1}

@@ -35,8 +35,7 @@ from evit_mm.runner.test import test as run_test
 from evit_mm.runner.train import train
 from tests.conftest import ROOT
 from tests.recording import read_losses
-from tests.runner.test_distributed import launch, succeeded
-from tests.runner.test_train import write_config
+from tests.trainings import launch, succeeded, write_config
 
 PAPER = ROOT / 'configs' / 'retinanet_evit_m4_coco.py'
 PLUS = ROOT / 'configs' / 'retinanet_evit_m4_plus_coco.py'

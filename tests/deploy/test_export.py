@@ -20,7 +20,7 @@ from evit_mm.errors import ConfigError, DataError, EvitError
 from evit_mm.runner.build import build_runner, load_detector
 from evit_mm.runner.config import load_config
 from tests.conftest import ROOT, randomise
-from tests.runner.test_train import write_config
+from tests.trainings import write_config
 
 pytest.importorskip('onnx')
 pytest.importorskip('onnxscript')

@@ -21,7 +21,7 @@ from evit_mm.doctor.findings import Finding, guarded
 from evit_mm.errors import DataError
 from tests.conftest import ROOT
 from tests.data.test_check import edit
-from tests.runner.test_train import write_config
+from tests.trainings import write_config
 
 
 def only(found, level):

@@ -18,7 +18,7 @@ from tests import kills
 from tests.conftest import ROOT, relative_error
 from tests.recording import read_losses
 from tests.runner import test_resuming
-from tests.runner.test_train import write_config
+from tests.trainings import write_config
 
 EPOCHS = """
 train_cfg = dict(max_epochs=2, val_interval=2)

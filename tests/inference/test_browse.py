@@ -18,7 +18,7 @@ from evit_mm.inference.browse import browse
 from evit_mm.runner.config import load_config
 from evit_mm.runner.seeding import SAMPLE, derive_seed, seed_generators
 from tests.conftest import ROOT
-from tests.runner.test_train import write_config
+from tests.trainings import write_config
 
 
 @pytest.fixture(scope='module')

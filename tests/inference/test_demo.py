@@ -12,8 +12,7 @@ from PIL import Image
 from evit_mm import inference
 from evit_mm.errors import CheckpointError, ConfigError, DataError
 from evit_mm.inference import demo
-from tests.inference.test_run import save_weights
-from tests.runner.test_train import write_config
+from tests.trainings import save_weights, write_config
 
 SAID = '#said textarea'
 

@@ -17,8 +17,8 @@ from evit_mm.errors import CheckpointError, ConfigError, DataError
 from evit_mm.inference import sources
 from evit_mm.inference.run import Speed
 from evit_mm.runner.config import load_config
-from tests.conftest import ROOT, randomise, relative_error
-from tests.runner.test_train import write_config
+from tests.conftest import ROOT, relative_error
+from tests.trainings import save_weights, write_config
 
 
 @pytest.fixture(autouse=True)
@@ -43,18 +43,6 @@ def model(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp('model')
     config = write_config(folder, data, 'model["test_cfg"]["max_per_img"] = 20\n')
     return config, save_weights(config, folder / 'random.pth')
-
-
-def save_weights(config: str, path: Path) -> Path:
-    from mmdet.registry import MODELS
-    from mmengine.registry import init_default_scope
-
-    init_default_scope('mmdet')
-    cfg = load_config(config)
-    detector = randomise(MODELS.build(cfg.model))
-    meta = {'dataset_meta': dict(cfg.test_dataloader.dataset.metainfo)}
-    torch.save({'state_dict': detector.state_dict(), 'meta': meta}, path)
-    return path
 
 
 def predict(model, source, out, **options):

@@ -1,17 +1,13 @@
 """Several processes take the steps of one, on the CPU over gloo, and none survives another."""
 
-import os
 import pickle
-import subprocess
-import sys
 
 import pytest
 
 from evit_mm.data import make_shapes
-from tests.conftest import ROOT
 from tests.kills import start_all
 from tests.recording import read_losses
-from tests.runner.test_train import write_config
+from tests.trainings import launch, succeeded, write_config
 
 # flips included: an image is augmented alike on any number of processes
 EXTRA = """
@@ -24,23 +20,6 @@ FATAL = """
 train_dataloader['batch_size'] = 4
 custom_hooks = [dict(type='FatalHook', rank=1, how={how!r})]
 """
-
-
-def launch(script, args, processes):
-    env = {**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'}
-    env.update(PORT=str(29600 + os.getpid() % 300), PYTHON=sys.executable)
-    args = [str(a) for a in args]
-    if processes == 1:
-        command = [sys.executable, f'tools/{script}.py', *args]
-    else:
-        cut = 1 if script == 'train' else 2
-        command = [f'tools/dist_{script}.sh', *args[:cut], str(processes), *args[cut:]]
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
-
-
-def succeeded(done):
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout + done.stderr
 
 
 @pytest.fixture(scope='module')

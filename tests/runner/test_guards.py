@@ -27,7 +27,7 @@ from evit_mm.runner.faults import named_faults
 from evit_mm.runner.guards import NonFiniteLossHook
 from evit_mm.runner.loader import GuardedDataset, Seeded, is_cut_short
 from evit_mm.runner.train import train as run_training
-from tests.runner.test_train import write_config
+from tests.trainings import write_config
 
 COMMON = """
 train_cfg = dict(max_epochs=1, val_interval=1)

@@ -17,7 +17,7 @@ from evit_mm.data import make_shapes
 from evit_mm.errors import ConfigError, DataError, EvitError
 from tests.conftest import ROOT
 from tests.recording import read_losses
-from tests.runner.test_train import write_config
+from tests.trainings import write_config
 
 MMDET = Path(mmdet.__file__).parent / '.mim' / 'tools'
 OURS = ROOT / 'tools'

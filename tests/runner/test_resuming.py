@@ -17,7 +17,7 @@ from evit_mm.runner.resuming import find_last_good
 from evit_mm.runner.train import train as run_training
 from evit_mm.utils.files import write_atomically
 from tests.kills import OFTEN, RecordHook, differences, run_kills
-from tests.runner.test_train import write_config
+from tests.trainings import write_config
 
 COMMON = """
 train_cfg = dict(max_epochs=2, val_interval=1)

@@ -21,7 +21,7 @@ from evit_mm.data import make_shapes
 from evit_mm.runner import console, summary
 from evit_mm.runner.train import train
 from tests.conftest import ROOT
-from tests.runner.test_train import write_config
+from tests.trainings import write_config
 
 EXTRA = 'train_cfg = dict(max_epochs=2, val_interval=1)\n'
 # without them a checkpoint does not fit

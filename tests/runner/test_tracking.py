@@ -19,8 +19,7 @@ from evit_mm.errors import ConfigError
 from evit_mm.runner import tracking
 from evit_mm.runner.test import test as run_test
 from evit_mm.runner.train import train
-from tests.runner.test_distributed import launch, succeeded
-from tests.runner.test_train import write_config
+from tests.trainings import launch, succeeded, write_config
 
 EXTRA = 'train_cfg = dict(max_epochs=2, val_interval=1)\n'
 

@@ -24,36 +24,8 @@ from evit_mm.runner.resuming import find_resumed
 from evit_mm.runner.test import test as run_test
 from evit_mm.runner.train import train
 from evit_mm.utils.provenance import commit
-from tests.conftest import ROOT, TINY
-
-CONFIG = """
-_base_ = {base!r}
-custom_imports = dict(
-    imports=['evit_mm', 'evit_mm.models.heads', 'evit_mm.evaluation.coco_metric', 'tests.recording']
-)
-model = dict(
-    backbone=dict(_delete_=True, type='EfficientViT', arch={arch!r}),
-    neck=dict(in_channels=[16, 24, 32], out_channels=16),
-    bbox_head=dict(in_channels=16, feat_channels=16, stacked_convs=1),
-    test_cfg=dict(score_thr=0.0),  # hardly trained, it is sure of nothing
-)
-data = dict(data_root={data!r})
-loader = dict(num_workers=0, persistent_workers=False, dataset=data)
-train_dataloader = dict(batch_size=8, **loader)
-val_dataloader = loader
-test_dataloader = loader
-val_evaluator = dict(ann_file={data!r} + '/annotations/instances_val.json')
-test_evaluator = val_evaluator
-train_cfg = dict(max_epochs=2, val_interval=2)
-default_hooks = dict(logger=dict(interval=1))
-"""
-
-
-def write_config(folder: Path, data: Path, extra: str = '') -> str:
-    base = str(ROOT / 'configs' / 'retinanet_evit_m4_shapes.py')
-    path = folder / 'tiny.py'
-    path.write_text(CONFIG.format(base=base, arch=TINY, data=str(data)) + extra)
-    return str(path)
+from tests.conftest import ROOT
+from tests.trainings import write_config
 
 
 @pytest.fixture(scope='module')

@@ -23,7 +23,7 @@ from tests.configs.test_drop_in import BLOCKS
 from tests.conftest import ROOT, randomise
 from tests.hostile import Call
 from tests.mmdet_tool import train_with_mmdet
-from tests.runner.test_train import write_config
+from tests.trainings import write_config
 
 
 class StoppedError(Exception):

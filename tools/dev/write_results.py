@@ -269,7 +269,7 @@ def results_table(folder: Path) -> Lines:
         else:
             url = RESULTS['sources'][published['source']]['url']
             rows.append(['COCO', config, f'[{published["box"][0]}]({url})', '-', '-'])
-    return table(['data', 'config', 'AP published', 'AP measured', 'log'], rows)
+    return table(['data', 'config', 'AP published, %', 'AP measured, %', 'log'], rows)
 
 
 def runs_table(folder: Path, *stems: str) -> Lines:
