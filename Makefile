@@ -46,7 +46,8 @@ look:
 	    echo 'no screen found; open report/index.html in a browser'; \
 	fi
 
-# JOBS processes share the test files; make test leaves out the tests that are marked slow
+# JOBS processes share the test files; make test leaves out the tests that are marked slow.
+# make test-all measures the coverage of the other ones
 JOBS ?= 2
 PYTEST = $(ENV) && requirements/browser.sh && \
 	OMP_NUM_THREADS=1 "$$py" -m pytest --ignore=tests/smoke -n $(JOBS) --dist loadfile --durations=20
@@ -67,7 +68,7 @@ torture:
 
 # the main functions in a few minutes, for another Python: make smoke PYTHON=python3.13 VENV=.venv-newest
 smoke:
-	@$(ENV) && "$$py" -m pytest tests/smoke $(ARGS)
+	@$(ENV) && OMP_NUM_THREADS=1 "$$py" -m pytest tests/smoke -n $(JOBS) $(ARGS)
 
 # updates the exact versions from the ranges in setup.py; requires uv
 lock:

@@ -233,9 +233,11 @@ class Command:
                 for name, value in loader.items()
             }
             options['model.test_cfg.score_thr'] = 0.0  # a barely trained model has only low scores
-            return Trainings(
+            trainings = Trainings(
                 str(data), self.work / 'runs', self.args.device, until, 2, 2, 1, (96, 80), options
             )
+            trainings.queue = trainings.queue[:2]
+            return trainings
         return Trainings(str(data), self.work / 'runs', self.args.device, until)
 
     def collect_checks(self) -> bool:
