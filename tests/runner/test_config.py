@@ -13,7 +13,18 @@ from tests.configs.test_configs import CONFIGS
 
 @pytest.mark.parametrize(
     ('key', 'meant'),
-    [('score_thresh', 'score_thr'), ('max_per_image', 'max_per_img'), ('nms_prev', 'nms_pre')],
+    [
+        ('score_thresh', 'score_thr'),
+        ('max_per_image', 'max_per_img'),
+        ('nms_prev', 'nms_pre'),
+        ('nms_pst', 'nms_post'),
+        ('min_box_size', 'min_bbox_size'),
+        ('conf_thre', 'conf_thr'),
+        ('mask_thr_bin', 'mask_thr_binary'),
+        ('mask_thrs', 'mask_thr'),
+        ('multi_labels', 'multi_label'),
+        ('rcnn_', 'rcnn'),
+    ],
 )
 def test_misspelt_test_keys_are_named_with_what_was_meant(key, meant):
     with pytest.raises(ConfigError, match=rf"'model.test_cfg.{key}' .did you mean '{meant}'"):

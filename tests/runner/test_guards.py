@@ -113,6 +113,8 @@ def test_a_nan_can_be_skipped_and_is_counted(data, tmp_path):
     assert poison.unchanged and runner.iter == 4
     assert all(torch.isfinite(p).all() for p in runner.model.parameters())
     assert '1 of 4 batches were skipped' in log
+    (scalars,) = (tmp_path / 'work').glob('*/vis_data/scalars.json')
+    assert 'NaN' not in scalars.read_text()
     assert len(list((tmp_path / 'work' / 'non_finite').iterdir())) == 1
 
 
@@ -192,6 +194,8 @@ def test_a_skipped_batch_leaves_no_trace_in_weights_momentum_or_accumulation(tmp
     assert said[-1].startswith('2 of 5 batches were skipped') and len(said) == 3
     # of an accumulation, what came before is lost, and the step itself is left out
     assert trained(5.0, inf, 3.0, 1.0, count=2)[0] == trained(3.0, 1.0, count=2)[0]
+    expected = 1 - 0.1 * ((3.0 + 1) / 3 + 0.1)  # the last batch and the weight decay
+    assert trained(5.0, inf, 3.0, count=3)[0] == pytest.approx(expected)
     assert trained(2.0)[1] == []
     nineteen = [inf] * 19
     assert trained(*nineteen, 1.0, *nineteen)[1][-1].startswith('38 of 39 batches')
@@ -301,6 +305,35 @@ def test_a_fault_of_a_transform_is_not_taken_for_an_image(data, policy, transfor
 
     with pytest.raises(error, match=match):
         GuardedDataset(Opens(), policy)[Seeded(0, 0)]
+
+
+@pytest.mark.parametrize(
+    ('own', 'opened', 'kind'),
+    [
+        ('http://a/b.jpg', None, DataError),
+        ('broken.jpg', None, DataError),
+        ('whole.jpg', 'broken.jpg', DataError),  # a mosaic
+        ('whole.jpg', 'whole.jpg', OSError),
+        ('whole.jpg', 'none.csv', OSError),
+    ],
+)
+def test_an_error_of_the_system_is_an_images_where_an_image_is_broken(
+    tmp_path, monkeypatch, own, opened, kind
+):
+    monkeypatch.chdir(tmp_path)
+    cv2.imwrite('whole.jpg', np.zeros((8, 8, 3), np.uint8))
+    Path('broken.jpg').write_bytes(b'no picture')
+
+    class Fails:
+        def __getitem__(self, index):
+            raise OSError(5, 'cannot be had', opened)
+
+        def get_data_info(self, index):
+            return {'img_path': own}
+
+    with pytest.raises(kind, match=f"^image '{own}' cannot.*cannot be had|^.Errno") as caught:
+        GuardedDataset(Fails(), 'raise')._read(0)
+    assert type(caught.value) is kind
 
 
 class Numbered:

@@ -42,6 +42,7 @@ class Points:
     """Ten points with noise; ``broken`` ones cannot be read."""
 
     metainfo = {'classes': ('point',)}
+    failures = []
 
     def __init__(self, broken=()):
         self.broken = broken
@@ -51,6 +52,7 @@ class Points:
 
     def __getitem__(self, index):
         if index in self.broken:
+            self.failures.append(index)
             raise AssertionError(f'failed to load image: {index}.jpg')
         inputs = torch.tensor([index, 1.0, -index]) + torch.from_numpy(np.random.rand(3))
         return {'inputs': inputs.float() / 10, 'number': index}
@@ -74,11 +76,12 @@ class Watch(Hook):
     """Note the batches with their losses, and the epochs that are evaluated."""
 
     def __init__(self):
-        self.losses, self.evaluated = {}, []
+        self.losses, self.evaluated, self.seeds = {}, [], []
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         place = (runner.iter, runner.epoch, batch_idx)
         self.losses[place] = (data_batch['number'].tolist(), outputs['loss'].item())
+        self.seeds.append(torch.initial_seed())
 
     def after_val_epoch(self, runner, metrics=None):
         self.evaluated.append(runner.epoch)
@@ -127,6 +130,7 @@ def test_a_run_resumed_after_any_iteration_is_the_whole_run(tmp_path):
     numbers = [sorted(sum((seen.losses[i, i // 3, i % 3][0] for i in part), []))
                for part in (range(3), range(3, 6))]  # fmt: skip
     assert numbers == [list(range(10))] * 2
+    assert len(set(seen.seeds)) == 6  # no iteration has the random numbers of another
     files = [read_checkpoint(tmp_path / f'iter_{i}.pth') for i in range(1, 7)]
     kept = [len(file.get('gradients', ())) for file in files]
     assert kept == [6, 6, 6, 0, 6, 0]  # gradients between the steps only
@@ -180,11 +184,13 @@ def test_unreadable_images_are_replaced_counted_and_summed_up_over_a_resume(tmp_
     often, replace = {'by_epoch': False, 'interval': 1}, {'corrupt_images': 'replace'}
     with pytest.raises(DataError, match="^image '[27].jpg' cannot be read: it cannot be decoded"):
         run(tmp_path / 'stopped', broken=(2, 7))
+    Points.failures.clear()
     runner, seen = run(tmp_path, checkpoint=often, broken=(2, 7), train_cfg=replace)
+    failures = list(Points.failures)
     trained = [number for numbers, _ in seen.losses.values() for number in numbers]
     assert len(trained) == 20 and not {2, 7} & set(trained)
     counts = runner.message_hub.get_info('evit_mm_place')['replaced']
-    assert len(counts) == 2 and min(counts.values()) >= 2  # once an epoch, or drawn in place
+    assert sorted(counts.values()) == sorted(map(failures.count, (2, 7))) and len(failures) >= 4
     said = capfd.readouterr()
     said = said.out + said.err
     assert all(f'sample replaced: {line}\n' in said for line in counts)
@@ -215,6 +221,7 @@ def run_one_of_two(rank, port, folder):
     found = {
         'numbers': [numbers for numbers, _ in seen.losses.values()],
         'same losses': list(again.losses.items()) == list(seen.losses.items())[1:],
+        'seeds': seen.seeds,
         'wrapper': type(whole.model).__name__,
         'broadcast': whole.model.broadcast_buffers,
         'unused': whole.model.find_unused_parameters,
@@ -241,5 +248,6 @@ def test_two_processes_on_the_cpu_train_one_model_and_resume_exactly(tmp_path):
         assert found['same losses'] and found['whole'] == found['resumed'] == first['whole']
         assert found['wrapper'] == 'MMDistributedDataParallel'
         assert not found['broadcast'] and not found['unused']
+    assert len({*first['seeds'], *second['seeds']}) == 8
     for own, other in zip(first['numbers'], second['numbers'], strict=True):
         assert len(own) == len(other) and not set(own) & set(other)

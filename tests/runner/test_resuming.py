@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from torch.utils.data import BatchSampler, DataLoader
 from evit_mm.data import make_shapes
 from evit_mm.errors import CheckpointError, ConfigError, EvitError
 from evit_mm.runner.loader import ExactBatchSampler, exact_loader
-from evit_mm.runner.resuming import find_last_good, find_resumed
+from evit_mm.runner.resuming import find_last_good, find_resumed, resumed_from
 from evit_mm.runner.train import train as run_training
 from evit_mm.utils.files import write_atomically
 from tests.kills import OFTEN, RecordHook, differences, run_kills
@@ -192,6 +193,10 @@ def test_the_seed_of_the_checkpoint_counts_and_another_is_refused(tmp_path):
             found(saved, randomness={'seed': chosen})
     elsewhere = str(tmp_path / 'none')
     assert found(2, work_dir=elsewhere, load_from=str(tmp_path / 'epoch_1.pth')) == {'seed': 2}
+    (tmp_path / 'last_checkpoint').write_text('last.pth')
+    for resume, load_from, file in ((True, 'a', 'a'), (True, None, 'last.pth'), (False, 'a', None)):
+        runner = SimpleNamespace(_resume=resume, _load_from=load_from, work_dir=str(tmp_path))
+        assert resumed_from(runner) == file
     for options in ({'resume': False}, {}):
         assert find_resumed(Config({'work_dir': str(tmp_path), **options})) is None
 

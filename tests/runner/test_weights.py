@@ -35,7 +35,7 @@ def test_a_checkpoint_that_fits_is_read_with_its_plain_weights_and_counters(tmp_
     model, state = Normed(2), {k: x.clone() for k, x in Normed(2).state_dict().items()}
     plain = {k: x + 1 for k, x in state.items()}
     less = {k: x for k, x in state.items() if not k.endswith('num_batches_tracked')}
-    content = {'state_dict': less, 'meta': {'dataset_meta': {'classes': ['a', 'b']}}}
+    content = {'state_dict': less, 'meta': {'dataset_meta': {'classes': ('a', 'b')}}}
     path = tmp_path / 'a.pth'
     torch.save(content, path)
     read = read_fitting(path, model, {'classes': ('a', 'b')})
