@@ -405,14 +405,9 @@ def test_the_arguments_of_a_training_reach_its_runner(tmp_path, monkeypatch):
     assert cfg.auto_scale_lr.enable is True and os.environ['CUBLAS_WORKSPACE_CONFIG'] == ':4096:8'
     assert cfg.randomness == {'seed': 0, 'deterministic': True}
     assert cfg.default_hooks.tracking.trackers == ['tensorboard']
-    largest = {'deterministic': True, 'seed': 2**32 - 1}
-    options = {**keep, 'randomness': {'seed': 2**32 - 1}}
-    assert (
-        train(config, cfg_options=options, deterministic=True, work_dir=str(tmp_path)).cfg[
-            'randomness'
-        ]
-        == largest
-    )
+    options = {**keep, 'randomness': {'deterministic': True}}
+    largest = train(config, str(tmp_path), cfg_options=options, seed=2**32 - 1)
+    assert largest.cfg.randomness == {'deterministic': True, 'seed': 2**32 - 1}
     for seed in (-1, 2**32):
         with pytest.raises(ConfigError, match='--seed must be from 0'):
             train(config, str(tmp_path), seed=seed, cfg_options=keep)
