@@ -1,8 +1,10 @@
 """Losses that are not finite, images that cannot be read, workers that die: named, never silent."""
 
+import errno
 import json
 import multiprocessing
 import os
+import pickle
 import re
 import signal
 import threading
@@ -15,17 +17,22 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from mmdet.structures import DetDataSample
+from mmdet.structures.bbox import HorizontalBoxes
+from mmdet.structures.mask import BitmapMasks
 from mmengine.hooks import Hook
+from mmengine.logging import MessageHub
 from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper
-from mmengine.structures import BaseDataElement
+from mmengine.structures import BaseDataElement, InstanceData
 from PIL import Image
+from torch.utils.data import BatchSampler, DataLoader
 
 from evit_mm.data import make_shapes
 from evit_mm.errors import ConfigError, DataError, EvitError
 from evit_mm.runner.faults import named_faults
-from evit_mm.runner.guards import NonFiniteLossHook
-from evit_mm.runner.loader import GuardedDataset, Seeded, is_cut_short
+from evit_mm.runner.guards import NonFiniteLossHook, _plain
+from evit_mm.runner.loader import GuardedDataset, Seeded, exact_loader, is_cut_short
 from evit_mm.runner.train import train as run_training
 from tests.trainings import write_config
 
@@ -78,7 +85,6 @@ class PoisonHook(Hook):
             self.unchanged = all(map(torch.equal, self.before, after))
 
 
-@pytest.mark.slow
 def test_a_nan_stops_the_run_by_term_and_image_and_keeps_the_batch(data, tmp_path):
     with pytest.raises(EvitError, match='^loss_bbox .nan. became NaN') as caught:
         train(tmp_path, data, hooks=[PoisonHook(3)])
@@ -99,7 +105,6 @@ def test_a_nan_stops_the_run_by_term_and_image_and_keeps_the_batch(data, tmp_pat
         assert found.shape == (number, 4) and len(sample['gt_instances']['labels']) == number
 
 
-@pytest.mark.slow
 def test_a_nan_can_be_skipped_and_is_counted(data, tmp_path):
     poison = PoisonHook(2)
     runner, log = train(
@@ -108,10 +113,11 @@ def test_a_nan_can_be_skipped_and_is_counted(data, tmp_path):
     assert poison.unchanged and runner.iter == 4
     assert all(torch.isfinite(p).all() for p in runner.model.parameters())
     assert '1 of 4 batches were skipped' in log
+    (scalars,) = (tmp_path / 'work').glob('*/vis_data/scalars.json')
+    assert 'NaN' not in scalars.read_text()
     assert len(list((tmp_path / 'work' / 'non_finite').iterdir())) == 1
 
 
-@pytest.mark.slow
 def test_a_nan_without_end_stops_even_skipping(data, tmp_path, monkeypatch):
     monkeypatch.setattr('evit_mm.runner.guards.MAX_SKIPPED_IN_A_ROW', 2)
     skip = {'default_hooks.non_finite_loss.policy': 'skip'}
@@ -143,6 +149,77 @@ def test_a_nan_stops_where_nothing_else_is_asked_for(tmp_path):
     assert torch.equal(kept['inputs'], batch['inputs']) and model.weight.item() == 1
 
 
+class Sometimes(BaseModel):
+    """A weight whose loss is multiplied by the batch; a second one has nothing to do with it."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.idle = (torch.nn.Parameter(torch.ones(1)) for _ in range(2))
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        return {'loss_a': self.weight * inputs, 'loss_b': self.weight}
+
+
+def test_a_skipped_batch_leaves_no_trace_in_weights_momentum_or_accumulation(tmp_path):
+    inf = float('inf')
+
+    def trained(*batches, count=1):
+        model, said = Sometimes(), []
+        optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=0.1)
+        wrapper = OptimWrapper(optimizer, accumulative_counts=count)
+        wrapper.initialize_count_status(model, 0, 100)
+        runner = SimpleNamespace(
+            model=model, optim_wrapper=wrapper, iter=0, rank=0, work_dir=tmp_path,
+            message_hub=MessageHub(str(batches)), logger=SimpleNamespace(warning=said.append),
+        )  # fmt: skip
+        hook = NonFiniteLossHook('skip')
+        hook.before_train(runner)
+        for runner.iter, value in enumerate(batches):
+            sample = BaseDataElement(metainfo={'img_path': f'{runner.iter}.jpg', 'img_id': 7})
+            batch = {'inputs': torch.tensor(value), 'data_samples': [sample]}
+            hook.before_train_iter(runner, runner.iter, batch)
+            outputs = model.train_step(batch, wrapper)
+            hook.after_train_iter(runner, runner.iter, batch, outputs)
+            assert (outputs == {}) == (not np.isfinite(value))  # nothing to log
+        runner.iter += 1
+        hook.after_train(runner)
+        assert set(model(torch.tensor(inf), mode='loss')) == {'loss_a', 'loss_b'}  # unwatched
+        return model.weight.item(), said
+
+    weight, said = trained(2.0, inf, 3.0, inf, 1.0)
+    assert weight == trained(2.0, 3.0, 1.0)[0]
+    assert said[0].startswith(
+        "loss_a (inf) became NaN or infinite in iteration 2 on '1.jpg' (id 7)"
+    )
+    assert said[-1].startswith('2 of 5 batches were skipped') and len(said) == 3
+    # of an accumulation, what came before is lost, and the step itself is left out
+    assert trained(5.0, inf, 3.0, 1.0, count=2)[0] == trained(3.0, 1.0, count=2)[0]
+    expected = 1 - 0.1 * ((3.0 + 1) / 3 + 0.1)  # the last batch and the weight decay
+    assert trained(5.0, inf, 3.0, count=3)[0] == pytest.approx(expected)
+    assert trained(2.0)[1] == []
+    nineteen = [inf] * 19
+    assert trained(*nineteen, 1.0, *nineteen)[1][-1].startswith('38 of 39 batches')
+    with pytest.raises(EvitError, match=r'iteration 21 .*\(20 batches in a row\)'):
+        trained(1.0, *nineteen, inf)
+
+
+def test_the_kept_batch_is_plain_values():
+    instances = InstanceData(
+        bboxes=HorizontalBoxes(torch.ones(1, 4)), masks=BitmapMasks(np.ones((1, 2, 3)), 2, 3)
+    )
+    sample = DetDataSample(
+        metainfo={'scale': (1.5, np.float32(2)), 'flip': None, 'path': Path('x')}
+    )
+    sample.gt_instances = instances
+    found = _plain({'data_samples': (sample,), 3: np.arange(2)})
+    assert found['3'] == [0, 1]
+    (kept,) = found['data_samples']
+    assert kept['scale'] == [1.5, 2.0] and kept['flip'] is None and kept['path'] == repr(Path('x'))
+    boxes, masks = kept['gt_instances']['bboxes'], kept['gt_instances']['masks']
+    assert torch.equal(boxes, torch.ones(1, 4)) and type(boxes) is torch.Tensor
+    assert masks.dtype == torch.uint8 and masks.shape == (1, 2, 3)
+
+
 def test_policies_that_do_not_exist_are_named(data, tmp_path):
     with pytest.raises(ConfigError, match='policy must be one of stop, skip'):
         train(tmp_path, data, **{'default_hooks.non_finite_loss.policy': 'ignore'})
@@ -172,7 +249,6 @@ class SpoilHook(Hook):
         self.names += spoil(self.data)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize('workers', [0, 2])
 def test_a_corrupt_image_is_named_in_one_sentence(data, tmp_path, workers):
     names = []
@@ -182,7 +258,6 @@ def test_a_corrupt_image_is_named_in_one_sentence(data, tmp_path, workers):
     assert any(str(caught.value).startswith(f"image '{name}'") for name in names)
 
 
-@pytest.mark.slow
 def test_corrupt_images_can_be_replaced_and_are_summed_up(data, tmp_path):
     names = spoil(data)
     options = {'train_cfg.corrupt_images': 'replace', 'train_cfg.max_epochs': 2}
@@ -202,7 +277,6 @@ def test_corrupt_images_can_be_replaced_and_are_summed_up(data, tmp_path):
     assert f'{sum(counts.values())} samples were replaced' in log
 
 
-@pytest.mark.slow
 def test_a_corrupt_image_in_the_evaluation_is_named(data, tmp_path):
     names = spoil(data, 'val')
     with pytest.raises(DataError, match='cannot be decoded|cannot be read') as caught:
@@ -231,6 +305,93 @@ def test_a_fault_of_a_transform_is_not_taken_for_an_image(data, policy, transfor
 
     with pytest.raises(error, match=match):
         GuardedDataset(Opens(), policy)[Seeded(0, 0)]
+
+
+@pytest.mark.parametrize(
+    ('own', 'opened', 'kind'),
+    [
+        ('http://a/b.jpg', None, DataError),
+        ('broken.jpg', None, DataError),
+        ('whole.jpg', 'broken.jpg', DataError),  # a mosaic
+        ('whole.jpg', 'whole.jpg', OSError),
+        ('whole.jpg', 'none.csv', OSError),
+    ],
+)
+def test_an_error_of_the_system_is_an_images_where_an_image_is_broken(
+    tmp_path, monkeypatch, own, opened, kind
+):
+    monkeypatch.chdir(tmp_path)
+    cv2.imwrite('whole.jpg', np.zeros((8, 8, 3), np.uint8))
+    Path('broken.jpg').write_bytes(b'no picture')
+
+    class Fails:
+        def __getitem__(self, index):
+            raise OSError(5, 'cannot be had', opened)
+
+        def get_data_info(self, index):
+            return {'img_path': own}
+
+    with pytest.raises(kind, match=f"^image '{own}' cannot.*cannot be had|^.Errno") as caught:
+        GuardedDataset(Fails(), 'raise')._read(0)
+    assert type(caught.value) is kind
+
+
+class Numbered:
+    """Its samples are their numbers; those below ``broken`` cannot be read."""
+
+    def __init__(self, broken):
+        self.broken, self.asked, self.pipeline = broken, [], 'own'
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        self.asked.append(index)
+        if index < self.broken:
+            raise AssertionError('failed to load image: x.jpg')
+        return {'index': index}
+
+
+def test_a_sample_is_replaced_by_its_seed_and_not_for_ever():
+    guarded = GuardedDataset(Numbered(2), 'replace')
+    assert guarded[Seeded(3, 5)] == {'index': 3, 'replaced_images': ''}
+    for seed in range(20):
+        found, asked = guarded[Seeded(1, seed)], []
+        rng = np.random.RandomState(seed)
+        while not asked or asked[-1] < 2:
+            asked.append(rng.randint(4))
+        assert found['index'] == asked[-1]
+        lines = found['replaced_images'].splitlines()
+        assert len(lines) == len(asked) and lines[0].startswith("image '1' cannot be read: it can")
+    guarded = GuardedDataset(Numbered(4), 'replace')
+    assert 'images in a row cannot be read. First: image' in str(guarded[Seeded(0, 0)])
+    assert 10 <= len(guarded.asked) <= 12
+    guarded = pickle.loads(pickle.dumps(GuardedDataset(Numbered(4), 'raise')))
+    fault = guarded[Seeded(2, 0)]
+    assert isinstance(fault, DataError) and guarded.asked == [2] and len(guarded) == 4
+    guarded.pipeline = 'new'
+    assert vars(guarded)['dataset'].pipeline == 'new'
+    with pytest.raises(AssertionError):
+        guarded[2]
+
+
+def test_the_exact_loader_has_all_settings_of_the_loader():
+    settings = {
+        'num_workers': 1, 'pin_memory': True, 'timeout': 9, 'worker_init_fn': print,
+        'multiprocessing_context': multiprocessing.get_context('spawn'),
+        'generator': torch.Generator(), 'prefetch_factor': 3, 'persistent_workers': True,
+    }  # fmt: skip
+    sampler = BatchSampler(range(4), 3, True)
+    exact = exact_loader(
+        DataLoader(Numbered(0), batch_sampler=sampler, collate_fn=tuple, **settings), 1, 'raise'
+    )
+    assert {name: getattr(exact, name) for name in settings} == settings
+    found = exact.batch_sampler
+    assert (len(exact), found.batch_size, found.drop_last, list(found.sampler)) == (
+        1, 3, True, [0, 1, 2, 3],
+    )  # fmt: skip
+    faults = [DataError('a'), DataError('b')]
+    assert exact.collate_fn([1, 2]) == (1, 2) and exact.collate_fn([1, *faults]) is faults[0]
 
 
 def test_images_that_are_cut_short_are_told_from_odd_ones(tmp_path):
@@ -312,6 +473,10 @@ def test_a_killed_worker_ends_the_run_with_a_sentence(data, tmp_path):
         (RuntimeError('mat1 and mat2'), RuntimeError, '^mat1 and mat2$'),
         (FileNotFoundError(2, 'No such file', 'b.jpg'), FileNotFoundError, 'b.jpg'),
         (AssertionError('failed to load image: c.jpg'), DataError, "'c.jpg' cannot be decoded"),
+        (OSError(errno.EDQUOT, 'Quota exceeded'), EvitError, r'^a file cannot be written \(Quota'),
+        (cv2.error('(-215) !buf.empty() in imdecode_'), DataError, '^an image file is empty'),
+        (cv2.error('(-215) in resize'), cv2.error, 'resize'),
+        (AssertionError('3 boxes'), AssertionError, '^3 boxes$'),
     ],
 )
 def test_only_what_is_understood_is_translated(error, kind, match):

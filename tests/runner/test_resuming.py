@@ -2,10 +2,12 @@
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.dataset import DefaultSampler
 from mmengine.hooks import Hook
 from torch.utils.data import BatchSampler, DataLoader
@@ -13,7 +15,7 @@ from torch.utils.data import BatchSampler, DataLoader
 from evit_mm.data import make_shapes
 from evit_mm.errors import CheckpointError, ConfigError, EvitError
 from evit_mm.runner.loader import ExactBatchSampler, exact_loader
-from evit_mm.runner.resuming import find_last_good
+from evit_mm.runner.resuming import find_last_good, find_resumed, resumed_from
 from evit_mm.runner.train import train as run_training
 from evit_mm.utils.files import write_atomically
 from tests.kills import OFTEN, RecordHook, differences, run_kills
@@ -146,7 +148,6 @@ def test_the_middle_of_an_epoch_needs_the_same_batches_and_seed(data, tmp_path):
 # --- checkpoints
 
 
-@pytest.mark.slow
 def test_torn_checkpoints_are_passed_over_with_a_warning(data, tmp_path, monkeypatch):
     config = write_config(tmp_path, data, COMMON)
     train(tmp_path, config, 'cut', InterruptHook(in_evaluation=2))
@@ -172,6 +173,32 @@ def test_torn_checkpoints_are_passed_over_with_a_warning(data, tmp_path, monkeyp
     with pytest.raises(CheckpointError, match='no checkpoint in .* can be read'):
         find_last_good(tmp_path / 'cut')
     assert find_last_good(tmp_path) is None
+
+
+def test_the_seed_of_the_checkpoint_counts_and_another_is_refused(tmp_path):
+    def found(seed, **options):
+        meta = {'epoch': 1, 'iter': 3, **({} if seed is None else {'seed': seed})}
+        content = {'optimizer': {'a': 1}, 'message_hub': {'a': 1}, 'meta': meta}
+        torch.save({**content, 'state_dict': {'a': torch.ones(1)}}, tmp_path / 'epoch_1.pth')
+        cfg = Config({'work_dir': str(tmp_path), 'resume': True, **options})
+        assert set(find_resumed(cfg)) == {*content, 'state_dict'}
+        assert cfg.resume is True and cfg.load_from == str(tmp_path / 'epoch_1.pth')
+        return cfg.get('randomness')
+
+    assert found(0) == {'seed': 0} and found(None) is None
+    own = {'seed': 4, 'deterministic': True}
+    assert found(4, randomness=own) == own == found(None, randomness=own)
+    for saved, chosen in ((0, 5), (5, 0)):
+        with pytest.raises(ConfigError, match=f'trained with seed {saved}, not {chosen}; resume'):
+            found(saved, randomness={'seed': chosen})
+    elsewhere = str(tmp_path / 'none')
+    assert found(2, work_dir=elsewhere, load_from=str(tmp_path / 'epoch_1.pth')) == {'seed': 2}
+    (tmp_path / 'last_checkpoint').write_text('last.pth')
+    for resume, load_from, file in ((True, 'a', 'a'), (True, None, 'last.pth'), (False, 'a', None)):
+        runner = SimpleNamespace(_resume=resume, _load_from=load_from, work_dir=str(tmp_path))
+        assert resumed_from(runner) == file
+    for options in ({'resume': False}, {}):
+        assert find_resumed(Config({'work_dir': str(tmp_path), **options})) is None
 
 
 class FullDiskHook(Hook):
@@ -222,7 +249,6 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     assert (tmp_path / 'a' / 'file').read_bytes() == b'one'
 
 
-@pytest.mark.slow
 def test_the_best_checkpoint_goes_only_when_a_better_one_is_there(data, tmp_path, monkeypatch):
     scores = iter([0.1, 0.05, 0.3])
     monkeypatch.setattr(

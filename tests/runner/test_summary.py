@@ -12,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 from mmengine.hooks import CheckpointHook, Hook
@@ -19,6 +20,7 @@ from mmengine.logging import MessageHub
 
 from evit_mm.data import make_shapes
 from evit_mm.runner import console, summary
+from evit_mm.runner.config import load_config
 from evit_mm.runner.train import train
 from tests.conftest import ROOT
 from tests.trainings import write_config
@@ -269,3 +271,65 @@ log_processor = dict(by_epoch=False)
     assert re.search(r'^iteration 4/4  loss \S+ .* AP 0\.\d+  left 0:00:00$', said.getvalue(), re.M)
     assert 'finished after 4 of 4 iterations' in said.getvalue()
     assert read(tmp_path / 'work')['finished'] is True
+
+
+def test_the_text_names_time_memory_best_and_next_commands(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    work = tmp_path / 'work'
+    work.mkdir()
+    cfg = load_config(write_config(tmp_path, data), work_dir=str(work))
+    runner = runner_with(work)
+    runner.cfg, runner.max_epochs, runner.train_loop = cfg, 5, None
+    memory = {'ram': 1536.0, 'gpu': 3072.0}
+    facts = {'finished': False, 'seconds': 3661.6, 'peak_memory_mib': memory, 'best': None}
+    first = 'stopped after 3 of 5 epochs in 1:01:02; peak: 1.5 GiB of memory, 3.0 GiB of GPU memory'
+    assert summary.describe(runner, facts).splitlines() == [first, 'no evaluation result']
+    best = {'metric': 'a/b', 'value': 0.123456, 'epoch': 2, 'checkpoint': None}
+    said = summary.describe(runner, {**facts, 'best': best}).splitlines()
+    assert said[1:] == ['best a/b: 0.1235, epoch 2: its checkpoint is not in the work dir']
+    (work / 'best.pth').touch()
+    best['checkpoint'] = 'best.pth'
+    memory['gpu'] = None
+    said = summary.describe(runner, {**facts, 'finished': True, 'best': best}).splitlines()
+    assert said[0] == 'finished after 3 of 5 epochs in 1:01:02; peak: 1.5 GiB of memory'
+    assert said[1:3] == ["best a/b: 0.1235, epoch 2: 'work/best.pth'", 'next:']
+    words = [shlex.split(line)[-6:] for line in said[3:]]
+    assert [word[-2:] for word in words[:1]] == [['work/tiny.py', 'work/best.pth']]
+    images = str(data / 'val') if not (data / 'test').is_dir() else words[1][-3]
+    tail = ['work/tiny.py', 'work/best.pth', images, '--out', 'work/predictions']
+    assert words[1][-5:] == tail and words[2][-3:] == ['work', '-o', 'work/report']
+    cfg.default_scope = 'mmpretrain'
+    commands = summary.next_commands(runner, 'best.pth')
+    assert [shlex.split(line)[-2:] for line in commands] == [
+        ['work/tiny.py', 'best.pth'], ['--show-dir', 'work/pictures'], ['-o', 'work/report'],
+    ]  # fmt: skip
+
+
+def test_the_best_file_is_the_one_of_its_metric_and_in_the_folder(tmp_path):
+    (tmp_path / 'a.pth').touch()
+    for known, found in (
+        ({}, None),
+        ({'best_ckpt': '/old/place/a.pth'}, 'a.pth'),
+        ({'best_ckpt': '/old/place/b.pth'}, None),
+        ({'best_ckpt_x': 'b.pth', 'best_ckpt_m': 'a.pth'}, 'a.pth'),
+    ):
+        runner = SimpleNamespace(message_hub=SimpleNamespace(runtime_info=known), work_dir=tmp_path)
+        assert summary._best_file(runner, 'm') == found
+
+
+def test_only_the_first_process_writes_and_the_end_is_told_once(tmp_path, monkeypatch):
+    runner, hook = runner_with(tmp_path), summary.SummaryHook()
+    runner.logger, runner._resume, runner.seed, runner.world_size = Mock(), False, 3, 1
+    monkeypatch.setattr(summary, 'describe', lambda *_: 'the end')
+    monkeypatch.setattr(summary, 'is_main_process', lambda: False)
+    hook.before_train(runner)
+    hook.on_exit(runner)
+    assert not list(tmp_path.iterdir()) and not runner.logger.info.called
+    monkeypatch.setattr(summary, 'is_main_process', lambda: True)
+    hook.before_train(runner)
+    assert read(tmp_path)['finished'] is False and read(tmp_path)['best'] is None
+    hook.after_train(runner)
+    hook.after_run(runner)
+    hook.on_exit(runner)
+    assert [call.args[0] for call in runner.logger.info.call_args_list][1:] == ['the end']
+    assert read(tmp_path)['finished'] is True and 0 <= read(tmp_path)['seconds'] < 60

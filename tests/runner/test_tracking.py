@@ -8,6 +8,7 @@ import os
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -220,6 +221,50 @@ def test_mlflow_of_the_environment_is_taken(tmp_path, monkeypatch):
     tracking.add_trackers(cfg, ['mlflow'])
     assert cfg.visualizer.vis_backends[-1].tracking_uri == 'http://localhost:5000'
     assert cfg.visualizer.vis_backends[-1].artifact_location is None
+
+
+def test_logs_lie_in_the_work_dir_under_the_names_of_the_run(tmp_path, monkeypatch):
+    monkeypatch.delenv('MLFLOW_TRACKING_URI', raising=False)
+    monkeypatch.setenv('MLFLOW_RUN_ID', 'another')
+    for name in ('mlflow', 'wandb'):
+        monkeypatch.setitem(sys.modules, name, stand_in(name))
+    work = tmp_path / 'cells'
+    work.mkdir()
+    (work / tracking.STATE).write_text('{"run": "first", "wandb": "abc", "mlflow": "id"}')
+    cfg = a_config(work, resume=True)
+    tracking.add_trackers(cfg, list(tracking.BACKENDS))
+    boards, mlflow, wandb = (dict(backend) for backend in cfg.visualizer.vis_backends)
+    assert boards == {
+        'type': 'TensorboardVisBackend', 'save_dir': str(work / 'tensorboard' / 'first')
+    }  # fmt: skip
+    assert mlflow == {
+        'type': 'MLflowVisBackend', 'save_dir': str(work / 'mlflow'), 'exp_name': 'cells',
+        'tracking_uri': f'sqlite:///{work}/mlflow/mlflow.db', 'artifact_suffix': '.log',
+        'artifact_location': f'file://{work}/mlflow/artifacts', 'tracked_config_keys': [],
+    }  # fmt: skip
+    assert os.environ['MLFLOW_RUN_ID'] == 'id'
+    init = {'id': 'abc', 'name': 'cells/first', 'resume': 'allow', 'allow_val_change': True}
+    assert wandb == {
+        'type': 'WandbVisBackend', 'save_dir': str(work / 'wandb'), 'init_kwargs': init
+    }  # fmt: skip
+    hook = cfg.default_hooks.tracking
+    assert (hook.type, hook.trackers, hook.state.run) == (
+        'TrackingHook', ['tensorboard', 'mlflow', 'wandb'], 'first',
+    )  # fmt: skip
+    tracking.drop_trackers(cfg)
+    assert cfg.default_hooks == {} and cfg.visualizer.vis_backends == []
+    tracking.drop_trackers(Config({}))
+    new = a_config(work)
+    tracking.add_trackers(new, ['wandb', 'mlflow'])
+    wandb, mlflow = new.visualizer.vis_backends
+    assert wandb.init_kwargs.id != 'abc' and 'tracked_config_keys' not in mlflow
+
+
+def test_classifiers_get_no_pictures(tmp_path):
+    hook = tracking.TrackingHook(['tensorboard'], {})
+    for scope, number in (('mmpretrain', 0), ('mmdet', 8)):
+        hook.before_val_epoch(SimpleNamespace(cfg={'default_scope': scope}, visualizer=Mock()))
+        assert hook.left == number
 
 
 @pytest.mark.slow

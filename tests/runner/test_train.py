@@ -365,6 +365,115 @@ def test_work_dir_of_the_command_line_wins(trained):
     assert load_config(config, {'work_dir': 'a'}, 'b').work_dir == 'b'
 
 
+@RUNNERS.register_module(force=True)
+class Kept:
+    """A runner that only keeps what it was built from."""
+
+    rank = 0
+
+    def __init__(self, cfg):
+        self.cfg, self.hooks, self.trained = cfg, [], False
+        self.register_hook = self.hooks.append
+
+    @classmethod
+    def from_cfg(cls, cfg):
+        return cls(cfg)
+
+    def train(self):
+        self.trained = list(self.hooks)
+
+    def test(self):
+        return {'runner': self, 'hooks': list(self.hooks)}
+
+
+def test_the_arguments_of_a_training_reach_its_runner(tmp_path, monkeypatch):
+    config, keep, hook = write_config(tmp_path, ROOT), {'runner_type': 'Kept'}, Hook()
+    plain = train(config, str(tmp_path / 'a'), cfg_options=keep)
+    cfg = plain.cfg
+    assert (cfg.launcher, cfg.resume, cfg.load_from, plain.trained) == ('none', False, None, [])
+    assert not cfg.auto_scale_lr.get('enable') and 'seed' not in cfg.get('randomness', {})
+    assert (
+        not cfg.get('randomness', {}).get('deterministic') and 'tracking' not in cfg.default_hooks
+    )
+    monkeypatch.delenv('CUBLAS_WORKSPACE_CONFIG', raising=False)
+    full = train(
+        config, str(tmp_path / 'b'), 'x.pth', auto_scale_lr=True, launcher='mpi', seed=0,
+        cfg_options=keep, hooks=[hook], deterministic=True, track=['tensorboard'],
+    )  # fmt: skip
+    cfg = full.cfg
+    assert (cfg.launcher, cfg.resume, cfg.load_from, full.trained) == ('mpi', True, 'x.pth', [hook])
+    assert cfg.auto_scale_lr.enable is True and os.environ['CUBLAS_WORKSPACE_CONFIG'] == ':4096:8'
+    assert cfg.randomness == {'seed': 0, 'deterministic': True}
+    assert cfg.default_hooks.tracking.trackers == ['tensorboard']
+    options = {**keep, 'randomness': {'deterministic': True}}
+    largest = train(config, str(tmp_path), cfg_options=options, seed=2**32 - 1)
+    assert largest.cfg.randomness == {'deterministic': True, 'seed': 2**32 - 1}
+    for seed in (-1, 2**32):
+        with pytest.raises(ConfigError, match='--seed must be from 0'):
+            train(config, str(tmp_path), seed=seed, cfg_options=keep)
+
+
+@pytest.mark.parametrize(
+    ('given', 'kind'),
+    [
+        ({}, 'AmpOptimWrapper'),
+        ({'optim_wrapper.type': 'AGCOptimWrapper'}, 'AmpAGCOptimWrapper'),
+        ({'optim_wrapper.type': 'AmpOptimWrapper', 'optim_wrapper.loss_scale': 8.0}, None),
+    ],
+)
+def test_mixed_precision_keeps_the_kind_of_wrapper_and_its_loss_scale(
+    tmp_path, monkeypatch, given, kind
+):
+    monkeypatch.setattr('mmengine.device.utils.DEVICE', 'cuda')
+    options = {'runner_type': 'Kept', **given}
+    wrapper = train(
+        write_config(tmp_path, ROOT), str(tmp_path), amp=True, cfg_options=options
+    ).cfg.optim_wrapper
+    assert wrapper.type == (kind or 'AmpOptimWrapper')
+    assert wrapper.loss_scale == ('dynamic' if kind else 8.0)
+
+
+def test_the_arguments_of_an_evaluation_reach_its_runner(tmp_path):
+    config, hook = write_config(tmp_path, ROOT), Hook()
+
+    def tested(checkpoint='x.pth', out=None, options=(), **arguments):
+        keep = {'runner_type': 'Kept', 'resume': True, **dict(options)}
+        return run_test(config, checkpoint, out, cfg_options=keep, work_dir=str(tmp_path / 'w'),
+                        **arguments)  # fmt: skip
+
+    found = tested(hooks=[hook], launcher='mpi', show_dir=os.path.relpath(tmp_path / 'p'))
+    cfg = found['runner'].cfg
+    assert (cfg.launcher, cfg.resume, cfg.load_from) == ('mpi', False, 'x.pth')
+    assert found['hooks'] == [hook] and cfg.work_dir == str(tmp_path / 'w')
+    visualization = cfg.default_hooks.visualization
+    assert visualization.draw is True and visualization.test_out_dir == str(tmp_path / 'p')
+    cfg = tested(None)['runner'].cfg
+    assert cfg.load_from is None and cfg.launcher == 'none'
+    assert not cfg.default_hooks.visualization.get('draw')
+    for out, own in ((f'{tmp_path}/a.pickle', 'CocoMetric'), (f'{tmp_path}/b/a.pkl', 'list')):
+        two = [{'type': 'A'}, {'type': 'B'}]
+        options = {'test_evaluator': two} if own == 'list' else {}
+        evaluators = tested(out=out, options=options)['runner'].cfg.test_evaluator
+        dump = {'type': 'DumpDetResults', 'out_file_path': out}
+        assert evaluators[-1] == dump and len(evaluators) == (3 if own == 'list' else 2)
+        assert Path(out).parent.is_dir()
+    with pytest.raises(ConfigError, match='needs a single test_evaluator, not a list'):
+        tested(out=f'{tmp_path}/a.json', options={'test_evaluator': two})
+    scope = {'default_scope': 'mmpretrain'}
+    with pytest.raises(ConfigError, match=r'must end in \.pkl for a classifier'):
+        tested(out=f'{tmp_path}/a.json', options=scope)
+    cfg = tested(out=f'{tmp_path}/a.pkl', show_dir=str(tmp_path / 'q'), options=scope)['runner'].cfg
+    assert cfg.test_evaluator[-1].type == 'DumpResults'
+    visualization = cfg.default_hooks.visualization
+    assert visualization.enable is True and visualization.interval == 1
+    assert visualization.out_dir == str(tmp_path / 'q')
+    out = f'{tmp_path}/r.json'
+    for kind in ('bbox', 'segm'):  # as CocoMetric writes them
+        Path(f'{out}.partial.{kind}.json').write_text(kind)
+    assert tested(out=out)['runner'].cfg.test_evaluator.outfile_prefix == f'{out}.partial'
+    assert Path(out).read_text() == 'bbox' and (tmp_path / 'r.segm.json').read_text() == 'segm'
+
+
 @pytest.mark.slow
 def test_tools_print_one_line_for_a_mendable_error(tmp_path):
     def run_tool(*words):

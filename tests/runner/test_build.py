@@ -1,0 +1,61 @@
+"""Errors of a build name the config; devices and hooks are the ones that were asked for."""
+
+import mmengine.device
+import pytest
+import torch
+from mmengine.config import Config
+
+from evit_mm.errors import ConfigError, DataError
+from evit_mm.runner.build import CheckedRunner, build_runner, config_faults, set_device
+from tests.runner.test_loop import Layers
+
+
+@pytest.mark.parametrize(
+    ('error', 'said'),
+    [
+        (ValueError('a is b'), 'x.py: a is b'),
+        (KeyError('a'), 'x.py: KeyError: a'),
+        (TypeError('no'), 'x.py: TypeError: no'),
+        (AssertionError(), 'x.py: AssertionError: '),
+        (
+            TypeError("A.__init__() got an unexpected keyword argument 'b'"),
+            "x.py: A has no arg.* 'b'",
+        ),
+    ],
+)
+def test_errors_of_a_build_name_the_config(tmp_path, error, said):
+    (tmp_path / 'x.py').write_text('')
+    cfg = Config.fromfile(tmp_path / 'x.py')
+    with pytest.raises(ConfigError, match=f'{said}$'), config_faults(cfg):
+        raise error
+
+
+@pytest.mark.parametrize('error', [RuntimeError('a'), DataError('a'), OSError('a')])
+def test_other_errors_of_a_build_stay_what_they_are(error):
+    with pytest.raises(type(error)) as caught, config_faults({}):
+        raise error
+    assert caught.value is error
+
+
+def test_every_default_hook_can_be_left_out(tmp_path):
+    names = ('runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler', 'checkpoint')
+    cfg = {'model': {'type': Layers.__name__}, 'work_dir': str(tmp_path / 'a' / 'b')}
+    cfg = Config({**cfg, 'experiment_name': str(tmp_path), 'log_level': 'ERROR'})
+    assert len(build_runner(cfg).hooks) == len(names)
+    cfg.default_hooks = dict.fromkeys((*names, 'summary'))
+    cfg.experiment_name += ' without'
+    runner = build_runner(cfg)
+    assert runner.hooks == [] and type(runner) is CheckedRunner and not runner.distributed
+    cfg.runner_type = 'Ranner'
+    with pytest.raises(ConfigError, match="unknown runner_type 'Ranner'; use CheckedRunner"):
+        build_runner(cfg)
+
+
+def test_the_device_is_the_one_that_was_asked_for(monkeypatch):
+    chosen = []
+    monkeypatch.setattr('mmengine.device.utils.DEVICE', 'own')
+    monkeypatch.setattr(torch.cuda, 'set_device', chosen.append)  # there may be none here
+    for device, expected in ((None, 'own'), ('cuda:1', 'cuda'), ('cuda', 'cuda'), ('cpu', 'cpu')):
+        set_device(device)
+        assert mmengine.device.get_device() == expected
+    assert chosen == [1, 0]
