@@ -10,6 +10,7 @@ from pycocotools import mask as mask_api
 from pycocotools.coco import COCO
 
 from evit_mm.data import SHAPE_CLASSES, check_coco, check_config_data, make_shapes
+from evit_mm.data.check import config_data_faults
 from evit_mm.data.images import spread
 from evit_mm.data.layout import find_splits
 from evit_mm.data.shapes import _place, shape_mask
@@ -318,3 +319,128 @@ def test_without_coco_the_message_says_how_to_lay_it_out():
     text = str(caught.value)
     assert 'nowhere/coco/annotations/instances_{train,val}2017.json' in text
     assert 'configs/retinanet_evit_m4_shapes.py' in text
+
+
+def boxed(*boxes, width=60, height=40):
+    """Return an annotation file of a 60x40 image with these boxes and an area for each."""
+    kinds = {'image_id': 1, 'category_id': 3, 'iscrowd': 0}
+    return {
+        'images': [{'id': 1, 'file_name': 'a/0.png', 'width': width, 'height': height}],
+        'annotations': [
+            {'id': number, 'bbox': list(box), 'area': area, **kinds}
+            for number, (*box, area) in enumerate(boxes)
+        ],
+        'categories': [{'id': 3, 'name': 'disc'}, {'id': 9, 'name': 'box'}],
+    }
+
+
+def check_boxed(folder, coco, **options):
+    (folder / 'a').mkdir(exist_ok=True)
+    cv2.imwrite(str(folder / 'a' / '0.png'), np.zeros((40, 60, 3), np.uint8))
+    (folder / 'a.json').write_text(json.dumps(coco))
+    faults, notes = check_coco(str(folder / 'a.json'), str(folder), **options)
+    return [text.removeprefix(f"'{folder}/a.json': ") for text in faults + notes]
+
+
+INSIDE = (0, 0, 60, 40, 9)
+
+
+@pytest.mark.parametrize(
+    ('box', 'kind'),
+    [
+        ((5, 5, 1, 1, 0.5), ''),
+        ((-1, -1, 62, 42, 9), ''),  # one pixel on each side may come from rounding
+        ((59, 39, 2, 2, 9), ''),
+        ((5, 5, 0.9, 9, 9), 'have no area'),
+        ((5, 5, 9, 0.9, 9), 'have no area'),
+        ((5, 5, 9, 9, -1), 'have no area'),
+        ((60, 5, 1, 9, 9), 'are outside'),
+        ((5, 40, 9, 1, 9), 'are outside'),
+        ((-9, 5, 9, 9, 9), 'are outside'),
+        ((5, -9, 9, 9, 9), 'are outside'),
+        ((-1.5, 5, 9, 9, 9), 'extend beyond'),
+        ((5, -1.5, 9, 9, 9), 'extend beyond'),
+        ((5, 5, 56.5, 9, 9), 'extend beyond'),
+        ((5, 5, 9, 36.5, 9), 'extend beyond'),
+        ((45, 5, 14, 9, 9), ''),  # not if width and height of the image were swapped
+    ],
+)
+def test_boxes_at_the_edges(box, kind, tmp_path):
+    found = check_boxed(tmp_path, boxed(INSIDE, box))
+    assert [text.startswith(f'1 boxes {kind}') and '(annotations 1)' in text for text in found] == (
+        [True] * bool(kind)
+    )
+    if kind and kind != 'extend beyond':  # then nothing is left to train on
+        assert (
+            'add at least one for training' in check_boxed(tmp_path, boxed(box), training=True)[0]
+        )
+
+
+def test_masks_are_asked_for_where_they_are_loaded(tmp_path):
+    coco = boxed(INSIDE, INSIDE, (5, 5, 0, 0, 0))
+    coco['annotations'][0]['segmentation'] = {'size': [40, 60], 'counts': [400, 20, 1980]}
+    assert len(check_boxed(tmp_path, coco)) == 1  # the note on the box without area
+    fault, _ = check_boxed(tmp_path, coco, with_mask=True)
+    assert fault.startswith('1 of 2 annotations have no valid segmentation (1), but the pipeline')
+    coco['annotations'][1]['segmentation'] = [[1, 1, 9, 1, 9, 9]]
+    assert len(check_boxed(tmp_path, coco, with_mask=True)) == 1
+
+
+def test_classes_are_a_part_of_the_categories_in_their_order(tmp_path):
+    coco = boxed(INSIDE)
+    assert not check_boxed(tmp_path, coco, classes=('disc',))
+    assert not check_boxed(tmp_path, coco, classes=['disc', 'box'])
+    (fault,) = check_boxed(tmp_path, coco, classes=('box', 'disc'))
+    assert fault.endswith("set metainfo.classes=('disc', 'box')")
+    (note,) = check_boxed(tmp_path, coco, classes=('box',))
+    assert note.startswith('no box has a class of the config') and 'every AP will be -1' in note
+
+
+def test_so_many_images_are_decoded(tmp_path):
+    coco = boxed(INSIDE)
+    coco['images'] *= 20
+    for index, image in enumerate(coco['images']):
+        coco['images'][index] = {**image, 'id': index + 1, 'file_name': f'{index}.png'}
+        pixels = np.zeros((40, 60) if index else (60, 40), np.uint8)
+        cv2.imwrite(str(tmp_path / f'{index}.png'), pixels)
+    (tmp_path / '1.png').write_bytes(b'')
+    differing = "images in '.*' have a different size .*0.png is 40x60, not 60x40"
+    (fault,) = check_boxed(tmp_path, coco)  # every third: at most eight
+    assert re.match(f'1 of 7 checked {differing}', fault)
+    broken, fault = check_boxed(tmp_path, coco, num_decoded=None)
+    assert re.match(f'1 of 20 checked {differing}', fault)
+    assert re.match(r"1 of 20 checked images in '.*' cannot be decoded \(1\.png\)", broken)
+    (tmp_path / '2.png').unlink()
+    assert '1 of 20 images are not in' in check_boxed(tmp_path, coco)[0]
+
+
+def test_each_finding_on_a_config_names_its_split_once(copy):
+    def found(splits=('train', 'val', 'test'), num_decoded=8, **changes):
+        return config_data_faults(config_for(copy, **changes), splits, num_decoded)
+
+    assert found() == ([], [])
+    edit(copy, first('bbox', [10, 10, 0, 5]))
+    faults, notes = found()
+    assert (
+        not faults and len(notes) == 1 and notes[0].startswith("val: '")
+    )  # test has the same file
+    head = {'type': 'FCNMaskHead', 'num_classes': 5}
+    roi_head = {'bbox_head': {**head, 'num_classes': 6}, 'mask_head': {**head, 'num_classes': 7}}
+    faults, _ = found(['val'], **{'model.roi_head': roi_head})
+    assert [fault.split()[1:4] for fault in faults] == [
+        ['model.roi_head.bbox_head.num_classes', 'is', '6'],
+        ['model.roi_head.mask_head.num_classes', 'is', '7'],
+    ]
+    (copy / 'train' / '000005.jpg').write_bytes(b'')
+    (copy / 'val' / '000002.jpg').write_bytes(b'')
+    assert found(['train', 'val'])[0] == []  # not among the eight
+    faults, notes = found(['train', 'val'], None)
+    assert [fault.split(':')[0] for fault in faults] == ['train', 'val'] and len(notes) == 1
+    replace = {'train_cfg.corrupt_images': 'replace'}
+    faults, notes = found(['train', 'val'], None, **replace)
+    assert [fault.split(':')[0] for fault in faults] == ['val']
+    assert [note.split(':')[0] for note in notes] == ['train', 'val']
+    remote = {f'{split}_dataloader.dataset.data_root': 's3://a' for split in ('train', 'val')}
+    assert found(['train', 'val'], None, **remote) == ([], [])
+    other = f'{copy}/annotations/../annotations/instances_val.json'
+    assert not found(['val'], **{'val_evaluator.ann_file': other})[0]

@@ -1,7 +1,6 @@
 """The wheel: what it holds, that it installs, and that it trains from outside the checkout."""
 
 import email
-import importlib
 import os
 import re
 import shlex
@@ -19,10 +18,6 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import evit_mm
-from evit_mm.errors import ConfigError
-from evit_mm.utils import package_files as places
-from evit_mm.utils import provenance
-from evit_mm.utils.package_files import find_config, project_path
 from tests.conftest import ROOT
 
 CHECKED = """
@@ -191,36 +186,6 @@ def test_metadata_names_licence_python_and_paper():
     assert all({'family-names', 'given-names'} == set(author) for author in paper['authors'])
 
 
-def test_configs_are_found_by_name_or_path(tmp_path, monkeypatch):
-    expected = ROOT / 'configs' / 'retinanet_evit_m4_coco.py'
-    monkeypatch.chdir(tmp_path)
-    for name in ('retinanet_evit_m4_coco', 'configs/retinanet_evit_m4_coco.py', expected):
-        assert find_config(name).resolve() == expected
-    (tmp_path / 'retinanet_evit_m4_coco.py').write_text('')
-    assert find_config('retinanet_evit_m4_coco.py') == Path('retinanet_evit_m4_coco.py')
-    with pytest.raises(ConfigError, match="did you mean 'retinanet_evit_m4_coco'"):
-        find_config('retinanet_evit_m4_cocoo.py')
-    with pytest.raises(ConfigError, match='does not exist; the configs are in'):
-        find_config('elsewhere/x.py')
-
-
-def test_an_installed_package_asks_its_own_folder_alone(tmp_path, monkeypatch):
-    site = tmp_path / 'site-packages'
-    (site / 'configs').mkdir(parents=True)  # somebody else's
-    (site / 'evit_mm' / '.mim').mkdir(parents=True)
-    monkeypatch.setattr(places, 'PACKAGE', site / 'evit_mm')
-    monkeypatch.setattr(places, 'MIM', site / 'evit_mm' / '.mim')
-    assert project_path('configs') == site / 'evit_mm' / '.mim' / 'configs'
-
-
-def test_commit_is_that_of_the_checkout_alone(tmp_path, monkeypatch):
-    package = tmp_path / 'environment' / 'evit_mm'
-    package.mkdir(parents=True)
-    run('git', 'init', '--quiet', tmp_path, cwd=tmp_path)
-    monkeypatch.setattr(provenance, '__file__', str(package / 'provenance.py'))
-    assert provenance.commit() == 'unknown'
-
-
 def test_the_tools_run_by_name(tmp_path):
     done = subprocess.run(
         [sys.executable, '-m', 'evit_mm', 'trian'],
@@ -258,33 +223,3 @@ def test_issue_forms_ask_for_what_exists():
     assert 'tools/doctor.py' in named and 'tests/models/test_window.py' in named
     for name in named:
         assert name == 'evit_mm/.mim' or list(ROOT.glob(name.replace('NAME', '*'))), name
-
-
-@pytest.mark.parametrize(
-    ('old', 'name'),
-    [
-        ('engine', 'load_config'),
-        ('engine', 'train'),
-        ('heads', 'SyncedRetinaHead'),
-        ('metrics', 'HotCocoMetric'),
-        ('training', 'ExactTrainLoop'),
-        ('datasets', 'make_shapes'),
-        ('export', 'export'),
-    ],
-)
-def test_a_module_that_moved_is_found_by_its_old_name(old, name, monkeypatch):
-    monkeypatch.delitem(sys.modules, f'evit_mm.{old}', raising=False)
-    with pytest.warns(FutureWarning, match=f'^evit_mm.{old} is deprecated .* import from evit_mm'):
-        module = importlib.import_module(f'evit_mm.{old}')
-    assert getattr(module, name).__name__ == name
-    assert getattr(module, name).__module__ != f'evit_mm.{old}'
-
-
-def test_every_old_name_leads_somewhere():
-    from evit_mm.utils.old_names import MOVED, PACKAGE
-
-    for names in MOVED.values():
-        for place in names:
-            importlib.import_module(PACKAGE + place)
-    with pytest.raises(ModuleNotFoundError):
-        importlib.import_module('evit_mm.nothing')

@@ -6,7 +6,7 @@ import runpy
 
 import pytest
 
-from evit_mm.errors import ConfigError
+from evit_mm.errors import CheckpointError, ConfigError, DataError
 from evit_mm.utils import cli
 from tests.conftest import ROOT
 
@@ -28,6 +28,8 @@ def fail(error, cause=None):
             None,
             "error: [Errno 2] No such file: 'b'\nset EVIT",
         ),
+        (CheckpointError('b.pth: no'), None, 'error: b.pth: no'),
+        (DataError('c.json: no'), None, 'error: c.json: no'),
         (KeyboardInterrupt(), None, 'stopped'),
     ],
 )
@@ -57,13 +59,39 @@ def test_a_bug_is_not_made_a_line_of():
     assert cli.run_tool(lambda: 3) == 3
 
 
-def test_a_launchers_rank_goes_to_the_environment(monkeypatch):
-    monkeypatch.delenv('LOCAL_RANK', raising=False)
-    monkeypatch.setattr('sys.argv', ['tool', '--local-rank', '2', '--launcher', 'pytorch'])
+def test_ctrl_c_without_a_word_of_the_tool():
+    with pytest.raises(SystemExit, match='^interrupted$'):
+        cli.run_tool(fail(KeyboardInterrupt()))
+
+
+@pytest.mark.parametrize(
+    ('words', 'before', 'launcher', 'rank'),
+    [
+        (['--local-rank', '2', '--launcher', 'pytorch'], None, 'pytorch', '2'),
+        (['--local_rank=3', '--launcher', 'slurm'], None, 'slurm', '3'),
+        (['--local-rank', '2', '--launcher', 'mpi'], '1', 'mpi', '1'),  # torchrun has set it
+        ([], None, 'none', '0'),
+    ],
+)
+def test_a_launchers_rank_goes_to_the_environment(words, before, launcher, rank, monkeypatch):
+    monkeypatch.setenv('LOCAL_RANK', before or '')
+    if before is None:
+        del os.environ['LOCAL_RANK']
+    monkeypatch.setattr('sys.argv', ['tool', *words])
     parser = argparse.ArgumentParser()
     cli.add_launcher(parser)
-    assert vars(cli.parse_with_rank(parser)) == {'launcher': 'pytorch'}
-    assert os.environ.pop('LOCAL_RANK') == '2'
+    assert vars(cli.parse_with_rank(parser)) == {'launcher': launcher}
+    assert os.environ['LOCAL_RANK'] == rank
+
+
+def test_devices_and_overrides_are_read():
+    parser = argparse.ArgumentParser()
+    cli.add_device(parser)
+    cli.add_cfg_options(parser)
+    assert vars(parser.parse_args([])) == {'device': None, 'cfg_options': None}
+    words = ['--device', 'cuda:1', '--cfg-options', 'a.b=1', 'c=[0.5,x]', 'd=e=f']
+    options = {'a.b': 1, 'c': [0.5, 'x'], 'd': 'e=f'}
+    assert vars(parser.parse_args(words)) == {'device': 'cuda:1', 'cfg_options': options}
 
 
 def test_an_override_without_a_value_is_named(monkeypatch, capsys):

@@ -19,14 +19,20 @@ SOUND = {
     'mmcv-lite': ('2.1.0', ''),
     'mmdet': ('3.3.0', ''),
 }
-MODULES = {'opencv-python': 'cv2', 'mmcv-lite': 'mmcv', 'onedl-mmcv': 'mmcv'}
+MODULES = {
+    'opencv-python': 'cv2',
+    'opencv-contrib-python': 'cv2',
+    'opencv-python-headless': 'cv2',
+    'mmcv-lite': 'mmcv',
+    'onedl-mmcv': 'mmcv',
+}
 NO_NMS = "raise RuntimeError('operator torchvision::nms does not exist')"
 NO_XCB = "raise ImportError('libxcb.so.1: cannot open shared object file')"
 UNDEFINED = "raise ImportError('_ext.so: undefined symbol: _ZN3c10')"
 
 
 def make(folder, packages):
-    """Write packages with these versions and contents; torchvision asks for torch 2.14.1."""
+    """Write packages with these versions and contents; torchvision asks for one torch."""
     for name, (version, code) in packages.items():
         module = folder / MODULES.get(name, name)
         module.mkdir(exist_ok=True)
@@ -35,7 +41,8 @@ def make(folder, packages):
         info.mkdir()
         text = f'Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n'
         if name == 'torchvision':
-            text += 'Requires-Dist: numpy\nRequires-Dist: torch==2.14.1\n'
+            pin = 'torch (==2.0)' if version == '0.15' else 'torch==2.14.1'
+            text += f'Requires-Dist: numpy\nRequires-Dist: {pin}\n'
         (info / 'METADATA').write_text(text)
 
 
@@ -63,6 +70,21 @@ def run(folder, *command, **variables):
             {'mmcv': ('2.1.0', '')},
             'mmcv 2.1.0 and mmcv-lite 2.1.0 are both installed and overwrite each other; reinstall '
             'one: pip uninstall -y mmcv mmcv-lite, then pip install mmcv-lite==2.1.0',
+        ),
+        (
+            {'mmcv-lite': ('1.7.2', ''), 'mmdet': None},
+            'mmcv-lite 1.7.2 is installed, but mmdet 3.3 requires mmcv >= 2.0.0, < 2.2.0; '
+            'pip uninstall -y mmcv-lite, then',
+        ),
+        (
+            {'onedl-mmcv': ('2.3.6', '')},
+            'mmcv-lite 2.1.0 and onedl-mmcv 2.3.6 are both installed and overwrite each other; '
+            'reinstall one: pip uninstall -y mmcv-lite onedl-mmcv, then pip install onedl-mmcv',
+        ),
+        (
+            {'torch': ('2.14.1+cpu', "raise OSError('libc10.so:\\n  ' + 'x' * 300)")},
+            'torch 2.14.1+cpu cannot be imported (OSError: libc10.so: '
+            f'{"x" * 189}); pip install --force-reinstall torch==2.14.1+cpu',
         ),
         (
             {'torchvision': None},
@@ -117,6 +139,12 @@ def test_what_is_missing_or_does_not_fit_is_one_sentence(tmp_path, changes, sent
             'install the build that needs no display libraries: pip install --force-reinstall '
             '--no-deps opencv-python-headless==5.0.0.93',
         ),
+        (
+            {'opencv-python': None, 'opencv-contrib-python': ('4.9.0.80', NO_XCB)},
+            'OpenCV cannot be imported (ImportError: libxcb.so.1: cannot open shared object file); '
+            'install the build that needs no display libraries: pip install --force-reinstall '
+            '--no-deps opencv-python-headless==4.9.0.80',
+        ),
     ],
 )
 def test_what_does_not_load_is_one_sentence(tmp_path, changes, sentence):
@@ -164,6 +192,8 @@ def test_operators_compiled_for_another_torch(tmp_path, name):
         {'mmcv-lite': ('2.0.0rc4', '')},
         {'mmcv-lite': None, 'mmcv': ('2.2.0', ''), 'mmdet': None},  # mmpretrain takes it
         {'mmcv-lite': None, 'mmdet': None, 'onedl-mmcv': ('2.3.6', '')},
+        {'torch': ('2.0', TORCH), 'torchvision': ('0.15', '')},
+        {'opencv-python': None, 'opencv-python-headless': ('5.0.0.93', '')},
     ],
 )
 def test_sound_environments_pass(tmp_path, changes):
@@ -184,8 +214,17 @@ def test_operators_need_nothing_but_torch_and_openmmlab():
     subprocess.run([sys.executable, '-c', code], env=environ, check=True)
 
 
+def test_a_version_is_the_numbers_it_starts_with():
+    versions = ['2.14.1+cpu', '2.1.0rc4', '10', '0.29.dev1', 'main', '']
+    numbers = [(2, 14, 1), (2, 1, 0), (10,), (0, 29), (), ()]
+    assert list(map(environment.version_numbers, versions)) == numbers
+
+
 def test_the_switch_of_the_operators(monkeypatch):
     monkeypatch.setenv('EVIT_MM_OPS', 'fast')
     fault = "EVIT_MM_OPS='fast' is not one of auto, torchvision, compiled; unset"
     with pytest.raises(environment.EnvironmentFault, match=fault):
+        environment.check_installed()
+    for value in ('', 'auto', 'torchvision', 'compiled'):
+        monkeypatch.setenv('EVIT_MM_OPS', value)
         environment.check_installed()

@@ -1,0 +1,40 @@
+from pathlib import Path
+
+from mmdet.datasets import CocoDataset
+from mmengine.config import Config
+
+from evit_mm.data.dataset_configs import coco_datasets, dataset_paths, find_datasets
+
+
+def test_data_sets_are_found_inside_others():
+    one, two, three = ({'type': 'CocoDataset', 'ann_file': name} for name in 'abc')
+    folder = {'type': 'mmpretrain.ImageNet', 'data_root': 'd'}
+    inner = {'type': 'ConcatDataset', 'datasets': [one, {**two, 'type': 'mmdet.CocoDataset'}]}
+    repeated = {'type': 'RepeatDataset', 'times': 2, 'dataset': inner}
+    nested = {'dataset': [repeated, three, folder, {'type': 'CocoDatasetX'}, None]}
+    cfg = Config({'train_dataloader': nested, 'val_dataloader': None})
+    assert [found['ann_file'] for found in coco_datasets(cfg, 'train')] == ['a', 'b', 'c']
+    assert [found['data_root'] for found in find_datasets(cfg, 'train', 'ImageNet', 'X')] == ['d']
+    assert not [*coco_datasets(cfg, 'val'), *coco_datasets(cfg, 'test')]
+
+
+def test_paths_are_those_that_mmdet_reads():
+    dataset = {
+        'type': 'CocoDataset',
+        'data_root': 'root',
+        'ann_file': 'a/b.json',
+        'data_prefix': {'img': 'images/'},
+        'metainfo': {'classes': ('cat',)},
+        'pipeline': [{'type': 'LoadAnnotations', 'with_bbox': True}, {'type': 'Resize'}],
+    }
+    assert dataset_paths(dataset) == {
+        'ann_file': Path('root/a/b.json'),
+        'img_dir': Path('root/images'),
+        'classes': ('cat',),
+        'with_mask': False,
+    }
+    dataset['pipeline'][0]['with_mask'] = True
+    assert dataset_paths(dataset)['with_mask']
+    bare = dataset_paths({'ann_file': '/a/b.json'})
+    assert bare['ann_file'] == Path('/a/b.json') and bare['img_dir'] == Path()
+    assert bare['classes'] == CocoDataset.METAINFO['classes'] and not bare['with_mask']

@@ -1,0 +1,92 @@
+"""The files of a data set are found where COCO and common exports have them."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+from mmdet.datasets import CocoDataset
+from mmengine.registry import init_default_scope
+
+from evit_mm.data.layout import dataset_config, find_splits
+from evit_mm.errors import DataError
+
+
+def write(root, names='instances_{}.json', folder='{}', categories=((7, 'cat'), (4, 'dog'))):
+    """Write two images per split, 30 wide and 20 high; one cat, two dogs and a crowd of dogs."""
+    (root / 'annotations').mkdir(parents=True, exist_ok=True)
+    for split in ('train', 'val'):
+        images = root / folder.format(split)
+        images.mkdir(parents=True, exist_ok=True)
+        for index in range(2):
+            cv2.imwrite(str(images / f'{split}{index}.png'), np.zeros((20, 30, 3), np.uint8))
+        kinds = [(7, 0), (4, 0), (4, 0), (4, 1)]
+        coco = {
+            'images': [
+                {'id': i, 'file_name': f'{split}{i}.png', 'width': 30, 'height': 20} for i in (0, 1)
+            ],
+            'annotations': [
+                {'id': i, 'image_id': 1, 'category_id': c, 'iscrowd': crowd}
+                | {'bbox': [i, 2, 8, 9], 'area': 72}
+                for i, (c, crowd) in enumerate(kinds)
+            ],
+            'categories': [{'id': key, 'name': name} for key, name in categories],
+        }
+        (root / 'annotations' / names.format(split)).write_text(json.dumps(coco))
+    return root
+
+
+@pytest.mark.parametrize(
+    ('names', 'folder'),
+    [
+        ('instances_{}.json', '{}'),
+        ('instances_{}2017.json', '{}2017'),
+        ('instances_{}.json', 'images/{}'),
+        ('instances_{}.json', 'images'),
+        ('instances_{}.json', '.'),
+    ],
+)
+def test_files_are_found_in_the_usual_places(names, folder, tmp_path):
+    root = write(tmp_path / 'set', names, folder)
+    for name, split in zip(('train', 'val'), find_splits(str(root)), strict=True):
+        assert split.ann_file == root / 'annotations' / names.format(name)
+        assert split.img_dir == root / folder.format(name)
+        assert split.first_image == split.img_dir / f'{name}0.png'
+        assert split.classes == ('cat', 'dog') and split.num_boxes == {'cat': 1, 'dog': 2}
+        assert split.num_images == 2 and split.first_size == (30, 20)
+
+
+def test_the_first_place_is_taken(tmp_path):
+    root = write(write(tmp_path / 'set', folder='images'), folder='{}')
+    write(root, 'instances_{}2017.json', categories=((7, 'hen'), (4, 'cow')))
+    for split, name in zip(find_splits(root), ('train', 'val'), strict=True):
+        assert split.img_dir == root / name and split.classes == ('cat', 'dog')
+
+
+def test_what_is_missing_is_named(tmp_path):
+    with pytest.raises(DataError, match="'.*gone' does not exist; give the folder that contains"):
+        find_splits(tmp_path / 'gone')
+    root = write(tmp_path / 'set')
+    val = root / 'annotations' / 'instances_val.json'
+    text = val.read_text()
+    val.write_text(text.replace('cat"', 'cow"'))
+    with pytest.raises(DataError, match=r"train.json' has the categories .*'cat'.* but .*'cow'"):
+        find_splits(root)
+    val.write_text(text.replace('val0', 'val9'))
+    looked = r"'\S+/set/val', '\S+/set/images/val', '\S+/set/images', '\S+/set'$"
+    with pytest.raises(DataError, match=rf"'val9\.png' of .* does not exist; .* {looked}"):
+        find_splits(root)
+    val.unlink()
+    with pytest.raises(DataError, match='no val annotations; add instances_val.json or instances_'):
+        find_splits(root)
+
+
+def test_mmdet_loads_a_split_with_its_own_classes(tmp_path):
+    init_default_scope('mmdet')
+    root = write(tmp_path / 'set')
+    _, val = find_splits(root)
+    steps = [{'type': 'LoadImageFromFile'}]
+    dataset = CocoDataset(test_mode=True, **dataset_config(val, steps))
+    assert dataset.metainfo['classes'] == ('cat', 'dog')
+    assert dataset[1]['img_path'] == f'{root}/val/val1.png' and dataset[1]['img'].shape[0] == 20
+    assert [item['bbox_label'] for item in dataset[1]['instances']] == [0, 1, 1, 1]
