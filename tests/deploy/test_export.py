@@ -9,8 +9,10 @@ import sys
 
 import cv2
 import numpy as np
+import psutil
 import pytest
 import torch
+from mmdet.structures import DetDataSample
 from mmengine.structures import InstanceData
 
 from evit_mm import inference
@@ -30,7 +32,7 @@ pytest.importorskip('nncf')
 
 import onnx
 
-from evit_mm.deploy.export import DetectorGraph, ExportedModel, export, run
+from evit_mm.deploy.export import DetectorGraph, ExportedDetector, ExportedModel, export, run
 from evit_mm.deploy.export.check import Agreement, compare_detections, network_inputs
 from evit_mm.deploy.export.files import describe
 from evit_mm.deploy.export.formats import FORMATS
@@ -120,8 +122,6 @@ def images(batch, height, width):
 
 def expected(detector, image, size):
     """Detect as mmdet does."""
-    from mmdet.structures import DetDataSample
-
     sample = DetDataSample(metainfo=dict(img_shape=tuple(size), scale_factor=(1.0, 1.0)))
     with torch.inference_mode():
         return detector.predict(image[None], [sample], rescale=False)[0].pred_instances
@@ -204,6 +204,25 @@ def test_metadata_of_another_preprocessor(trained):
     del cfg.test_dataloader.dataset.pipeline[1:3]
     with pytest.raises(ConfigError, match='Resize has a scale'):
         describe(cfg, ['a'])
+    # what mmdet does where the config says nothing
+    cfg.test_dataloader.dataset.pipeline.insert(1, dict(type='mmdet.Resize', scale=128))
+    cfg.model.data_preprocessor = dict(type='mmdet.DetDataPreprocessor', rgb_to_bgr=True)
+    del cfg.model.test_cfg['score_thr']
+    assert describe(cfg, ['b', 'a']) == {
+        'classes': ['b', 'a'],
+        'mean': [0.0] * 3,
+        'std': [1.0] * 3,
+        'channels': 'RGB',
+        'scale': [128, 128],
+        'keep_ratio': False,
+        'pad_size_divisor': 32,
+        'pad_value': 0.0,
+        'score_thr': 0.0,
+        'outputs': ['boxes', 'scores', 'labels'],
+    }
+    cfg.model.data_preprocessor.type = 'ImgDataPreprocessor'
+    with pytest.raises(ConfigError, match='an export needs a DetDataPreprocessor'):
+        describe(cfg, ['a'])
 
 
 def test_evaluation_gives_the_same_ap(trained, written, openvino_file, tmp_path):
@@ -215,6 +234,15 @@ def test_evaluation_gives_the_same_ap(trained, written, openvino_file, tmp_path)
     assert plain['coco/bbox_mAP_50'] > 0
     for found in others:
         assert found == pytest.approx(plain, abs=1e-3)
+    found = run._average_precisions(config, checkpoint, written.file, None)
+    assert found == pytest.approx(dict.fromkeys(('PyTorch', 'int8'), plain['coco/bbox_mAP']))
+    # of 125 x 150 pixels, which are padded for the file although the config does not ask for it
+    options = {'test_dataloader.dataset.pipeline.1.scale': (150, 150)}
+    small = evaluate(config, checkpoint, work_dir=str(tmp_path), device='cpu', cfg_options=options)
+    assert small != plain
+    options |= {'model.data_preprocessor.pad_size_divisor': 1, 'test_dataloader.batch_size': 2}
+    found = evaluate(config, written.file, work_dir=str(tmp_path), cfg_options=options)
+    assert found == pytest.approx(small, abs=1e-3)
     with pytest.raises(ConfigError, match=r'--fuse cannot be used with .*any\.onnx'):
         evaluate(config, written.file, work_dir=str(tmp_path), fuse=True, device='cpu')
     classes = {'test_dataloader.dataset.metainfo.classes': ('a', 'b', 'c', 'd', 'e')}
@@ -250,7 +278,7 @@ def test_half_on_a_cpu(static, derive, openvino_file, folder):
     assert sizes[0] < 0.6 * sizes[1]
 
 
-def test_without_nms_all_boxes_come_out(trained, detector, folder):
+def test_without_nms_all_boxes_come_out(trained, detector, folder, monkeypatch):
     exported = export(*trained, folder / 'all.onnx', with_nms=False, dynamic=False)
     assert exported.agreement is None
     opened = ExportedModel(exported.file)
@@ -274,6 +302,35 @@ def test_without_nms_all_boxes_come_out(trained, detector, folder):
     np.testing.assert_allclose(boxes[0], decoded, atol=1e-2)
     with pytest.raises(EvitError, match='contains no NMS'):
         evaluate(trained[0], exported.file, work_dir=str(folder), device='cpu')
+    # what the check would have said of other boxes and scores, of pixels and shares
+    file = folder / 'a.png'
+    cv2.imwrite(str(file), np.random.default_rng(0).integers(0, 255, (150, 190, 3), np.uint8))
+    inputs = list(network_inputs(load_config(trained[0]), detector, [file]))
+    real = ExportedModel.__call__
+    for half, allowed, too_much in (
+        (False, (0.1, 5e-4), (0.3, 2e-3)),
+        (True, (3, 0.01), (5, 0.03)),
+    ):
+        for off, good in (
+            (allowed, True),
+            ((too_much[0], 0), False),
+            ((-too_much[0], 0), False),
+            ((0, too_much[1]), False),
+            ((0, float('nan')), False),
+        ):
+            monkeypatch.setattr(
+                ExportedModel,
+                '__call__',
+                lambda *args, off=off, **inputs: [
+                    x + y for x, y in zip(real(*args, **inputs), off, strict=True)
+                ],
+            )
+            arguments = detector, exported.file, inputs, opened.metadata, half
+            if good:
+                assert run._check(*arguments) is None
+            else:
+                with pytest.raises(EvitError, match=rf"disagrees with PyTorch on '{file}' \("):
+                    run._check(*arguments)
 
 
 @pytest.mark.slow
@@ -351,6 +408,8 @@ A, B = (0, 0, 100, 100), (200, 0, 300, 100)
         ([(*A, 0.9, 1), (*A, 0.8, 0), (*B, 0.5, 1)], [(*A, 0.9, 1), (*A, 0.8, 0), (*B, 0.5, 0)], 0),
         ([(*A, 0.9, 1), (*B, 0.8, 0), (*B, 0.5, 1)], [(*A, 0.9, 1), (*A, 0.8, 0), (*B, 0.5, 1)], 2),
         ([], [], 0),
+        ([(*A, 0.9, 1), (*A, 0.8, 1)], [(*A, 0.9, 1)], 1),  # each is matched once
+        ([(*A, 0.9, 1)], [(0, 0, 100, 98.5, 0.9, 1)], 2),  # an IoU of 0.985
     ],
 )
 def test_agreement_counts_what_one_side_alone_has(first, second, unmatched):
@@ -383,6 +442,112 @@ def test_a_file_that_disagrees_is_not_kept(derive, trained, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize(
+    ('half', 'lost', 'lower', 'good'),
+    [
+        # of 400 detections, one in 200 may be lost, or in 50
+        (False, 2, 5e-4, True),
+        (False, 3, 0, False),
+        (False, 0, 2e-3, False),
+        (True, 8, 0.01, True),
+        (True, 9, 0, False),
+        (True, 0, 0.03, False),
+    ],
+)
+def test_how_much_a_file_may_differ(
+    trained, detector, data, written, monkeypatch, half, lost, lower, good
+):
+    real, lose = ExportedModel.__call__, [lost // 4 + (i < lost % 4) for i in range(4)]
+
+    def faulty(model, image, size):
+        boxes, scores, labels = real(model, image, size)
+        scores = scores - np.float32(lower)
+        scores[0, : lose.pop()] = 0
+        return boxes, scores, labels
+
+    monkeypatch.setattr(ExportedModel, '__call__', faulty)
+    files = sorted((data / 'val').glob('*.jpg'))
+    inputs = list(network_inputs(load_config(trained[0]), detector, files))
+    arguments = detector, written.file, inputs, ExportedModel(written.file).metadata, half
+    if good:
+        assert run._check(*arguments).unmatched == lost
+    else:
+        fix = 'remove --half' if half else 'choose another --format'
+        with pytest.raises(EvitError, match=f'disagrees with PyTorch .*{fix}'):
+            run._check(*arguments)
+
+
+def test_images_are_read_evenly_from_the_innermost_data_set(trained, detector, data):
+    cfg = load_config(trained[0])
+    inner = cfg.train_dataloader.dataset
+    joined = dict(type='ConcatDataset', datasets=[inner, dict(data_root='nowhere')])
+    cfg.train_dataloader.dataset = dict(type='RepeatDataset', dataset=joined)
+    found = run._read(cfg, detector, 'train', None, '--calibration', 4)
+    names = [sample.img_path for _, sample in found]
+    assert names == [str(path) for path in sorted((data / 'train').glob('*.jpg'))[::4]]
+    assert run._of_size(found, (160, 192)) == found == run._of_size(found, None)
+    assert run._of_size(found, (192, 160)) == []
+    assert run._named(*found[0])['size'].tolist() == [[160, 192]]
+
+
+def test_twenty_images_are_checked_and_padded_as_the_file_needs_it(derive, tmp_path):
+    (tmp_path / 'in').mkdir()
+    for index in range(40):
+        pixels = np.random.default_rng(index).integers(0, 255, (71, 93, 3), np.uint8)
+        cv2.imwrite(str(tmp_path / 'in' / f'{index}.png'), pixels)
+    options = {'model.data_preprocessor.pad_size_divisor': 1}
+    found = derive(tmp_path / 'a.onnx', check=tmp_path / 'in', cfg_options=options)
+    assert found.agreement.images == 20 and found.agreement.unmatched == 0
+
+
+@pytest.mark.parametrize('fast', [True, False])
+def test_what_pytorch_is_asked_to_write(detector, tmp_path, monkeypatch, fast):
+    """An EfficientViT is fused, another network is not; an error is one sentence."""
+    asked = []
+
+    def fail(graph, *args, **kwargs):
+        asked.append(graph)
+        raise torch.onnx.OnnxExporterError('long') from ValueError('first line\nsecond line')
+
+    monkeypatch.setattr(torch.onnx, 'export', fail)
+    other = detector if fast else copy.deepcopy(detector)
+    if not fast:
+        other.backbone = torch.nn.Identity()
+    with pytest.raises(EvitError, match=r'RetinaNet .* ONNX \(first line\); try --static'):
+        metadata = {'outputs': ['boxes', 'scores']}
+        OnnxFormat().write(other, tmp_path / 'a.onnx', metadata, (96, 160), False)
+    assert asked[0].detector is not other and not asked[0].with_nms
+    kinds = {type(module).__name__ for module in asked[0].modules()}
+    assert ('FusedWindowAttention' in kinds) == fast
+
+
+def test_a_file_runs_on_as_many_threads_as_it_is_told(written):
+    process = psutil.Process()
+    before, opened = process.num_threads(), []
+    for threads, more in ((1, 0), (4, 3)):
+        opened.append(ExportedModel(written.file, threads))
+        assert process.num_threads() == before + more
+
+
+def test_a_batch_of_an_exported_detector_keeps_each_images_size_and_scale(written):
+    model = ExportedDetector(written.file, dict(type='DetDataPreprocessor'))
+    x = images(2, 96, 160)
+    sizes, scales = [(90, 150), (70, 160)], [(0.5, 0.25), (2.0, 4.0)]
+    samples = [
+        DetDataSample(metainfo=dict(img_shape=size, scale_factor=scale))
+        for size, scale in zip(sizes, scales, strict=True)
+    ]
+    found = model(x, samples, 'predict')
+    for row, (sample, (across, down)) in enumerate(zip(found, scales, strict=True)):
+        outputs = ExportedModel(written.file)(x[row : row + 1].numpy(), [sizes[row]])
+        boxes, scores, labels = (part[0] for part in outputs)
+        there, instances = scores > 0, sample.pred_instances
+        expected = boxes[there] / np.float32([across, down, across, down])
+        np.testing.assert_allclose(instances.bboxes, expected, rtol=1e-5)
+        assert np.array_equal(instances.scores, scores[there])
+        assert np.array_equal(instances.labels, labels[there])
+
+
+@pytest.mark.parametrize(
     ('arguments', 'message'),
     [
         (dict(out='a.pt'), r"-o '.*a\.pt': the file name must end in \.onnx"),
@@ -395,7 +560,16 @@ def test_a_file_that_disagrees_is_not_kept(derive, trained, tmp_path, monkeypatc
         (dict(out='a.onnx', cfg_options={'model.test_cfg.min_bbox_size': 9}), 'set it to 0'),
         (dict(out='a.onnx', cfg_options={'model.test_cfg.nms.class_agnostic': True}), 'type nms'),
         (dict(out='a.onnx', cfg_options={'model.test_cfg.nms_pre': -1}), 'nms_pre=-1'),
+        (dict(out='a.onnx', cfg_options={'model.test_cfg.nms_pre': 0}), 'nms_pre=0'),
         (dict(out='a.onnx', cfg_options={'model.test_cfg.max_per_img': -1}), 'max_per_img=-1'),
+        (dict(out='a.onnx', cfg_options={'model.test_cfg.min_bbox_size': 1}), 'set it to 0'),
+        (
+            dict(
+                out='a.onnx',
+                cfg_options={'model.bbox_head.bbox_coder.type': 'LegacyDeltaXYWHBBoxCoder'},
+            ),
+            'LegacyDeltaXYWHBBoxCoder cannot be exported',
+        ),
         (dict(out='a.onnx', cfg_options={'modle': 1}), 'unknown key'),
         (
             dict(out='a.onnx', cfg_options={'model.bbox_head.bbox_coder.use_box_type': True}),
@@ -506,10 +680,22 @@ def test_other_heads_are_refused(detector):
         DetectorGraph(other)
 
 
-@pytest.mark.parametrize('test_cfg', [dict(min_bbox_size=-1), dict(score_thr=0.3), dict(nms_pre=7)])
-def test_the_graph_follows_test_cfg(detector, test_cfg):
+@pytest.mark.parametrize(
+    'changes',
+    [
+        dict(test_cfg=dict(min_bbox_size=-1)),
+        dict(test_cfg=dict(score_thr=0.3)),
+        dict(test_cfg=dict(nms_pre=7)),
+        dict(test_cfg=dict(nms=dict(iou_threshold=0.2))),
+        dict(bbox_coder=dict(clip_border=False)),
+        dict(prior_generator=dict(strides=[(32, 24), (64, 48)])),  # across and down
+    ],
+)
+def test_the_graph_follows_the_head(detector, changes):
     other = randomise(copy.deepcopy(detector))
-    other.bbox_head.test_cfg.update(test_cfg)
+    for part, values in changes.items():
+        for name, value in values.items():
+            setattr(getattr(other.bbox_head, part), name, value)
     image, size = images(2, 96, 160), torch.tensor([[90.0, 150.0], [96.0, 160.0]])
     with torch.inference_mode():
         boxes, scores, labels = DetectorGraph(other)(image, size)
@@ -520,6 +706,14 @@ def test_the_graph_follows_test_cfg(detector, test_cfg):
         torch.testing.assert_close(scores[i][there], truth.scores, atol=1e-6, rtol=0)
         torch.testing.assert_close(boxes[i][there], truth.bboxes, atol=1e-3, rtol=0)
         assert torch.equal(labels[i][there], truth.labels)
+
+
+def test_without_nms_its_options_do_not_matter(detector):
+    other = copy.deepcopy(detector)
+    other.bbox_head.test_cfg.update(nms=dict(type='soft_nms'), nms_pre=-1)
+    with torch.inference_mode():
+        boxes, scores = DetectorGraph(other, False)(images(1, 64, 64), torch.tensor([[64.0, 64.0]]))
+    assert boxes.shape == (1, 9 * (2 * 2 + 1), 4) and scores.shape == (1, 45, 5)
 
 
 def test_half_leaves_the_detector_as_it_is(detector):
@@ -599,6 +793,9 @@ def test_a_check_that_compares_nothing_is_none(derive, tmp_path):
     [
         ({'model.data_preprocessor.mean': [0, 0, 0]}, r'exported with mean=\[123.675'),
         ({'model.test_cfg.score_thr': 0.9}, r'score_thr=0.0, but the config has 0.9'),
+        ({'model.data_preprocessor.std': [1, 2, 3]}, r'std=\[58.395'),
+        ({'model.data_preprocessor.pad_value': 7}, r'pad_value=0.0, but the config has 7'),
+        ({'model.data_preprocessor.bgr_to_rgb': False}, 'channels=RGB, but the config has BGR'),
     ],
 )
 def test_a_file_is_evaluated_as_it_was_exported(trained, written, tmp_path, options, message):

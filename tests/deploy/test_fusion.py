@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from evit_mm.deploy.fusion import fold_conv_bn, fold_residual_depthwise, fuse, fuse_detector
+from evit_mm.deploy.fusion import (
+    _check,
+    fold_conv_bn,
+    fold_residual_depthwise,
+    fuse,
+    fuse_detector,
+)
+from evit_mm.deploy.winograd import WinogradConv2d
 from evit_mm.errors import EvitError
 from evit_mm.models import VARIANTS, EfficientViT, EfficientViTHead
 from evit_mm.runner.config import load_config
@@ -40,6 +47,13 @@ def test_float32_stays_within_its_promise():
     assert_same(model, fused, torch.randn(1, 3, 96, 128), 1e-4)
     x = torch.randn(1, 3, 96, 128).to(memory_format=torch.channels_last)
     assert all(out.is_contiguous(memory_format=torch.channels_last) for out in fused(x))
+    assert fused.patch_embed[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert not any(part.training for part in fused.modules())
+
+
+def test_images_of_four_channels(tiny):
+    model = randomise(EfficientViT(arch=tiny, in_channels=4).double()).eval()
+    assert_same(model, fuse(model), torch.randn(1, 4, 64, 64, dtype=torch.float64), 1e-10)
 
 
 def test_the_model_is_left_as_it_is_and_no_batchnorm_remains(tiny):
@@ -61,6 +75,19 @@ def test_folding_alone():
         folded = fold_conv_bn(conv, bn)
         assert relative_error(folded(x), bn(conv(x))) < 1e-12
         assert relative_error(fold_residual_depthwise(folded)(x), x + bn(conv(x))) < 1e-12
+
+
+def test_folded_weights_are_the_exact_ones_rounded_once():
+    conv, bn = nn.Conv2d(64, 64, 1, bias=False), randomise(nn.BatchNorm2d(64)).eval()
+    folded = fold_conv_bn(conv, bn)
+    scale = bn.weight.double() / (bn.running_var.double() + bn.eps).sqrt()
+    weight = (conv.weight.double() * scale[:, None, None, None]).float()
+    bias = (bn.bias.double() - bn.running_mean.double() * scale).float()
+    off = [
+        (x.view(torch.int32) - y.view(torch.int32)).abs().max()  # in units of the last place
+        for x, y in ((folded.weight, weight), (folded.bias, bias))
+    ]
+    assert max(off) == 0
 
 
 def test_a_classifier_with_its_head(tiny):
@@ -97,6 +124,59 @@ def test_a_detector_finds_the_same():
     for found in others:
         torch.testing.assert_close(found.scores, expected.scores, atol=1e-4, rtol=0)
         torch.testing.assert_close(found.bboxes[:10], expected.bboxes[:10], atol=0.05, rtol=0)
+
+
+def test_large_convolutions_become_faster_ones_that_stay_shared(tiny):
+    shared = nn.Conv2d(128, 128, 3, padding=1)
+    parts = {
+        'backbone': randomise(EfficientViT(arch=tiny)),
+        'first': nn.Sequential(shared, nn.ReLU()),
+        'second': nn.Sequential(shared),
+        'small': nn.Conv2d(64, 64, 3, padding=1),
+    }
+    model = nn.ModuleDict(parts).eval()
+    fused = fuse_detector(model)
+    assert type(fused['first'][0]) is WinogradConv2d
+    assert fused['first'][0] is fused['second'][0]
+    assert type(fused['small']) is type(model['first'][0]) is nn.Conv2d
+    assert not any(p.requires_grad for p in fused.parameters())
+    x = torch.randn(1, 128, 40, 40)
+    with torch.inference_mode():
+        assert relative_error(fused['first'](x), model['first'](x)) < 1e-5
+    shared.weight.data.fill_(float('nan'))
+    with pytest.raises(EvitError, match='has a relative error of'):
+        fuse_detector(model)
+
+
+class Scaled(nn.Module):
+    """Two outputs, each multiplied by a factor; adding ``lost`` and taking it away rounds."""
+
+    def __init__(self, factors, dtype, lost):
+        super().__init__()
+        self.factors, self.lost = nn.Parameter(torch.tensor(factors, dtype=dtype)), lost
+
+    def forward(self, x):
+        x = (x + self.lost) - self.lost
+        return [x * factor for factor in self.factors]
+
+
+@pytest.mark.parametrize(
+    ('dtype', 'lost', 'allowed', 'too_large'),
+    [
+        (torch.float32, 0, 5e-5, 2e-4),
+        (torch.float16, 0, 5e-3, 2e-2),
+        (torch.float32, 3e4, 4e-3, 2e-2),  # the plain form itself rounds to 6e-4
+    ],
+)
+def test_the_worst_output_decides_whether_the_error_is_small_enough(
+    dtype, lost, allowed, too_large
+):
+    plain = Scaled([1.0, 1.0], dtype, lost)
+    for factors in ([1 + allowed, 1 - allowed], [1.0, 1.0]):
+        _check(plain, Scaled(factors, dtype, lost), (3, 40, 40))
+    for factors in ([1.0, 1 + too_large], [1 - too_large, 1.0]):
+        with pytest.raises(EvitError, match='has a relative error of'):
+            _check(plain, Scaled(factors, dtype, lost), (3, 40, 40))
 
 
 @pytest.mark.slow

@@ -31,6 +31,7 @@ def head_of(**test_cfg):
         'max_per_img': 100,
         **test_cfg,
     }
+    test_cfg = {key: value for key, value in test_cfg.items() if value is not None}
     head = dict(type='RetinaHead', num_classes=4, in_channels=8, feat_channels=8)
     return MODELS.build(ConfigDict(head, test_cfg=test_cfg)).eval()
 
@@ -61,6 +62,7 @@ def assert_same(found, expected):
         dict(min_bbox_size=40),
         dict(score_thr=1.0),
         dict(nms_pre=-1),
+        dict(nms_pre=None, score_thr=None, min_bbox_size=None),
         dict(nms=dict(type='soft_nms', iou_threshold=0.3)),
     ],
 )
@@ -96,6 +98,17 @@ def test_half_precision_has_the_same_threshold():
         torch.testing.assert_close(found.scores, image.scores, atol=0, rtol=0.01)
 
 
+def test_a_score_at_the_threshold_is_no_detection():
+    head = head_of(score_thr=0.5, nms_pre=10_000, min_bbox_size=-1)
+    scores, deltas = maps(head, 0.0)
+    scores = [x.round() for x in scores]  # of many zeros, each a score of one half
+    args = dict(batch_img_metas=METAS, with_nms=False)
+    expected = head.predict_by_feat(scores, deltas, **args)
+    found = predict_by_feat(head, scores, deltas, **args)
+    assert [len(x) for x in found] == [len(x) for x in expected]
+    assert 0 < len(found[0]) < sum((x[0] >= 0).sum() for x in scores)
+
+
 @pytest.mark.parametrize('copied', [copy.deepcopy, lambda head: pickle.loads(pickle.dumps(head))])
 def test_a_copy_of_a_shortened_head_is_shortened(copied):
     head = head_of()
@@ -106,6 +119,8 @@ def test_a_copy_of_a_shortened_head_is_shortened(copied):
 
 def test_only_heads_that_predict_so():
     assert can_predict_sparsely(head_of())
+    plain = dict(type='AnchorHead', num_classes=4, in_channels=8)
+    assert can_predict_sparsely(MODELS.build(plain))
     softmax = dict(type='CrossEntropyLoss', use_sigmoid=False)
     head = dict(type='RetinaHead', num_classes=4, in_channels=8, feat_channels=8, loss_cls=softmax)
     assert not can_predict_sparsely(MODELS.build(head))
@@ -113,3 +128,21 @@ def test_only_heads_that_predict_so():
     atss = dict(type='ATSSHead', num_classes=4, in_channels=32, feat_channels=32)
     fcos = dict(type='FCOSHead', num_classes=4, in_channels=32, feat_channels=32)
     assert not any(can_predict_sparsely(MODELS.build(head)) for head in (rpn, atss, fcos))
+
+
+@pytest.mark.parametrize(
+    'own',
+    ['forward_single', 'predict_by_feat', '_predict_by_feat_single', '_bbox_post_process'],
+)
+def test_a_head_with_a_way_of_its_own_is_left_alone(own):
+    head = head_of()
+    head.__class__ = type('Own', (type(head),), {own: lambda *_: None})
+    assert not can_predict_sparsely(head)
+
+
+def test_a_head_with_other_anchors_or_classes_is_left_alone():
+    others = [head_of() for _ in range(3)]
+    others[0].prior_generator.__class__ = type('Own', (type(others[0].prior_generator),), {})
+    others[1].loss_cls.custom_cls_channels = True
+    others[2].use_sigmoid_cls = False
+    assert not any(can_predict_sparsely(head) for head in others)

@@ -14,7 +14,7 @@ from tests.conftest import relative_error
         ((28, 28), (128, 128), True),
         ((29, 31), (5, 3), False),
         ((26, 63), (7, 130), True),
-        ((1, 200), (4, 6), True),
+        ((5, 200), (2, 4096), True),  # one row of tiles is more than one step takes
         ((130, 131), (256, 720), True),  # more tiles than one step takes
     ],
 )
@@ -45,6 +45,7 @@ def test_elsewhere_it_is_the_plain_convolution():
     large.requires_grad_()
     winograd.float()(large).sum().backward()
     assert large.grad is not None and conv.weight.grad is not None
+    assert winograd(large.detach()).requires_grad  # for the weight alone
     assert set(winograd.state_dict()) == {'weight', 'bias'}
 
 
@@ -61,6 +62,25 @@ def test_it_follows_a_state_dict_and_knows_autocast():
     assert not torch.equal(first(x), nn.Conv2d.forward(first, x))
 
 
+def test_maps_of_48_tiles_or_more_are_transformed():
+    conv = nn.Conv2d(8, 8, 3, padding=1)
+    winograd = WinogradConv2d(conv)
+    for *size, plain in ((24, 32, False), (21, 29, False), (24, 28, True), (4, 188, True)):
+        x = torch.randn(1, 8, *size)
+        with torch.inference_mode():
+            assert torch.equal(winograd(x), conv(x)) == plain
+
+
+@pytest.mark.filterwarnings('ignore::torch.jit.TracerWarning', 'ignore::DeprecationWarning')
+def test_graphs_for_other_runtimes_have_the_plain_convolution():
+    conv = nn.Conv2d(8, 8, 3, padding=1).requires_grad_(False)
+    winograd, x = WinogradConv2d(conv), torch.randn(1, 8, 40, 40)
+    assert not torch.equal(winograd(x), conv(x))
+    assert torch.equal(torch.jit.trace(winograd, x)(x), conv(x))
+    if hasattr(torch.compiler, 'is_compiling'):
+        assert torch.equal(torch.compile(winograd, backend='eager')(x), conv(x))
+
+
 def test_other_convolutions_are_refused_and_small_ones_not_worth_it():
     for other in (dict(stride=2), dict(groups=2), dict(dilation=2), dict(padding_mode='reflect')):
         conv = nn.Conv2d(256, 256, 3, **{'padding': 1, **other})
@@ -69,6 +89,8 @@ def test_other_convolutions_are_refused_and_small_ones_not_worth_it():
             WinogradConv2d(conv)
     assert not WinogradConv2d.suits(nn.Conv2d(8, 8, 3))
     assert not WinogradConv2d.suits(nn.Conv2d(8, 8, 1))
-    assert WinogradConv2d.pays(nn.Conv2d(256, 256, 3, padding=1))
+    assert not WinogradConv2d.suits(nn.Conv2d(8, 8, (5, 3), padding=1))
+    assert WinogradConv2d.pays(nn.Conv2d(128, 128, 3, padding=1))
+    assert not WinogradConv2d.pays(nn.Conv2d(127, 128, 3, padding=1))
     assert not WinogradConv2d.pays(nn.Conv2d(256, 36, 3, padding=1))
     assert not WinogradConv2d.pays(nn.Conv2d(256, 256, 3, padding=1).double())

@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from mmengine.registry import init_default_scope
 from scipy.spatial.distance import jensenshannon
 
 from evit_mm.errors import CheckpointError, ConfigError, DataError
@@ -24,6 +25,7 @@ from evit_mm.inference.attention_maps.maps import (
 )
 from evit_mm.models import VARIANTS, EfficientViT
 from evit_mm.models.attention import CascadedGroupAttention
+from evit_mm.runner.config import load_config
 from tests.conftest import ROOT, TINY, randomise
 
 W = 4
@@ -258,6 +260,81 @@ def test_a_point_draws_another_picture_and_stays_within_its_window(tmp_path):
     for wrong in ((0.5, 1.1), (-0.1, 0.5)):
         with pytest.raises(ConfigError, match='--point must be x and y between 0 and 1'):
             visualize_attention(DETECTOR, 'random', image, tmp_path / 'out', wrong, OPTIONS)
+
+
+def test_random_weights_are_the_same_each_time_and_leave_the_generator_alone():
+    cfg = load_config(DETECTOR, OPTIONS)
+    state = torch.get_rng_state()
+    first = pictures.load_backbone(cfg, 'random')
+    assert torch.equal(torch.get_rng_state(), state) and not first.training
+    torch.rand(3)
+    second = pictures.load_backbone(cfg, 'random').state_dict()
+    assert all(torch.equal(x, second[name]) for name, x in first.state_dict().items())
+
+
+def test_the_image_shown_is_the_resized_one(tmp_path):
+    image = write_image(tmp_path / 'a.png')
+    cfg = load_config(DETECTOR, OPTIONS)
+    init_default_scope('mmdet')
+    seen, fed = pictures.network_input(cfg, image)
+    assert seen.dtype == np.uint8 and fed.shape == (1, 3, 96, 160)
+    assert np.array_equal(seen, cv2.resize(cv2.imread(str(image)), (150, 96)))
+
+
+@pytest.mark.parametrize('query', [None, (75.0, 70.0)])
+def test_a_stage_is_drawn_as_computed(query):
+    """A map of 5 x 6 tokens of 16 pixels, of which the image shows 75 x 90 pixels."""
+    weights = torch.randn(2, 3, 4, 16, 16, dtype=torch.float64).softmax(-1)
+    blocks = [
+        BlockAttention(2, number, 16, (5, 6), W, part, torch.randn(3, 8, 5, 6))
+        for number, part in enumerate(weights, 1)
+    ]
+    seen = np.random.default_rng(0).integers(0, 255, (75, 90, 3), np.uint8)
+    figure = pictures.draw_stage(seen, blocks, query)
+    what = 'attention that each token receives' if query is None else 'attention of the query'
+    assert figure.get_suptitle() == f'stage 2, stride 16: {what}, 1 = uniform attention'
+    panels = [axis for axis in figure.axes if axis.images]
+    titles = [['block 1', *(f'head {h}' for h in (1, 2, 3))], ['block 2', 'head 1']]
+    assert [axis.get_title() for axis in panels[:6]] == [*titles[0], *titles[1]]
+    for axis in panels:
+        assert axis.get_xticks().tolist() == [63.5] and axis.get_yticks().tolist() == [63.5]
+        crosses = [line.get_xydata().tolist() for line in axis.lines]
+        assert crosses == ([] if query is None else [[[75.0, 70.0]]])
+    for number, block in enumerate(blocks):
+        first, *heads = panels[4 * number : 4 * number + 4]
+        assert np.array_equal(first.images[0].get_array(), seen[..., ::-1])
+        maps = received(block) if query is None else given(block, 4, 4)
+        for axis, expected in zip(heads, maps.numpy(), strict=True):
+            grey, heat = axis.images
+            luma = seen @ [0.114, 0.587, 0.299]
+            assert np.abs(grey.get_array() - luma).max() < 1 and grey.get_clim() == (0, 255)
+            shown = heat.get_array()
+            assert shown.shape == (75, 90) and heat.get_clim() == (0, maps.max())
+            for y, x in ((0, 0), (15, 16), (70, 75), (74, 89)):
+                assert shown[y, x] == expected[y // 16, x // 16]
+
+
+def test_matrices_are_drawn_as_measured(block):
+    block.outputs[1] = 2.0  # its similarity is not defined
+    other = BlockAttention(2, 1, 32, (5, 6), W, block.weights[:2], block.outputs[::2])
+    measured = similarities([block, other])
+    axes = np.array(pictures.draw_matrices(measured).axes).reshape(3, 2)
+    for row, name in zip(axes, pictures.TITLES, strict=True):
+        for axis, entry in zip(row, measured['blocks'], strict=True):
+            matrix = np.array(entry[name]['matrix'], float)
+            np.testing.assert_array_equal(axis.images[0].get_array().filled(np.nan), matrix)
+            assert axis.images[0].get_clim() == (0, 1)
+            mean = '-' if entry[name]['mean'] is None else f'{entry[name]["mean"]:.2f}'
+            place = f'stage {entry["stage"]}, block {entry["block"]}'
+            assert axis.get_title() == f'{place}: {mean}'
+            for text in axis.texts:
+                column, line = text.get_position()
+                value = matrix[line, column]
+                assert text.get_text() == ('-' if np.isnan(value) else f'{value:.2f}')
+                assert text.get_color() == ('black' if value > 0.6 else 'white')
+            assert len(axis.texts) == matrix.size
+            names = [label.get_text() for label in axis.get_xticklabels()]
+            assert names == [str(head + 1) for head in range(len(matrix))]
 
 
 def test_a_classifier_sees_its_crop(tmp_path):

@@ -91,8 +91,13 @@ def test_rows_are_the_annotated_image_and_what_training_draws_of_it(config, data
 
 
 def test_training_is_drawn_three_times_where_no_number_is_given(config, tiles, tmp_path):
-    browse(config, tmp_path, number=1)
-    assert [title for title, _ in tiles[1:]] == ['draw 1', 'draw 2', 'draw 3']
+    browse(config, tmp_path)
+    assert [title for title, _ in tiles[1:4]] == ['draw 1', 'draw 2', 'draw 3']
+    assert len(tiles) == 8 * 4  # eight images where no number is given
+    first = [title for title, _ in tiles if 'draw' not in title]
+    tiles.clear()
+    browse(config, tmp_path, number=8, draws=1, seed=0)
+    assert [title for title, _ in tiles if 'draw' not in title] == first
 
 
 def test_the_seed_decides_the_images_and_the_draws(config, tiles, tmp_path):
@@ -136,11 +141,14 @@ def test_classes_choose_the_images(config, tiles, tmp_path):
 
 
 def test_stages_show_each_step(config, tiles, tmp_path):
-    written = browse(config, tmp_path, number=1, draws=1, stages=True)
-    assert [p.name for p in written] == ['sheet_01.jpg', 'stages_01.jpg']
-    titles = [title for title, _ in tiles]
+    written = browse(config, tmp_path, number=2, draws=1, stages=True)
+    assert [p.name for p in written] == ['sheet_01.jpg', 'stages_01.jpg', 'stages_02.jpg']
+    assert [Image.open(p).width for p in written] == [2 * room.TILE, *[4 * room.TILE] * 2]
+    titles = [title for title, _ in tiles[:6]]
+    assert [title for title, _ in tiles[7:]] == titles[1:]
+    assert pixels(tiles[11][1]).tolist() == pixels(tiles[7][1]).tolist()  # of its own image
     assert titles[1:] == ['draw 1', 'LoadImageFromFile', 'LoadAnnotations', 'Resize', 'RandomFlip']
-    steps = [packed for _, packed in tiles[2:]]
+    steps = [packed for _, packed in tiles[2:6]]
     instances = [packed['data_samples'].gt_instances for packed in steps]
     assert 'bboxes' not in instances[0] and 'bboxes' in instances[1]
     assert pixels(steps[1]).shape != pixels(steps[2]).shape
@@ -166,6 +174,57 @@ def test_boxes_are_drawn_where_they_are_at_any_size():
     assert (columns[0], columns[-1]) == pytest.approx((80, 160), abs=2)
     assert (rows[0], rows[-1]) == pytest.approx((120, 200), abs=2)
     assert not green[130:190, 90:150].any()
+
+
+def test_floats_are_cut_to_a_pictures_range_and_shown_in_rgb():
+    inputs = torch.zeros(3, 40, 80)
+    inputs[:, :, :40] = torch.tensor([10.0, 100, 200])[:, None, None]  # blue, green, red
+    inputs[:, :, 40:] = torch.tensor([-20.0, 255, 300])[:, None, None]
+    packed = {'inputs': inputs, 'data_samples': DetDataSample(gt_instances=InstanceData())}
+    tile, text = room._Painter({}).tile(packed, 'a')
+    assert text == 'a, 80 x 40' and tile.shape == (160, 320, 3)
+    assert tile[80, 60].tolist() == [200, 100, 10] and tile[80, 260].tolist() == [255, 255, 0]
+
+
+def test_tiles_stand_in_rows_as_high_as_their_highest_tile():
+    shades = iter(range(40, 250, 30))
+    rows = [
+        [(np.full((*size, 3), next(shades), np.uint8), f'{size}') for size in row]
+        for row in ([(320, 200), (100, 320), (50, 320)], [(160, 320)])
+    ]
+    figure = room.join_tiles(rows)
+    assert np.round(figure.get_size_inches() * 100).tolist() == [3 * 320, 320 + 160 + 2 * 24]
+    figure.canvas.draw()
+    axes = np.array(figure.axes).reshape(2, 3)
+    for axis, (pixels, title) in zip(axes.flat, [*rows[0], *rows[1]], strict=False):
+        assert np.array_equal(axis.images[0].get_array(), pixels)
+        assert axis.get_title() == title and not axis.axison
+    assert not any(axis.images or axis.axison for axis in axes[1, 1:])
+    heights = [axis.get_position(original=True).height for axis in axes[:, 0]]
+    assert heights[0] / heights[1] == pytest.approx((320 + 24) / (160 + 24), rel=0.1)
+
+
+class Annotated:
+    """Twenty images: one object of class ``index % 3``; with 5 and 11, ignored as a crowd."""
+
+    metainfo = {'classes': ('a', 'b', 'c')}
+
+    def __len__(self):
+        return 20
+
+    def get_data_info(self, index):
+        item = {'bbox_label': index % 3, 'ignore_flag': int(index in (5, 11))}
+        return {'instances': [item]}
+
+
+def test_a_crowd_is_no_object_of_its_class_and_all_are_taken_in_order():
+    choose = room.choose_images
+    assert choose(Annotated(), 99, ['c'], 0) == [2, 8, 14, 17]
+    assert choose(Annotated(), 99, ['a', 'c'], 0) == [0, 2, 3, 6, 8, 9, 12, 14, 15, 17, 18]
+    assert choose(Annotated(), 20, None, 0) == list(range(20))
+    some = [choose(Annotated(), 4, None, seed) for seed in range(3)]
+    assert all(len(set(indices)) == 4 for indices in some) and some[0] != some[1] != some[2]
+    assert all(indices == sorted(indices) for indices in some)
 
 
 def test_masks_are_drawn(real_data, tiles, tmp_path):

@@ -1,8 +1,10 @@
 """The demo's page in a real browser, with two detectors and a photograph of blood cells."""
 
 import json
+import os
 import socket
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -184,6 +186,31 @@ def test_gradio_missing_is_named(detectors, monkeypatch):
         demo.build_page(detectors)
 
 
+def test_the_page_starts_with_the_first_checkpoint_and_a_threshold_of_0_3(
+    models, detectors, monkeypatch
+):
+    for name in ('GRADIO_ANALYTICS_ENABLED', 'GRADIO_RUN_HISTORY', 'HF_HUB_DISABLE_TELEMETRY'):
+        monkeypatch.delenv(name, raising=False)
+    page = demo.build_page(detectors)
+    parts = {part['type']: part['props'] for part in page.config['components']}
+    slider, radio = parts['slider'], parts['radio']
+    assert [slider[key] for key in ('minimum', 'maximum', 'value', 'step')] == [0, 1, 0.3, 0.01]
+    assert radio['value'] == f'tiny · {models[1]}' == next(iter(detectors))
+    assert [value for value, _ in radio['choices']] == list(detectors)
+    assert parts['dataframe']['headers'] == ['class', 'score', 'x', 'y', 'width', 'height']
+    assert {'.jpg', '.png'} < set(parts['file']['file_types'])
+    # no event can be called by a program
+    assert {event['api_visibility'] for event in page.config['dependencies']} == {'private'}
+    assert os.environ['GRADIO_ANALYTICS_ENABLED'] == os.environ['GRADIO_RUN_HISTORY'] == 'False'
+    assert os.environ['HF_HUB_DISABLE_TELEMETRY'] in ('1', 'True')
+    try:
+        address = demo.serve(page)
+    except OSError as error:  # taken by another program
+        address = str(error)
+    page.close()
+    assert '7860' in address
+
+
 def test_rows_are_what_the_json_has(models, detectors, tmp_path):
     import cv2
 
@@ -192,12 +219,18 @@ def test_rows_are_what_the_json_has(models, detectors, tmp_path):
     inference.predict(*models[:2], tmp_path / 'a.png', tmp_path / 'out', device='cpu')
     written = json.loads((tmp_path / 'out' / 'results.json').read_text())
     detector = next(iter(detectors.values()))
+    start = time.perf_counter()
     found = demo.detect(detector, str(tmp_path / 'a.png'))
+    assert 1 < found.milliseconds <= 1000 * (time.perf_counter() - start)
     picture, rows, said = demo.show(found, 0.0)
+    assert said.endswith(f', {found.milliseconds:.0f} ms)')
     assert picture.shape == (90, 120, 3) and len(rows) == len(written)
     assert said.startswith(f"{len(rows)} detections in 'a.png' (120 x 90 pixels, ")
     for row, entry in zip(rows, sorted(written, key=lambda e: -e['score']), strict=True):
         assert row[1] == pytest.approx(entry['score'], abs=6e-4)
+        assert row[2:] == pytest.approx(entry['bbox'], abs=0.051)
+    third = sorted(found.sample.pred_instances.scores.tolist())[-3]
+    assert len(demo.show(found, third)[1]) == 3  # a score at the threshold is shown
     classes = sorted((entry['category_name'], round(entry['score'], 3)) for entry in written)
     assert sorted((row[0], row[1]) for row in rows) == classes
     bare, nothing, _ = demo.show(found, 1.0)

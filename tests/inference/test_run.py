@@ -231,6 +231,39 @@ def test_the_threshold_decides_what_is_drawn_not_what_is_written(model, tmp_path
     assert np.array_equal(bare, noise(0)) and not np.array_equal(drawn, bare)
 
 
+def test_what_is_not_said_is_as_documented(model, tmp_path):
+    """One image per batch, drawn from a score of 0.3 on, on a device that exists."""
+    cv2.imwrite(str(tmp_path / 'a.png'), noise(0))
+    content = torch.load(model[1], weights_only=True)
+    content['state_dict']['bbox_head.retina_cls.bias'] -= 1.55  # scores of about 0.3
+    torch.save(content, tmp_path / 'unsure.pth')
+    model, drawn = (model[0], tmp_path / 'unsure.pth'), []
+    options = {'model.test_cfg.max_per_img': 300}
+    for said in ({}, {'score_thr': 0.3}, {'score_thr': 0.25}, {'score_thr': 0.35}):
+        found = predict(model, tmp_path / 'a.png', tmp_path / 'out', cfg_options=options, **said)
+        drawn.append(cv2.imread(str(tmp_path / 'out' / 'a.png')))
+    scores = np.array([entry['score'] for entry in found.detections])
+    assert all(((low < scores) & (scores < low + 0.05)).any() for low in (0.25, 0.3))
+    assert [np.array_equal(drawn[0], other) for other in drawn[1:]] == [True, False, False]
+    with pytest.raises(ConfigError, match=r"--device 'xla' is not available|--device 'nowhere'"):
+        inference.predict(*model, tmp_path / 'a.png', tmp_path / 'out', device='nowhere')
+
+
+def test_boxes_have_the_colours_of_their_classes(model):
+    cfg = inference.load_detector_config(model[0])
+    cfg.test_dataloader.dataset.metainfo.palette = [(250, 0, 0), *[(0, 0, 250)] * 4]
+    detector = inference.Detector(cfg, model[1], 'cpu')
+    pixels = np.full((80, 96, 3), (90, 100, 110), np.uint8)
+    (sample,) = detector.detect([detector.prepare(pixels)])
+    sample.pred_instances = sample.pred_instances[:2]
+    sample.pred_instances.bboxes = torch.tensor([[20.0, 30, 40, 60], [60.0, 30, 80, 60]])
+    sample.pred_instances.labels = torch.tensor([0, 1])
+    drawn = detector.draw(pixels, sample, 0.0).astype(int)
+    redder = drawn[..., 2] - drawn[..., 0]
+    assert drawn.shape == pixels.shape and redder[45, 20] > 100 and redder[45, 60] < -100
+    assert drawn[0, 0].tolist() == [90, 100, 110]
+
+
 def test_detectors_beside_each_other_keep_their_names_and_colours(model, tmp_path):
     cfg, other = (inference.load_detector_config(model[0]) for _ in range(2))
     other.test_dataloader.dataset.metainfo.palette = [(0, 0, 0)] * 5
@@ -275,7 +308,9 @@ def test_half_precision_gives_the_same_maps_within_its_rounding(model, fuse):
         for half in (False, True)
     )
     inside = []
-    half.model.bbox_head.retina_cls.register_forward_hook(lambda m, i, o: inside.append(o.dtype))
+    for part in (half.model.backbone, half.model.neck, half.model.bbox_head):
+        layers = [m for m in part.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
+        layers[-1].register_forward_hook(lambda m, i, o: inside.append(o.dtype))
     x = torch.randn(1, 3, 256, 320)
     with torch.no_grad():
         maps = [d.model.bbox_head(d.model.extract_feat(x)) for d in (exact, half)]

@@ -105,6 +105,7 @@ def network_inputs(
             data = prepare(pixels)
         except DataError as error:
             raise DataError(f"'{file}': {error}") from None
+        data['data_samples'].set_metainfo({'img_path': str(file)})  # of an array, it is None
         batch = dict(inputs=[data['inputs']], data_samples=[data['data_samples']])
         batch = preprocessor(batch, False)
         yield batch['inputs'], batch['data_samples'][0]
