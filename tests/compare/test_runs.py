@@ -372,7 +372,7 @@ def test_what_runs_leave_becomes_rows(shapes, tmp_path, monkeypatch, capsys):
     assert first.weights == run / 'weights.pth' and not list(run.glob('epoch_*'))
     saved = min(run.glob('*/vis_data/config.py'))  # the training's; then the test's
     assert Config.fromfile(saved).randomness.seed == 1
-    loaded = load_detector(first.config, first.weights, device='cpu')
+    loaded = load_detector(first.config, first.weights)
     assert first.params == sum(p.numel() for p in loaded.parameters())
     assert first.macs == sum(detector_macs(loaded, 64, 64).values())
     output = capsys.readouterr().err
