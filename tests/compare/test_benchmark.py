@@ -2,17 +2,22 @@
 
 import importlib
 import importlib.metadata
+import itertools
 import json
 import multiprocessing
 import os
+import re
 import sys
 from types import ModuleType
 
+import cv2
 import pytest
 import torch
+from matplotlib.figure import Figure
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from evit_mm.compare.benchmark import forms, networks, report, run_suite, suites, timing
+from evit_mm.compare.benchmark import forms, machine, networks, report, run_suite, suites, timing
 from evit_mm.compare.benchmark.timing import Row, Setting, ratio_of, time_in_processes
 from evit_mm.errors import ConfigError
 from evit_mm.models import EfficientViT
@@ -89,7 +94,8 @@ def test_other_runtimes_run_the_same_network(tiny):
             assert relative_error(torch.as_tensor(found), wanted) < 1e-4
 
 
-def _nothing():
+def _good():
+    assert torch.get_num_threads() == 3 and not torch.backends.cudnn.allow_tf32
     return lambda: None
 
 
@@ -107,11 +113,11 @@ def _mortal():
 
 
 def test_what_cannot_be_built_says_why_and_the_rest_is_timed(monkeypatch):
-    builders = {'good': _nothing, 'bad': _broken, 'dead': _death, 'mortal': _mortal}
-    monkeypatch.setattr(timing, 'CALLS_OF_A_PROCESS', 1)  # the second call is in a new one
+    builders = {'good': _good, 'bad': _broken, 'dead': _death, 'mortal': _mortal}
+    monkeypatch.setattr(timing, 'CALLS_OF_A_PROCESS', 2)  # the third call is in a new one
     timed = [(Row('group', name), build) for name, build in builders.items()]
-    rows = time_in_processes(timed, rounds=2, warmup=1, threads=1)
-    assert [(row.name, len(row.seconds)) for row in rows if row.seconds] == [('good', 2)]
+    rows = time_in_processes(timed, rounds=3, warmup=1, threads=3)
+    assert [(row.name, len(row.seconds)) for row in rows if row.seconds] == [('good', 3)]
     assert {row.name: row.note for row in rows if row.note} == {
         'bad': 'RuntimeError: no compiler',
         'dead': 'the process died',
@@ -155,7 +161,192 @@ def test_the_paper_s_protocol(monkeypatch, tmp_path):
     assert len(rows) == 6 and {row.against for row in rows} == {'MobileNetV2'}
     assert '| compiled | MobileNetV2 | 0 | not run: RuntimeError: no compiler |' in text
     assert 'EfficientViT-M3 over MobileNetV2, eager: here ' in text
+    assert all(row.work == 1 for row in rows)
     assert 'published 3.0 on an Intel CPU' in text and 'EfficientNet-B0' not in text
+
+
+def test_the_second_call_of_each_turn_is_timed_until_the_limit(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(timing.time, 'perf_counter', lambda: clock[0])
+
+    def calls(first, second):
+        turn = itertools.cycle((first, second))
+        return lambda: clock.__setitem__(0, clock[0] + next(turn))
+
+    functions = {'a': calls(8.0, 1.0), 'b': calls(16.0, 2.0)}
+    assert timing.time_interleaved(functions, 3, 2) == {'a': [1.0] * 3, 'b': [2.0] * 3}
+    # a round is 27 seconds; the limit includes the warm-up, and one round is always timed
+    for limit, rounds in ((0, 1), (80, 2), (81, 3)):
+        found = timing.time_interleaved(functions, 9, 1, limit)
+        assert found == {'a': [1.0] * rounds, 'b': [2.0] * rounds}, limit
+    counts = [0, 0]
+    timing.time_interleaved({0: lambda: counts.__setitem__(0, counts[0] + 1)})
+    rows = [Row('', 'x'), Row('', 'y', [5.0])]
+    timing.time_rows(
+        [(rows[0], calls(8, 1)), (rows[1], lambda: counts.__setitem__(1, counts[1] + 1))], 3
+    )
+    assert counts == [2 * (20 + 3), 2 * (3 + 1)]
+    assert [row.seconds for row in rows] == [[1.0] * 3, [0.0] * 3]
+
+
+def test_an_error_is_one_short_line():
+    assert timing.sentence(ValueError()) == 'ValueError: '
+    assert timing.sentence(ValueError('\n ' + 'x' * 200 + '\ny')) == f'ValueError: {"x" * 160}'
+
+
+def test_rates_and_bars_are_those_of_the_medians(monkeypatch, tmp_path):
+    rows = [
+        Row('a', 'slow', [0.004, 0.002, 0.006], 16e6),
+        Row('a', 'idle', [0.001]),
+        Row('b', 'gone', note='no compiler'),
+        Row('b', 'fast', [0.001], 4e6, note='8 MiB kept'),
+        Row('machine', 'convolution', [0.002], 16e6),
+    ]
+    flop, images = (report.markdown('', rows, {}, [], unit) for unit in ('flop', 'images'))
+    assert '| a | slow | 3 | 4.0 (3.0 to 5.0) | - | 4 | 50% |' in flop
+    assert '| a | idle | 1 | 1.0 (1.0 to 1.0) | - | - | - |' in flop
+    assert '| b | fast (8 MiB kept) | 1 | 1.0 (1.0 to 1.0) | - | 4 | 50% |' in flop
+    assert '| a | slow | 3 | 4.0 (3.0 to 5.0) | - | 4000000000.0 |' in images
+    assert '| a | idle | 1 | 1.0 (1.0 to 1.0) | - |\n' in report.markdown('', rows, {}, [], '')
+    assert '50%' not in report.markdown('', rows[:4], {}, [], 'flop')
+    figures = []
+    monkeypatch.setattr(Figure, 'savefig', lambda figure, *_, **__: figures.append(figure))
+    report.write(tmp_path / 'new' / 'x', 'Title', flop, rows, {'cpu': 'any'})
+    (axes,) = figures[0].axes
+    assert [bar.get_width() for bar in axes.patches] == pytest.approx([4, 1, 1, 2])
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert labels == ['a: slow', 'a: idle', 'b: fast', 'machine: convolution']
+    assert len({bar.get_facecolor() for bar in axes.patches}) == 3  # one for each group
+    (whiskers, *_) = (c for c in axes.collections)
+    assert whiskers.get_segments()[0][:, 0] == pytest.approx([3, 5])
+    content = json.loads((tmp_path / 'new' / 'x.json').read_text())
+    assert content['about'] == {'cpu': 'any'} and content['rows'][0]['seconds'] == rows[0].seconds
+
+
+def test_the_reference_convolution_has_the_operations_it_is_counted_with():
+    call = machine.build_convolution('cpu')
+    with FlopCounterMode(display=False) as counter:
+        output = call()
+    assert counter.get_total_flops() == machine.CONV_FLOP == 2 * 10_000 * 9 * 256 * 256
+    assert output.shape[2:] == (100, 100)
+    assert output.is_contiguous(memory_format=torch.channels_last)
+    assert machine.peak_memory(call, 'cpu') is None
+
+
+def test_tf32_is_set_for_both_and_restored_after_an_error():
+    backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [backend.allow_tf32 for backend in backends]
+    for allowed in (True, False):
+        with pytest.raises(KeyError), machine.tf32(allowed):
+            assert [backend.allow_tf32 for backend in backends] == [allowed] * 2
+            raise KeyError
+        assert [backend.allow_tf32 for backend in backends] == before
+
+
+def test_a_suite_is_measured_with_the_setting_that_it_reports(monkeypatch, tmp_path):
+    seen = []
+
+    def measure(setting):
+        seen.append((setting, torch.get_num_threads(), torch.backends.cudnn.allow_tf32))
+        if setting.rounds == 4:
+            raise KeyError
+        return [Row('a', 'b', [0.5], 3)], ['A note.']
+
+    monkeypatch.setitem(suites.SUITES, 'mine', suites.Suite('My title', measure, 3, 'images'))
+    before = torch.get_num_threads(), torch.backends.cudnn.allow_tf32
+    rows, text = run_suite('mine', tmp_path)
+    assert '# My title' in text and 'A note.' in text and '| 6.0 |' in text
+    assert 'device: CPU; ' in text and 'threads: 3; ' in text
+    assert 'command: python tools/benchmark.py mine --threads 3 --rounds 10.' in text
+    with pytest.raises(KeyError):
+        run_suite('mine', tmp_path, 2, 4)
+    assert seen == [(Setting(3, 10), 3, False), (Setting(2, 4), 2, False)]
+    assert (torch.get_num_threads(), torch.backends.cudnn.allow_tf32) == before
+
+
+def test_each_form_is_counted_and_built_at_its_size(monkeypatch):
+    taken = []
+
+    def take(timed, *arguments):
+        taken.append((dict((row.name, build) for row, build in timed), arguments))
+        return [row for row, _ in timed]
+
+    monkeypatch.setattr(suites, 'time_in_processes', take)
+    monkeypatch.setattr(networks, 'BATCH', 3)
+    rows, _ = suites.measure_variants(Setting(5, 7, 'meta'))
+    assert len(rows) == 6 * 5 + 1 and rows[5].group == 'M1 backbone'
+    macs = [rows[5 * k].work / 2 / 3e6 for k in range(6)]
+    assert macs == pytest.approx([79.2, 167.1, 201.0, 262.7, 299.3, 521.6], rel=0.01)
+    assert rows[-1].work == 2 * 10_000 * 9 * 256 * 256
+    assert {row.against for row in rows[:-1]} == {'timm, eager'}
+    assert taken[0][1] == (7, 2, 5)
+    assert taken[0][0]['fused'].args == ('fused', 'm5', (3, 3, 224, 224), 5, 'meta')
+    rows, _ = suites.measure_forms(Setting(1, 1))
+    assert [row.name for row in rows] == [*suites.FORMS, 'convolution']
+    assert rows[0].work / 2e9 == pytest.approx(6.10, rel=0.02)  # 800 x 1344
+    assert taken[1][0]['plain'].args[2] == (1, 3, 800, 1344)
+    for name, (which, how) in suites.FORMS.items():  # each is built as it is named
+        network, _, form = name.partition(', ')
+        assert which == ('contiguous' if form == 'contiguous' else network), name
+        words = form.lower().removesuffix(' bf16').removesuffix(' int8').split()
+        named = '_'.join(words) if words != ['onnx', 'runtime'] else 'onnxruntime'
+        expected = 'eager' if named in ('', 'contiguous') else named
+        assert getattr(how, 'func', how).__name__ == expected, name
+
+
+def test_measured_ratios_stand_beside_the_published_ones():
+    rows = [
+        Row('eager', 'EfficientViT-M3', [1.0, 2.0, 1.0]),
+        Row('compiled', 'MobileNetV2', [90.0] * 3),
+        Row('eager', 'MobileNetV2', [4.0, 8.0, 2.0]),
+    ]
+    (line,) = [line for line in suites._claims(rows).splitlines() if line.startswith('-')]
+    assert line.startswith('- EfficientViT-M3 over MobileNetV2, eager: here 4.00, published 3.0')
+
+
+def test_evaluations_are_timed_as_often_as_said(monkeypatch):
+    pytest.importorskip('hotcoco')
+    monkeypatch.setenv('RAYON_NUM_THREADS', '')
+    monkeypatch.setattr(suites, 'EVALUATED_IMAGES', 10)
+    rows, (note,) = suites.measure_evaluation(Setting(2, 25))
+    assert os.environ['RAYON_NUM_THREADS'] == '2'
+    assert [(row.name, len(row.seconds)) for row in rows] == [('pycocotools', 2), ('hotcoco', 2)]
+    assert rows[0].seconds != rows[1].seconds and rows[1].against == 'pycocotools'
+    assert re.fullmatch(r'10 images, \d+ detections', rows[0].group)
+    assert float(note.split()[-1].strip('.')) < 1e-9
+
+
+@pytest.mark.parametrize('out_stem', [False, True])
+def test_timms_backbone_has_the_maps_of_ours(out_stem):
+    pytest.importorskip('timm')
+    theirs = networks.TimmBackbone('m0', norm_eval=True, out_stem=out_stem).train()
+    assert not any(m.training for m in theirs.modules() if isinstance(m, nn.BatchNorm2d))
+    ours = EfficientViT('m0', out_stem=out_stem).eval()
+    image = torch.rand(1, 3, 256, 192)
+    with torch.no_grad():
+        for _ in range(2):
+            shapes = [[x.shape for x in network(image)] for network in (theirs, ours)]
+            assert shapes[0] == shapes[1]
+    for side, window in ((224, 4), (256, 7)):
+        models = networks.backbone('m0', side), networks.timm_backbone('m0', side).eval()
+        counted = [suites.count_macs(model, torch.rand(1, 3, side, side)) for model in models]
+        assert counted[0] == pytest.approx(counted[1], rel=0.01)
+        for model in models:  # one bias for each offset in a window of the last stage
+            *_, biases = (p for name, p in model.named_parameters() if 'attention_bias' in name)
+            assert biases.shape[-1] == window**2 and not model.training
+
+
+def test_a_runtime_of_the_cpu_and_a_cuda_graph_need_their_device():
+    for form, arguments, match in (
+        (forms.onnxruntime, (1,), 'ONNX Runtime needs --device cpu, got meta'),
+        (forms.openvino, (1,), 'OpenVINO needs --device cpu, got meta'),
+        (forms.graphed, (), 'a CUDA graph needs --device cuda, got meta'),
+    ):
+        with pytest.raises(ConfigError, match=match):
+            form(nn.Identity(), torch.empty(1, device='meta'), *arguments)
+    call = forms.eager(nn.Linear(2, 2), torch.rand(1, 2))
+    assert forms.amp(call, 'cpu', torch.bfloat16)().dtype == torch.bfloat16
+    assert call().dtype == torch.float32 and call().is_inference()
 
 
 def test_operators_need_compiled_ones(monkeypatch, tmp_path):
@@ -218,6 +409,164 @@ def test_training_steps(monkeypatch):
     assert 0 < kept['ours, with_cp'] < kept['ours'] <= kept["timm's backbone"]
 
 
+def test_slow_detectors_are_timed_in_fewer_rounds(monkeypatch):
+    pytest.importorskip('mmdet')
+    from evit_mm.compare.benchmark import detection
+
+    taken = []
+
+    def take(calls, rounds):
+        taken.append(rounds)
+        return [row for row, _ in calls]
+
+    def predict(config, size, batch, file, device):
+        assert device == 'meta' and cv2.imread(str(file)).shape == (480, 640, 3)
+        return [(Row(f'{config} {size} {batch}', 'any'), None)], 'alike'
+
+    monkeypatch.setattr(detection, 'time_rows', take)
+    monkeypatch.setattr(detection, 'prediction', predict)
+    for rounds, slow in ((12, 4), (3, 2)):
+        rows, notes = detection.measure(Setting(1, rounds, 'meta'))
+        expected = [
+            slow if height * width * batch > 1e6 else rounds
+            for _, (height, width), batch in detection.CASES
+        ]
+        assert taken == expected and {slow, rounds} == set(expected)
+        assert len(rows) == len(taken) and f'- {rows[-1].group}: alike.' in notes[1]
+        taken.clear()
+
+
+def test_each_stage_of_a_prediction_has_the_work_of_its_name():
+    pytest.importorskip('mmdet')
+    from evit_mm.compare.benchmark import detection
+
+    with detection.photo() as file:
+        timed, agreement = detection.prediction('retinanet_lite_evit_m0_coco', (96, 160), 1, file)
+        calls = {row.name: (row, call()) for row, call in timed}
+    assert calls['decode and resize, mmdet'][1]['inputs'][0].shape == (3, 96, 160)
+    for path in ('mmdet', 'fused'):
+        found = {name.removesuffix(f', {path}'): out for name, (_, out) in calls.items()}
+        assert found['normalise and pad']['inputs'].shape == (1, 3, 96, 160)
+        assert [x.shape[2] for x in found['backbone']] == [12, 6, 3, 2]
+        assert {x.shape[1] for x in found['neck']} == {96}
+        scores, boxes = found['head']
+        assert (scores[0].shape[1], boxes[0].shape[1]) == (6 * 80, 6 * 4)
+        (sample,) = found['whole, from tensors']
+        assert torch.equal(found['boxes and NMS'][0].bboxes, sample.pred_instances.bboxes)
+        (other,) = found['whole, from the file']
+        assert torch.equal(other.pred_instances.bboxes, sample.pred_instances.bboxes)
+        # the boxes are those in the photograph of 640 x 480
+        corner = sample.pred_instances.bboxes.max(0).values
+        assert 400 < corner[2] <= 640 and 300 < corner[3] <= 480
+    passing = sum((x.sigmoid() > 0.05).sum() for x in calls['head, mmdet'][1][0])
+    assert 900 <= passing <= 1100
+    against = {row.against for name, (row, _) in calls.items() if name.startswith('neck')}
+    assert against == {None, 'neck, mmdet'}
+
+
+def test_bytes_kept_for_the_backward_pass_are_counted_once():
+    pytest.importorskip('mmdet')
+    from evit_mm.compare.benchmark import training
+
+    a, b = (torch.ones(1000, requires_grad=True) for _ in range(2))
+    weight = nn.Parameter(torch.ones(1000))
+
+    def step():
+        product = a * b  # keeps both
+        (product * weight + product[:500].exp().sum()).sum().backward()
+
+    # two inputs, the product, and the exponentials of its half
+    assert training._kept(step) == 4 * (3 * 1000 + 500)
+
+
+def test_steps_are_set_against_timms_in_their_precision(monkeypatch):
+    pytest.importorskip('mmdet')
+    from evit_mm.compare.benchmark import training
+
+    timm = training.TIMM
+    assert training.timm_row('ours, with_cp') == timm
+    assert training.timm_row('ours, contiguous, AMP') == f'{timm}, AMP'
+    for name, options in training.GPU_FORMS.items():
+        assert training.timm_row(name) in training.GPU_FORMS
+        assert (options.get('amp', False), options.get('tf32', False)) == (
+            name.endswith('AMP'),
+            name.endswith('TF32'),
+        )
+    monkeypatch.setattr(training, '_kept', lambda step: 5 * 2**20)
+    (row,) = training._time('group', {'ours': lambda: None}, 9)
+    assert (len(row.seconds), row.note, row.against) == (4, '5 MiB kept', timm)
+    assert len(training._time('group', {'ours': lambda: None}, 1)[0].seconds) == 2
+
+
+def test_training_steps_are_in_the_layout_of_their_name(monkeypatch):
+    pytest.importorskip('mmdet')
+    pytest.importorskip('timm')
+    from evit_mm.compare.benchmark import training
+
+    monkeypatch.setattr(networks, 'BATCH', 2)
+    monkeypatch.setattr(networks, 'SIDE', 128)
+    seen = []
+
+    def record(module, inputs, output):
+        if type(module) is nn.BatchNorm2d or isinstance(module, nn.Conv2d):
+            image, last = inputs[0], torch.channels_last
+            if image.shape[1] == 3:
+                assert module.training and image.shape[0] == 2
+            elif image.shape[1] > 1 and image.shape[3] > 1 and not seen:
+                seen.append((image.shape[2:], image.is_contiguous(memory_format=last)))
+
+    handle = nn.modules.module.register_module_forward_hook(record)
+    config = 'retinanet_lite_evit_m0_coco'
+    try:
+        for name, options in training.LAYOUTS.items():
+            steps = (
+                training._backbone_step('m0', options, 'cpu'),
+                training.detector_step(config, (128, 160), 2, options, 'cpu'),
+            )
+            for step, size in zip(steps, ((128, 128), (128, 160)), strict=True):
+                seen.clear()
+                step()
+                expected = name in ('ours', f'{training.TIMM}, channels last')
+                assert seen == [(tuple(side // 2 for side in size), expected)], name
+    finally:
+        handle.remove()
+
+
+def test_operators_are_timed_with_the_ones_that_they_are_named_for(monkeypatch):
+    pytest.importorskip('mmdet')
+    from evit_mm.compare.benchmark import operators
+
+    nms = importlib.import_module('mmcv.ops.nms')
+    compiled = ModuleType('mmcv._ext')
+    compiled.__file__ = 'mmcv/_ext.so'
+    monkeypatch.setitem(sys.modules, 'mmcv._ext', compiled)
+    monkeypatch.setattr(nms, 'ext_module', compiled)
+    used = []
+    cases = {'_suppression': lambda _: [('one', lambda: used.append(nms.ext_module))]}
+    for name in ('_suppression', '_pooling', '_convolutions', '_prediction'):
+        monkeypatch.setattr(operators, name, cases.get(name, lambda _: []))
+    rows, _ = operators.measure(Setting(1, 3))
+    assert [(row.group, row.name, row.against, len(row.seconds)) for row in rows] == [
+        ('one', 'compiled', None, 3),
+        ('one', 'evit_mm.ops', 'compiled', 3),
+    ]
+    assert [x is compiled for x in used] == [True, True, False, False] * 4
+    assert used[2].nms is operators.OPERATORS['nms'] and nms.ext_module is compiled
+
+
+def test_both_passes_of_an_operator_are_called():
+    pytest.importorskip('mmdet')
+    from evit_mm.compare.benchmark import operators
+
+    layer, x = nn.Linear(2, 3), torch.ones(4, 2, requires_grad=True)
+    (label, forward), (other, backward) = operators._both_ways('linear', layer, x)
+    assert (label, other) == ('linear', 'linear, backward') and not forward().requires_grad
+    for _ in range(2):
+        inputs, weight, bias = backward()
+        assert torch.allclose(inputs, layer.weight.sum(0).expand(4, 2))
+        assert weight.eq(4).all() and bias.eq(4).all()
+
+
 @pytest.mark.parametrize(
     ('form', 'channels_last'),
     [('timm, eager', False), ('timm, channels last', True), ('plain', True)]
@@ -235,6 +584,8 @@ def test_an_unknown_suite_and_impossible_numbers(tmp_path):
         run_suite('fast', tmp_path)
     with pytest.raises(ConfigError, match='must be at least 1, got 0 and 10'):
         run_suite('variants', tmp_path, threads=0)
+    with pytest.raises(ConfigError, match='must be at least 1, got 1 and 0'):
+        run_suite('variants', tmp_path, rounds=0)
 
 
 def test_versions_say_whose_they_are(monkeypatch):

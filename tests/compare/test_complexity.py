@@ -64,7 +64,10 @@ def test_parameters_of_the_parts_are_those_of_the_detector(rows):
     cfg.backbone.init_cfg = None
     model = MODELS.build(cfg)
     total = sum(p.numel() for p in model.parameters())
-    assert sum(params for params, _ in rows['evit_m4'].parts.values()) == total
+    parts = rows['evit_m4'].parts
+    assert sum(params for params, _ in parts.values()) == total
+    for name in ('backbone', 'neck'):
+        assert parts[name][0] == sum(p.numel() for p in getattr(model, name).parameters())
     before = {name: p.clone() for name, p in model.named_parameters()}
     macs = detector_macs(model, 64, 96)
     assert model.training and all(torch.equal(before[n], p) for n, p in model.named_parameters())

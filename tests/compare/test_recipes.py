@@ -23,6 +23,7 @@ from evit_mm.compare.recipes import (
     LABELS,
     SWITCHES,
     apply_switches,
+    base_of,
     fit_ema,
     row_label,
     switches_of,
@@ -150,13 +151,14 @@ def test_the_schedules_steps_stand_at_the_same_parts_of_it():
 
 def test_emas_average_is_as_long_a_part_of_a_short_schedule():
     cfg = apply_switches(read(PAPER), ['ema'])
+    assert math.ceil(117_266 / 16) * 12 == COCO_ITERATIONS
     fit_ema(cfg, COCO_ITERATIONS)
     assert cfg.custom_hooks[-1] == read(PLUS).custom_hooks[-1]
     fit_ema(cfg, COCO_ITERATIONS // 100)
     hook = cfg.custom_hooks[-1]
     assert (hook['momentum'], hook['gamma']) == (pytest.approx(0.02, abs=1e-4), 20)
     fit_ema(cfg, 1)
-    assert cfg.custom_hooks[-1]['momentum'] < 1 and cfg.custom_hooks[-1]['gamma'] == 1
+    assert cfg.custom_hooks[-1]['momentum'] == 0.5 and cfg.custom_hooks[-1]['gamma'] == 1
 
 
 def test_batch_norm_of_all_processes_keeps_names_and_stays_frozen_where_it_is():
@@ -199,7 +201,9 @@ def test_the_papers_row_has_what_the_authors_have(shapes):
     assert cfg.optim_wrapper.paramwise_cfg == coco.optim_wrapper.paramwise_cfg
     assert 'clip_grad' not in cfg.optim_wrapper and cfg.model.backbone.norm_eval
     assert 'sync_bn' not in cfg and cfg.model.neck.num_extra_trans_convs == 1
-    assert budget(shapes, 6).config('evit_m4+paper').param_scheduler[1].milestones == [4, 5]
+    for epochs, milestones in ((6, [4, 5]), (1, [1, 1])):
+        steps = budget(shapes, epochs).config('evit_m4+paper').param_scheduler[1]
+        assert steps.milestones == milestones and steps.end == epochs
 
 
 @pytest.mark.parametrize('name', SWITCHES)
@@ -210,7 +214,19 @@ def test_rows_differ_from_the_base_in_their_switch_alone(shapes, name):
     if name == 'schedule_3x':  # evaluated once, after the last epoch
         expected = {*expected, 'train_cfg.val_begin', 'max_epochs'}
     assert found == expected
-    assert rows[1].train_cfg.max_epochs == (18 if name == 'schedule_3x' else 6)
+    longest = 18 if name == 'schedule_3x' else 6
+    assert rows[1].train_cfg.max_epochs == rows[1].max_epochs == longest
+    assert rows[1].train_cfg.val_begin == longest + 1
+
+
+def test_emas_average_is_fitted_to_the_data_of_the_comparison(shapes, monkeypatch):
+    hook = budget(shapes, 6).config('evit_m0+plus').custom_hooks[-1]
+    # 16 images make 2 iterations an epoch, and the 3x schedule has the average of 1x
+    assert (hook['momentum'], hook['gamma']) == (0.5, 1)
+    monkeypatch.setattr(Budget, 'iterations', 1000 * 12)
+    hook = budget(shapes, 12).config('evit_m0+plus').custom_hooks[-1]
+    assert hook['momentum'] == pytest.approx(0.0002 * 7330 / 1000, rel=1e-3)
+    assert hook['gamma'] == round(2000 * 1000 / 7330)
 
 
 def test_wrong_recipes_are_refused(shapes, tmp_path):
@@ -219,7 +235,12 @@ def test_wrong_recipes_are_refused(shapes, tmp_path):
     with pytest.raises(ConfigError, match="needs EfficientViT .*, got 'spos'"):
         compare(budget(shapes), ['evit_m0', 'spos'], 1, tmp_path / 'out', recipes=['ema'])
     assert not (tmp_path / 'out').exists()
-    assert with_recipes(['evit_m0', 'spos'], []) == ['evit_m0', 'spos']
+    assert with_recipes(['evit_m0', 'spos', 'evit_m0'], []) == ['evit_m0', 'spos']
+    pairs = with_recipes(['evit_m1', 'evit_m0', 'evit_m1'], ['ema', 'paper', 'ema'])
+    assert pairs == ['evit_m1+ema', 'evit_m1+paper', 'evit_m0+ema', 'evit_m0+paper']
+    found = [base_of(name, pretrained) for pretrained in (True, False) for name in pairs[:2]]
+    assert found == ['evit_m1+paper'] * 2 + ['evit_m1+train_bn'] * 2
+    assert base_of('evit_m0', True) is None
 
 
 def test_the_command_knows_its_recipes():
@@ -277,6 +298,9 @@ def test_table_sets_each_row_against_the_base_and_says_who_had_more_epochs():
 def test_rows_are_named_for_people():
     assert row_label('evit_m4') == 'EfficientViT-M4'
     assert row_label('evit_m4+ema') == 'EfficientViT-M4, EMA'
+    assert row_label('evit_m0+plus_1x') == 'EfficientViT-M0, all but the 3x schedule'
+    assert row_label('evit_m0+plus') == 'EfficientViT-M0, all'
+    assert row_label('mine') == 'mine'
 
 
 @pytest.mark.slow

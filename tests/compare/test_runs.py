@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -16,10 +17,12 @@ from mmengine.config import Config
 
 from evit_mm.compare import Budget, available_models, collect, compare, runs
 from evit_mm.compare.benchmark import median_and_quartiles, time_interleaved
+from evit_mm.compare.complexity import detector_macs
 from evit_mm.compare.table import Row, markdown, ranking
 from evit_mm.data import make_shapes
 from evit_mm.data.layout import find_splits
 from evit_mm.errors import CheckpointError, ConfigError, DataError
+from evit_mm.runner.build import load_detector
 from tests.conftest import ROOT
 
 EPOCHS = 3
@@ -90,7 +93,14 @@ def test_everything_but_backbone_neck_and_pixels_is_the_same(shapes):
             assert cfg.model[key] == first.model[key], (name, key)
         assert cfg.model.neck.out_channels == 64 and cfg.model.bbox_head.num_classes == 5
         assert cfg.model.backbone.norm_eval is False and cfg.model.backbone.init_cfg is None
+        own = Config.fromfile(available_models()[name]).model
+        assert cfg.model.data_preprocessor == own.data_preprocessor
+        assert cfg.model.backbone.type == own.backbone.type
+        assert cfg.model.neck.in_channels == own.neck.in_channels
     assert first.train_cfg.max_epochs == first.param_scheduler[1].T_max == EPOCHS
+    assert first.max_epochs == EPOCHS < first.train_cfg.val_begin  # a test follows the training
+    hook = first.default_hooks.checkpoint
+    assert (hook.interval, hook.max_keep_ckpts) == (1, 2)  # one more than the last may be broken
 
 
 def test_head_pretrained_and_options_change_the_config(shapes):
@@ -99,17 +109,53 @@ def test_head_pretrained_and_options_change_the_config(shapes):
     assert cfg.model.neck.out_channels == 256 and cfg.model.bbox_head.stacked_convs == 4
     assert cfg.model.backbone.init_cfg.checkpoint.startswith('timm://spnasnet')
     assert cfg.log_level == 'ERROR'
-    sizes = [s.scale for s in cfg.val_dataloader.dataset.pipeline if s.type == 'Resize']
-    assert sizes == [(320, 240)]
+    for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
+        (size,) = (s.scale for s in loader.dataset.pipeline if s.type == 'Resize')
+        assert size == (320, 240) and loader.batch_size == 8
+    assert cfg.train_cfg.max_epochs == 12
+
+
+def test_each_split_is_read_with_its_images_without_objects(copy):
+    from mmdet.registry import DATASETS
+    from mmengine.registry import init_default_scope
+
+    def clear(coco):
+        coco['annotations'] = [a for a in coco['annotations'] if a['image_id'] != 1]
+
+    edit(copy, clear, 'train')
+    cfg = small(copy).config('evit_m0')
+    init_default_scope('mmdet')
+    train, val = (
+        DATASETS.build(loader.dataset) for loader in (cfg.train_dataloader, cfg.test_dataloader)
+    )
+    assert (len(train), len(val)) == (16, 8)
+    for data, split in ((train, 'train'), (val, 'val')):
+        assert data.get_data_info(0)['img_path'].startswith(str(copy / split))
+        assert data.metainfo['classes'] == ('circle', 'square', 'triangle', 'star', 'cross')
+    assert cfg.val_evaluator.ann_file == cfg.test_evaluator.ann_file == str(val.ann_file)
+    assert not {'train_pipeline', 'test_pipeline', 'data_root', 'dataset_type'} & set(cfg)
+
+
+def test_a_last_batch_that_is_not_full_is_an_iteration_too(copy):
+    for images, iterations in ((16, 2), (9, 2), (8, 1)):
+        edit(copy, lambda coco, n=images: coco.update(images=coco['images'][:n]), 'train')
+        edit(copy, lambda coco: coco.update(annotations=[]), 'train')
+        assert Budget(str(copy), 5).iterations == 5 * iterations
 
 
 @pytest.mark.parametrize(
     ('changes', 'match'),
-    [({'epochs': 0}, '--epochs'), ({'scale': (8, 64)}, '--scale'), ({'head': 'tiny'}, '--head')],
+    [
+        ({'epochs': 0}, '--epochs'),
+        ({'scale': (31, 64)}, '--scale'),
+        ({'scale': (64, 64, 64)}, '--scale'),
+        ({'head': 'tiny'}, '--head'),
+    ],
 )
 def test_impossible_budgets_are_refused(shapes, changes, match):
     with pytest.raises(ConfigError, match=match):
         Budget(str(shapes), **changes)
+    Budget(str(shapes), 1, (32, 32))
 
 
 def test_wrong_names_and_numbers_are_refused(shapes, tmp_path):
@@ -265,6 +311,124 @@ def test_another_budget_or_a_second_process_is_refused(finished, shapes, copy):
         compare(small(copy), MODELS, 1, finished)
     with FileLock(finished / '.lock'), pytest.raises(ConfigError, match='is running'):
         compare(small(shapes), MODELS, 1, finished)
+
+
+def test_each_change_of_the_budget_or_the_data_is_named(copy, tmp_path, monkeypatch):
+    out = tmp_path / 'out'
+    out.mkdir()
+    runs._check_same_budget(out, Budget(str(copy)))
+    monkeypatch.chdir(copy.parent)
+    runs._check_same_budget(out, Budget(copy.name))
+    for changes, match in (
+        ({'epochs': 3}, r'budget \(epochs: 12 before, 3 now\)'),
+        ({'scale': (240, 320)}, r'\(scale: \[320, 240\] before, \[240, 320\] now\)'),
+        ({'head': 'full', 'pretrained': True}, 'head: light .* now; pretrained: False before'),
+        ({'cfg_options': {'a': 1}}, r"\(cfg_options: \{\} before, \{'a': 1\} now\)"),
+    ):
+        with pytest.raises(ConfigError, match=match):
+            runs._check_same_budget(out, Budget(str(copy), **changes))
+    for split in ('train', 'val'):
+        edit(copy, lambda coco: coco['annotations'].pop(), split)
+        with pytest.raises(ConfigError, match=f'sha256 of instances_{split}.json: '):
+            runs._check_same_budget(out, Budget(str(copy)))
+
+
+def test_a_folder_is_locked_for_one_comparison_until_it_ends(tmp_path):
+    for _ in range(2):
+        with pytest.raises(KeyError), runs.claimed(tmp_path / 'a' / 'b'):
+            with pytest.raises(ConfigError, match='is running'), runs.claimed(tmp_path / 'a' / 'b'):
+                pass
+            raise KeyError
+
+
+def test_what_runs_leave_becomes_rows(shapes, tmp_path, monkeypatch, capsys):
+    # trained in this process, which has no comparison to outlive
+    trained, iterations = [], []
+
+    class Count(runs.OrphanHook):
+        def after_train_iter(self, *args, **kwargs):
+            super().after_train_iter(*args, **kwargs)
+            iterations.append(1)
+
+    def train(run, cfg, device):
+        trained.append((run.model, run.seed))
+        run.folder.mkdir(parents=True)
+        if run.model != 'evit_m0' or run.seed != 1:
+            return fail(run)
+        cfg.dump(run.folder / 'config.py')
+        runs._train_and_evaluate(run, device)
+        return [EPOCHS]
+
+    monkeypatch.setattr(runs, 'OrphanHook', Count)
+    monkeypatch.setattr(runs, '_train_one', train)
+    budget = Budget(str(shapes), 1, (64, 64))  # so sure of nothing that there are no figures
+    first, second = compare(budget, ['evit_m1', 'evit_m0'], 2, tmp_path, device='cpu')
+    assert trained == [(m, s) for s in range(2) for m in ('evit_m1', 'evit_m0')]
+    assert (first.name, len(first.metrics), len(second.metrics)) == ('evit_m0', 1, 0)
+    assert first.failures == ['seed 0: not tried'] and len(iterations) == 2
+    assert first.metrics == [dict.fromkeys(NAMES, 0.0)]
+    assert first.latency[1] <= first.latency[0] <= first.latency[2] and second.latency is None
+    run = tmp_path / 'runs' / 'evit_m0_seed1'
+    assert first.weights == run / 'weights.pth' and not list(run.glob('epoch_*'))
+    saved = min(run.glob('*/vis_data/config.py'))  # the training's; then the test's
+    assert Config.fromfile(saved).randomness.seed == 1
+    loaded = load_detector(first.config, first.weights)
+    assert first.params == sum(p.numel() for p in loaded.parameters())
+    assert first.macs == sum(detector_macs(loaded, 64, 64).values())
+    output = capsys.readouterr().err
+    assert 'EfficientViT-M0, seed 1: AP 0.000 in 0.' in output
+    assert 'EfficientViT-M1, seed 1: failed: not tried' in output
+    about = table(tmp_path)['about']
+    assert (about['data'], about['seeds'], about['images']) == ('shapes', 2, [16, 8])
+    assert about['FLOPs and latency at'] == '64x64' and about['classes'][3] == 'star'
+    # what is finished stays, and what is not is tried again
+    result = json.loads((run / 'result.json').read_text())
+    runs.write_json(run / 'result.json', {'metrics': result['metrics'], 'seconds': 90})
+    trained.clear()
+    monkeypatch.setattr(runs, '_train_one', lambda run, *_: trained.append(run.seed) or fail(run))
+    (again,) = compare(budget, ['evit_m0'], 2, tmp_path, device='cpu')
+    assert trained == [0] and again.minutes == [1.5]
+
+
+def test_a_training_that_cannot_start_says_why_and_keeps_its_log(tmp_path):
+    run = runs.Run('evit_m0', 0, tmp_path / 'runs' / 'evit_m0_seed0')
+    run.folder.mkdir(parents=True)
+    runs.write_json(run.folder / 'result.json', {'metrics': {}})  # of an earlier try
+    epochs = list(runs._train_one(run, Config({'model': {'type': 'RetinaNet'}}), 'cpu'))
+    assert set(epochs) == {0} and list(run.outcome()) == ['failure']
+    assert len(run.outcome()['failure'].splitlines()) == 1
+    assert 'Traceback' in (run.folder / 'console.log').read_text()
+
+
+def test_how_far_a_run_is_and_how_it_died(tmp_path):
+    run = runs.Run('evit_m0', 0, tmp_path)
+    assert (run.epochs_done(), run.outcome(), run.label) == (0, {}, 'EfficientViT-M0, seed 0')
+    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'epoch_7.pth'))
+    assert run.epochs_done() == 7
+    assert runs._how_it_died(-9) == 'the process was killed by SIGKILL (out of memory?)'
+    assert runs._how_it_died(-15) == 'the process was killed by SIGTERM'
+    assert runs._how_it_died(3) == 'the process exited with status 3; see console.log'
+
+
+def test_a_training_ends_with_its_comparison_alone(monkeypatch):
+    ends = []
+    monkeypatch.setattr(runs.os, '_exit', ends.append)
+    for alive, expected in ((True, []), (False, [1])):
+        parent = SimpleNamespace(is_alive=lambda alive=alive: alive)
+        monkeypatch.setattr(runs.multiprocessing, 'parent_process', lambda parent=parent: parent)
+        runs.OrphanHook().after_train_iter()
+        assert ends == expected
+
+
+def test_training_time_is_the_mean_step_times_all_steps():
+    scalars = [
+        {'iter': 10, 'step': 10, 'time': 1.0},
+        {'iter': 25, 'step': 25, 'time': 3.0},
+        {'iter': 30, 'step': 30},
+        {'step': 99, 'time': 50.0},  # an evaluation
+    ]
+    assert runs.training_seconds(scalars) == 2.0 * 25
+    assert runs.training_seconds([]) == 0
 
 
 def process_of_the_run(parent):
@@ -430,6 +594,11 @@ def work_dir(root, name, ap, last=12):
     return folder.parents[1]
 
 
+def collect_text(folders, out):
+    collect(folders, out)
+    return (out / 'table.md').read_text()
+
+
 def test_full_trainings_are_collected_into_the_same_table(tmp_path):
     folders = [
         work_dir(tmp_path, 'mobilenetv2', 28.3),
@@ -443,7 +612,39 @@ def test_full_trainings_are_collected_into_the_same_table(tmp_path):
     assert rows[0].macs > 150e9  # at 1333 x 800
     assert 'evaluated up to epoch 11 of 12' in rows[2].failures[0]
     text = (tmp_path / 'out' / 'table.md').read_text()
-    assert '| EfficientViT-M4 | 32.5 ± 0.7 (2) |' in text and '28.3' in text
+    assert '| EfficientViT-M4 | 32.5 ± 0.7 (2) |' in text and 'published' in text
+    assert 'collected from: mobilenetv2_28.3, evit_m4_32.0, evit_m4_33.0, spnasnet_30.7;' in text
+    assert 'evaluated on: instances_val2017.json; FLOPs at: 1333x800.' in text
+    assert 'published' not in collect_text(folders[:1], tmp_path / 'other')
+
+
+@pytest.mark.parametrize(
+    ('change', 'match'),
+    [
+        ('train_cfg.max_epochs=11', r'the number of epochs \(12, 11\)'),
+        ('model.bbox_head.num_classes=3', r'the number of classes \(80, 3\)'),
+        ('scale', r'the test scale \(\(1333, 800\), \(800, 1333\)\)'),
+        ('resize', 'must have train_cfg.max_epochs, .* and one Resize with a scale'),
+    ],
+)
+def test_trainings_of_other_budgets_are_refused(tmp_path, change, match):
+    folders = [work_dir(tmp_path, name, 30.0) for name in ('mobilenetv2', 'evit_m4')]
+    config = folders[1] / 'retinanet_evit_m4_coco.py'
+    cfg = Config.fromfile(config)
+    (resize,) = (s for s in cfg.test_dataloader.dataset.pipeline if s.type == 'Resize')
+    if change == 'scale':
+        resize.scale = (800, 1333)
+    elif change == 'resize':
+        resize.type = 'Pad'
+    else:
+        key, value = change.split('=')
+        cfg.merge_from_dict({key: int(value)})
+    cfg.dump(config)
+    with pytest.raises(DataError, match=match):
+        collect(folders, tmp_path / 'out')
+    (folders[0] / 'other.py').write_text('')
+    with pytest.raises(DataError, match='found 2'):
+        collect(folders[:1], tmp_path / 'out')
 
 
 def test_trainings_that_cannot_stand_together_are_refused(tmp_path):

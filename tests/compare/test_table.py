@@ -1,0 +1,130 @@
+"""The table's figures are those of the runs, in their columns, units and order."""
+
+import json
+
+import pytest
+from matplotlib.figure import Figure
+from mmengine.config import Config
+
+from evit_mm.compare.table import Row, exceeds_spread, markdown, write_tables
+from tests.compare.test_runs import NAMES
+
+
+def row(name, *aps, **facts):
+    metrics = [{metric: ap / 100 + place for place, metric in enumerate(NAMES)} for ap in aps]
+    return Row(name, Config(), metrics, [2.0] * len(aps), **facts)
+
+
+def cells(text):
+    """Return the cells by heading, for each row of a table."""
+    header, *rows = (x.strip('| ').split(' | ') for x in text.splitlines() if x[:2] == '| ')
+    return [dict(zip(header, found, strict=True)) for found in rows]
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The charts that are drawn."""
+    drawn = []
+
+    def keep(figure, path, **_):
+        drawn.append(figure)
+        path.write_text('chart')
+
+    monkeypatch.setattr(Figure, 'savefig', keep)
+    return drawn
+
+
+def test_each_figure_has_its_column_and_unit():
+    m4 = row('evit_m4', 30, 32, params=8_804_000, macs=299_300_000_000)
+    m4.latency, m4.minutes = (0.0123, 0.011, 0.0146), [3.0, 4.0]
+    other = row('spos', 0, params=3_558_000)
+    first, second = cells(markdown([m4, other], {}, published=False))
+    assert first == {
+        'backbone': 'EfficientViT-M4',
+        'AP': '31.0 ± 1.4 (2)',
+        **{name: f'{31 + 100 * k:.1f}' for k, name in enumerate(('AP50', 'AP75', *'SML'), 1)},
+        'params M': '8.80',
+        'FLOPs G': '299.30',
+        'latency ms': '12.3 (11.0-14.6)',
+        'training min': '3.5',
+    }
+    assert (second['AP'], second['latency ms']) == ('0.0 (1)', '-')  # an AP of 0 is a figure
+
+
+def test_facts_are_written_plainly():
+    about = {'classes': ['a', 'b'], 'scale': (3, 4), 'options': {'x': 1, 'y': 2}, 'more': {}}
+    text = markdown([row('evit_m0', 30)], about, published=False)
+    assert '\n\nclasses: a, b; scale: 3, 4; options: x=1, y=2; more: none.\n' in text
+    assert 'failed' not in text and text.endswith('.\n')
+
+
+def test_two_seeds_tell_a_spread_and_a_tie_is_within_it():
+    better, worse, one = row('evit_m4', 31, 33), row('evit_m0', 30, 31), row('evit_m1', 20)
+    assert exceeds_spread(better, worse) is False
+    assert exceeds_spread(better, row('evit_m0', 30, 30.5)) is True
+    assert exceeds_spread(better, one) is exceeds_spread(one, worse) is None
+    assert 'With one seed, the spread is unknown' in markdown([row('evit_m4', 30), one], {}, False)
+    assert 'spread' not in markdown([better], {}, False).partition('timings.')[2]
+    text = markdown([better, worse], {}, False)
+    assert '(every run of one beats every run of the other):\n\n- none\n' in text
+    text = markdown([better, row('evit_m0', 30, 30.5)], {}, False)
+    assert text.endswith('(no clear winner):\n\n- none\n')
+
+
+def test_a_loss_against_the_base_counts_the_runs_of_both():
+    base = row('evit_m0+train_bn', 30, 31, base='evit_m0+train_bn')
+    lower = [
+        row(f'evit_m0+{r}', *aps, base=base.name)
+        for r, aps in (('ema', (20, 21)), ('drop_path', (29, 30.5)), ('no_decay', (20,)))
+    ]
+    found = [x['AP against the base'] for x in cells(markdown([base, *lower], {}, False))]
+    losses = ['-10.0, exceeds the spread', '-0.8, within the spread', '-10.5, one seed']
+    assert found == ['the base', *losses]
+    (alone,) = cells(markdown(lower[:1], {}, False))
+    assert alone['AP against the base'] == '-'
+
+
+def test_the_files_have_all_rows_and_the_best_first(tmp_path, figures):
+    m0 = row('evit_m0', 20, 22, macs=2e9, params=3, latency=(0.02, 0.01, 0.04))
+    spos = row('spos', 30, macs=5e9, latency=(0.05, 0.05, 0.05))
+    failed = row('evit_m1', failures=['seed 0: x'])
+    rows = write_tables([failed, m0, spos], tmp_path, {'data': 'cells'})
+    assert [r.name for r in rows] == ['spos', 'evit_m0', 'evit_m1']
+    content = json.loads((tmp_path / 'table.json').read_text())
+    assert [r['AP'] for r in content['rows']] == [pytest.approx(30), pytest.approx(21), None]
+    second, third = content['rows'][1:]
+    assert second['latency_seconds'] == {'median': 0.02, 'q25': 0.01, 'q75': 0.04}
+    assert second['runs'] == m0.metrics and second['minutes'] == [2.0, 2.0]
+    assert (second['macs'], second['params'], second['label']) == (2e9, 3, 'EfficientViT-M0')
+    assert third['latency_seconds'] is None and third['failures'] == ['seed 0: x']
+    (pair,) = content['ranking']
+    assert (pair['better'], pair['worse'], pair['exceeds_spread']) == ('spos', 'evit_m0', None)
+    assert pair['difference'] == pytest.approx(9) and content['about'] == {'data': 'cells'}
+    left, right = figures[0].axes
+    assert left.get_ylabel() == 'AP on cells, %'
+    for axis, places in ((left, (50, 20)), (right, (5, 2))):
+        points = [(c[0].get_xdata()[0], c[0].get_ydata()[0]) for c in axis.containers]
+        assert points == [pytest.approx(p) for p in zip(places, (30, 21), strict=True)]
+        assert [c[0].get_marker() for c in axis.containers] == ['s', 'o']  # ours are round
+        assert [text.get_text() for text in axis.texts] == ['SPOS', 'EfficientViT-M0']
+        (bar,) = axis.containers[1].lines[2]
+        assert bar.get_segments()[0][:, 1] == pytest.approx([20, 22])
+    # a chart of before does not stay beside a table without figures
+    write_tables([failed], tmp_path, {})
+    assert len(figures) == 1 and not (tmp_path / 'table.png').exists()
+
+
+def test_the_chart_of_recipes_shades_the_runs_of_the_base(tmp_path, figures):
+    base = row('evit_m0+paper', 20, 22, base='evit_m0+paper')
+    ema = row('evit_m0+ema', 30, 31, base=base.name)
+    write_tables([base, ema], tmp_path, {'data': 'cells'})
+    (axis,) = figures[0].axes
+    (shade,) = axis.patches
+    assert (shade.get_x(), shade.get_width()) == (pytest.approx(20), pytest.approx(2))
+    dots = {line.get_ydata()[0]: line for line in axis.lines if line.get_marker() == 'o'}
+    means = {line.get_ydata()[0]: line for line in axis.lines if line.get_marker() == '|'}
+    assert list(dots) == [base.label, ema.label]  # drawn from below, so the best is on top
+    assert list(dots[ema.label].get_xdata()) == pytest.approx([30, 31])
+    assert list(means[ema.label].get_xdata()) == pytest.approx([30.5])
+    assert dots[base.label].get_color() != dots[ema.label].get_color()
+    assert 'AP on cells, %' in axis.get_xlabel()
