@@ -122,6 +122,8 @@ def test_outputs_equal_a_naive_loop(network, size):
         for output, expected in zip(found[:4], stages, strict=True):
             assert relative_error(output, expected) < 1e-12
         assert relative_error(head(found), logits) < 1e-12
+    for output, channels, stride in zip(found, body.out_channels, body.strides, strict=True):
+        assert output.shape[1:] == (channels, *(-(-side // stride) for side in size))
 
 
 def test_even_channels_pass_and_odd_ones_go_on():
@@ -174,7 +176,8 @@ def test_out_indices_and_wrong_arguments():
         (1, 64, 9, 17),
         (1, 320, 3, 5),
     ]
-    for wrong in ((), (1, 0), (5,), 3):
+    assert SPOSNet().out_channels == (160, 320, 640) and SPOSNet().choices == tuple(CHOICES)
+    for wrong in ((), (1, 0), (1, 1), (-1,), (5,), 3):
         with pytest.raises(ValueError, match='out_indices'):
             SPOSNet(out_indices=wrong)
     with pytest.raises(ValueError, match='frozen_stages'):
