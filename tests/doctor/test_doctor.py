@@ -14,6 +14,7 @@ import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
+from torchvision.ops import nms
 
 from evit_mm import doctor
 from evit_mm.data import make_shapes
@@ -113,6 +114,15 @@ def test_the_probe_prints_each_step_and_stops_at_a_failed_import(monkeypatch, ca
     assert second == (
         "import evit_mm.nowhere: ModuleNotFoundError: No module named 'evit_mm.nowhere'"
     )
+
+
+def test_the_boxes_of_the_probe_overlap_and_have_no_equal_scores():
+    boxes, scores = probe.made_boxes(torch)
+    sizes = boxes[:, 2:] - boxes[:, :2]
+    assert boxes.shape == (60, 4) and sizes.min() >= 5 and 30 < sizes.max() <= 35
+    assert len(scores.unique()) == 60 and scores.min() >= 0 and scores.max() < 1
+    for threshold, least in ((0.5, 10), (0.99, 60)):
+        assert least <= len(nms(boxes, scores, threshold)) < (61 if least == 60 else 55)
 
 
 def test_a_step_says_how_it_went_in_one_short_line(capsys):

@@ -126,6 +126,28 @@ def test_outputs_equal_a_naive_loop(network, size):
         assert output.shape[1:] == (channels, *(-(-side // stride) for side in size))
 
 
+@pytest.mark.parametrize(('choice', 'kernel'), enumerate((3, 5, 7, 3)))
+def test_each_type_fits_at_each_place(choice, kernel):
+    """Where a stage begins, the middle of a block has half the channels of its output."""
+    model = SPOSNet([choice] * 20).eval()
+    assert [tuple(x.shape[1:]) for x in model(torch.rand(1, 3, 64, 64))] == [
+        (160, 8, 8),
+        (320, 4, 4),
+        (640, 2, 2),
+    ]
+    for index, out in enumerate(CHANNELS):
+        before = CHANNELS[index - 1] if index else 16
+        passing = before if index in FIRST else before // 2
+        convs = [m for m in model.features[index].branch_main if isinstance(m, torch.nn.Conv2d)]
+        widths = [conv.out_channels for conv in convs]
+        if choice == 3:
+            assert widths == [passing, *[out // 2] * 4, out - passing]
+        else:
+            assert widths == [out // 2, out // 2, out - passing]
+        kernels = {conv.kernel_size for conv in convs if conv.groups > 1}
+        assert kernels == {(kernel, kernel)}
+
+
 def test_even_channels_pass_and_odd_ones_go_on():
     x = torch.arange(2 * 6 * 1 * 2).reshape(2, 6, 1, 2)
     even, odd = split_even_odd(x)

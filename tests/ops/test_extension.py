@@ -62,6 +62,20 @@ def fresh(monkeypatch):
     return monkeypatch
 
 
+def test_a_compiled_extension_is_a_file_beside_mmcvs(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, 'path', [str(tmp_path)])
+    (tmp_path / '_ext.py').touch()  # of another package
+    assert not extension._is_compiled()  # without mmcv
+    (tmp_path / 'mmcv.py').touch()
+    importlib.invalidate_caches()
+    assert not extension._is_compiled()  # of a module without a folder
+    for file, compiled in (('__init__.py', False), ('_ext.py', True)):
+        (tmp_path / 'mmcv').mkdir(exist_ok=True)
+        (tmp_path / 'mmcv' / file).write_text('raise ImportError')  # it is only looked for
+        importlib.invalidate_caches()
+        assert extension._is_compiled() is compiled
+
+
 @pytest.mark.parametrize('compiled', [False, True])
 def test_operators_are_provided_where_mmcv_has_none(fresh, compiled):
     fresh.setattr(extension, '_is_compiled', lambda: compiled)
