@@ -8,6 +8,7 @@ import torch
 from mmengine.registry import MODELS
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from evit_mm.errors import EvitError
 from evit_mm.models import VARIANTS, EfficientViT, EfficientViTHead
 from evit_mm.models.classifier import EfficientViTClsHead
 from tests.conftest import ROOT, randomise, relative_error
@@ -134,6 +135,14 @@ def test_with_cp_changes_neither_gradients_nor_statistics(tiny):
     assert kept['saving'] < 0.5 * kept['plain']
     for a, b in zip(plain.modules(), saving.modules(), strict=True):
         assert getattr(a, 'momentum', None) == getattr(b, 'momentum', None)
+
+
+def test_only_recomputing_needs_a_newer_torch_and_every_relu_is_in_place(tiny, monkeypatch):
+    monkeypatch.setattr('importlib.metadata.version', lambda package: '2.0.1')
+    model = EfficientViT(tiny)
+    assert all(m.inplace for m in model.modules() if isinstance(m, torch.nn.ReLU))
+    with pytest.raises(EvitError, match=r'with_cp=True needs torch 2\.1 or newer'):
+        EfficientViT(tiny, with_cp=True)
 
 
 def test_a_new_network_starts_from_identities_and_small_logits(tiny):

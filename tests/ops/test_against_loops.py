@@ -124,25 +124,41 @@ def test_deformable_convolutions_without_offsets_are_convolutions(
         torch.testing.assert_close(*gradients)
 
 
-def test_the_weight_gradient_of_a_deformable_convolution_is_scaled_and_added():
-    """Also where nothing is kept of the call before, and of no images."""
-    geometry = dict(kW=3, kH=3, dW=1, dH=1, padW=1, padH=1, dilationW=1, dilationH=1)
-    geometry.update(group=1, deformable_group=1, im2col_step=1)
+def test_the_weight_gradient_is_kept_for_one_call_with_the_same_geometry(monkeypatch):
+    """Computed once more for any other call, scaled, and added; nothing is done for no images."""
+    calls, backward = [], deform._backward
+    monkeypatch.setattr(deform, '_backward', lambda *args: calls.append(1) or backward(*args))
+    geometry = dict(dW=1, dH=1, padW=1, padH=1, dilationW=1, dilationH=1)
+    geometry.update(kW=3, kH=3, group=1, deformable_group=1, im2col_step=1)
+    wider = {**geometry, 'padW': 2, 'padH': 2, 'dilationW': 2, 'dilationH': 2}
     x, weight = numbers((2, 2, 5, 6), 20).double(), numbers((3, 2, 3, 3), 21).double()
     weight.requires_grad_()
     gradient, offset = numbers((2, 3, 5, 6), 22).double(), x.new_zeros(2, 18, 5, 6)
-    (expected,) = torch.autograd.grad(F.conv2d(x, weight, padding=1), weight, gradient)
-    for kept in (False, True):
-        found, unused = torch.ones_like(weight), x.new_zeros(0)
+    unused, expected = x.new_zeros(0), {}
+    for size in (1, 2):
+        result = F.conv2d(x, weight, padding=size, dilation=size)
+        expected[size] = torch.autograd.grad(result, weight, gradient)[0]
+    # whether the input's gradient was asked for before, and how often the weight's is computed
+    for kept, sizes, number in ((False, geometry, 2), (True, geometry, 2), (True, wider, 3)):
+        calls.clear()
+        found = torch.ones_like(weight).detach()
         if kept:
             deform.deform_conv_backward_input(
                 x, offset, gradient, x.clone(), offset.clone(), weight.detach(), unused, **geometry
             )
-        for total in (1.25, 1.5):
+        for total in (0.25, 0.5):
             deform.deform_conv_backward_parameters(
-                x, offset, gradient, found.detach(), unused, unused, 0.25, **geometry
+                x, offset, gradient, found, unused, unused, 0.25, **sizes
             )
-            torch.testing.assert_close(found, 1 + (total - 1) * expected)
+            torch.testing.assert_close(found, 1 + total * expected[sizes['padW']])
+        assert len(calls) == number
+    passing = gradient.clone()
+    deform.deform_conv_backward_input(
+        x, offset, passing, x.clone(), offset.clone(), weight.detach(), unused, **geometry
+    )
+    assert deform._last_weight_gradient.kept
+    del passing  # with which the kept gradient goes
+    assert deform._last_weight_gradient.kept is None
     none = x.new_ones((0, 3, 5, 6))
     deform.deform_conv_forward(x[:0], weight, offset[:0], none, unused, unused, **geometry)
 

@@ -35,11 +35,12 @@ def test_a_program_runs_with_its_arguments_and_modules(tmp_path):
 def test_programs_are_run_as_python_does_or_named(tmp_path, monkeypatch, capsys):
     (tmp_path / 'program.py').write_text('import sys\nprint(__name__, sys.argv, sys.path[:2])')
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, 'path', ['first', 'second', *sys.path])
-    monkeypatch.setattr(sys, 'argv', ['of python', 'program.py', '--out', 'x'])
-    main()
-    expected = ('__main__', ['program.py', '--out', 'x'], [str(tmp_path), 'second'])
-    assert capsys.readouterr().out.split('\n')[0] == ' '.join(map(str, expected))
+    for words in (['program.py'], ['program.py', '--out', 'x']):
+        monkeypatch.setattr(sys, 'path', ['first', 'second', *sys.path])
+        monkeypatch.setattr(sys, 'argv', ['of python', *words])
+        main()
+        expected = ('__main__', words, [str(tmp_path), 'second'])
+        assert capsys.readouterr().out.split('\n')[0] == ' '.join(map(str, expected))
     for words, message in (
         ([], 'usage: python -m evit_mm.ops PROGRAM.py'),
         (['gone.py', 'x'], "'gone.py' is not a file; usage: "),
