@@ -12,7 +12,7 @@ import torch
 from mmengine.registry import init_default_scope
 
 from evit_mm import checkpoint as ckpt
-from evit_mm.checkpoint.conversion import TARGETS, convert, convert_file
+from evit_mm.checkpoint.conversion import TARGETS, Conversion, convert, convert_file
 from evit_mm.errors import CheckpointError
 from evit_mm.models import VARIANTS, EfficientViT, EfficientViTHead, SPOSNet
 from evit_mm.runner.config import load_config
@@ -341,6 +341,35 @@ def test_files_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
     convert_file(source, target)
     assert sorted(tmp_path.iterdir()) == files
     assert 'blocks1.0.dw0.m.c.weight' in ckpt.read_checkpoint(target)['state_dict']
+
+
+@pytest.mark.parametrize(('number', 'shown'), [(0, 0), (3, 3), (4, 3)])
+def test_the_summary_shows_three_entries_of_each_kind(number, shown):
+    names = [f'n{i}' for i in range(number)]
+    made = Conversion(
+        {'w': torch.ones(1), 'v': torch.ones(1)},
+        {'dataset_meta': {'classes': CLASSES}} if number else {},
+        'here',
+        'there',
+        renamed={name: f'{name}.x' for name in names},
+        dropped=names,
+        added=names,
+        resized={name: ((2, 16), (2, 49)) for name in names},
+    )
+    more = ', ...' if number > shown else ''
+
+    def line(change, entry):
+        entries = ', '.join(map(entry, names[:shown]))
+        return f'{change} {number}: {entries}{more}' if number else f'{change} 0'
+
+    assert made.summary().splitlines() == [
+        'here -> there, 2 entries',
+        line('renamed', lambda name: f'{name} -> {name}.x'),
+        line('dropped', str),
+        line('added', str),
+        line('resized', lambda name: f'{name} (2, 16) -> (2, 49)'),
+        'classes: 80' if number else 'classes: not in the file',
+    ]
 
 
 @pytest.mark.slow

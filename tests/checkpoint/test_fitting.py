@@ -13,6 +13,8 @@ from torch import nn
 from evit_mm import checkpoint as ckpt
 from evit_mm.checkpoint import reading
 from evit_mm.checkpoint.allowed_types import TORCH_HAS_SAFE_TYPES
+from evit_mm.checkpoint.contents import own_names
+from evit_mm.checkpoint.conversion import convert
 from evit_mm.errors import CheckpointError
 from evit_mm.models import EfficientViT, EfficientViTHead
 from tests.conftest import randomise, relative_error
@@ -121,6 +123,86 @@ def test_what_does_not_fit_is_named_and_nothing_is_loaded(
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
+@pytest.mark.parametrize('missing', [20, 21, 23])
+def test_twenty_differences_are_listed_and_the_others_counted(missing):
+    wanted = nn.ParameterDict({f'w{i:02}': torch.ones(1) for i in range(missing)})
+    with pytest.raises(CheckpointError) as caught:
+        ckpt.check_state_dict({}, wanted, 'a.pth')
+    lines = str(caught.value).splitlines()
+    assert lines[1:21] == [f'  missing: w{i:02}' for i in range(20)]
+    assert lines[21:] == ([f'  ... and {missing - 20} more'] if missing > 20 else [])
+
+
+@pytest.mark.parametrize(
+    ('stored', 'wanted', 'fits'),
+    [
+        (torch.float16, torch.float32, True),
+        (torch.bfloat16, torch.float32, True),
+        (torch.float64, torch.float64, True),
+        (torch.float64, torch.float32, False),
+        (torch.int64, torch.float32, False),
+        (torch.float32, torch.int64, False),
+        (torch.int64, torch.int64, True),
+    ],
+)
+def test_only_types_that_lose_nothing_are_taken(stored, wanted, fits):
+    model = nn.Module()
+    model.register_buffer('w', torch.ones(2, dtype=wanted))
+    state = {'w': torch.ones(2, dtype=stored)}
+    if fits:
+        assert ckpt.fit_state_dict(state, model)['w'] is state['w']
+    else:
+        with pytest.raises(CheckpointError, match=f'type: w is {stored} in the file, {wanted} in'):
+            ckpt.fit_state_dict(state, model)
+
+
+def test_a_checkpoint_without_a_name_is_called_checkpoint():
+    state, model = {'a.w': torch.ones(1)}, nn.Linear(1, 1)
+    timms = {'patch_embed.conv1.conv.weight': torch.ones(1), 'stages.x.blocks.0': torch.ones(1)}
+    for call in (
+        lambda: ckpt.tensors_of({}),
+        lambda: ckpt.extract_state_dict({}),
+        lambda: ckpt.extract_state_dict(state, 'net'),
+        lambda: ckpt.extract_state_dict(timms),
+        lambda: own_names(timms),
+        lambda: ckpt.fit_state_dict(state, model),
+        lambda: ckpt.check_state_dict(state, model),
+        lambda: convert(state),
+    ):
+        with pytest.raises(CheckpointError, match="^'checkpoint' "):
+            call()
+
+
+@pytest.mark.parametrize('windows', [(7, 7, 4), (7, 7, 7)])
+def test_the_log_says_what_was_loaded_and_resized(tmp_path, tiny, published, monkeypatch, windows):
+    said = []
+    monkeypatch.setattr(
+        'evit_mm.checkpoint.fitting.print_log', lambda text, logger: said.append(text)
+    )
+    path = save(tmp_path / 'file.pth', published)
+    model = EfficientViT(tiny, window_sizes=windows)
+    ckpt.load_pretrained(model, path)
+    number = sum('num_batches_tracked' not in key for key in model.state_dict())
+    resized = ', resized 2 attention biases' if windows[2] == 7 else ''  # of the last two blocks
+    assert said == [f'loaded {number} entries from {path}{resized}']
+
+
+@pytest.mark.parametrize(
+    ('meta', 'expected'),
+    [
+        ({'CLASSES': ['a', 'b'], 'config': 'x'}, (('a', 'b'), 'x')),
+        ({'dataset_meta': {'classes': ('c',)}, 'CLASSES': ('a',), 'cfg': 'y'}, (('c',), 'y')),
+        ({'cfg': 'y', 'config': 'x', 'CLASSES': [1, 'a']}, (None, 'y')),
+        ({'cfg': {'a': 1}, 'CLASSES': 'abc'}, (None, None)),
+        (None, (None, None)),
+    ],
+)
+def test_class_names_and_config_of_both_mmdets(meta, expected):
+    found = ckpt.metadata_of({'meta': meta})
+    assert (found.get('dataset_meta', {}).get('classes'), found.get('cfg')) == expected
+    assert None not in found.values()
+
+
 def test_another_arch_is_reported_not_loaded(tmp_path, tiny, published):
     path = save(tmp_path / 'file.pth', published)
     with pytest.raises(CheckpointError, match=r"'.*file\.pth' does not fit EfficientViT"):
@@ -139,6 +221,9 @@ def test_missing_prefix_is_an_error(tmp_path, tiny, published):
         load(tiny, path, prefix='net')
 
 
+BOMB = r"bomb\.pth' was refused: .* weights \(GLOBAL (posix|nt)\.mkdir\)\. No code from it was run"
+
+
 class Bomb:
     def __init__(self, path):
         self.path = path
@@ -154,7 +239,7 @@ def test_a_pickle_bomb_is_refused_and_does_not_go_off(tmp_path, legacy, nested):
     content = {'model': {'w': torch.ones(1)}, 'x': Bomb(trap)} if nested else Bomb(trap)
     path = tmp_path / 'bomb.pth'
     torch.save(content, path, _use_new_zipfile_serialization=not legacy)
-    with pytest.raises(CheckpointError, match=r"bomb\.pth' was refused: .*No code from it was run"):
+    with pytest.raises(CheckpointError, match=BOMB):
         ckpt.read_checkpoint(path)
     assert not trap.exists()
     if TORCH_HAS_SAFE_TYPES:

@@ -1,5 +1,7 @@
 """Each hostile file is refused with one clear error, and nothing in it runs."""
 
+import gzip
+import pickle
 import resource
 import subprocess
 import sys
@@ -85,6 +87,35 @@ def test_the_files_that_they_were_made_from_load(legacy, tmp_path, unpickler):
         half = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
         torch.save(half, path)
         assert loads(path) is None
+
+
+@pytest.mark.parametrize(
+    ('content', 'kind'),
+    [
+        (b'', 'an empty file'),
+        (b'text', 'a truncated or unknown file'),
+        (pickle.dumps({'a': 1}, 4), 'a Python pickle not written by torch.save'),
+        (gzip.compress(b'weights'), 'a compressed file'),
+        (b'<!doctype html><html>', 'a web page'),
+        (b'version https://git-lfs.github.com/spec/v1\noid sha256:4d\n', 'a Git LFS pointer'),
+    ],
+)
+def test_what_is_taken_for_a_checkpoint_by_mistake_is_named(tmp_path, content, kind):
+    (tmp_path / 'a.pth').write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"a.pth' is {kind}, not a checkpoint; "):
+        reading.read_file(tmp_path / 'a.pth')
+
+
+@pytest.mark.parametrize(
+    ('error', 'line'),
+    [
+        (ValueError('\n one\ntwo'), 'one'),
+        (ValueError(400 * 'x'), 300 * 'x'),
+        (ValueError(), 'ValueError()'),
+    ],
+)
+def test_messages_quote_the_first_line_of_an_error(error, line):
+    assert reading.first_line(error) == line
 
 
 def test_a_pipe_does_not_hang(tmp_path):

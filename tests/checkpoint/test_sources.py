@@ -154,10 +154,10 @@ def test_what_came_before_a_cut_is_never_mixed_with_another_file(server, monkeyp
 @pytest.mark.parametrize(
     ('usual', 'reason', 'requests'),
     [
-        (404, '404 Client Error', sources.RETRIES + 1),
-        (500, '500 Server Error', sources.RETRIES + 1),
-        ('page', 'the server sent a web page instead of a checkpoint', sources.RETRIES + 1),
-        ('cut', r'\d+ bytes read, \d+ more expected', sources.RETRIES + 1),
+        (404, '404 Client Error', 3),
+        (500, '500 Server Error', 3),
+        ('page', 'the server sent a web page instead of a checkpoint', 3),
+        ('cut', r'\d+ bytes read, \d+ more expected', 3),
     ],
 )
 def test_what_does_not_pass_leaves_nothing_and_says_what_to_do(server, usual, reason, requests):
@@ -251,6 +251,30 @@ def test_names_on_the_hub_are_told_from_paths(tmp_path, monkeypatch):
     assert [local_path(name) for name in names] == [tmp_path] * 3
     file = 'model.safetensors'
     assert asked == [('timm/net', file, None)] * 2 + [('me/net', file, 'v1')]
+    monkeypatch.setenv('HOME', str(tmp_path))
+    assert local_path('~/a.pth') == tmp_path / 'a.pth'
+
+
+def test_the_hub_is_asked_for_both_files_before_it_is_an_error(tmp_path, monkeypatch):
+    there, asked = 'pytorch_model.bin', []
+
+    def download(name, file, revision):
+        asked.append(file)
+        if file != there:
+            raise OSError(f'no {file}\nat {revision}')
+        return str(tmp_path / file)
+
+    monkeypatch.setattr('huggingface_hub.hf_hub_download', download)
+    assert local_path('timm://net') == tmp_path / there
+    assert asked == ['model.safetensors', 'pytorch_model.bin']
+    there = None
+    for name, revision in (('me/net@v1', 'v1'), ('me/net', 'main')):
+        url = f'https://huggingface.co/me/net/resolve/{revision}/model.safetensors on'
+        with pytest.raises(CheckpointError, match=url) as caught:
+            local_path(f'hf-hub:{name}')
+        assert str(caught.value).startswith(
+            f"cannot download '{name}' from the Hugging Face hub (no pytorch_model.bin). "
+        )
 
 
 class Hub(BaseHTTPRequestHandler):

@@ -1,10 +1,12 @@
 """What is in order is green; each thing that is broken becomes a line of its own with its fix."""
 
 import json
+import math
 import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,12 +14,13 @@ import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
+from torchvision.ops import nms
 
 from evit_mm import doctor
 from evit_mm.data import make_shapes
-from evit_mm.doctor import findings, stack
+from evit_mm.doctor import findings, probe, stack
 from evit_mm.doctor.config import check_config
-from evit_mm.doctor.findings import Finding, guarded
+from evit_mm.doctor.findings import Finding, from_sentence, guarded
 from evit_mm.errors import DataError
 from tests.conftest import ROOT
 from tests.data.test_check import edit
@@ -70,8 +73,6 @@ def test_the_stack_of_the_tests_is_in_order():
     ],
 )
 def test_an_operator_with_wrong_results_is_found(monkeypatch, name, module, attribute):
-    from evit_mm.doctor import probe
-
     getattr(probe, name)(torch, 'cpu')
     function = getattr(sys.modules[module], attribute)
 
@@ -84,6 +85,57 @@ def test_an_operator_with_wrong_results_is_found(monkeypatch, name, module, attr
     monkeypatch.setattr(f'{module}.{attribute}', wrong)
     with pytest.raises(AssertionError, match='not equal|not close'):
         getattr(probe, name)(torch, 'cpu')
+
+
+@pytest.mark.parametrize('wrong', range(3))
+def test_a_deformable_convolution_with_one_wrong_gradient_is_found(monkeypatch, wrong):
+    from mmcv.ops import deform_conv2d
+
+    def broken(*tensors_and_sizes):
+        tensors = list(tensors_and_sizes)
+        tensors[wrong] = 1.01 * tensors[wrong] - 0.01 * tensors[wrong].detach()
+        return deform_conv2d(*tensors)
+
+    monkeypatch.setattr('mmcv.ops.deform_conv2d', broken)
+    with pytest.raises(AssertionError, match='not close'):
+        probe.deform_conv(torch, 'cpu')
+
+
+def test_the_probe_prints_each_step_and_stops_at_a_failed_import(monkeypatch, capsys):
+    probe.main()
+    imports = ['evit_mm', 'evit_mm.ops', 'mmcv.ops', 'mmdet', 'pkg_resources of setuptools<82']
+    expected = [f'import {name}: ok' for name in imports]
+    expected += [f'mmcv.{name} cpu: ok' for name in ('nms', 'roi_align', 'deform_conv2d')]
+    assert [x for x in capsys.readouterr().out.splitlines() if 'cuda' not in x] == expected
+    monkeypatch.setattr(probe, 'MODULES', ('evit_mm', 'evit_mm.nowhere', 'mmdet'))
+    probe.main()
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == 'import evit_mm: ok'
+    assert second == (
+        "import evit_mm.nowhere: ModuleNotFoundError: No module named 'evit_mm.nowhere'"
+    )
+
+
+def test_the_boxes_of_the_probe_overlap_and_have_no_equal_scores():
+    boxes, scores = probe.made_boxes(torch)
+    sizes = boxes[:, 2:] - boxes[:, :2]
+    assert boxes.shape == (60, 4) and sizes.min() >= 5 and 30 < sizes.max() <= 35
+    assert len(scores.unique()) == 60 and scores.min() >= 0 and scores.max() < 1
+    for threshold, least in ((0.5, 10), (0.99, 60)):
+        assert least <= len(nms(boxes, scores, threshold)) < (61 if least == 60 else 55)
+
+
+def test_a_step_says_how_it_went_in_one_short_line(capsys):
+    def broken():
+        sys.stdout.write('a library talks')
+        raise SystemExit('a\nlong ' + 500 * 'x')
+
+    assert probe.step('good', lambda: sys.stdout.write('a library talks')) is True
+    assert probe.step('bad', broken) is False
+    assert capsys.readouterr().out.splitlines() == [
+        'good: ok',
+        f'bad: SystemExit: a long {381 * "x"}',
+    ]
 
 
 def test_pins_are_read_from_the_constraints():
@@ -117,9 +169,14 @@ def installed(monkeypatch, **versions):
 )
 def test_versions_that_differ_are_named(monkeypatch, versions, text, fix):
     installed(monkeypatch, **versions)
-    (finding,) = only(stack.check_versions(), 'yellow')
+    found = list(stack.check_versions())
+    (finding,) = only(found, 'yellow')
     assert finding.text.startswith(f'{text} (pinned version: ')
     assert fix in finding.fix
+    number = len(stack.PACKAGES)
+    assert [f.text for f in only(found, 'green')] == [
+        f'{number - 1} of {number} packages have the pinned version'
+    ]
 
 
 @pytest.mark.parametrize(
@@ -133,6 +190,57 @@ def test_versions_that_differ_are_named(monkeypatch, versions, text, fix):
 def test_tested_versions_are_green(monkeypatch, other):
     installed(monkeypatch, **other)
     assert {finding.level for finding in stack.check_versions()} == {'green'}
+
+
+@pytest.mark.parametrize(
+    ('package', 'other'),
+    [
+        ('opencv-python', 'opencv-python-headless'),
+        ('opencv-python', 'opencv-contrib-python-headless'),
+        ('mmcv-lite', 'mmcv'),
+        ('mmcv-lite', 'onedl-mmcv'),
+        ('mmengine', 'onedl-mmengine'),
+        ('mmdet', 'onedl-mmdetection'),
+        ('mmpretrain', 'onedl-mmpretrain'),
+    ],
+)
+def test_a_distribution_of_the_same_module_counts_as_the_package(monkeypatch, package, other):
+    installed(monkeypatch, **{package.replace('-', '_'): None, other.replace('-', '_'): '9.1+cpu'})
+    assert stack.installed_version(package) == '9.1'
+    (finding,) = only(stack.check_versions(), 'yellow')
+    assert finding.text.startswith(f'{package} is 9.1 (pinned version: ')
+    assert stack.installed_version('nothing') is None
+
+
+def test_programs_see_this_package_first_and_may_not_hang(monkeypatch, tmp_path):
+    monkeypatch.setenv('PYTHONPATH', '/one:/two')
+    lines, status = stack.run_program(program(tmp_path, "print(os.environ['PYTHONPATH'])"))
+    assert (lines, status) == ([os.pathsep.join((str(ROOT), '/one:/two'))], 0)
+    monkeypatch.setattr(stack, 'PROGRAM_SECONDS', 0.2)
+    file = program(tmp_path, 'import time; time.sleep(9)')
+    (finding,) = guarded('environment', lambda: stack.check_environment(file))
+    assert finding.level == 'red' and finding.text.startswith('TimeoutExpired: ')
+
+
+@pytest.mark.parametrize(
+    ('steps', 'has_gpu', 'levels'),
+    [
+        ('mmcv.nms cpu: ok', True, ['green', 'yellow']),
+        ('mmcv.nms cpu: ok', False, ['green']),
+        ('mmcv.nms cpu: ok\nmmcv.nms cuda: ok', True, ['green']),
+        ('mmcv.nms cpu: ok\nmmcv.nms cuda: RuntimeError: a: b', True, ['red', 'green']),
+        ('import mmcv.ops: ImportError', True, ['red']),
+    ],
+)
+def test_a_gpu_that_torch_cannot_use_is_a_warning(monkeypatch, tmp_path, steps, has_gpu, levels):
+    file = program(tmp_path, f'print({steps!r})')
+    monkeypatch.setattr(stack.Path, 'exists', lambda path: has_gpu)
+    found = list(stack.check_operators(file))
+    assert [finding.level for finding in found] == levels
+    for finding in found:
+        assert bool(finding.fix) == (finding.level != 'green')
+        if finding.level == 'red':
+            assert finding.text == steps.splitlines()[-1]
 
 
 def test_faults_of_the_environment_are_red(tmp_path):
@@ -149,6 +257,7 @@ def test_faults_of_the_environment_are_red(tmp_path):
         and 'Python crashed' in finding.text
         and '(exit status -11)' in finding.text
     )
+    assert finding.fix == 'install into a new environment'
 
 
 @pytest.mark.parametrize(
@@ -182,6 +291,26 @@ def test_a_good_config_is_green(shapes, tmp_path):
     found = examine(tmp_path, shapes)
     assert [finding.topic for finding in only(found, 'green')] == ['config', 'data', 'model']
     assert len(found) == 3
+    model = MODELS.build(Config.fromfile(tmp_path / 'tiny.py').model)
+    millions = sum(math.prod(p.shape) for p in model.parameters()) / 1e6
+    assert found[2].text == f'RetinaNet can be built: {millions:.2f} M parameters'
+    assert found[0].text == f'{tmp_path / "tiny.py"} can be read'
+
+
+@pytest.mark.parametrize('split', ['train', 'val', 'test'])
+def test_the_data_of_every_split_are_checked(shapes, tmp_path, split):
+    gone = f"{split}_dataloader = dict(loader, dataset=dict(data_root='gone'))"
+    config = write_config(tmp_path, shapes, gone)
+    found = only(check_config(config, None, False), 'red')
+    assert {(f.topic, f.text.partition(':')[0]) for f in found} == {('data', split)}
+
+
+def test_a_model_that_cannot_be_built_is_a_red_line(shapes, tmp_path):
+    config = write_config(tmp_path, shapes, "model['neck']['out_chanels'] = 3")
+    found = list(check_config(config, None, False))
+    (finding,) = only(found, 'red')
+    assert [f.topic for f in found] == ['config', 'data', 'model'] and finding is found[2]
+    assert 'out_chanels' in finding.text and 'TypeError' not in finding.text
 
 
 def test_faults_and_notes_of_the_data(copy, tmp_path):
@@ -226,10 +355,69 @@ def test_a_checkpoint_is_fitted(shapes, tmp_path):
     assert str(path) in finding.text
 
 
+# -- all of it --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def examined(monkeypatch, tmp_path):
+    """Return a function that diagnoses with other programs for the environment and operators."""
+
+    def diagnose(environment, operators, *args, **kwargs):
+        for name, text in (('check_environment', environment), ('check_operators', operators)):
+            folder = tmp_path / name
+            folder.mkdir()
+            check = partial(getattr(stack, name), program(folder, text))
+            monkeypatch.setattr(doctor, name, check)
+        return doctor.diagnose(*args, **kwargs)
+
+    return diagnose
+
+
+FINE = "print('mmcv.nms cuda: ok')"
+
+
+def test_environment_and_operators_are_checked_first(examined):
+    found = examined('', FINE)
+    topics = [f.topic for f in found if f.level != 'yellow']
+    assert topics == ['versions', 'environment', 'operators']
+
+
+@pytest.mark.parametrize(
+    ('environment', 'operators', 'checked'),
+    [("print('bad')", FINE, ['environment']), ('', "print('mmcv: broken')", ['operators'])],
+)
+def test_a_broken_stack_is_all_that_is_said(examined, environment, operators, checked):
+    """Of broken packages, neither the operators nor a config can be checked."""
+    found = examined(environment, operators, 'nowhere.py')
+    assert [f.topic for f in only(found, 'red')] == checked
+    assert ('operators' in {f.topic for f in found}) == (checked == ['operators'])
+    assert (found[-1].level, found[-1].topic) == ('yellow', 'config')
+    assert found[-1].text.startswith('not checked') and 'fix the red findings' in found[-1].fix
+
+
+@pytest.mark.parametrize('all_images', [None, False, True])
+def test_config_checkpoint_and_images_are_checked(copy, examined, tmp_path, all_images):
+    images = sorted((copy / 'train').iterdir())
+    images[1].write_bytes(b'no picture')  # not among those that a sample opens
+    options = {} if all_images is None else {'all_images': all_images}
+    config = write_config(tmp_path, copy)
+    found = examined('', FINE, config, str(tmp_path / 'absent.pth'), **options)
+    red = only(found, 'red')
+    assert [f.topic for f in red] == (['data'] if all_images else []) + ['checkpoint']
+    assert 'absent.pth' in red[-1].text
+
+
 # -- the report -------------------------------------------------------------------------------
 
 
-def test_whatever_a_check_raises_becomes_a_line():
+def test_the_last_part_of_a_sentence_is_its_fix():
+    assert from_sentence('red', 'x', 'a; b; do c') == Finding('red', 'x', 'a; b', 'do c')
+    assert from_sentence('yellow', 'y', 'a;b') == Finding('yellow', 'y', 'a;b', '')
+    with pytest.raises(AttributeError):
+        from_sentence('red', 'x', 'a').level = 'green'
+
+
+def test_whatever_a_check_raises_becomes_a_line(capsys):
     def check():
         yield Finding('green', 'x', 'before')
         sys.stdout.write('a library talks')
@@ -238,6 +426,7 @@ def test_whatever_a_check_raises_becomes_a_line():
     found = list(guarded('x', check))
     assert [f.level for f in found] == ['green', 'red']
     assert found[1].text == 'RuntimeError: three lines [here]'
+    assert not capsys.readouterr().out
 
     def unfit():
         raise DataError("'a.json' is empty; export it again")

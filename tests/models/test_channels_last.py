@@ -86,6 +86,22 @@ def test_statistics_are_equal(build):
         assert relative_error(found, second[name]) < 1e-12, name
 
 
+def test_a_backbone_trains_whole_unless_told_otherwise(build):
+    model = build()
+    assert all(module.training for module in model.modules())
+    assert all(p.requires_grad for p in model.parameters())
+    fresh = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert fresh and not any(m.num_batches_tracked or m.running_mean.any() for m in fresh)
+    assert not any(module.training for module in model.eval().modules())
+    assert all(module.training for module in model.train().modules())
+    model = build(norm_eval=True, frozen_stages=0).train()
+    assert not any(p.requires_grad for module in model.parts()[0] for p in module.parameters())
+    assert all(p.requires_grad for m in model.parts()[1] for p in m.parameters())
+    assert model.training and not any(
+        m.training for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)
+    )
+
+
 def test_weights_in_channels_last_compute_the_same():
     model = randomise(EfficientViT(TINY).double()).eval()
     images = torch.randn(2, 3, 96, 80, dtype=torch.float64)

@@ -253,6 +253,54 @@ def test_head_is_the_authors():
     assert torch.equal(ours.eval()(feats), theirs.eval()(feats))
 
 
+def test_head_passes_on_what_mmpretrains_takes():
+    head = EfficientViTClsHead(
+        16, 5, topk=(1, 3), cal_acc=True, loss={'type': 'CrossEntropyLoss', 'loss_weight': 2.0}
+    )
+    head.init_weights()
+    golden_weights(head).eval().requires_grad_(False)
+    head.l.bias.add_(10)  # mmpretrain counts no score below 0 as right
+    feats = (torch.rand(6, 16, 4, 4),)
+    labels = [4, 1, 0, 2, 3, 3]
+    logits = head(feats)
+    found = head.loss(feats, [DataSample().set_gt_label(label) for label in labels])
+    assert found['loss'].item() == pytest.approx(
+        2 * float(F.cross_entropy(logits, torch.tensor(labels)))
+    )
+    for k in (1, 3):
+        right = sum(label in row.topk(k).indices for label, row in zip(labels, logits, strict=True))
+        assert float(found[f'accuracy_top-{k}'][0]) == pytest.approx(100 * right / 6)
+    assert (head.in_channels, head.num_classes) == (16, 5)
+
+
+def test_a_classifier_without_a_file_starts_as_its_parts_say(tiny, tmp_path, monkeypatch):
+    """As for another number of classes: the backbone has a file, and the head another way."""
+    body = EfficientViT(tiny, window_sizes=(7, 7, 4))
+    torch.save(body.state_dict(), tmp_path / 'body.pth')
+    init_cfg = {'type': 'Pretrained', 'checkpoint': str(tmp_path / 'body.pth')}
+    fill = {'type': 'Constant', 'layer': 'Linear', 'val': 0.5}
+    init_default_scope('mmpretrain')
+    model = MODELS.build(
+        {
+            'type': 'EfficientViTClassifier',
+            'backbone': {'type': 'EfficientViT', 'arch': tiny, 'init_cfg': init_cfg},
+            'head': {'type': 'EfficientViTClsHead', 'in_channels': 32, 'num_classes': 4},
+            'init_cfg': fill,
+        }
+    )
+    model.init_weights()
+    assert torch.equal(model.backbone.patch_embed[0].c.weight, body.patch_embed[0].c.weight)
+    assert (model.head.l.weight == 0.5).all()
+    assert model.data_preprocessor.num_classes == 4
+    said = []
+    monkeypatch.setattr(
+        'evit_mm.models.classifier.print_log', lambda text, logger: said.append(text)
+    )
+    model.translate_state_dict(body.state_dict())
+    model.translate_state_dict(model.state_dict())
+    assert said == ['resized 2 attention biases']  # of the two last blocks
+
+
 # --- the recipe -----------------------------------------------------------------------------------
 
 
@@ -458,10 +506,15 @@ def test_pictures_are_handed_on_in_rgb_under_a_name_of_their_own(tmp_path, monke
     images = [torch.randint(0, 255, (3, 4, 6), dtype=torch.uint8) for _ in range(2)]
     samples = [DataSample(metainfo={'img_path': f'data/{name}/1.jpg'}) for name in ('cat', 'dog')]
     hook._draw_samples(0, {'inputs': images}, samples)
+    assert [sample.img_path for sample in samples] == ['data/cat/1.jpg', 'data/dog/1.jpg']
     for (blue, green, red), given in zip(images, drawn, strict=True):
         assert np.array_equal(given['image'], torch.stack((red, green, blue), 2).numpy())
     names = [given['out_file'].split('/')[-1] for given in drawn]
     assert names == ['cat_1.jpg_0.png', 'dog_1.jpg_0.png']
+    hook._draw_samples(1, {'inputs': images}, samples, 7)
+    ClsVisualizationHook(enable=False)._draw_samples(0, {'inputs': images}, samples)
+    names = [given['out_file'].split('/')[-1] for given in drawn[2:]]
+    assert names == ['cat_1.jpg_7.png', 'dog_1.jpg_7.png']
 
 
 # --- the tools ------------------------------------------------------------------------------------

@@ -8,7 +8,9 @@ import torch
 from mmengine.registry import MODELS
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from evit_mm.models import VARIANTS, EfficientViT
+from evit_mm.errors import EvitError
+from evit_mm.models import VARIANTS, EfficientViT, EfficientViTHead
+from evit_mm.models.classifier import EfficientViTClsHead
 from tests.conftest import ROOT, randomise, relative_error
 
 
@@ -87,7 +89,11 @@ def test_norm_eval_keeps_statistics_but_trains_weights(tiny, norm_eval):
 def test_drop_path_drops_more_with_depth_and_only_while_training(tiny):
     model = EfficientViT(tiny, drop_path_rate=0.6)
     rates = [m.drop_path_rate for m in model.modules() if hasattr(m, 'drop_path_rate')]
-    assert rates[0] == 0 and max(rates) == rates[-1] == 0.6
+    # four branches lead into a later stage, with the rate of its first block
+    by_block = [0.0, 0.2, 0.4, 0.6]
+    layers = [5, 4 + 5, 4 + 5, 5]
+    expected = [rate for rate, n in zip(by_block, layers, strict=True) for _ in range(n)]
+    assert rates == pytest.approx(expected)
     randomise(model)
     x = torch.randn(2, 3, 64, 64)
     model.train()
@@ -127,6 +133,32 @@ def test_with_cp_changes_neither_gradients_nor_statistics(tiny):
     for name, tensor in plain.state_dict().items():
         assert torch.allclose(saving.state_dict()[name], tensor, atol=1e-6), name
     assert kept['saving'] < 0.5 * kept['plain']
+    for a, b in zip(plain.modules(), saving.modules(), strict=True):
+        assert getattr(a, 'momentum', None) == getattr(b, 'momentum', None)
+
+
+def test_only_recomputing_needs_a_newer_torch_and_every_relu_is_in_place(tiny, monkeypatch):
+    monkeypatch.setattr('importlib.metadata.version', lambda package: '2.0.1')
+    model = EfficientViT(tiny)
+    assert all(m.inplace for m in model.modules() if isinstance(m, torch.nn.ReLU))
+    with pytest.raises(EvitError, match=r'with_cp=True needs torch 2\.1 or newer'):
+        EfficientViT(tiny, with_cp=True)
+
+
+def test_a_new_network_starts_from_identities_and_small_logits(tiny):
+    model = EfficientViT(tiny)
+    for block in (*model.blocks1, model.blocks2[3], *model.blocks3[3:]):
+        x = torch.randn(2, block.dw0.m.c.in_channels, 9, 8)
+        assert torch.equal(block(x), x)
+        assert not block.mixer.m.attn.attention_biases.any()
+    # those that change the number of channels, and those around them, are no identities
+    assert all(
+        norm.weight.eq(1).all() for norm in (model.patch_embed[0].bn, model.blocks2[0][0].m.bn)
+    )
+    for head in (EfficientViTHead(192), EfficientViTClsHead(192)):
+        linear = next(m for m in head.modules() if isinstance(m, torch.nn.Linear))
+        assert linear.out_features == 1000 and not linear.bias.any()
+        assert linear.weight.std().item() == pytest.approx(0.02, rel=0.02)
 
 
 def test_in_channels_and_window_sizes_reach_the_network(tiny):
@@ -152,6 +184,7 @@ def test_in_channels_and_window_sizes_reach_the_network(tiny):
         ({'frozen_stages': -2}, ValueError, 'frozen_stages'),
         ({'frozen_stages': 3, 'out_indices': (0, 1)}, ValueError, 'to 2 '),
         ({'drop_path_rate': 1.0}, ValueError, 'drop_path_rate'),
+        ({'drop_path_rate': -0.1}, ValueError, 'drop_path_rate'),
         ({'in_channels': 0}, ValueError, 'in_channels'),
         ({'window_sizes': (7, 7)}, ValueError, 'window_sizes must have 3 entries'),
         ({'window_sizes': 7}, TypeError, 'window_sizes'),

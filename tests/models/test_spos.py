@@ -122,6 +122,30 @@ def test_outputs_equal_a_naive_loop(network, size):
         for output, expected in zip(found[:4], stages, strict=True):
             assert relative_error(output, expected) < 1e-12
         assert relative_error(head(found), logits) < 1e-12
+    for output, channels, stride in zip(found, body.out_channels, body.strides, strict=True):
+        assert output.shape[1:] == (channels, *(-(-side // stride) for side in size))
+
+
+@pytest.mark.parametrize(('choice', 'kernel'), enumerate((3, 5, 7, 3)))
+def test_each_type_fits_at_each_place(choice, kernel):
+    """Where a stage begins, the middle of a block has half the channels of its output."""
+    model = SPOSNet([choice] * 20).eval()
+    assert [tuple(x.shape[1:]) for x in model(torch.rand(1, 3, 64, 64))] == [
+        (160, 8, 8),
+        (320, 4, 4),
+        (640, 2, 2),
+    ]
+    for index, out in enumerate(CHANNELS):
+        before = CHANNELS[index - 1] if index else 16
+        passing = before if index in FIRST else before // 2
+        convs = [m for m in model.features[index].branch_main if isinstance(m, torch.nn.Conv2d)]
+        widths = [conv.out_channels for conv in convs]
+        if choice == 3:
+            assert widths == [passing, *[out // 2] * 4, out - passing]
+        else:
+            assert widths == [out // 2, out // 2, out - passing]
+        kernels = {conv.kernel_size for conv in convs if conv.groups > 1}
+        assert kernels == {(kernel, kernel)}
 
 
 def test_even_channels_pass_and_odd_ones_go_on():
@@ -174,7 +198,8 @@ def test_out_indices_and_wrong_arguments():
         (1, 64, 9, 17),
         (1, 320, 3, 5),
     ]
-    for wrong in ((), (1, 0), (5,), 3):
+    assert SPOSNet().out_channels == (160, 320, 640) and SPOSNet().choices == tuple(CHOICES)
+    for wrong in ((), (1, 0), (1, 1), (-1,), (5,), 3):
         with pytest.raises(ValueError, match='out_indices'):
             SPOSNet(out_indices=wrong)
     with pytest.raises(ValueError, match='frozen_stages'):

@@ -46,6 +46,8 @@ def test_outputs_are_those_of_timms_network(path):
         assert relative_error(output, maps[index]) < 1e-12
         assert output.shape == (1, channels, -(-75 // stride), -(-96 // stride))
     assert model.strides == (8, 16, 32)
+    assert model.model_name == cfg['model_name']
+    assert len(model.blocks) == cfg['out_indices'][-1] + 1  # nothing that no output needs
 
 
 def test_mobilenetv2_is_mmdets_with_the_published_tap_points():
@@ -119,8 +121,8 @@ def test_frozen_stages_norm_eval_and_wrong_arguments():
     assert not any(p.requires_grad for p in model.blocks[0].parameters())
     assert not any(m.training for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d))
     for wrong, match in (
-        (dict(model_name='nothing'), 'has no model'),
-        (dict(model_name='resnet18'), 'TIMMBackbone'),
+        (dict(model_name='nothing'), "has no model 'nothing'"),
+        (dict(model_name='resnet18'), "'resnet18' does not consist of .* TIMMBackbone"),
         (dict(out_indices=(7,)), 'out_indices'),
         (dict(frozen_stages=6), 'frozen_stages'),
     ):

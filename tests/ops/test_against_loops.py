@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own abbreviation
 
-from evit_mm.ops import PROVIDED
+from evit_mm.ops import PROVIDED, deform, focal_loss, pooling
 
 from .cases import numbers
 
@@ -64,6 +65,102 @@ def test_softmax_focal_loss():
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
     found, right = (torch.autograd.grad(x, logits)[0] for x in (loss, expected))
     torch.testing.assert_close(found, right, rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize('weighted', [False, True])
+def test_targets_outside_the_classes(weighted):
+    """Those of the sigmoid loss are background, and those of the softmax loss are ignored."""
+    logits = numbers((3, 4), 15, -3, 3).double()
+    weight = numbers((4,), 16).double() if weighted else logits.new_zeros(0)
+    targets = torch.tensor([-1, 2, 7])
+    results = [torch.zeros(3, 4).double() for _ in range(4)]
+    for loss, gradient, target in zip(
+        results[::2], results[1::2], (targets, targets.clip(max=4)), strict=True
+    ):
+        focal_loss.sigmoid_focal_loss_forward(logits, target, weight, loss, 2.0, 0.25)
+        focal_loss.sigmoid_focal_loss_backward(logits, target, weight, gradient, 2.0, 0.25)
+    p = logits.sigmoid()
+    for row in (0, 2):
+        torch.testing.assert_close(results[0][row], -0.75 * p[row] ** 2 * (1 - p[row]).log())
+    for found, expected in zip(results[:2], results[2:], strict=True):
+        assert torch.equal(found, expected)
+    p, target = logits.softmax(1), torch.tensor([-1, 2, 3])
+    loss, common, gradient = (logits.new_full(shape, 5.0) for shape in ((3,), (3,), (3, 4)))
+    focal_loss.softmax_focal_loss_forward(p, target, weight, loss, 2.0, 0.25)
+    focal_loss.softmax_focal_loss_backward(p, target, weight, common, gradient, 2.0, 0.25)
+    assert loss[0] == common[0] == 0 and not gradient[0].any()
+    assert (loss[1:] > 0).all() and common[1:].all() and gradient[1:].all()
+
+
+@pytest.mark.parametrize('groups', [1, 2])
+@pytest.mark.parametrize('stride', [(1, 2), (2, 1)])
+@pytest.mark.parametrize(('padding', 'dilation'), [((2, 1), (1, 3)), ((0, 3), (2, 1))])
+def test_deformable_convolutions_without_offsets_are_convolutions(
+    stride, padding, dilation, groups
+):
+    """Each part of the geometry differs between rows and columns, and from the others."""
+    from mmcv.ops import deform_conv2d, modulated_deform_conv2d
+
+    leaves = [numbers((2, 4, 8, 11), 17), numbers((6, 4 // groups, 3, 2), 18), numbers((6,), 19)]
+    x, weight, bias = leaves = [leaf.double().requires_grad_() for leaf in leaves]
+    geometry = (stride, padding, dilation, groups)
+    plain = F.conv2d(x, weight, None, *geometry)
+    offset = x.new_zeros((2, 2 * 2 * 6, *plain.shape[2:]))
+    mask = torch.full_like(offset[:, ::2], 0.5)
+    for found, expected, number in (
+        (deform_conv2d(x, offset, weight, *geometry, 2), plain, 2),
+        (
+            modulated_deform_conv2d(x, offset, mask, weight, bias, *geometry, 2),
+            0.5 * plain + bias[:, None, None],
+            3,
+        ),
+        (modulated_deform_conv2d(x, offset, mask, weight, None, *geometry, 2), 0.5 * plain, 2),
+    ):
+        torch.testing.assert_close(found, expected)
+        gradients = [
+            torch.autograd.grad((y**2).sum(), leaves[:number], retain_graph=True)
+            for y in (found, expected)
+        ]
+        torch.testing.assert_close(*gradients)
+
+
+def test_the_weight_gradient_is_kept_for_one_call_with_the_same_geometry(monkeypatch):
+    """Computed once more for any other call, scaled, and added; nothing is done for no images."""
+    calls, backward = [], deform._backward
+    monkeypatch.setattr(deform, '_backward', lambda *args: calls.append(1) or backward(*args))
+    geometry = dict(dW=1, dH=1, padW=1, padH=1, dilationW=1, dilationH=1)
+    geometry.update(kW=3, kH=3, group=1, deformable_group=1, im2col_step=1)
+    wider = {**geometry, 'padW': 2, 'padH': 2, 'dilationW': 2, 'dilationH': 2}
+    x, weight = numbers((2, 2, 5, 6), 20).double(), numbers((3, 2, 3, 3), 21).double()
+    weight.requires_grad_()
+    gradient, offset = numbers((2, 3, 5, 6), 22).double(), x.new_zeros(2, 18, 5, 6)
+    unused, expected = x.new_zeros(0), {}
+    for size in (1, 2):
+        result = F.conv2d(x, weight, padding=size, dilation=size)
+        expected[size] = torch.autograd.grad(result, weight, gradient)[0]
+    # whether the input's gradient was asked for before, and how often the weight's is computed
+    for kept, sizes, number in ((False, geometry, 2), (True, geometry, 2), (True, wider, 3)):
+        calls.clear()
+        found = torch.ones_like(weight).detach()
+        if kept:
+            deform.deform_conv_backward_input(
+                x, offset, gradient, x.clone(), offset.clone(), weight.detach(), unused, **geometry
+            )
+        for total in (0.25, 0.5):
+            deform.deform_conv_backward_parameters(
+                x, offset, gradient, found, unused, unused, 0.25, **sizes
+            )
+            torch.testing.assert_close(found, 1 + total * expected[sizes['padW']])
+        assert len(calls) == number
+    passing = gradient.clone()
+    deform.deform_conv_backward_input(
+        x, offset, passing, x.clone(), offset.clone(), weight.detach(), unused, **geometry
+    )
+    assert deform._last_weight_gradient.kept
+    del passing  # with which the kept gradient goes
+    assert deform._last_weight_gradient.kept is None
+    none = x.new_ones((0, 3, 5, 6))
+    deform.deform_conv_forward(x[:0], weight, offset[:0], none, unused, unused, **geometry)
 
 
 @pytest.mark.parametrize('naive', [False, True])
@@ -207,6 +304,18 @@ def test_roi_align_gradients(ratio, aligned, mode):
     assert torch.autograd.gradcheck(
         lambda x: roi_align(x, rois, (2, 3), 0.5, ratio, mode, aligned), (x,)
     )
+
+
+@pytest.mark.parametrize('ratio', [0, 2])
+def test_the_maximum_does_not_depend_on_how_many_samples_fit(monkeypatch, ratio):
+    from mmcv.ops import roi_align
+
+    x = numbers((2, 2, 7, 9), 11, -1, 1).double()
+    rois = torch.cat((REGIONS, REGIONS + torch.tensor([0.0, 1, 1, 1, 1]))).double()
+    expected = roi_align(x, rois, (2, 3), 0.5, ratio, 'max')
+    for samples in (1, 200):
+        monkeypatch.setattr(pooling, 'SAMPLES', samples)
+        assert torch.equal(roi_align(x, rois, (2, 3), 0.5, ratio, 'max'), expected)
 
 
 def test_multi_scale_deformable_attention():

@@ -62,6 +62,20 @@ def fresh(monkeypatch):
     return monkeypatch
 
 
+def test_a_compiled_extension_is_a_file_beside_mmcvs(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, 'path', [str(tmp_path)])
+    (tmp_path / '_ext.py').touch()  # of another package
+    assert not extension._is_compiled()  # without mmcv
+    (tmp_path / 'mmcv.py').touch()
+    importlib.invalidate_caches()
+    assert not extension._is_compiled()  # of a module without a folder
+    for file, compiled in (('__init__.py', False), ('_ext.py', True)):
+        (tmp_path / 'mmcv').mkdir(exist_ok=True)
+        (tmp_path / 'mmcv' / file).write_text('raise ImportError')  # it is only looked for
+        importlib.invalidate_caches()
+        assert extension._is_compiled() is compiled
+
+
 @pytest.mark.parametrize('compiled', [False, True])
 def test_operators_are_provided_where_mmcv_has_none(fresh, compiled):
     fresh.setattr(extension, '_is_compiled', lambda: compiled)
@@ -86,6 +100,42 @@ def test_the_switch(fresh):
     fresh.delitem(sys.modules, 'mmcv._ext')
     assert extension.provide() == 'torchvision'
     assert importlib.import_module('mmcv._ext').nms is OPERATORS['nms']
+
+
+@provided
+def test_the_module_has_what_mmcv_reports_and_nothing_private():
+    import mmcv._ext
+    from mmcv.ops import get_compiler_version, get_compiling_cuda_version
+
+    assert get_compiler_version() == 'none, operators of evit_mm.ops'
+    assert get_compiling_cuda_version() == (torch.version.cuda or 'not available')
+    assert mmcv._ext.__spec__.origin == 'evit_mm.ops'
+    assert callable(mmcv._ext.any_other)
+    with pytest.raises(AttributeError, match="module 'mmcv._ext' has no attribute '__path__'"):
+        mmcv._ext.__path__  # noqa: B018
+    assert extension._Finder().find_spec('mmcv.ops') is None
+
+
+@pytest.mark.parametrize(
+    ('compiled', 'choice', 'first', 'level', 'said'),
+    [
+        (False, None, True, 'WARNING', 'torchvision operators of evit_mm.ops'),
+        (True, 'torchvision', True, 'WARNING', 'of its compiled operators (EVIT_MM_OPS)'),
+        (True, None, True, 'INFO', 'mmcv uses its compiled operators'),
+        (False, None, False, None, ''),
+    ],
+)
+def test_one_process_says_which_operators_are_used(
+    fresh, caplog, compiled, choice, first, level, said
+):
+    fresh.setattr(extension, '_is_compiled', lambda: compiled)
+    fresh.setattr(extension, 'is_first_process', lambda: first)
+    if choice:
+        fresh.setenv('EVIT_MM_OPS', choice)
+    caplog.set_level('INFO', 'evit_mm')
+    extension.provide()
+    assert [record.levelname for record in caplog.records] == ([level] if level else [])
+    assert all(record.getMessage().endswith(said) for record in caplog.records)
 
 
 @provided
@@ -226,6 +276,7 @@ def test_roi_align_of_regions_that_are_not_there():
         for region, fault in (
             ([0, 1, 1, float('nan'), 6], 'region 1, .*nan.* is not finite'),
             ([2, 1, 1, 6, 6], 'index outside the batch of 2 images'),
+            ([-1, 1, 1, 6, 6], 'index outside the batch of 2 images'),
         ):
             with pytest.raises(EvitError, match=fault):
                 pool(x, torch.tensor([[0, 1, 1, 6, 6], region]))

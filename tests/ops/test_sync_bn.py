@@ -9,6 +9,8 @@ import torch.multiprocessing
 from mmcv.ops import SyncBatchNorm
 from torch import nn
 
+from evit_mm.ops.sync_bn import sync_bn_forward_output
+
 pytestmark = pytest.mark.skipif(
     evit_mm.ops.PROVIDED == 'compiled', reason='a compiled mmcv has it for GPUs only'
 )
@@ -23,7 +25,7 @@ def alone(tmp_path):
 
 
 def make(kind):
-    layer = kind(5)
+    layer = kind(5, eps=0.3, momentum=0.2)  # which shows in the results
     with torch.no_grad():
         layer.weight.copy_(torch.linspace(0.5, 2, 5))
         layer.bias.copy_(torch.linspace(-1, 1, 5))
@@ -52,6 +54,18 @@ def test_it_normalises_as_pytorch_does():
     found = step(make(SyncBatchNorm), batch(), factors())
     for one, two in zip(found, expected, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)
+
+
+def test_the_variance_of_a_single_value_stays_finite():
+    """Of all processes together; from two values on, the running variance is unbiased."""
+    for processes, expected in ((1, 0.75 + 0.25 * 3), (2, 0.75 + 0.25 * 3 * 2)):
+        x, var, running = torch.full((1, 1, 1), 5.0), torch.tensor([3.0]), torch.ones(1)
+        one, mean, out = torch.ones(1), torch.zeros(1), torch.zeros(1, 1, 1)
+        sync_bn_forward_output(
+            *(x, x[0, 0], var, one, mean, mean.clone(), running, out.clone(), one.clone(), out),
+            *(1.0, 0.25, processes),
+        )
+        assert running.item() == expected and not out.any()
 
 
 @pytest.mark.usefixtures('alone')
