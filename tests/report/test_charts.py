@@ -9,14 +9,6 @@ from evit_mm.report import charts
 NAN = float('nan')
 
 
-@pytest.fixture
-def drawn(monkeypatch):
-    """The figures in the order in which they are drawn."""
-    figures, svg = [], charts._svg
-    monkeypatch.setattr(charts, '_svg', lambda figure: figures.append(figure) or svg(figure))
-    return figures
-
-
 def test_lines_go_through_their_points_in_the_colours_of_their_runs(drawn):
     series = {'one': [(1, 5), (2, 7)], 'none': None, 'three': [(0, -1)]}
     colours = ['#ff0000', '#00ff00', '#0000ff']
