@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from evit_mm.errors import DataError
-from evit_mm.evaluation.boxes import read_truth
+from evit_mm.evaluation.boxes import read_found, read_truth
 from evit_mm.evaluation.synthetic_detections import synthetic_detections
-from tests.evaluation.test_tide import A, a_case
+from tests.evaluation.test_tide import FAR, A, B, a_case
 
 
 def test_an_object_is_no_crowd_unless_the_file_says_so():
@@ -25,10 +25,11 @@ def test_an_object_is_no_crowd_unless_the_file_says_so():
 
 def test_a_file_that_is_not_cocos_is_named():
     truth, _ = a_case([(0, A)], [])
+    whole = json.dumps(truth)
     del truth['annotations'][0]['bbox']
-    for content in (json.dumps(truth), '{'):
+    for content, indices in ((json.dumps(truth), None), ('{', None), ('[]', None), (whole, [9])):
         with pytest.raises(DataError, match="a.json' is not in COCO format"):
-            read_truth(content, 'a.json', '.', ['class 0'])
+            read_truth(content, 'a.json', '.', ['class 0'], indices)
 
 
 def test_truth_with_absent_classes_and_of_some_images():
@@ -36,7 +37,27 @@ def test_truth_with_absent_classes_and_of_some_images():
     content, names = json.dumps(truth), ['class 2', 'nowhere', 'class 1']
     things = read_truth(content, 'a', '.', names)
     assert things.objects[1] == 0 and things.objects[[0, 2]].sum() > 0
-    for indices, expected in ((2, [1, 2]), (-2, [4, 5]), ([0, 3], [1, 4])):
+    for indices, expected in ((2, [1, 2]), (0, []), (-2, [4, 5]), ([3, 0], [4, 1])):
         some = read_truth(content, 'a', '.', names, indices)
         assert [image['id'] for image in some.images] == expected
         assert set(some.image.tolist()) <= {0, 1}
+        own = [
+            a for a in truth['annotations'] if a['image_id'] in expected and a['category_id'] < 3
+        ]
+        assert [expected[place] for place in some.image] == [a['image_id'] for a in own]
+        assert [(2, 1)[label // 2] for label in some.label] == [a['category_id'] for a in own]
+        assert some.box.tolist() == [a['bbox'] for a in own]
+        assert some.area.tolist() == [a['area'] for a in own]
+    absent = read_truth(content, 'a', '.', ['class 1', 'nowhere', 'neither'])
+    assert absent.objects.shape == (3,) and absent.objects[1:].tolist() == [0, 0]
+    assert absent.classes == ('class 1', 'nowhere', 'neither')
+    assert absent.category_ids == (1, None, None)
+
+
+def test_detections_are_sorted_by_score_and_equal_ones_stay_in_order():
+    results = a_case([], [(0, A, 0.5), (1, B, 0.75), (1, A, 0.5), (1, FAR, 0.75), (0, B, 0.125)])
+    truth = read_truth(json.dumps(results[0]), 'a', '.', ['class 1', 'class 0'])
+    found = read_found(results[1], truth)
+    assert found.score.tolist() == [0.75, 0.75, 0.5, 0.5, 0.125]
+    assert found.box.tolist() == [B, FAR, A, A, B]
+    assert found.label.tolist() == [0, 0, 1, 0, 1] and found.image.tolist() == [0] * 5

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 import re
 from pathlib import Path
 
@@ -10,13 +11,14 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.evaluator import Evaluator
+from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from pycocotools import mask as mask_api
 from pycocotools.cocoeval import COCOeval
 
-import evit_mm.evaluation.coco_metric  # noqa: F401  registers HotCocoMetric
 from evit_mm.compare.benchmark import time_evaluators
 from evit_mm.errors import ConfigError, DataError
+from evit_mm.evaluation.coco_metric import HotCocoMetric
 from evit_mm.evaluation.synthetic_detections import synthetic_detections
 from tests.conftest import ROOT
 
@@ -114,8 +116,12 @@ def evaluated(kind, made, **options):
 @pytest.fixture
 def both(monkeypatch, capsys):
     """Return a function that compares CocoMetric with HotCocoMetric, arrays and table too."""
-    seen = []
+    seen, said = [], []
     summarize = COCOeval.summarize
+    handler = logging.Handler(logging.INFO)
+    handler.emit = lambda record: said.append(record.getMessage())
+    logger = MMLogger.get_current_instance()
+    logger.addHandler(handler)
 
     def recorded(self):
         seen.append({name: self.eval[name] for name in ('precision', 'recall', 'scores')})
@@ -127,9 +133,12 @@ def both(monkeypatch, capsys):
         seen.clear()
         results, tables = [], []
         for kind in ('CocoMetric', 'HotCocoMetric'):
+            said.clear()
             results.append(evaluated(kind, made, **options))
             lines = capsys.readouterr().out.splitlines()
-            tables.append([line for line in lines if '@[' in line])
+            lines = [line for line in lines if '@[' in line]
+            # the table of classes too, but not that of mmdet's own fast recalls
+            tables.append(lines + [text for text in said if not text.startswith('\nAR@')])
         slow, fast = results
         assert list(slow) == list(fast) and tables[0] == tables[1]
         assert np.array_equal(list(slow.values()), list(fast.values()), equal_nan=True)
@@ -139,7 +148,8 @@ def both(monkeypatch, capsys):
                 assert np.array_equal(values, ours[name]), name
         return fast, half
 
-    return evaluate
+    yield evaluate
+    logger.removeHandler(handler)
 
 
 # the others than COCO's: mmdet's own default, a largest one that is not 100, more than three
@@ -164,6 +174,8 @@ def test_proposals_and_thresholds_of_ones_own_are_pycocotools(made, both):
         evaluated('HotCocoMetric', made, iou_thrs=kind([0.3, 0.5])) for kind in (list, np.array)
     ]
     assert listed[0] == listed[1] and listed[0]['coco/bbox_mAP_50'] > 0.3
+    one, whole = evaluated('HotCocoMetric', made, iou_thrs=0.5), evaluated('HotCocoMetric', made)
+    assert one['coco/bbox_mAP'] == one['coco/bbox_mAP_50'] == whole['coco/bbox_mAP_50']
     # processes of its own, which this test cannot look into, give the same figures
     assert evaluated('HotCocoMetric', made, use_mp_eval=True) == evaluated('CocoMetric', made)
 
@@ -281,7 +293,7 @@ def test_nothing_found_is_said_and_gives_no_figure(made, both, caplog):
     assert both((ann_file, classes, nothing), metric=['bbox', 'segm']) == ({}, 0)
 
 
-def test_annotations_of_the_data_set_in_place_of_a_file(made, both):
+def test_annotations_of_the_data_set_in_place_of_a_file(made, both, tmp_path):
     """As mmdet's data sets of other formats give them, images by name."""
     ann_file, classes, samples = made
     truth = json.loads(Path(ann_file).read_text())
@@ -299,6 +311,11 @@ def test_annotations_of_the_data_set_in_place_of_a_file(made, both):
         named.append({**sample, 'img_id': f'{sample["img_id"]:05}', 'instances': instances})
     figures, evaluations = both((None, classes, named))
     assert evaluations == 1 and figures['coco/bbox_mAP_50'] > 0.3
+    kept = evaluated('HotCocoMetric', (None, classes, named), outfile_prefix=str(tmp_path / 'a'))
+    assert kept == figures
+    assert {file.name for file in tmp_path.iterdir()} == {
+        'a.gt.json', 'a.bbox.json', 'a.segm.json',
+    }  # fmt: skip
 
 
 def test_results_are_written_only_where_that_is_asked_for(made, tmp_path, monkeypatch):
@@ -363,9 +380,10 @@ def test_what_cannot_be_evaluated_is_named(made):
     ann_file, classes, samples = made
     with pytest.raises(ConfigError, match="metric_items has the unknown metric 'mAP_x'"):
         evaluated('HotCocoMetric', made, metric_items=['mAP_x'])
-    for numbers in ((300,), (1, 10, 300)):
+    for numbers in ((300,), (1, 100), (1, 10, 300)):
         with pytest.raises(ConfigError, match='at least three numbers that include 100'):
             evaluated('HotCocoMetric', made, proposal_nums=numbers)
+    HotCocoMetric(metric='proposal_fast', proposal_nums=(300,))  # which needs no 100
     bare = [dict(s, pred_instances={**s['pred_instances']}) for s in samples]
     for sample in bare:
         del sample['pred_instances']['masks']
@@ -407,6 +425,8 @@ def test_the_comparison_of_evaluators_finds_equal_figures():
 
 
 def test_made_detections_are_as_they_say():
+    assert len(synthetic_detections(1)[0]['categories']) == 80
+    assert synthetic_detections(9) == synthetic_detections(9, seed=0)
     truth, found = synthetic_detections(400, num_classes=20, seed=3)
     assert (truth, found) == synthetic_detections(400, num_classes=20, seed=3)
     assert found != synthetic_detections(400, num_classes=20, seed=4)[1]

@@ -80,6 +80,14 @@ HALF = 51 / 101  # of two objects one found: COCO's 101 points up to recall 0.5
          1, {}),
         ([(0, A), (1, B, True)], [(0, [42, 42, 4, 4], 0.95), (0, A, 0.9)],
          [tide.FALSE_ALARM, -1], 0, 0.5, {'background': 0.5}),
+        # at the thresholds themselves: IoU 0.5, and IoU 0.1 with the right and the wrong class
+        ([(0, A)], [(0, [0, 0, 10, 5], 0.9)], [tide.RIGHT], 0, 1, {}),
+        ([(0, A)], [(1, [0, 0, 10, 5], 0.9)], [tide.CLASSIFICATION], 0, 0, {'classification': 1}),
+        ([(0, A), (0, B)], [(0, A, 0.9), (0, [0, 0, 10, 5], 0.8), (0, B, 0.7)],
+         [-1, tide.LOCALISATION, -1], 0, (51 + 50 * 2 / 3) / 101,
+         {'localisation': 1 - (51 + 50 * 2 / 3) / 101}),
+        ([(0, A)], [(0, [0, 0, 10, 1], 0.9)], [tide.LOCALISATION], 0, 0, {'localisation': 1}),
+        ([(0, A)], [(1, [0, 0, 10, 1], 0.9)], [tide.FALSE_ALARM], 1, 0, {}),
         # nor is an object that overlaps a crowd badly placed
         ([(0, A), (0, B, True)], [(0, [40, 47, 10, 10], 0.95), (0, A, 0.9)],
          [tide.FALSE_ALARM, -1], 0, 0.5, {'background': 0.5}),
@@ -95,6 +103,25 @@ def test_each_kind_of_error_and_its_cost_by_hand(objects, found, kinds, missed, 
     assert mine.tide['ap_base'] == pytest.approx(ap)
     expected = [100 * cost.get(kind, 0) for kind in tide.KINDS]
     assert mine.costs == pytest.approx(expected)
+
+
+def test_which_object_each_error_is_about():
+    objects = [(0, B, True), (0, A), (1, FAR), (0, [0, 80, 10, 10])]
+    found = [
+        (0, A, 0.9), (0, [0, 0, 10, 9], 0.8), (0, FAR, 0.7), (0, [0, 85, 10, 10], 0.6),
+        (0, [42, 42, 4, 4], 0.5), (1, SHIFTED, 0.4), (0, [60, 0, 9, 9], 0.3), (1, FAR, 0.2),
+    ]  # fmt: skip
+    truth, results = a_case(objects, found)
+    truth['images'].insert(0, {**truth['images'][0], 'id': 1})
+    for thing in (truth['annotations'][0], truth['annotations'][1]):  # the same, an image before
+        truth['annotations'].append({**thing, 'id': thing['id'] + 9, 'image_id': 1})
+    errors = analysed(truth, results).errors
+    assert errors.found_of.tolist() == [-1, 0, 7, -1, -1, -1]
+    assert errors.about.tolist() == [-1, 1, 2, 3, -1, -1, -1, -1]
+    assert errors.kind.tolist() == [
+        tide.RIGHT, tide.DUPLICATE, tide.CLASSIFICATION, tide.LOCALISATION, tide.IGNORED,
+        tide.BOTH, tide.FALSE_ALARM, tide.RIGHT,
+    ]  # fmt: skip
 
 
 def counted(errors):

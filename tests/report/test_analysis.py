@@ -127,6 +127,25 @@ def test_the_best_score_counts_every_detection():
     # F1 of two objects: 2/3 with one of one right, 4/5 with two of three
     mine = analysed(*a_case([(0, A), (0, B)], [(0, A, 0.9), (0, FAR, 0.7), (0, B, 0.5)]))
     assert mine.working_score == 0.5
+    # and its own detection is counted
+    assert mine.confusion.tolist() == [[2, 0, 0], [0, 0, 0], [1, 0, 0]]
+    assert mine.f1.tolist() == [0.8]
+
+
+def test_the_best_score_does_not_split_equal_scores_and_is_rounded_down():
+    # F1 2/3 at 0.989; 1 at 0.5 without the three false ones of the same score, 4/7 with them
+    false = [(0, [80, y, 9, 9], 0.5) for y in (0, 20, 40)]
+    mine = analysed(*a_case([(0, A), (0, B)], [(0, A, 0.989), (0, B, 0.5), *false]))
+    assert mine.working_score == 0.98
+
+
+def test_a_class_has_its_objects_ap_and_ap50():
+    # of two objects one is found, with an IoU of 0.6: at three of the ten thresholds
+    objects, found = [(0, A), (0, B), (2, FAR)], [(0, [0, 0, 10, 6], 0.9)]
+    own = analysed(*a_case(objects, found, classes=3)).of_classes
+    assert own['class 0'] == pytest.approx((2, 0.3 * 51 / 101, 51 / 101))
+    assert own['class 1'] == pytest.approx((0, np.nan, np.nan), nan_ok=True)
+    assert own['class 2'] == (1, 0, 0) and len(own) == 3
 
 
 def test_nothing_found_and_no_object_are_no_number_and_no_crash():

@@ -13,6 +13,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from matplotlib.colors import to_hex
+from mmengine.config import Config
 from PIL import Image
 
 from evit_mm.data import make_shapes
@@ -23,7 +25,7 @@ from evit_mm.report import analysis, detections, pictures, runs, write_report
 from evit_mm.report import page as page_module
 from tests.conftest import ROOT
 from tests.docs.test_pages import blocks
-from tests.evaluation.test_tide import analysed
+from tests.evaluation.test_tide import FAR, A, B, a_case, analysed
 from tests.report.test_runs import train_line, write_run
 from tests.trainings import write_config
 
@@ -323,6 +325,10 @@ def test_a_page_stays_under_its_size_whatever_the_pictures(make_run, tmp_path, m
     assert len(whole) < 5_000_000
     assert whole.count('no picture') == 0
     assert 'The weakest 80 of 120 are drawn' in whole
+    section = re.search(r'<section id="classes">.*?</section>', whole, re.DOTALL)[0]
+    chart, table = section.split('<table>')
+    names = re.findall(r'<th scope="row">(.*?)<', table)
+    assert [f'>{name}</text>' in chart for name in names] == [False] * 40 + [True] * 80
     assert 25 < whole.count('<article') <= page_module.MAX_IMAGES
     monkeypatch.setattr(page_module, 'MAX_BYTES', len(whole) - 200_000)
     less = write_report([run], tmp_path / 'less').read_text()
@@ -351,6 +357,99 @@ def test_pictures_cover_every_class_and_kind():
         assert set(mistakes[shown, column].tolist()) == set(mistakes[:, column].tolist())
     # an image has a mistake where its F1 is not 1
     assert set(mistakes[:, 0].tolist()) == set(np.flatnonzero(mine.f1 < 1).tolist())
+
+
+def test_training_curves_are_of_each_run_and_of_the_parts_of_one(drawn):
+    def shown(name, factor, **steps):
+        steps = {key: [(10, factor * value)] for key, value in steps.items()}
+        evaluations = {'coco/bbox_mAP': [(1, factor / 8), (2, -1.0)]}
+        run = runs.Run(name, Path(), Config(), steps, evaluations, {})
+        return page_module.Shown(run, '#000000')
+
+    def charts_of(*shown):
+        drawn.clear()
+        names = list(page_module._training_charts(shown))
+        return names, [
+            {line.get_label(): line.get_xydata().tolist() for line in figure.axes[0].get_lines()}
+            for figure in drawn
+        ]
+
+    one = shown('one', 1, loss=5, lr=0.5, loss_cls=3, loss_bbox=2, memory=9)
+    two = shown('two', 2, loss=5, lr=0.5, loss_cls=3)
+    names, curves = charts_of(one)
+    assert names == ['loss', 'lr', 'parts', 'ap']
+    assert curves == [
+        {'one': [[10, 5]]}, {'one': [[10, 0.5]]}, {'cls': [[10, 3]], 'bbox': [[10, 2]]},
+        {'one': [[1, 0.125]]},
+    ]  # fmt: skip
+    labels = [(f.axes[0].get_xlabel(), f.axes[0].get_ylabel()) for f in drawn]
+    assert labels == [
+        ('iteration', 'loss'), ('iteration', 'learning rate'), ('iteration', 'loss'),
+        ('epoch', 'AP on the validation set'),
+    ]  # fmt: skip
+    assert [f.axes[0].get_lines()[0].get_marker() for f in drawn] == ['', '', '', 'o']
+    names, curves = charts_of(one, two)
+    assert names == ['loss', 'lr', 'ap']
+    assert curves[0] == {'one': [[10, 5]], 'two': [[10, 10]]}
+    assert charts_of(two)[0] == names  # one part is the loss itself
+
+
+def test_findings_of_two_runs_with_other_classes(drawn):
+    found = [(0, [0, 0, 10, 6], 0.85), (0, FAR, 0.15)]
+    one = analysed(*a_case([(0, A), (2, B)], found, classes=3))
+    two = analysed(*a_case([(0, A), (1, B), (3, FAR)], [(3, FAR, 0.5), (1, B, 0.7)], classes=4))
+    shown = [
+        page_module.Shown(runs.Run(name, Path(), Config(), {}, {}, {}), colour, analysis=mine)
+        for name, colour, mine in (('one', '#ff0000', one), ('two', '#00ff00', two))
+    ]
+    content = page_module._findings(shown)
+    # the best of the first run first, those that it does not know last
+    assert content['class_names'] == ['class 0', 'class 2', 'class 1', 'class 3']
+    assert [list(own) for own in content['of_classes']] == [list(one.truth.classes),
+                                                            list(two.truth.classes)]  # fmt: skip
+    pairs = zip(one.figures.twelve, two.figures.twelve, strict=True)
+    best = [max((v for v in pair if not np.isnan(v)), default=np.nan) for pair in pairs]
+    np.testing.assert_array_equal(content['best'], best)
+    classes, costs, scores, *recalls = (figure.axes[0] for figure in drawn[:5])
+
+    def widths(axis):
+        return [[bar.get_width() for bar in container] for container in axis.containers]
+
+    nan = np.nan
+    np.testing.assert_allclose(widths(classes), [[0.3, 0, nan, nan], [0, nan, 1, 1]])
+    assert widths(costs) == [one.costs, two.costs]
+    colours = [to_hex(container[0].get_facecolor()) for container in costs.containers]
+    dashed, *lines = scores.get_lines()
+    assert colours == [line.get_color() for line in lines] == ['#ff0000', '#00ff00']
+    assert dashed.get_linestyle() == '--'
+    points = [line.get_xydata() for line in lines]
+    np.testing.assert_allclose(points[0], [[0.15, 0], [0.85, 1]])
+    np.testing.assert_allclose(points[1], [[0.5, 1], [0.7, 1]])
+    for axis, mine in zip(recalls, (one, two), strict=True):
+        assert (axis.get_xlabel(), axis.get_ylabel()) == ('recall', 'precision')
+        for line in axis.get_lines():
+            values = mine.figures.curves[line.get_label().removeprefix('IoU ')]
+            np.testing.assert_allclose(line.get_xdata(), np.arange(101) / 100)
+            np.testing.assert_array_equal(line.get_ydata(), values)
+    assert [figure.axes[0].get_ylabel() for figure in drawn[5:]] == ['true class'] * 2
+    assert len(drawn[6].axes[0].get_yticklabels()) == 5
+
+
+def test_the_pictures_are_shared_between_the_runs(make_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(page_module, 'MAX_IMAGES', 7)
+    pair = [make_run('one', noise=100), make_run('two', noise=100, seed=1)]
+
+    def galleries():
+        html = write_report(pair, tmp_path / 'out').read_text()
+        return html, html.split('class="gallery"')[1:]
+
+    whole, parts = galleries()
+    assert [part.count('<article') for part in parts] == [3, 3]
+    sizes = [len(text) for text in re.findall(r'href="(data:image/webp[^"]*)"', whole)]
+    assert len(sizes) == 6
+    room = page_module.MARGIN + len(whole.encode()) - sum(sizes[3:])
+    monkeypatch.setattr(page_module, 'MAX_BYTES', room)
+    assert [0 < part.count('href="#thumb') < 6 for part in galleries()[1]] == [True, True]
 
 
 def test_two_runs_are_compared_where_one_has_no_detections(make_run, tmp_path):

@@ -1,6 +1,9 @@
 """What the report reads from work directories, and how it refuses what is none."""
 
+import importlib.util
 import json
+import os
+import re
 import runpy
 import subprocess
 import sys
@@ -8,7 +11,7 @@ import sys
 import pytest
 
 from evit_mm.errors import ConfigError, DataError
-from evit_mm.report import runs, write_report
+from evit_mm.report import charts, runs, write_report
 from tests.conftest import ROOT
 
 
@@ -58,7 +61,45 @@ def test_what_a_run_says_of_how_it_was_made(tmp_path):
         'versions': 'torch 2', 'machine': 'cores: 2, cpu: X',
     }  # fmt: skip
     assert bare['seed'] == '9' and bare['peak memory'] == 'not recorded'
+    assert bare['state'] == bare['best evaluation'] == 'not recorded'
     assert bare['training time'] == bare['commit'] == bare['versions'] == 'not recorded'
+
+
+def test_a_running_training_and_its_best_evaluation(tmp_path):
+    lines = [f'{{"val/bbox_mAP": {ap}, "val/bbox_mAP_50": 0.9, "step": {step}, "who": "x"}}'
+             for step, ap in ((3, 0.25), (1, 0.0), (2, 0.5))]  # fmt: skip
+    summary = {'finished': False, 'seconds': 59.6, 'seed': 0,
+               'peak_memory_mib': {'ram': 512.0, 'gpu': 3072.0}}  # fmt: skip
+    lines.append(train_line(10, 4.0, time=0.5))
+    folder = write_run(tmp_path / 'run', lines=lines, summary=summary)
+    (folder / 'tiny.py').rename(folder / '20260101_000000' / 'vis_data' / 'config.py')
+    run = runs.read_runs([folder])[0]  # as long as mmengine has not written the other
+    assert run.ap == [(1, 0.0), (2, 0.5), (3, 0.25)] and run.best == (2, 0.5)
+    assert set(run.evaluations) == {'val/bbox_mAP', 'val/bbox_mAP_50'}
+    assert run.steps == {'loss': [(10, 4.0)], 'lr': [(10, 0.1)], 'time': [(10, 0.5)]}
+    facts = run.facts()
+    assert facts['config'] == 'config.py' and facts['state'] == 'not finished'
+    assert facts['best evaluation'] == 'AP 0.500 after epoch 2' and facts['seed'] == '0'
+    assert facts['training time'] == '0:01:00'
+    assert facts['peak memory'] == 'RAM 0.50 GiB, GPU 3.00 GiB'
+    assert run.notes == [] and run.folder == folder
+    for name, age in (('b.py', 9), ('c.py', 1), ('d.py', 5)):  # the newest counts
+        (folder / name).write_text(f'model = dict(age={age})\n')
+        os.utime(folder / name, (1e9 - age, 1e9 - age))
+    run = runs.read_runs([folder])[0]
+    assert run.config.model.age == 1 and 'age=1' in run.config_text
+
+
+def test_up_to_eight_runs_have_colours_of_their_own(tmp_path, monkeypatch):
+    folders = [write_run(tmp_path / f'{i}') for i in range(8)]
+    html = write_report(folders, tmp_path / 'out').read_text()
+    assert tuple(re.findall(r'class="tile" style="--run: (#\w+)"', html)) == charts.COLOURS
+    assert html.count('The training has not logged anything yet.') == 9  # each run, and the curves
+    with pytest.raises(ConfigError, match='1 to 8 work dirs, got 0'):
+        write_report([], tmp_path / 'out')
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+    with pytest.raises(ConfigError, match='needs jinja2'):
+        write_report(folders, tmp_path / 'out')
 
 
 def test_runs_of_one_name_are_told_apart(tmp_path):
