@@ -118,7 +118,7 @@ def _id_faults(coco: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[str]
             yield f'{part} have duplicate ids ({some(repeated)}); make them unique'
     annotations = coco.get('annotations', ())
     for key, part in (('image_id', 'images'), ('category_id', 'categories')):
-        known = {item['id'] for item in coco[part]}
+        known = {item['id'] for item in coco.get(part, ())}
         wrong = [annotation['id'] for annotation in annotations if annotation[key] not in known]
         if wrong:
             yield (

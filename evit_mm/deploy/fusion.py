@@ -170,8 +170,9 @@ def fuse(model: nn.Module) -> nn.Module:
 
     Raises:
         EvitError: The model is in training mode or contains no EfficientViT, or the relative error
-            of a fused EfficientViT on a random input is too large. The limit is 1e-4 or ten times
-            the rounding error of the unfused network, whichever is larger.
+            of a fused EfficientViT on a random input is too large. The limit is 1e-4 in float32 and
+            1e-2 in other types, or ten times the rounding error of the unfused network, whichever
+            is larger.
 
     Example:
         >>> import torch

@@ -91,7 +91,7 @@ class Detector:
     def draw(self, pixels: np.ndarray, sample: Any, score_thr: float) -> np.ndarray:
         """Return a copy of a BGR image ``(H, W, 3)`` with its detections drawn.
 
-        Only detections with a score of at least ``score_thr`` are drawn.
+        Only detections with a score above ``score_thr`` are drawn.
         """
         self._visualizer.add_datasample(
             'predict',
