@@ -1,5 +1,7 @@
 """The loss of several processes is that of one with all their images."""
 
+import evit_mm.ops  # noqa: F401  # isort: skip - before anything imports mmcv.ops
+
 import multiprocessing
 
 import torch
@@ -7,6 +9,7 @@ import torch.distributed as dist
 from mmdet.models.dense_heads import RetinaHead
 from mmdet.structures.bbox import HorizontalBoxes
 from mmengine.config import ConfigDict
+from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 
 from evit_mm.models.heads import SyncedRetinaHead
@@ -21,6 +24,7 @@ BOXES = (
 
 
 def make(kind):
+    init_default_scope('mmdet')
     assigner = dict(type='MaxIoUAssigner', pos_iou_thr=0.5, neg_iou_thr=0.4, min_pos_iou=0)
     sampler = dict(type='PseudoSampler')  # as in the configs
     train_cfg = ConfigDict(assigner=assigner, sampler=sampler, allowed_border=-1, pos_weight=-1)
@@ -55,8 +59,8 @@ def one_process(rank, folder):
 
 
 def test_the_mean_loss_of_two_processes_is_that_of_one(tmp_path):
-    fork = multiprocessing.get_context('fork')
-    ranks = [fork.Process(target=one_process, args=(rank, tmp_path)) for rank in range(len(BOXES))]
+    spawn = multiprocessing.get_context('spawn')
+    ranks = [spawn.Process(target=one_process, args=(rank, tmp_path)) for rank in range(len(BOXES))]
     for rank in ranks:
         rank.start()
     for rank in ranks:

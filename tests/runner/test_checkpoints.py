@@ -123,7 +123,7 @@ def save_in_turns(rank, folder):
 
 
 def test_processes_agree_before_each_save_and_are_left_alone_otherwise(tmp_path):
-    context = multiprocessing.get_context('fork')
+    context = multiprocessing.get_context('spawn')
     processes = [context.Process(target=save_in_turns, args=(rank, tmp_path)) for rank in (0, 1)]
     for process in processes:
         process.start()

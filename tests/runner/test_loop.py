@@ -235,7 +235,7 @@ def test_two_processes_on_the_cpu_train_one_model_and_resume_exactly(tmp_path):
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
-    context = multiprocessing.get_context('fork')
+    context = multiprocessing.get_context('spawn')
     processes = [
         context.Process(target=run_one_of_two, args=(rank, port, tmp_path)) for rank in (0, 1)
     ]
