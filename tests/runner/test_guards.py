@@ -1,5 +1,7 @@
 """Losses that are not finite, images that cannot be read, workers that die: named, never silent."""
 
+import evit_mm.ops  # noqa: F401  # isort: skip - before anything imports mmcv.ops
+
 import errno
 import json
 import multiprocessing
