@@ -127,16 +127,20 @@ def train_one(config, work_dir, seed, plan=None, rank=0, processes=1, port=0):
         sys.exit(f'error: {error}')
 
 
+def free_port():
+    """Return a port of this machine that nothing listens on."""
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        return free.getsockname()[1]
+
+
 def start_all(config, work_dir, seed, plan, processes):
     """Start all processes of a training; return them."""
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload(
         ['tests.kills', 'evit_mm.models.heads', 'mmdet.datasets', 'mmdet.engine']
     )
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
-    started = []
+    started, port = [], free_port()
     for rank in range(processes):
         args = (config, str(work_dir), seed, plan, rank, processes, port)
         started.append(context.Process(target=train_one, args=args))

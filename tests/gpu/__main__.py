@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from evit_mm.compare.benchmark import machine
+from evit_mm.compare.budget import DEFAULT_MODELS
 from evit_mm.data import make_shapes
 from evit_mm.errors import EvitError
 from evit_mm.runner.build import set_device
@@ -233,11 +234,9 @@ class Command:
                 for name, value in loader.items()
             }
             options['model.test_cfg.score_thr'] = 0.0  # a barely trained model has only low scores
-            trainings = Trainings(
-                str(data), self.work / 'runs', self.args.device, until, 2, 2, 1, (96, 80), options
-            )
-            trainings.queue = trainings.queue[:2]
-            return trainings
+            few = {'epochs': 2, 'slots': 2, 'seeds': 1, 'models': DEFAULT_MODELS[:2]}
+            few.update(scale=(96, 80), cfg_options=options)
+            return Trainings(str(data), self.work / 'runs', self.args.device, until, **few)
         return Trainings(str(data), self.work / 'runs', self.args.device, until)
 
     def collect_checks(self) -> bool:

@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ class Trainings:
         seeds: Maximum number of seeds per model.
         scale: ``(width, height)`` to which the images are resized.
         cfg_options: More overrides.
+        models: Backbones, see ``DEFAULT_MODELS``.
     """
 
     data: str
@@ -58,10 +60,11 @@ class Trainings:
     seeds: int = MAX_SEEDS
     scale: tuple[int, int] = (320, 240)
     cfg_options: dict[str, Any] = field(default_factory=dict)
+    models: Sequence[str] = DEFAULT_MODELS
 
     def __post_init__(self) -> None:
         self.amp = self.device != 'cpu'
-        self.queue = [(model, seed) for seed in range(self.seeds) for model in DEFAULT_MODELS]
+        self.queue = [(model, seed) for seed in range(self.seeds) for model in self.models]
         self.running: list[Run] = []
         self.done: list[dict[str, Any]] = []
 

@@ -2,10 +2,9 @@
 
 import evit_mm.ops  # noqa: F401  # isort: skip - before anything imports mmcv.ops
 
-import multiprocessing
-
 import torch
 import torch.distributed as dist
+import torch.multiprocessing
 from mmdet.models.dense_heads import RetinaHead
 from mmdet.structures.bbox import HorizontalBoxes
 from mmengine.config import ConfigDict
@@ -59,13 +58,7 @@ def one_process(rank, folder):
 
 
 def test_the_mean_loss_of_two_processes_is_that_of_one(tmp_path):
-    spawn = multiprocessing.get_context('spawn')
-    ranks = [spawn.Process(target=one_process, args=(rank, tmp_path)) for rank in range(len(BOXES))]
-    for rank in ranks:
-        rank.start()
-    for rank in ranks:
-        rank.join(60)
-    assert [rank.exitcode for rank in ranks] == [0, 0]
+    torch.multiprocessing.spawn(one_process, (tmp_path,), nprocs=len(BOXES))
     parts = [torch.load(tmp_path / f'{rank}.pth') for rank in range(len(BOXES))]
     torch.testing.assert_close(sum(parts) / 2, losses_of(make(SyncedRetinaHead), [0, 1]))
     # mmdet's own head differs, as it divides by the anchors of each process

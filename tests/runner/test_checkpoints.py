@@ -1,12 +1,12 @@
 """Checkpoints: the old one goes after the new one, and several processes save one state."""
 
 import json
-import multiprocessing
 from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
 import torch
+import torch.multiprocessing
 from mmengine.fileio import get_file_backend
 from mmengine.optim import OptimWrapper
 from torch import nn
@@ -123,12 +123,7 @@ def save_in_turns(rank, folder):
 
 
 def test_processes_agree_before_each_save_and_are_left_alone_otherwise(tmp_path):
-    context = multiprocessing.get_context('spawn')
-    processes = [context.Process(target=save_in_turns, args=(rank, tmp_path)) for rank in (0, 1)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
+    torch.multiprocessing.spawn(save_in_turns, (tmp_path,), nprocs=2)
     for rank in (0, 1):
         own, agreed = [rank + 1.0] * 2, [1.0, 1.5]  # the first's buffer, the mean gradient
         alone, together = [[], own], [[agreed], agreed]

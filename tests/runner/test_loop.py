@@ -1,13 +1,12 @@
 """Exact resuming from every iteration and the times of evaluation, with a network of two layers."""
 
 import json
-import multiprocessing
 import os
-import socket
 
 import numpy as np
 import pytest
 import torch
+import torch.multiprocessing
 from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
@@ -18,6 +17,7 @@ from torch import nn
 from evit_mm.checkpoint import read_checkpoint
 from evit_mm.errors import ConfigError, DataError
 from evit_mm.runner.build import CheckedRunner
+from tests.kills import free_port
 
 
 @MODELS.register_module(force=True)
@@ -232,17 +232,7 @@ def run_one_of_two(rank, port, folder):
 
 
 def test_two_processes_on_the_cpu_train_one_model_and_resume_exactly(tmp_path):
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
-    context = multiprocessing.get_context('spawn')
-    processes = [
-        context.Process(target=run_one_of_two, args=(rank, port, tmp_path)) for rank in (0, 1)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
+    torch.multiprocessing.spawn(run_one_of_two, (free_port(), tmp_path), nprocs=2)
     first, second = (json.loads((tmp_path / f'{rank}.json').read_text()) for rank in (0, 1))
     for found in (first, second):
         assert found['same losses'] and found['whole'] == found['resumed'] == first['whole']
