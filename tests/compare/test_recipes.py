@@ -36,7 +36,7 @@ from evit_mm.runner.test import test as run_test
 from evit_mm.runner.train import train
 from tests.conftest import ROOT
 from tests.recording import read_losses
-from tests.trainings import launch, succeeded, write_config
+from tests.trainings import write_config
 
 PAPER = ROOT / 'configs' / 'retinanet_evit_m4_coco.py'
 PLUS = ROOT / 'configs' / 'retinanet_evit_m4_plus_coco.py'
@@ -170,17 +170,6 @@ def test_batch_norm_of_all_processes_keeps_names_and_stays_frozen_where_it_is():
     assert len(norms) > 50 and all(norm.training for norm in norms)
     converted.backbone.norm_eval = True
     assert not any(norm.training for norm in norms if converted.train())
-
-
-@pytest.mark.slow
-def test_two_processes_without_a_gpu_train_with_statistics_of_their_own(shapes, tmp_path):
-    """SyncBN is for GPUs alone; what happens in its place is said."""
-    extra = "sync_bn = 'torch'\nmodel['backbone']['norm_eval'] = False\n"
-    extra += 'train_cfg = dict(max_epochs=1, val_interval=1)\n'
-    config = write_config(tmp_path, shapes, extra)
-    log = succeeded(launch('train', [config, '--work-dir', tmp_path, '--device', 'cpu'], 2))
-    assert 'each process computes its own BatchNorm statistics' in log
-    assert (tmp_path / 'epoch_1.pth').is_file()
 
 
 # --- recipes in a comparison

@@ -218,7 +218,9 @@ def run_one_of_two(rank, port, folder):
     two = {'checkpoint': often, 'batch_size': 3, 'launcher': 'pytorch', 'sync_bn': 'torch'}
     whole, seen = run(folder, **two)
     resumed, again = run(folder / 'b', folder / 'iter_1.pth', **two)
+    said = 'sync_bn needs GPUs; each process computes its own BatchNorm statistics'
     found = {
+        'sync_bn': any(said in log.read_text() for log in folder.glob('*/*.log')),
         'numbers': [numbers for numbers, _ in seen.losses.values()],
         'same losses': list(again.losses.items()) == list(seen.losses.items())[1:],
         'seeds': seen.seeds,
@@ -238,6 +240,7 @@ def test_two_processes_on_the_cpu_train_one_model_and_resume_exactly(tmp_path):
         assert found['same losses'] and found['whole'] == found['resumed'] == first['whole']
         assert found['wrapper'] == 'MMDistributedDataParallel'
         assert not found['broadcast'] and not found['unused']
+    assert first['sync_bn']  # torch has it for GPUs only
     assert len({*first['seeds'], *second['seeds']}) == 8
     for own, other in zip(first['numbers'], second['numbers'], strict=True):
         assert len(own) == len(other) and not set(own) & set(other)

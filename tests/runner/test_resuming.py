@@ -88,12 +88,11 @@ AMP = OFTEN + "optim_wrapper.update(type='AmpOptimWrapper', dtype='bfloat16')\n"
 @pytest.mark.parametrize(
     ('extra', 'stops'),
     [
-        (NOISY, [InterruptHook(after_iter=8)]),
         # the worker has generators of its own, so that the model's noise has only its own seeds
         (NOISY + WORKER + OFTEN, [InterruptHook(after_iter=3), InterruptHook(after_iter=11)]),
         (AMP, [InterruptHook(after_iter=5)]),
     ],
-    ids=['by epoch', 'within epochs, accumulation, drop path, colours', 'AMP in bfloat16'],
+    ids=['within epochs, accumulation, drop path, colours', 'AMP in bfloat16'],
 )
 def test_an_interrupted_run_is_bit_for_bit_an_undisturbed_one(
     data, tmp_path, monkeypatch, extra, stops
@@ -117,32 +116,6 @@ def test_runs_killed_at_random_points_end_as_undisturbed_ones(tmp_path):
     assert found['kills'] == sum(found['points'].values()) == 4
     assert found['lost'] == 0 and found['runs'] >= 1
     assert found['worst_difference'] <= 1e-6, found
-
-
-@pytest.mark.slow
-def test_an_evaluation_that_was_cut_off_is_done_again(data, tmp_path):
-    config = write_config(tmp_path, data, COMMON)
-    train(tmp_path, config, 'cut', InterruptHook(in_evaluation=1))
-    assert not list((tmp_path / 'cut').glob('best_*'))
-    evaluated = []
-
-    class Watch(Hook):
-        def after_val_epoch(self, runner, metrics=None):
-            evaluated.append(runner.epoch)
-
-    run_training(config, str(tmp_path / 'cut'), 'auto', device='cpu', hooks=[Watch()])
-    assert evaluated == [1, 2]
-    assert len(list((tmp_path / 'cut').glob('best_*'))) == 1
-
-
-@pytest.mark.slow
-def test_the_middle_of_an_epoch_needs_the_same_batches_and_seed(data, tmp_path):
-    config = write_config(tmp_path, data, COMMON + OFTEN)
-    train(tmp_path, config, 'cut', InterruptHook(after_iter=4))
-    with pytest.raises(ConfigError, match=r'middle of an epoch of 6 batches, but this run has 3'):
-        train(tmp_path, config, 'cut', cfg_options={'train_dataloader.batch_size': 8})
-    with pytest.raises(ConfigError, match=r'was trained with seed 5, not 6; resume with --seed 5'):
-        train(tmp_path, config, 'cut', seed=6)
 
 
 # --- checkpoints
