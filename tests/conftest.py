@@ -24,13 +24,6 @@ TINY = {
 }
 
 
-def pytest_collection_modifyitems(items):
-    """Leave slow tests out of the coverage: measuring takes as long as they do."""
-    for item in items:
-        if item.get_closest_marker('slow'):
-            item.add_marker('no_cover')
-
-
 @pytest.fixture
 def tiny() -> dict:
     """An architecture with every part of the real ones and about 40 thousand parameters."""

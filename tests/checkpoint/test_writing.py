@@ -15,6 +15,7 @@ from evit_mm.errors import CheckpointError
 def test_tensors_and_metadata_are_read_again(tmp_path, suffix):
     large = torch.arange(3e5).view(3, -1)
     state = {'part': large[1:, :2], 'turned': large[:, :4].t(), 'same': large[1:, :2]}
+    state['row'] = large[2, :4]  # contiguous as it is
     state['learned'] = torch.ones(3, requires_grad=True)
     path = tmp_path / 'folder' / f'file{suffix}'
     write_checkpoint(state, path, {'cfg': 'x = 1', 'epoch': 3})

@@ -13,7 +13,7 @@ from tests.recording import read_losses
 
 
 @pytest.mark.slow
-def test_trains_saves_resumes_evaluates_and_draws(real_data, tmp_path):
+def test_trains_saves_evaluates_and_draws(real_data, tmp_path):
     record = tmp_path / 'losses.jsonl'
     data = real_data('coco_mini')
     config = write_config(tmp_path / 'coco_mini.py', 'retinanet_evit_m4_coco', data, record)
@@ -21,20 +21,12 @@ def test_trains_saves_resumes_evaluates_and_draws(real_data, tmp_path):
     runner = train(config, str(work), seed=0, device='cpu')
     assert_loss_falls(read_losses(record))
 
-    runner = train(
-        config,
-        str(work),
-        resume='auto',
-        cfg_options={'train_cfg.max_epochs': 6, 'train_cfg.val_interval': 6},
-        device='cpu',
-    )
-    assert runner.iter == 24 and sorted(read_losses(record)) == list(range(24))
     scalars = next(work.glob('*/vis_data/scalars.json')).read_text().splitlines()
     assert 'coco/bbox_mAP' in json.loads(scalars[-1])
 
     metrics = run_test(
         config,
-        work / 'epoch_6.pth',
+        work / 'epoch_5.pth',
         show_dir=str(tmp_path / 'pictures'),
         work_dir=str(work),
         device='cpu',

@@ -137,6 +137,9 @@ def test_any_batch_and_size_as_in_mmdet(detector, written, openvino_file, suffix
     outputs = ExportedModel(written.file.with_suffix(suffix))(image.numpy(), sizes)
     assert [x.shape for x in outputs] == [(batch, 100, 4), (batch, 100), (batch, 100)]
     assert (np.diff(outputs[1]) <= 0).all()
+    unused = outputs[1] == 0
+    assert unused.any() or size != (32, 32)
+    assert (outputs[2][unused] == -1).all() and not outputs[0][unused].any()
     pairs = [
         (expected(detector, image[i], sizes[i]), to_instances([x[i : i + 1] for x in outputs]))
         for i in range(batch)

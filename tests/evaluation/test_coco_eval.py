@@ -36,16 +36,16 @@ def test_each_figure_has_the_name_of_its_line_in_pycocotools_table(capsys):
 
 
 def test_curves_are_means_over_the_classes_with_objects():
-    # the IoU of 0.6 counts at 0.50, 0.55 and 0.60 (of ten), and nothing is found of class 2
-    objects, found = [(0, A), (2, B)], [(0, [0, 0, 10, 6], 0.9)]
+    # the IoU of 0.74 counts at 0.50 to 0.70 (five of ten), and nothing is found of class 2
+    objects, found = [(0, A), (2, B)], [(0, [0, 0, 10, 7.4], 0.9)]
     evaluator = boxes.coco_evaluator(*read(*a_case(objects, found, classes=3)))
     evaluator.accumulate()
     figures = coco_eval.coco_figures(evaluator)
     np.testing.assert_allclose(figures.ap50, [1, np.nan, 0])
-    np.testing.assert_allclose(figures.ap, [0.3, np.nan, 0])
-    for name, value in {'0.50': 0.5, '0.75': 0, '0.50 to 0.95': 0.15}.items():
+    np.testing.assert_allclose(figures.ap, [0.5, np.nan, 0])
+    for name, value in {'0.50': 0.5, '0.75': 0, '0.50 to 0.95': 0.25}.items():
         assert figures.curves[name] == pytest.approx(np.full(101, value))
-    assert figures.twelve[:3] == pytest.approx((0.15, 0.5, 0)) and np.isnan(figures.twelve[4])
+    assert figures.twelve[:3] == pytest.approx((0.25, 0.5, 0)) and np.isnan(figures.twelve[4])
 
     evaluator = boxes.coco_evaluator(*read(*a_case([], found)))
     evaluator.accumulate()
