@@ -47,7 +47,7 @@ look:
 	fi
 
 # JOBS processes share the test files; make test leaves out the tests that are marked slow.
-# ARGS=--cov measures the coverage, which takes half as long again
+# ARGS=--cov=evit_mm measures the coverage, which takes half as long again
 JOBS ?= 2
 PYTEST = $(ENV) && requirements/browser.sh && \
 	OMP_NUM_THREADS=1 "$$py" -m pytest --ignore=tests/smoke -n $(JOBS) --dist loadfile --durations=20

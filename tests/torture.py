@@ -19,7 +19,7 @@ from tests.conftest import ROOT
 NOT_RUN = 'not run'
 KILLS_AT_ONCE = 10  # the most that an interruption can lose
 # tests that compare several processes with one; their number is in brackets
-COMPARED = re.compile(r'processes_equal_one\[(\d+)\]|(two)_processes_of_four_equal_one')
+COMPARED = re.compile(r'processes_equal_one\[(\d+)\]')
 TITLES = {'openmmlab': 'OpenMMLab', 'onedl': 'OneDL'}
 
 # the program of each part; its last line of output has the counts
@@ -250,7 +250,7 @@ def _notes(state):
             yield ''
         if parts.get('worlds', {}).get('passed'):
             matches = filter(None, map(COMPARED.search, parts['worlds']['passed']))
-            sizes = sorted({1, *(2 if match[2] else int(match[1]) for match in matches)})
+            sizes = sorted({1, *(int(match[1]) for match in matches)})
             yield f'{name}, numbers of processes with equal results: {", ".join(map(str, sizes))}.'
             yield ''
         for part in ('worlds', 'tests'):
