@@ -16,9 +16,10 @@ from tests.gpu.worker import Worker, as_dict
 DOCS = ROOT / 'docs' / 'performance'
 
 
-def test_the_page_is_made_of_its_figures():
-    content = json.loads((DOCS / 'gpu.json').read_text())
-    assert (DOCS / 'gpu.md').read_text() == page.markdown(content)
+@pytest.mark.parametrize('name', ['gpu', 'gpu_h200'])
+def test_the_page_is_made_of_its_figures(name):
+    content = json.loads((DOCS / f'{name}.json').read_text())
+    assert (DOCS / f'{name}.md').read_text() == page.markdown(content)
     assert not content or not content['about'].get('tiny')
 
 
