@@ -14,6 +14,7 @@ from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+WIDTH = 5  # inches; the text of a wider chart is too small on a phone
 MAX_CONFUSED = 30  # classes in a confusion matrix
 MAX_NUMBERED = 16  # largest number of classes with numbers in the cells
 NO_METADATA = dict.fromkeys(['Creator', 'Date', 'Format', 'Type'])
@@ -51,7 +52,7 @@ def lines(
 
     ``diagonal`` adds the line x = y. A series without points is skipped together with its colour.
     """
-    figure = Figure(figsize=(5.8, 3), layout='constrained')
+    figure = Figure(figsize=(WIDTH, 2.8), layout='constrained')
     axis = figure.subplots()
     if diagonal:
         axis.plot([0, 1], [0, 1], '--', color=MUTED)
@@ -77,7 +78,7 @@ def bars(
     colours: Sequence[str] = COLOURS,
 ) -> Markup:
     """Draw horizontal bars, one group per name; NaN draws no bar."""
-    figure = Figure(figsize=(10, 0.8 + len(names) * (0.12 + 0.16 * len(series))))
+    figure = Figure(figsize=(WIDTH, 0.8 + len(names) * (0.12 + 0.16 * len(series))))
     figure.set_layout_engine('constrained')
     axis = figure.subplots()
     thickness = 0.8 / len(series)
@@ -85,7 +86,7 @@ def bars(
         height = np.arange(len(names)) + (place + 0.5) * thickness - 0.4
         bar = axis.barh(height, values, thickness, color=colours[place], label=short(name, 40))
         axis.bar_label(bar, [_number(value, digits) for value in values], padding=3, color=MUTED)
-    axis.set_yticks(range(len(names)), [short(name, 40) for name in names])
+    axis.set_yticks(range(len(names)), [short(name, 28) for name in names])
     axis.set_ylim(len(names) - 0.4, -0.6)
     axis.margins(x=0.08)
     axis.set_xlabel(x)
@@ -105,7 +106,10 @@ def confusion_matrix(table: np.ndarray, classes: Sequence[str]) -> Markup:
     names = [*(short(classes[place], 30) for place in shown), '(background)']
     part = table[np.ix_(places, places)]
     share = part / np.maximum(table[places].sum(1, keepdims=True), 1)
-    figure = Figure(figsize=(10, 2 + 0.24 * len(names)), layout='constrained')
+    # square cells, and room for the names on the left
+    height = 2 + 0.24 * len(names)
+    width = height + 0.07 * max(map(len, names))
+    figure = Figure(figsize=(width, height), layout='constrained')
     axis = figure.subplots()
     axis.pcolormesh(share, cmap='Blues', vmin=0, vmax=1, edgecolors='white', linewidth=0.5)
     axis.set_aspect('equal')

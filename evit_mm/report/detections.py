@@ -20,6 +20,7 @@ from ..runner.config import load_config
 from ..runner.test import test
 from ..runner.work_dir import find_checkpoint
 from ..utils.files import read_json_dict, write_json
+from ..utils.text import counted
 from .runs import Run
 
 CACHE = 'detections.json'
@@ -71,7 +72,8 @@ def detect(
     results = kept.get('results') if kept.get('key') == key else None
     if results is None:
         print_log(
-            f"{run.name}: evaluating '{checkpoint.name}' on {len(truth.images)} images", 'current'
+            f"{run.name}: evaluating '{checkpoint.name}' on {counted(len(truth.images), 'image')}",
+            'current',
         )
         results = _evaluate(cfg, checkpoint, device)
         content = {'checkpoint': checkpoint.name, 'key': key, 'results': results}

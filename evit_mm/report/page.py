@@ -16,10 +16,11 @@ from .. import __version__
 from ..evaluation.coco_eval import FIGURES
 from ..evaluation.tide import KINDS
 from ..utils.provenance import commit
+from ..utils.text import counted
 from . import changes, charts
 from .analysis import Analysis
 from .detections import Detections
-from .pictures import Card, add_thumbnails, worst_cards
+from .pictures import MAX_BOXES, Card, add_thumbnails, worst_cards
 from .runs import Run
 
 MAX_BYTES = 5_000_000
@@ -76,6 +77,7 @@ def render(runs: Sequence[Shown], compare: bool = False) -> str:
         'how': HOW,
         'figure_names': FIGURES,
         'kinds': KINDS,
+        'max_boxes': MAX_BOXES,
         'facts': [run.run.facts() for run in runs],
         'compare': _changes(*runs) if compare else None,
         **(_findings(analysed) if analysed else {}),
@@ -182,6 +184,7 @@ def _fill(content: Mapping[str, Any], thumbnails: Sequence[str], unreadable: Seq
         lstrip_blocks=True,
     )
     environment.filters['short'] = charts.short
+    environment.filters['counted'] = counted
     return environment.get_template('report.html.j2').render(
         content,
         thumbnails=thumbnails,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from ..data.images import read_image
 from ..evaluation.tide import CLASSIFICATION, IGNORED, KINDS, LOCALISATION, MISSED
 from .analysis import Analysis
 
-SIDE = 320  # longer side of a thumbnail in pixels
+SIDES = 640, 480, 320  # longer side of a thumbnail in pixels; the page takes the first that fits
 QUALITY = 60
 WORST = 30  # worst images; the page adds images per class and error type for the filters
 PER_CLASS, PER_KIND = 3, 6
@@ -33,6 +34,8 @@ class Box:
         state: Type of the box, which selects its colour.
         title: Tooltip.
         score: Score of the detection, or of the detection that found the object, or None.
+        wrong: For an object, the type and the score of the best detection that found it with a
+            wrong class or an inaccurate box, or None.
     """
 
     bbox: list[float]
@@ -40,6 +43,7 @@ class Box:
     state: str
     title: str
     score: float | None
+    wrong: tuple[str, float] | None = None
 
 
 @dataclass
@@ -53,8 +57,12 @@ class Card:
         size: Width and height in pixels.
         truth: Objects.
         found: Detections, highest score first.
-        mistakes: Distinct pairs of error type and class, as indices.
-        counts: Number of mistakes by error type.
+        counts: Number of mistakes by error type at the working score.
+        objects: ``[class, score, wrong score]`` of each counted object: the best detection that
+            found it, and the best one with a wrong class or an inaccurate box. A score is -1 if
+            there is no detection. Unlike ``truth``, the list is complete.
+        detections: ``[error type, class, score]`` of each counted detection. The type is -1 for a
+            correct detection. Unlike ``found``, the list is complete.
         thumbnail: Index in the thumbnails of the page, or None.
     """
 
@@ -64,8 +72,9 @@ class Card:
     size: tuple[float, float]
     truth: list[Box]
     found: list[Box]
-    mistakes: list[tuple[int, int]]
     counts: dict[str, int]
+    objects: list[list[float]]
+    detections: list[list[float]]
     thumbnail: int | None = None
 
 
@@ -116,73 +125,122 @@ def make_card(image: int, analysis: Analysis, mistakes: np.ndarray) -> Card:
     # objects that were not found come first, because the number of boxes is limited
     objects = objects[np.argsort(analysis.errors.found_of[objects] >= 0, kind='stable')]
     detections = np.flatnonzero(analysis.found.image == image)
-    own = mistakes[mistakes[:, 0] == image, 1:].tolist()
-    counts = Counter(kind for kind, _ in own)
+    wrong = _wrong_detections(analysis, detections)
+    kinds = mistakes[mistakes[:, 0] == image, 1].tolist()
     return Card(
         name=entry['file_name'],
         path=truth.folder / entry['file_name'],
         f1=float(analysis.f1[image]),
         size=(entry['width'], entry['height']),
-        truth=[_true_box(analysis, thing) for thing in objects[:MAX_BOXES].tolist()],
+        truth=[_true_box(analysis, thing, wrong) for thing in objects[:MAX_BOXES].tolist()],
         found=[_found_box(analysis, detection) for detection in detections[:MAX_BOXES].tolist()],
-        mistakes=sorted({(kind, label) for kind, label in own}),
-        counts={KINDS[kind]: counts[kind] for kind in sorted(counts)},
+        counts={KINDS[kind]: number for kind, number in sorted(Counter(kinds).items())},
+        objects=[
+            [
+                int(truth.label[thing]),
+                _score(analysis, analysis.errors.found_of[thing]),
+                _score(analysis, wrong.get(thing, -1)),
+            ]
+            for thing in objects[~truth.crowd[objects]].tolist()
+        ],
+        detections=[
+            [int(kind), int(analysis.found.label[detection]), _score(analysis, detection)]
+            for detection in detections.tolist()
+            if (kind := analysis.errors.kind[detection]) != IGNORED
+        ],
     )
 
 
-def add_thumbnails(cards: Iterable[Card], room: int) -> tuple[list[str], list[Path]]:
+def _wrong_detections(analysis: Analysis, detections: np.ndarray) -> dict[int, int]:
+    """Return the best classification or localisation error of each object that has one."""
+    errors = analysis.errors
+    half_found = np.isin(errors.kind[detections], (CLASSIFICATION, LOCALISATION))
+    best: dict[int, int] = {}
+    for detection in detections[half_found].tolist():  # the highest score first
+        best.setdefault(int(errors.about[detection]), detection)
+    return best
+
+
+def _score(analysis: Analysis, detection: int) -> float:
+    """Return the score of a detection with four decimals, or -1 for the index -1.
+
+    The score is rounded down, so that it does not reach a threshold of the slider by rounding.
+    """
+    if detection < 0:
+        return -1
+    return math.floor(1e4 * float(analysis.found.score[detection]) + 1e-6) / 1e4
+
+
+def add_thumbnails(cards: Sequence[Card], room: int) -> tuple[list[str], list[Path]]:
     """Set the thumbnails of the cards, with at most ``room`` bytes in total.
+
+    All thumbnails have the largest of :data:`SIDES` at which they fit. If the smallest one does not
+    fit either, the last cards have no thumbnail.
 
     Returns:
         The thumbnails as ``data:`` URLs, and the images that cannot be read.
     """
-    places: dict[Path, int | None] = {}
+    pictures = {path: _read(path) for path in dict.fromkeys(card.path for card in cards)}
+    readable = {path: picture for path, picture in pictures.items() if picture is not None}
+    for side in SIDES:
+        drawn = {path: _encode(picture, side) for path, picture in readable.items()}
+        if sum(map(len, drawn.values())) <= room:
+            break
+    places: dict[Path, int] = {}
     addresses: list[str] = []
-    unreadable: list[Path] = []
+    for path, address in drawn.items():
+        if len(address) <= room:
+            room -= len(address)
+            places[path] = len(addresses)
+            addresses.append(address)
     for card in cards:
-        if card.path not in places:
-            places[card.path] = None
-            address = _thumbnail(card.path)
-            if address is None:
-                unreadable.append(card.path)
-            elif len(address) <= room:
-                room -= len(address)
-                places[card.path] = len(addresses)
-                addresses.append(address)
-        card.thumbnail = places[card.path]
-    return addresses, unreadable
+        card.thumbnail = places.get(card.path)
+    return addresses, [path for path in pictures if path not in readable]
 
 
-def _thumbnail(path: Path) -> str | None:
+def _read(path: Path) -> Image.Image | None:
     pixels = read_image(path)
     if pixels is None:
         return None
     picture = Image.fromarray(pixels[..., ::-1])
-    picture.thumbnail((SIDE, SIDE))
+    picture.thumbnail((SIDES[0], SIDES[0]))
+    return picture
+
+
+def _encode(picture: Image.Image, side: int) -> str:
+    smaller = picture.copy()
+    smaller.thumbnail((side, side))
     file = io.BytesIO()
-    picture.save(file, 'webp', quality=QUALITY)
+    smaller.save(file, 'webp', quality=QUALITY)
     return f'data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}'
 
 
-def _true_box(analysis: Analysis, thing: int) -> Box:
+def _true_box(analysis: Analysis, thing: int, wrong: Mapping[int, int]) -> Box:
     truth, errors = analysis.truth, analysis.errors
-    name, score = truth.classes[truth.label[thing]], None
-    detection = errors.found_of[thing]
+    name = truth.classes[truth.label[thing]]
+    box = Box(truth.box[thing].tolist(), name, 'missed', f'{name}: missed', None)
     if truth.crowd[thing]:
-        state, text = 'ignored', 'crowd, not counted'
-    elif detection >= 0:
-        score = float(analysis.found.score[detection])
-        state = 'right' if score >= analysis.working_score else 'missed'
-        text = f'found with score {score:.2f}'
-    else:
-        state = 'missed'
-        text = 'not found'
-    return Box(truth.box[thing].tolist(), name, state, f'{name}: {text}', score)
+        box.state, box.title = 'ignored', f'{name}: crowd, not counted'
+        return box
+    texts = []
+    if (right := errors.found_of[thing]) >= 0:
+        box.score = _score(analysis, right)
+        texts.append(f'found with score {box.score:.2f}')
+    if (half := wrong.get(thing, -1)) >= 0:
+        box.wrong = kind, score = KINDS[errors.kind[half]], _score(analysis, half)
+        texts.append(f'{kind} error of a detection with score {score:.2f}')
+        if score >= analysis.working_score:
+            box.state = kind
+    if box.score is not None and box.score >= analysis.working_score:
+        box.state = 'right'
+    if texts:
+        box.title = f'{name}: {", ".join(texts)}'
+    return box
 
 
 def _found_box(analysis: Analysis, detection: int) -> Box:
     truth, found, errors = analysis.truth, analysis.found, analysis.errors
-    score = float(found.score[detection])
+    score = _score(analysis, detection)
     label = f'{truth.classes[found.label[detection]]} {score:.2f}'
     kind, about = errors.kind[detection], errors.about[detection]
     if kind == IGNORED:

@@ -54,7 +54,7 @@ def test_bars_of_a_name_lie_side_by_side_from_the_top(drawn):
     assert bottom > 2.4 and top < -0.4  # the first name is on top and no bar is cut
     assert axis.get_yticks().tolist() == [0, 1, 2] and axis.get_xlabel() == 'AP'
     assert [t.get_text() for t in axis.texts] == ['0.50', '', '0.25', '0.12', '1.00', '0.75']
-    assert axis.get_yticklabels()[2].get_text() == charts.short(long, 40)
+    assert axis.get_yticklabels()[2].get_text() == charts.short(long, 28)
     assert '>$dog$ &amp; $</text>' in svg  # no formula, and escaped
     assert len(axis.get_legend().get_texts()) == 2
     charts.bars(['a'], {'run': [1.0]}, 'AP', 3)

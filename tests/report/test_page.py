@@ -131,41 +131,115 @@ def test_the_page_of_one_training_in_a_browser(make_run, tmp_path, page):
     assert all(f'{value:.3f}' in bars for value in expected)
 
 
-def test_filters_show_the_images_with_that_mistake(make_run, tmp_path, page):
-    opened(page, write_report([make_run('run')], tmp_path / 'out'))
+def test_the_filters_and_the_score_decide_what_each_image_says(make_run, tmp_path, page):
+    run = make_run('run')
+    opened(page, write_report([run], tmp_path / 'out'))
     cards = page.locator('.card')
     f1 = [float(text.split()[1]) for text in page.locator('.card h4 span').all_inner_texts()]
     assert len(f1) > 5 and f1 == sorted(f1)
-    tags = [card.locator('.tags').inner_text() for card in cards.all()]
-    pairs = [card.get_attribute('data-mistakes') for card in cards.all()]
-    for kind in ('missed', 'background'):
-        page.locator('select[name=kind]').select_option(label=kind)
-        seen = [card.is_visible() for card in cards.all()]
-        assert seen == [kind in tag for tag in tags]
-        assert 0 < sum(seen) < len(seen) or all(kind in tag for tag in tags)
-        assert page.locator('.shown').inner_text() == f'{sum(seen)} of {len(seen)} images'
-    page.locator('select[name=label]').select_option(label='b')
-    kind = page.locator('select[name=kind]').input_value()
-    seen = [card.is_visible() for card in cards.all()]
-    assert seen == [f'{kind}:1' in pair.split() for pair in pairs]
-    for name in ('kind', 'label'):
-        page.locator(f'select[name={name}]').select_option('')
-    assert all(card.is_visible() for card in cards.all())
-
+    made = detections.detect(runs.read_runs([run])[0])
+    mine = analysis.analyse_detections(made.truth, made.found)
+    chosen = [card.name for card in pictures.worst_cards(mine, 90)]
+    names = [image['file_name'] for image in mine.truth.images]
+    start = page.locator('.score').inner_text()
+    selects = {name: page.locator(f'select[name={name}]') for name in ('kind', 'label')}
+    assert selects['kind'].locator('option').all_inner_texts() == ['all', *tide.KINDS]
+    assert selects['label'].locator('option').all_inner_texts() == ['all', *mine.truth.classes]
     slider = page.locator('input[name=score]')
-    for score in ('0.9', '0'):
+    for score in (start, '0.9', '0', '0.45'):
         slider.fill(score)
+        mine.working_score = float(score)
+        mistakes = pictures.find_mistakes(mine)
+        sure = analysis.coco_evaluator(
+            mine.truth, mine.found,
+            detections=(mine.found.score >= float(score)) & (mine.errors.kind != tide.IGNORED),
+        )  # fmt: skip
+        of_images = sure.image_diagnostics(iou_thr=0.5)['img_summary']
+        for name, card in zip(chosen, cards.all(), strict=True):
+            image = names.index(name)
+            own = mistakes[mistakes[:, 0] == image, 1].tolist()
+            counts = [f'{own.count(k)} {kind}' for k, kind in enumerate(tide.KINDS) if k in own]
+            assert card.locator('.tags').inner_text() == (' · '.join(counts) or 'no error')
+            shown = float(card.locator('.f1').inner_text().removeprefix('F1 '))
+            assert shown == pytest.approx(of_images[image]['f1'], abs=0.0051)
+        for kind, label in ((5, ''), (4, ''), ('', 1), (5, 1)):
+            selects['kind'].select_option(str(kind))
+            selects['label'].select_option(str(label))
+            fits = np.all([np.ones(len(mistakes), bool), *(
+                mistakes[:, column] == value
+                for column, value in ((1, kind), (2, label)) if value != ''
+            )], axis=0)  # fmt: skip
+            expected = {names[image] for image in mistakes[fits, 0]}
+            seen = [card.is_visible() for card in cards.all()]
+            assert seen == [name in expected for name in chosen]
+            assert page.locator('.shown').inner_text() == f'{sum(seen)} of {len(seen)} images'
+        for select in selects.values():
+            select.select_option('')
+        assert all(card.is_visible() for card in cards.all())
         shown = page.evaluate(
             """() => [...document.querySelectorAll('[data-score]')].map(
                 (box) => [Number(box.dataset.score), box.style.display !== 'none'])"""
         )
         assert all(visible == (own >= float(score)) for own, visible in shown)
+        # the colours of the objects are those that Python draws at this score
         states = page.evaluate(
-            """() => [...document.querySelectorAll('[data-found]')].map((box) =>
-                [Number(box.dataset.found), box.querySelector('.is-right') !== null])"""
+            """() => [...document.querySelectorAll('[data-found] rect')].map(
+                (box) => box.getAttribute('class').split('is-')[1])"""
         )
+        drawn = [pictures.make_card(names.index(name), mine, mistakes) for name in chosen]
+        boxes = [box for card in drawn for box in card.truth]
+        assert states == [box.state for box in boxes if box.score is not None or box.wrong]
         assert len(states) > 5
-        assert all(right == (own >= float(score)) for own, right in states)
+
+
+def test_a_picture_is_enlarged_with_its_boxes(make_run, tmp_path, page):
+    opened(page, write_report([make_run('run')], tmp_path / 'out'))
+    picture, dialog = page.locator('.card .pair svg').nth(1), page.locator('dialog')
+    name = page.locator('.card h4').first.inner_text()
+    small = picture.bounding_box()
+    boxes = picture.locator('rect').count()
+    for use in (picture.click, lambda: picture.press('Enter')):
+        use()
+        large = dialog.locator('svg').nth(1)
+        assert large.bounding_box()['width'] > 2 * small['width']
+        assert large.locator('rect').count() == boxes > 0
+        assert dialog.locator('h4').inner_text() == name
+        dialog.get_by_role('button', name='Close').click()
+        assert not dialog.is_visible()
+
+
+@pytest.mark.parametrize('number', [1, 3])
+def test_nothing_is_cut_off_on_a_phone(make_run, tmp_path, page, number):
+    names = ('short', 'a_training_with_a_long_name_of_its_own', 'third')[:number]
+    made = [make_run(name, data=tmp_path / 'data', num_images=6) for name in names]
+    page.set_viewport_size({'width': 390, 'height': 800})
+    opened(page, write_report(made, tmp_path / 'out'))
+    for summary in page.locator('#classes summary').all():
+        summary.click()
+    beyond = page.evaluate(
+        """() => [...document.querySelectorAll('main *')].filter((part) =>
+            !part.closest('pre, svg svg *') && part.getBoundingClientRect().right > innerWidth
+        ).map((part) => part.outerHTML.slice(0, 80))"""
+    )
+    assert beyond == []
+    scrolled = page.evaluate(
+        """() => [...document.querySelectorAll('.scroll')].filter(
+            (part) => part.scrollWidth > part.clientWidth).map((part) => part.innerText)"""
+    )
+    assert scrolled == []
+    # each figure of COCO has its name beside it
+    cells = page.locator('#summary tbody td')
+    assert cells.count() == 12 * number
+    columns = [cell.get_attribute('data-column') for cell in cells.all()[:12]]
+    assert columns[:3] == ['AP', 'AP50', 'AP75'] and len(set(columns)) == 12
+    # text of the charts, on the screen: 8 pixels are legible
+    heights = page.evaluate(
+        """() => [...document.querySelectorAll('.chart svg text')].map((text) => {
+            const place = text.getScreenCTM();
+            return parseFloat(getComputedStyle(text).fontSize) * Math.hypot(place.a, place.b);
+        })"""
+    )
+    assert len(heights) > 50 and min(heights) > 8
 
 
 def test_hostile_names_are_text(make_run, tmp_path, page):
@@ -228,7 +302,7 @@ def test_what_changed_between_two_trainings(make_run, tmp_path, page):
 def test_runs_on_other_data_are_compared_without_images(make_run, tmp_path):
     pair = [make_run('one'), make_run('two', classes=('a', 'x'), seed=1)]
     html = write_report(pair, tmp_path / 'out', compare=True).read_text()
-    assert 'different images' in html and html.count('data-mistakes=') > 10
+    assert 'different images' in html and html.count('data-objects=') > 10
     assert re.search(r'<h3>Classes</h3>.*?\ba\b.*?Images that got', html, re.DOTALL)
 
 
@@ -305,7 +379,7 @@ def test_what_is_missing_is_said_on_the_page(make_run, tmp_path, page):
     notes = page.locator('.note').all_inner_texts()
     assert any(n.startswith('bare:') and 'no checkpoint yet' in n for n in notes)
     assert any(n.startswith('moved:') and 'not exist' in n and 'data_root=' in n for n in notes)
-    assert any('cannot be read, so only their boxes' in n for n in notes)
+    assert any('cannot be read, so only the boxes' in n for n in notes)
     assert any(n.startswith('new:') and 'has not logged anything yet' in n for n in notes)
     assert any(n.startswith('new:') and 'No detections are shown' in n for n in notes)
     assert page.locator('.empty').count() > 2
@@ -338,7 +412,7 @@ def test_a_page_stays_under_its_size_whatever_the_pictures(make_run, tmp_path, m
 
 def test_thumbnails_have_the_images_colours(tmp_path):
     Image.new('RGB', (60, 40), (250, 120, 10)).save(tmp_path / 'a.png')
-    card = pictures.Card('a.png', tmp_path / 'a.png', 0.0, (60, 40), [], [], [], {})
+    card = pictures.Card('a.png', tmp_path / 'a.png', 0.0, (60, 40), [], [], {}, [], [])
     addresses, unreadable = pictures.add_thumbnails([card], 10**6)
     picture = Image.open(io.BytesIO(base64.b64decode(addresses[card.thumbnail].split(',')[1])))
     assert picture.size == (60, 40) and not unreadable

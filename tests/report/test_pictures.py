@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from evit_mm.evaluation import tide
+from evit_mm.evaluation.synthetic_detections import synthetic_detections
 from evit_mm.report import pictures
 from tests.evaluation.test_tide import FAR, A, B, a_case, analysed
 
@@ -38,11 +39,16 @@ def test_what_each_box_of_a_card_says(mine):
         ([0, 80], 'class 0', 'ignored', 'class 0: crowd, not counted', None),
         ([0, 0], 'class 0', 'right', 'class 0: found with score 0.95', 0.95),
         ([80, 80], 'class 0', 'right', 'class 0: found with score 0.80', 0.8),
-        ([40, 40], 'class 1', 'right', 'class 1: found with score 0.60', 0.6),
-        ([0, 40], 'class 0', 'missed', 'class 0: found with score 0.10', 0.1),
+        ([40, 40], 'class 1', 'right', 'class 1: found with score 0.60, classification error of a '
+         'detection with score 0.75', 0.6),
+        ([0, 40], 'class 0', 'localisation', 'class 0: found with score 0.10, localisation error '
+         'of a detection with score 0.70', 0.1),
         ([40, 0], 'class 0', 'right', 'class 0: found with score 0.85', 0.85),
         ([80, 0], 'class 1', 'right', 'class 1: found with score 0.90', 0.9),
-    ]
+    ]  # fmt: skip
+    assert [b.wrong for b in card.truth] == [
+        None, None, None, ('classification', 0.75), ('localisation', 0.7), None, None,
+    ]  # fmt: skip
     assert [(b.label, b.state, b.score) for b in card.found] == [
         ('class 0 0.95', 'right', 0.95), ('class 1 0.90', 'right', 0.9),
         ('class 0 0.85', 'right', 0.85), ('class 0 0.80', 'right', 0.8),
@@ -58,8 +64,15 @@ def test_what_each_box_of_a_card_says(mine):
     ]  # fmt: skip
     assert card.found[6].bbox == [0, 45, 10, 10]
     # the object that is badly placed at 0.7 is not missed as well; 0.3 is not counted
-    assert card.mistakes == [(0, 0), (1, 0), (3, 0)]
     assert card.counts == {'classification': 1, 'localisation': 1, 'duplicate': 1}
+    # all boxes that are counted: without the crowd and the detection inside it
+    assert card.objects == [
+        [0, 0.95, -1], [0, 0.8, -1], [1, 0.6, 0.75], [0, 0.1, 0.7], [0, 0.85, -1], [1, 0.9, -1],
+    ]  # fmt: skip
+    assert card.detections == [
+        [-1, 0, 0.95], [-1, 1, 0.9], [-1, 0, 0.85], [-1, 0, 0.8], [0, 0, 0.75], [1, 0, 0.7],
+        [3, 0, 0.65], [-1, 1, 0.6], [4, 1, 0.3], [-1, 0, 0.1],
+    ]  # fmt: skip
     assert card.size == (200, 100) and card.f1 == mine.f1[0] and card.name == 'a.jpg'
 
 
@@ -73,7 +86,8 @@ def test_a_missed_object_counts_once_unless_a_sure_box_is_about_it():
     rows = sorted(pictures.find_mistakes(mine).tolist())
     assert rows == [[0, tide.MISSED, 0], [0, tide.MISSED, 1], [0, tide.MISSED, 1]]
     card = pictures.make_card(0, mine, pictures.find_mistakes(mine))
-    assert card.counts == {'missed': 3} and card.mistakes == [(5, 0), (5, 1)]
+    assert card.counts == {'missed': 3}
+    assert sorted(box.state for box in card.truth) == ['ignored', *3 * ['missed'], 'right']
 
 
 def test_of_many_boxes_those_of_missed_objects_are_drawn_first():
@@ -82,7 +96,34 @@ def test_of_many_boxes_those_of_missed_objects_are_drawn_first():
     mine = analysed(*a_case([(0, box) for box in grid], found))
     card = pictures.make_card(0, mine, pictures.find_mistakes(mine))
     assert [box.state for box in card.truth] == ['missed'] * 5 + ['right'] * 35
-    assert [box.score for box in card.found] == [0.5 + i / 100 for i in range(44, 4, -1)]
+    assert [box.score for box in card.found] == [round(0.5 + i / 100, 2) for i in range(44, 4, -1)]
+    assert len(card.objects) == 50 and len(card.detections) == 45  # the counts have all of them
+
+
+def test_no_score_reaches_a_threshold_by_rounding():
+    scores = np.array([0.9, 0.30001, 0.3, np.float32(0.3), 0.29999, np.nextafter(0.29, 0), 0.29])
+    mine = analysed(*a_case([(0, A)], [(0, B, score) for score in scores]))
+    card = pictures.make_card(0, mine, pictures.find_mistakes(mine))
+    shown = [score for *_, score in card.detections]
+    assert [score >= 0.3 for score in shown] == [score >= 0.3 for score in mine.found.score]
+    assert np.abs(shown - mine.found.score).max() < 1e-4
+    assert [float(f'{score:.4f}') for score in shown] == shown
+    assert all((score >= 0.29) == (own >= 0.29 - 1e-9) for score, own in
+               zip(shown, mine.found.score, strict=True))  # fmt: skip
+
+
+@pytest.mark.parametrize('score', [0.2, 0.45, 0.7])
+def test_an_object_is_drawn_as_missed_where_it_is_counted_as_missed(score):
+    mine = analysed(*synthetic_detections(20, num_classes=4, seed=5))
+    mine.working_score = score
+    mistakes = pictures.find_mistakes(mine)
+    numbers = []
+    for image in range(20):
+        card = pictures.make_card(image, mine, mistakes)
+        if len(card.objects) == sum(box.state != 'ignored' for box in card.truth):
+            numbers.append(sum(box.state == 'missed' for box in card.truth))
+            assert numbers[-1] == card.counts.get('missed', 0)
+    assert len(numbers) > 15 and sum(numbers) > 5
 
 
 def test_the_worst_images_and_some_of_each_kind_and_class_are_chosen():
@@ -104,28 +145,33 @@ def test_the_worst_images_and_some_of_each_kind_and_class_are_chosen():
     assert pictures.choose(f1, mistakes, 10) == order[:10]
 
 
-def test_thumbnails_are_small_drawn_once_and_fill_the_room_that_is_left(tmp_path):
+def test_thumbnails_are_as_large_as_the_room_allows(tmp_path):
     rng = np.random.default_rng(0)
-    sizes = {'a': (640, 480), 'big': (320, 320), 'c': (8, 8), 'tall': (100, 400)}
+    sizes = {'a': (1280, 960), 'c': (8, 8), 'tall': (100, 800)}
     for name, size in sizes.items():
         pixels = rng.integers(0, 256, (*size[::-1], 3)).astype(np.uint8)
         Image.fromarray(pixels).save(tmp_path / f'{name}.png')
 
-    def cards(*names):
-        return [
-            pictures.Card(name, tmp_path / f'{name}.png', 0.0, (1, 1), [], [], [], {})
+    def drawn(room, *names):
+        """The sizes of the thumbnails, the bytes of each, and the place of each card's one."""
+        some = [
+            pictures.Card(name, tmp_path / f'{name}.png', 0.0, (1, 1), [], [], {}, [], [])
             for name in names
         ]
+        addresses, unreadable = pictures.add_thumbnails(some, room)
+        assert unreadable == [tmp_path / 'none.png'] * ('none' in names)
+        files = [io.BytesIO(base64.b64decode(text.split('base64,')[1])) for text in addresses]
+        places = [card.thumbnail for card in some]
+        return [Image.open(file).size for file in files], [*map(len, addresses)], places
 
-    whole = cards('tall', 'a', 'none', 'tall', 'c')
-    addresses, unreadable = pictures.add_thumbnails(whole, 10**7)
-    assert [card.thumbnail for card in whole] == [0, 1, None, 0, 2]
-    assert unreadable == [tmp_path / 'none.png'] and len(addresses) == 3
-    files = [io.BytesIO(base64.b64decode(text.split('base64,')[1])) for text in addresses]
-    assert [Image.open(file).size for file in files] == [(80, 320), (320, 240), (8, 8)]
+    names = ('tall', 'a', 'none', 'tall', 'c')
+    shape, large, places = drawn(10**7, *names)
+    assert shape == [(80, 640), (640, 480), (8, 8)] and places == [0, 1, None, 0, 2]
+    assert drawn(sum(large), *names)[0] == shape
+    shape, middle, _ = drawn(sum(large) - 1, *names)
+    assert shape == [(60, 480), (480, 360), (8, 8)] and sum(middle) < sum(large)
+    shape, small, _ = drawn(sum(middle) - 1, *names)
+    assert shape == [(40, 320), (320, 240), (8, 8)]
     # one that does not fit leaves the room to a smaller one, to the last byte
-    room = len(addresses[0]) + len(addresses[2])
     for less, expected in ((0, [0, None, 1]), (1, [0, None, None])):
-        some = cards('tall', 'big', 'c')
-        assert pictures.add_thumbnails(some, room - less)[1] == []
-        assert [card.thumbnail for card in some] == expected
+        assert drawn(small[0] + small[2] - less, 'tall', 'a', 'c')[2] == expected

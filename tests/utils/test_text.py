@@ -2,7 +2,21 @@
 
 import pytest
 
-from evit_mm.utils.text import did_you_mean, markdown_table
+from evit_mm.utils.text import counted, did_you_mean, markdown_table
+
+
+@pytest.mark.parametrize(
+    ('number', 'noun', 'text'),
+    [
+        (0, 'image', '0 images'), (1, 'image', '1 image'), (2, 'image', '2 images'),
+        (1, 'box', '1 box'), (3, 'box', '3 boxes'), (2, 'batch', '2 batches'),
+        (1, 'class', '1 class'), (2, 'class', '2 classes'), (12, 'category', '12 categories'),
+        (2, 'entry', '2 entries'), (2, 'key', '2 keys'), (1, 'entry', '1 entry'),
+    ],
+)  # fmt: skip
+def test_a_noun_agrees_with_its_number(number, noun, text):
+    assert counted(number, noun) == text
+
 
 KNOWN = ['window_size', 'window_sizes', 'depths', 'windows', '10']
 
