@@ -21,9 +21,23 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     return image.round()
 
 
-session = onnxruntime.InferenceSession(sys.argv[1], providers=['CPUExecutionProvider'])
-meta = json.loads(session.get_modelmeta().custom_metadata_map['evit_mm'])
-image = np.load(sys.argv[2])
+if len(sys.argv) != 3:
+    sys.exit('usage: python examples/onnx_numpy.py MODEL.onnx IMAGE.npy')
+model, picture = sys.argv[1:]
+try:
+    session = onnxruntime.InferenceSession(model, providers=['CPUExecutionProvider'])
+    meta = json.loads(session.get_modelmeta().custom_metadata_map['evit_mm'])
+except Exception as error:  # the errors of onnxruntime have no common type
+    sys.exit(f"error: '{model}' is not an ONNX file of tools/export.py ({error})")
+if 'labels' not in meta['outputs']:
+    sys.exit(f"error: '{model}' contains no NMS; export it without --no-nms")
+try:
+    image = np.load(picture)
+except (OSError, ValueError) as error:
+    sys.exit(f"error: '{picture}' is not a .npy file ({error}); write it with numpy.save")
+if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+    found = f'{image.dtype} of shape {image.shape}'
+    sys.exit(f"error: '{picture}' contains {found}, not an RGB image (H, W, 3) of uint8")
 old, new = np.array(image.shape[:2]), np.array(meta['scale'][::-1])  # height, width
 if meta['keep_ratio']:
     new = np.int64(old * min(max(new) / max(old), min(new) / min(old)) + 0.5)

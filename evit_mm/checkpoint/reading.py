@@ -1,7 +1,8 @@
 """Read untrusted checkpoint files: weights only, bounded in size, with one error type.
 
-First, the file type is determined from the first bytes, and compressed archives are refused. Then
-torch's weights-only unpickler reads the file. Before torch 2.6, the unpickler in
+First, :mod:`~evit_mm.checkpoint.file_kinds` recognises the kind of the file, and compressed
+archives are refused. Then torch's weights-only unpickler reads the file. Before torch 2.6, the
+unpickler in
 :mod:`~evit_mm.checkpoint.unpickling` applies the same rules. Both allow only the types in
 :mod:`~evit_mm.checkpoint.allowed_types`.
 """
@@ -22,18 +23,9 @@ import torch
 from ..errors import CheckpointError
 from . import unpickling
 from .allowed_types import AUTHORS_TYPES, TORCH_HAS_SAFE_TYPES, allow_mmengine_types
+from .file_kinds import CHECKPOINT_KINDS, kind_of, kind_of_archive, refusal, refusal_of_missing
 
 METADATA_KEY = 'evit_mm'  # key of this package's JSON metadata in checkpoints and exported models
-CHECKPOINT_KINDS = ('zip', 'legacy', 'safetensors')
-# first bytes of the two formats of torch.save, and of files that users often give by mistake
-BEGINNINGS = {
-    b'PK\x03\x04': 'zip',
-    b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19': 'legacy',
-    b'\x80': 'a Python pickle not written by torch.save',
-    b'<': 'a web page',
-    b'version https://git-lfs': 'a Git LFS pointer',
-    b'\x1f\x8b': 'a compressed file',
-}
 
 
 def read_file(path: str | Path) -> Any:
@@ -45,18 +37,12 @@ def read_file(path: str | Path) -> Any:
     """
     path = Path(path)
     if not os.path.isfile(path):  # opening a pipe could block forever
-        fault = 'is a folder, pipe or device' if os.path.exists(path) else 'does not exist'
-        raise CheckpointError(
-            f"checkpoint '{path}' {fault}; give a .pth or .safetensors file, an http(s) URL, "
-            'timm://NAME or hf-hub:OWNER/NAME'
-        )
+        raise CheckpointError(refusal_of_missing(path))
     try:
         with path.open('rb') as file:
             kind = kind_of(file)
             if kind not in CHECKPOINT_KINDS:
-                raise CheckpointError(
-                    f"'{path}' is {kind}, not a checkpoint; download or save it again"
-                )
+                raise CheckpointError(refusal(path, kind))
             if kind == 'safetensors':
                 return _read_safetensors(path)
             if kind == 'zip':
@@ -80,17 +66,6 @@ def read_file(path: str | Path) -> Any:
         ) from None
 
 
-def kind_of(file: IO[bytes]) -> str:
-    """Return one of :data:`CHECKPOINT_KINDS` from the first bytes, or a phrase for messages."""
-    head = file.read(32)
-    if head[8:9] == b'{':  # the JSON header follows the header length
-        return 'safetensors'
-    for beginning, kind in BEGINNINGS.items():
-        if head.startswith(beginning):
-            return kind
-    return 'a truncated or unknown file' if head else 'an empty file'
-
-
 def first_line(error: BaseException) -> str:
     """Return the first line of the error message, or the type if the message is empty."""
     text = str(error).strip()
@@ -107,12 +82,9 @@ def _check_archive(path: Path, file: IO[bytes]) -> None:
             f"'{path}' was refused: it decompresses from {size} to {declared} bytes; save it again "
             'with torch.save, which does not compress'
         )
-    names = {member.filename.rpartition('/')[2] for member in members}
-    if 'data.pkl' not in names or 'constants.pkl' in names:  # TorchScript
-        raise CheckpointError(
-            f"'{path}' is a TorchScript program or another archive, not a checkpoint; save the "
-            "model's state dict, or extract the checkpoint from the archive"
-        )
+    kind = kind_of_archive(member.filename for member in members)
+    if kind not in CHECKPOINT_KINDS:
+        raise CheckpointError(refusal(path, kind))
 
 
 def _unpickle(file: IO[bytes]) -> Any:

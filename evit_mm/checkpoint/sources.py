@@ -11,7 +11,8 @@ from urllib.parse import unquote, urlparse
 import torch
 
 from ..errors import CheckpointError
-from .reading import CHECKPOINT_KINDS, first_line, kind_of, read_file
+from .file_kinds import CHECKPOINT_KINDS, kind_of
+from .reading import first_line, read_file
 
 HUB_FILES = ('model.safetensors', 'pytorch_model.bin')
 RETRIES = 2  # after a failed attempt, with pauses of 1 and 2 seconds

@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,18 @@ import numpy as np
 
 from ..data.images import IMAGE_SUFFIXES, read_image
 from ..errors import ConfigError, DataError
-from .coco import to_coco
-from .detector import Detector, load_detector_config
+from ..utils.text import counted
+from .coco import coco_ids, to_coco
+from .detector import Detector, load_detector_config, shown_instances
 
 HOST, PORT = '127.0.0.1', 7860
 COLUMNS = ('class', 'score', 'x', 'y', 'width', 'height')
 FONTS = ('system-ui', 'sans-serif'), ('ui-monospace', 'monospace')
+MAX_EXAMPLES = 3
+TITLE = '# Object detection with EfficientViT'
+HOW = 'Drop a picture or click on an example. Then move the score or choose another checkpoint.'
+# a picture fits the screen, and its empty place is low
+CSS = '#picture { min-height: 12rem; } #picture img { max-height: 75vh; object-fit: contain; }'
 CACHE = 600, 3600  # seconds: how often old uploads are deleted, and their maximum age
 
 
@@ -55,16 +62,22 @@ def show(found: Found | None, score_thr: float) -> tuple[np.ndarray | None, list
     if found is None:
         return None, [], ''
     classes = found.detector.classes
-    entries = to_coco(found.sample.pred_instances, 0, found.name, classes, range(len(classes)))
+    instances = shown_instances(found.sample, score_thr)
+    entries = to_coco(instances, 0, found.name, classes, range(len(classes)))
     rows = [
         [entry['category_name'], round(entry['score'], 3), *np.round(entry['bbox'], 1).tolist()]
         for entry in sorted(entries, key=lambda entry: -entry['score'])
-        if entry['score'] >= score_thr
     ]
     height, width = found.pixels.shape[:2]
     took = f'{width} x {height} pixels, {found.milliseconds:.0f} ms'
     drawn = found.detector.draw(found.pixels, found.sample, score_thr)
-    return drawn[..., ::-1], rows, f"{len(rows)} detections in '{found.name}' ({took})"
+    return drawn[..., ::-1], rows, f"{counted(len(rows), 'detection')} in '{found.name}' ({took})"
+
+
+def example_pictures(detector: Detector) -> list[Path]:
+    """Return a few images of the config's test set, or an empty list if it is not there."""
+    ids, _ = coco_ids(detector.cfg, detector.classes)
+    return list(islice((path for path in ids if path.is_file()), MAX_EXAMPLES))
 
 
 def load_detectors(
@@ -100,6 +113,7 @@ def build_page(detectors: Mapping[str, Detector], score_thr: float = 0.3) -> Any
     # one event at a time, because the events share networks and visualizers
     event = {'api_name': False, 'concurrency_limit': 1, 'concurrency_id': 'detectors'}
     with gr.Blocks(title='EfficientViT detections', delete_cache=CACHE) as page:
+        gr.Markdown(f'{TITLE}\n\n{HOW}')
         picture_file, found = gr.State(), gr.State()
         with gr.Row():
             with gr.Column(scale=1, min_width=300):
@@ -107,13 +121,13 @@ def build_page(detectors: Mapping[str, Detector], score_thr: float = 0.3) -> Any
                 upload = gr.File(label='Drop a picture here', file_types=kinds, height=150)
                 model = gr.Radio(names, value=names[0], label='Checkpoint')
                 threshold = gr.Slider(0, 1, score_thr, step=0.01, label='Lowest score shown')
+                examples = _examples(gr, next(iter(detectors.values())))
                 said = gr.Textbox(label='Found', interactive=False, lines=2, elem_id='said')
             with gr.Column(scale=3):
                 picture = gr.Image(
                     label='Picture',
                     interactive=False,
                     format='png',
-                    height=480,
                     buttons=['download'],
                     elem_id='picture',
                 )
@@ -121,6 +135,8 @@ def build_page(detectors: Mapping[str, Detector], score_thr: float = 0.3) -> Any
         shown = [picture, table, said]
         # None clears the upload field for the next picture
         upload.upload(lambda file: (None, file), upload, [upload, picture_file], api_name=False)
+        if examples is not None:
+            examples.click(lambda row: row[0], examples, picture_file, api_name=False)
         gr.on(
             [picture_file.change, model.change],
             run,
@@ -130,6 +146,18 @@ def build_page(detectors: Mapping[str, Detector], score_thr: float = 0.3) -> Any
         )
         threshold.change(show, [found, threshold], shown, show_progress='hidden', **event)
     return page
+
+
+def _examples(gr: Any, detector: Detector) -> Any:
+    """Return a ``gradio.Dataset`` of example pictures, or None."""
+    pictures = example_pictures(detector)
+    if not pictures:
+        return None
+    return gr.Dataset(
+        components=[gr.Image(type='filepath', visible=False)],
+        samples=[[str(path)] for path in pictures],
+        label='Examples from the test set of the config',
+    )
 
 
 def serve(page: Any, host: str = HOST, port: int | None = PORT) -> str:
@@ -143,6 +171,7 @@ def serve(page: Any, host: str = HOST, port: int | None = PORT) -> str:
         prevent_thread_lock=True,
         quiet=True,
         footer_links=[],
+        css=CSS,
         theme=gr.themes.Base(font=fonts, font_mono=mono),
     )
     return address

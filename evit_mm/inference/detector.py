@@ -91,16 +91,23 @@ class Detector:
     def draw(self, pixels: np.ndarray, sample: Any, score_thr: float) -> np.ndarray:
         """Return a copy of a BGR image ``(H, W, 3)`` with its detections drawn.
 
-        Only detections with a score above ``score_thr`` are drawn.
+        Only detections with a score of at least ``score_thr`` are drawn.
         """
+        drawn = type(sample)(metainfo=sample.metainfo)
+        drawn.pred_instances = shown_instances(sample, score_thr)
         self._visualizer.add_datasample(
             'predict',
             mmcv.bgr2rgb(pixels),
-            data_sample=sample,
+            data_sample=drawn,
             draw_gt=False,
-            pred_score_thr=score_thr,
+            pred_score_thr=-1,  # mmdet draws scores above this, not scores equal to it
         )
         return mmcv.rgb2bgr(self._visualizer.get_image())
+
+
+def shown_instances(sample: Any, score_thr: float) -> Any:
+    """Return the detections of a sample with a score of at least ``score_thr``."""
+    return sample.pred_instances[sample.pred_instances.scores >= score_thr]
 
 
 def compute_in_half(model: nn.Module, device_type: str) -> None:

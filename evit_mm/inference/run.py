@@ -10,14 +10,16 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mmengine.logging import print_log
 from rich.progress import Progress
 
 from ..errors import ConfigError, DataError
 from ..runner.build import make_folder
 from ..utils.files import write_json
+from ..utils.text import counted
 from .coco import coco_ids, to_coco
 from .detector import Detector, load_detector_config
-from .sources import Frame, open_source, open_target
+from .sources import Frame, Images, Video, open_source, open_target
 
 PARTS = ('decode', 'detect', 'draw')
 
@@ -47,7 +49,8 @@ class Speed:
         rate = self.frames / total
         each = [f'{part} {1000 * s / self.frames:.1f} ms' for part, s in self.seconds.items()]
         parts = ', '.join(each)
-        return f'{self.frames} images in {total:.1f} s, {rate:.1f} per second (per image: {parts})'
+        images = counted(self.frames, 'image')
+        return f'{images} in {total:.1f} s, {rate:.1f} per second (per image: {parts})'
 
 
 class Prediction(NamedTuple):
@@ -83,9 +86,10 @@ def predict(
     result format, with ``file_name`` and ``category_name`` added. Masks are stored as RLE in
     ``segmentation``.
 
-    Ids come from the config's annotation file if it contains the image. Otherwise ``image_id`` is
-    the relative name, and ``category_id`` counts from 1, or is the COCO id for the 80 classes of
-    COCO. In a video, ``image_id`` is the index of the frame, and ``seconds`` its time.
+    Ids come from the config's annotation file. If it does not contain all images, ``image_id`` is
+    the relative name of every image. If it cannot be read, ``category_id`` counts from 1, or is the
+    COCO id for the 80 classes of COCO. In a video, ``image_id`` is the index of the frame, and
+    ``seconds`` its time.
 
     An interrupt (Ctrl-C) ends the prediction and keeps the results. Use it to stop a camera.
 
@@ -118,6 +122,7 @@ def predict(
     make_folder('--out', out_dir)
     detector = Detector(cfg, checkpoint, device, half, fuse)
     image_ids, category_ids = coco_ids(cfg, detector.classes)
+    image_ids = _of_all(frames, image_ids)
     detections: list[dict[str, Any]] = []
     faults: list[str] = []
     speed = Speed()
@@ -152,6 +157,21 @@ def predict(
     if not speed.frames:
         raise DataError('\n  '.join([f"'{source}' has no usable image", *faults]))
     return Prediction(detections, faults, speed)
+
+
+def _of_all(frames: Images | Video, image_ids: Mapping[Path, int]) -> Mapping[Path, int]:
+    """Return the ids if every image has one, otherwise none: a file has ids or names, not both."""
+    if isinstance(frames, Video):
+        return {}
+    missing = sum(path.resolve() not in image_ids for path in frames.paths)
+    if 0 < missing < len(frames.paths):
+        print_log(
+            f'the annotation file of the config does not list {missing} of the '
+            f'{len(frames.paths)} images, so image_id in results.json is the file name of every '
+            'image',
+            'current',
+        )
+    return {} if missing else image_ids
 
 
 def _prepare(

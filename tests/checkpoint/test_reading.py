@@ -5,9 +5,13 @@ import pickle
 import resource
 import subprocess
 import sys
+import tarfile
+import zipfile
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from evit_mm.checkpoint import reading, tensors_of
 from evit_mm.checkpoint.allowed_types import TORCH_HAS_SAFE_TYPES
@@ -90,20 +94,74 @@ def test_the_files_that_they_were_made_from_load(legacy, tmp_path, unpickler):
 
 
 @pytest.mark.parametrize(
-    ('content', 'kind'),
+    ('content', 'said'),
     [
-        (b'', 'an empty file'),
-        (b'text', 'a truncated or unknown file'),
-        (pickle.dumps({'a': 1}, 4), 'a Python pickle not written by torch.save'),
-        (gzip.compress(b'weights'), 'a compressed file'),
-        (b'<!doctype html><html>', 'a web page'),
-        (b'version https://git-lfs.github.com/spec/v1\noid sha256:4d\n', 'a Git LFS pointer'),
+        (b'', 'an empty file, not a checkpoint; download the checkpoint again'),
+        (b'text', 'a text file, not a checkpoint; give a .pth or .safetensors file'),
+        (b'\x01\x02\x03 binary \x00', 'a file of an unknown kind, not a checkpoint; give a .pth'),
+        (pickle.dumps({'a': 1}, 4), 'a Python pickle not written by torch.save, not a checkpoint'),
+        (gzip.compress(b'weights'), 'a compressed file, not a checkpoint; extract the checkpoint'),
+        (b'<!doctype html><html>', 'a web page, not a checkpoint; download the checkpoint again'),
+        (b'<?xml version="1.0"?><Error/>', 'an XML file, not a checkpoint; give a .pth'),
+        (b'version https://git-lfs.github.com/spec/v1\noid sha256:4d\n',
+         'a Git LFS pointer, not a checkpoint; run git lfs pull'),
+        # from its ninth byte on, it begins as the header of safetensors does
+        (b'{"info":{"year": 2026}, "images": []}', 'a JSON file, not a checkpoint'),
+        (b'model: m4\n', 'a text file, not a checkpoint'),
+        (b'work_dirs/run/epoch_12.pth', 'a text file with the path of a checkpoint, not a '
+         'checkpoint; give the file that it names'),
+        (b'\x08\x08\x12\x07pytorch\x1a\x052.5.1:', 'an ONNX model, not a checkpoint; tools/'),
+        (b'\x1c\x00\x00\x00TFL3', 'a TensorFlow Lite model, not a checkpoint'),
+        (b'RIFF\x00\x01\x00\x00WEBPVP8 ', 'an image, not a checkpoint'),
+        (b'\x00\x00\x00\x20ftypisom', 'a video, not a checkpoint'),
     ],
-)
-def test_what_is_taken_for_a_checkpoint_by_mistake_is_named(tmp_path, content, kind):
+)  # fmt: skip
+def test_what_is_taken_for_a_checkpoint_by_mistake_is_named(tmp_path, content, said):
     (tmp_path / 'a.pth').write_bytes(content)
-    with pytest.raises(CheckpointError, match=f"a.pth' is {kind}, not a checkpoint; "):
+    with pytest.raises(CheckpointError) as caught:
         reading.read_file(tmp_path / 'a.pth')
+    assert f"a.pth' is {said}" in str(caught.value)
+
+
+def test_files_of_other_programs_are_named(tmp_path, real_data):
+    """Each is written by its own program, not by hand."""
+    image = Image.fromarray(np.zeros((9, 9, 3), np.uint8))
+    images = [tmp_path / f'a.{end}' for end in ('jpg', 'png', 'bmp', 'gif', 'tiff', 'webp')]
+    for path in images:
+        image.save(path)
+    torch.jit.save(torch.jit.script(torch.nn.ReLU()), tmp_path / 'program.pt')
+    np.savez(tmp_path / 'a.npz', a=np.ones(3))
+    np.save(tmp_path / 'a.npy', np.ones(3))
+    with zipfile.ZipFile(tmp_path / 'a.zip', 'w') as archive:
+        archive.writestr('epoch_1.pth', b'')
+    with tarfile.open(tmp_path / 'a.tar', 'w') as archive:
+        archive.add(images[0])
+    expected = {
+        **dict.fromkeys(images, 'an image'),
+        tmp_path / 'program.pt': 'a TorchScript program',
+        tmp_path / 'a.npz': 'a NumPy archive',
+        tmp_path / 'a.npy': 'a NumPy array',
+        tmp_path / 'a.zip': 'another zip archive',
+        tmp_path / 'a.tar': 'a tar archive',
+        ROOT / 'pyproject.toml': 'a text file',
+        real_data('bccd') / 'annotations' / 'instances_val.json': 'a JSON file',
+        **dict.fromkeys(sorted((ROOT / 'configs').rglob('*.py')), 'a text file'),
+    }
+    for path, kind in expected.items():
+        with pytest.raises(CheckpointError) as caught:
+            reading.read_file(path)
+        assert str(caught.value).startswith(f"'{path}' is {kind}, not a checkpoint; "), path
+
+
+def test_a_folder_offers_its_checkpoints(tmp_path):
+    with pytest.raises(CheckpointError, match=r'is a folder; give a \.pth or \.safetensors file$'):
+        reading.read_file(tmp_path)
+    for name in ('epoch_1.pth', 'best_ap_epoch_1.pth', 'config.py'):
+        (tmp_path / name).touch()
+    with pytest.raises(
+        CheckpointError, match="one of its files, for example 'best_ap_epoch_1.pth'"
+    ):
+        reading.read_file(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +189,7 @@ def test_a_pipe_does_not_hang(tmp_path):
         timeout=120,
         cwd=ROOT,
     )
-    assert done.returncode == 1 and 'is a folder, pipe or device; give' in done.stderr
+    assert done.returncode == 1 and 'is a pipe or device; give' in done.stderr
 
 
 def test_tensors_are_dense_and_no_larger_than_what_is_stored():

@@ -18,7 +18,7 @@ from mmengine.structures import InstanceData
 from evit_mm import inference
 from evit_mm.data import make_shapes
 from evit_mm.deploy.export.evaluation import evaluate
-from evit_mm.errors import ConfigError, DataError, EvitError
+from evit_mm.errors import CheckpointError, ConfigError, DataError, EvitError
 from evit_mm.runner.build import build_runner, load_detector
 from evit_mm.runner.config import load_config
 from tests.conftest import ROOT, randomise
@@ -772,6 +772,45 @@ def test_onnx_example_needs_no_torch(trained, detector, written, data, tmp_path)
     for row in rows[:20]:
         same = [t[:4] for t in truth if t[5] == row[5]]
         assert np.abs(np.array(same) - row[:4]).max(1).min() < 1.0, row
+
+
+def test_onnx_example_says_what_is_wrong_with_its_arguments(written, data, tmp_path):
+    photograph, pixels = data / 'val' / '000001.jpg', tmp_path / 'image.npy'
+    np.save(pixels, np.zeros((40, 50, 3), np.uint8))
+    np.save(tmp_path / 'grey.npy', np.zeros((40, 50), np.uint8))
+    np.save(tmp_path / 'float.npy', np.zeros((40, 50, 3)))
+    bare = onnx.load(written.file)
+    del bare.metadata_props[:]
+    onnx.save(bare, tmp_path / 'bare.onnx')
+    for arguments, said in (
+        ((), 'usage: python examples/onnx_numpy.py MODEL.onnx IMAGE.npy'),
+        ((photograph, pixels), "000001.jpg' is not an ONNX file of tools/export.py ("),
+        ((tmp_path / 'bare.onnx', pixels), "bare.onnx' is not an ONNX file of tools/export.py ("),
+        ((tmp_path / 'none.onnx', pixels), "none.onnx' is not an ONNX file of tools/export.py ("),
+        ((written.file, photograph), "000001.jpg' is not a .npy file ("),
+        ((written.file, tmp_path / 'none.npy'), "none.npy' is not a .npy file ("),
+        ((written.file, tmp_path / 'grey.npy'), "grey.npy' contains uint8 of shape (40, 50), not"),
+        ((written.file, tmp_path / 'float.npy'), 'contains float64 of shape (40, 50, 3), not an'),
+    ):
+        done = subprocess.run(
+            [sys.executable, ROOT / 'examples' / 'onnx_numpy.py', *arguments],
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 1 and said in done.stderr
+        assert 'Traceback' not in done.stderr and not done.stdout
+
+
+def test_an_exported_file_is_named_where_a_checkpoint_is_needed(trained, written, data, tmp_path):
+    image = data / 'val' / '000001.jpg'
+    with pytest.raises(
+        CheckpointError, match=r"any.onnx' is an ONNX model, not a checkpoint; tools"
+    ):
+        inference.predict(trained[0], written.file, image, tmp_path, device='cpu')
+    openvino = tmp_path / 'net.xml'
+    openvino.write_text('<?xml version="1.0"?>\n<net name="Model0" version="11">\n</net>')
+    with pytest.raises(CheckpointError, match=r"net.xml' is an OpenVINO model, not a checkpoint"):
+        inference.predict(trained[0], openvino, image, tmp_path, device='cpu')
 
 
 def test_a_checkpoint_is_never_overwritten(trained, tmp_path):

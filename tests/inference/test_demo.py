@@ -9,9 +9,12 @@ import time
 import numpy as np
 import pytest
 import torch
+from mmdet.structures import DetDataSample
+from mmdet.visualization import DetLocalVisualizer
 from PIL import Image
 
 from evit_mm import inference
+from evit_mm.data import make_shapes
 from evit_mm.errors import CheckpointError, ConfigError, DataError
 from evit_mm.inference import demo
 from tests.trainings import save_weights, write_config
@@ -150,6 +153,53 @@ def test_a_broken_upload_gives_a_sentence_and_the_next_one_works(
     assert page.locator('#picture img').count() == 0
     page.set_input_files('input[type=file]', real_data('photos') / 'chelsea.png')
     assert "in 'chelsea.png' (451 x 300 pixels" in wait_for(page, 'detections')
+
+
+def test_an_example_of_the_test_set_is_shown_with_a_click(page, models, tmp_path):
+    data = make_shapes(tmp_path / 'set', 1, 4, size=(96, 80), quiet=True)
+    options = {'test_dataloader.dataset.data_root': str(data)}
+    detectors = demo.load_detectors(models[:2], 'cpu', options)
+    coco = json.loads((data / 'annotations' / 'instances_val.json').read_text())
+    names = [image['file_name'] for image in coco['images']]
+    (data / 'val' / names[1]).unlink()  # one that is not there is left out
+    examples = demo.example_pictures(next(iter(detectors.values())))
+    assert examples == [(data / 'val' / name).resolve() for name in names if name != names[1]]
+    blocks = demo.build_page(detectors, score_thr=0.0)
+    page.goto(demo.serve(blocks, port=None))
+    page.wait_for_selector('h1')
+    assert page.locator('h1').inner_text() == 'Object detection with EfficientViT'
+    # nothing is shown yet, and the place for it is not higher than what is beside it
+    assert page.locator('#picture').bounding_box()['height'] < 250
+    pictures = page.locator('.gallery-item')
+    assert pictures.count() == 3
+    pictures.nth(1).click()
+    assert f"in '{names[2]}' (96 x 80 pixels" in wait_for(page, 'detections')
+    page.wait_for_function("document.querySelector('#picture img')?.naturalWidth === 96")
+    blocks.close()
+
+
+def test_a_demo_without_its_data_set_has_no_examples(detectors):
+    assert demo.example_pictures(next(iter(detectors.values()))) == []
+
+
+def test_the_list_has_the_detections_that_the_picture_shows(detectors, tmp_path):
+    """A score that equals the threshold is in both; mmdet alone draws only those above it."""
+    detector = next(iter(detectors.values()))
+    Image.new('RGB', (96, 80), (90, 120, 30)).save(tmp_path / 'a.png')
+    found = demo.detect(detector, str(tmp_path / 'a.png'))
+    visualizer = DetLocalVisualizer()
+    visualizer.dataset_meta = detector.model.dataset_meta
+    scores = found.sample.pred_instances.scores
+    scores[:3] = torch.tensor([0.9, 0.7, 0.3])
+    scores[3:] = 0.1
+    for score_thr, number in ((0.3, 3), (0.31, 2), (0.7, 2), (0.71, 1), (0.91, 0)):
+        picture, rows, said = demo.show(found, score_thr)
+        first = DetDataSample(pred_instances=found.sample.pred_instances[:number])
+        visualizer.add_datasample(
+            'a', found.pixels[..., ::-1], first, draw_gt=False, pred_score_thr=0
+        )
+        assert np.array_equal(picture, visualizer.get_image())
+        assert len(rows) == number and said.startswith(f'{number} detection')
 
 
 def test_it_is_heard_on_this_machine_alone(address):

@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import shutil
 import signal
 from pathlib import Path
 
@@ -169,6 +170,25 @@ def test_predictions_carry_the_data_sets_ids(model, data, tmp_path):
     assert len({r['image_id'] for r in results}) == 8
     assert all(names[r['category_id']] == r['category_name'] for r in results)
     assert all(files[r['image_id']] == r['file_name'] for r in results)
+
+
+def test_one_unknown_image_gives_every_image_its_name_as_id(model, data, tmp_path, monkeypatch):
+    """A file with ids and names together can be evaluated by no tool."""
+    said = []
+    monkeypatch.setattr('evit_mm.inference.run.print_log', lambda text, *_: said.append(text))
+    shutil.copytree(data / 'val', tmp_path / 'set' / 'val')
+    shutil.copytree(data / 'annotations', tmp_path / 'set' / 'annotations')
+    cv2.imwrite(str(tmp_path / 'set' / 'val' / 'new.png'), noise(0))
+    options = {'test_dataloader.dataset.data_root': str(tmp_path / 'set')}
+    source = tmp_path / 'set' / 'val'
+    results = predict(model, source, tmp_path / 'out', cfg_options=options).detections
+    assert len({r['file_name'] for r in results}) == 9
+    assert all(r['image_id'] == r['file_name'] for r in results)
+    assert 'does not list 1 of the 9 images, so image_id' in said.pop()
+    (source / 'new.png').unlink()
+    results = predict(model, source, tmp_path / 'out', cfg_options=options).detections
+    assert {type(r['image_id']) for r in results} == {int}
+    assert not said
 
 
 def test_category_ids_of_coco_without_its_annotation_file():
