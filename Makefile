@@ -46,11 +46,10 @@ look:
 	    echo 'no screen found; open report/index.html in a browser'; \
 	fi
 
-# JOBS processes share the test files; make test leaves out the tests that are marked slow.
+# JOBS processes (default 2) share the test files; make test leaves out the tests that are marked slow.
 # ARGS=--cov=evit_mm measures the coverage, which takes half as long again
-JOBS ?= 2
 PYTEST = $(ENV) && requirements/browser.sh && \
-	OMP_NUM_THREADS=1 "$$py" -m pytest --ignore=tests/smoke -n $(JOBS) --dist loadfile --durations=20
+	OMP_NUM_THREADS=1 "$$py" -m pytest --ignore=tests/smoke -n $(or $(JOBS),2) --dist loadfile --durations=20
 test:
 	@$(PYTEST) -m 'not slow' $(ARGS)
 
@@ -68,7 +67,7 @@ torture:
 
 # the main functions in a few minutes, for another Python: make smoke PYTHON=python3.13 VENV=.venv-newest
 smoke:
-	@$(ENV) && OMP_NUM_THREADS=1 "$$py" -m pytest tests/smoke -n $(JOBS) $(ARGS)
+	@$(ENV) && OMP_NUM_THREADS=1 "$$py" -m pytest tests/smoke -n $(or $(JOBS),2) $(ARGS)
 
 # updates the exact versions from the ranges in setup.py; requires uv
 lock:

@@ -3,7 +3,7 @@
 - ``docs/changelog.md`` is a line with a link there; here it is the root's file itself, and every
   link to such a file leads to its page.
 - ``docs/NAME/*``, such as tables that commands wrote, are the children of ``docs/NAME.md``; the
-  ones that begin without a heading have their path as title, and a picture of a page's name is
+  ones that begin without a heading have a title from ``TITLES``, and a picture of a page's name is
   shown below it.
 """
 
@@ -15,6 +15,11 @@ from typing import Any
 
 SHOWN = {'changelog': 'CHANGELOG.md', 'contributing': 'CONTRIBUTING.md'}
 PAGES = {**{file: page for page, file in SHOWN.items()}, 'README.md': 'index'}
+TITLES = {
+    'comparison/table': 'Comparison of the backbones on the blood cells',
+    'recipes/bccd': 'Comparison of recipes on the blood cells',
+    'recipes/shapes': 'Comparison of recipes on the built-in shapes',
+}
 CHILDREN = '\n\n```{{toctree}}\n:hidden:\n:glob:\n\n{name}/*\n```\n'
 
 
@@ -30,7 +35,7 @@ def adapt(app: Any, docname: str, source: list[str]) -> None:
     for file_name, page in PAGES.items():
         text = re.sub(rf'\]\((?:\.\./)+{re.escape(file_name)}', f'](/{page}.md', text)
     if '/' in docname and text.startswith('|'):
-        text = f'# {docname}\n\n{text}'
+        text = f'# {TITLES[docname]}\n\n{text}'
     picture = (docs / docname).with_suffix('.png')
     if '/' in docname and picture.is_file():
         text += f'\n![The same as a picture]({picture.name})\n'

@@ -115,7 +115,9 @@ class Budget:
         model, recipe = split_name(name)
         models = available_models()
         if model not in models:
-            hint = did_you_mean(model.lower(), models, cutoff=0.3)
+            short = f'evit_{model.lower()}'  # m4 is evit_m4
+            hint = f" (did you mean '{short}'?)" if short in models else ''
+            hint = hint or did_you_mean(model.lower(), models, cutoff=0.7)
             raise ConfigError(f"unknown backbone '{model}'{hint}; choose from {', '.join(models)}")
         coco = Config.fromfile(models[model])
         parts = [

@@ -14,12 +14,14 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
+import torch
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from ..errors import ConfigError
 from ..utils.provenance import need_torch
 from .attention import WindowAttention
 from .backbone import Backbone, check_out_indices
@@ -163,6 +165,7 @@ class EfficientViT(Backbone):
 
         dims = variant.embed_dims
         self.variant = variant
+        self.in_channels = in_channels
         self.out_indices = out_indices
         self.out_stem = out_stem
         if with_cp:
@@ -213,7 +216,11 @@ class EfficientViT(Backbone):
 
         Returns:
             One map ``(B, C, ceil(H / s), ceil(W / s))`` for each stride s in ``strides``.
+
+        Raises:
+            ConfigError: ``x`` has another type or shape.
         """
+        self._check(x)
         outputs = []
         for index, layer in enumerate(self.patch_embed):
             x = layer(x)
@@ -225,6 +232,36 @@ class EfficientViT(Backbone):
             if index in self.out_indices:
                 outputs.append(x)
         return tuple(outputs)
+
+    def _check(self, x: Tensor) -> None:
+        """Raise one sentence in place of PyTorch's errors. A compiler removes the checks."""
+        expected = f'EfficientViT needs a tensor (B, {self.in_channels}, H, W)'
+        if not isinstance(x, Tensor):
+            raise ConfigError(
+                f'{expected}, got {type(x).__name__}; convert an array with torch.from_numpy'
+            )
+        found = f'got the shape {tuple(x.shape)}'
+        if x.ndim != 4:
+            fix = (
+                'add the batch dimension with x[None]'
+                if x.ndim == 3
+                else 'stack images of (C, H, W)'
+            )
+            raise ConfigError(f'{expected}, {found}; {fix}')
+        if x.shape[1] != self.in_channels:
+            raise ConfigError(
+                f'{expected}, {found}; move the channels to the second dimension, or set '
+                'backbone.in_channels'
+            )
+        # autocast converts the smaller types
+        weights = next(self.parameters()).dtype
+        if not x.is_floating_point() or (
+            torch.float64 in (x.dtype, weights) and x.dtype != weights
+        ):
+            raise ConfigError(
+                f'the weights of EfficientViT are {weights} and the images {x.dtype}; convert '
+                f'the images with x.to({weights})'
+            )
 
     @staticmethod
     def _recomputed(block: nn.Module, x: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from ..utils.text import counted
 
 
 class _TransposedConv(nn.Module):
@@ -149,7 +150,18 @@ class EfficientViTFPN(BaseModule):
         return tuple(outputs)
 
     def _check(self, inputs: Sequence[Tensor]) -> None:
-        found = () if isinstance(inputs, Tensor) else tuple(x.shape[1] for x in inputs)
+        if isinstance(inputs, Tensor):
+            raise ConfigError(
+                f'EfficientViTFPN needs a list with {counted(len(self.in_channels), "map")}, got a '
+                f'tensor of shape {tuple(inputs.shape)}; pass the outputs of the backbone'
+            )
+        for x in inputs:
+            if x.ndim != 4:
+                raise ConfigError(
+                    f'EfficientViTFPN needs maps (B, C, h, w), got the shape {tuple(x.shape)}; add '
+                    'the batch dimension with x[None]'
+                )
+        found = tuple(x.shape[1] for x in inputs)
         if found != self.in_channels:
             raise ConfigError(
                 f'EfficientViTFPN was built for in_channels={self.in_channels} but got maps with '

@@ -161,6 +161,11 @@ def test_impossible_budgets_are_refused(shapes, changes, match):
 def test_wrong_names_and_numbers_are_refused(shapes, tmp_path):
     with pytest.raises(ConfigError, match="did you mean 'mobilenetv2'"):
         compare(small(shapes), ['mobilnet2'], 1, tmp_path / 'out')
+    for name in ('nope', 'vgg16'):  # nothing is like them
+        with pytest.raises(ConfigError, match=f"unknown backbone '{name}'; choose from"):
+            compare(small(shapes), [name], 1, tmp_path / 'out')
+    with pytest.raises(ConfigError, match="'M4' .did you mean 'evit_m4'"):
+        compare(small(shapes), ['M4'], 1, tmp_path / 'out')
     with pytest.raises(ConfigError, match='--seeds'):
         compare(small(shapes), MODELS, 0, tmp_path / 'out')
     with pytest.raises(ConfigError, match='--models'):

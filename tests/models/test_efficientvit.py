@@ -3,12 +3,13 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from mmengine.registry import MODELS
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from evit_mm.errors import EvitError
+from evit_mm.errors import ConfigError, EvitError
 from evit_mm.models import VARIANTS, EfficientViT, EfficientViTHead
 from evit_mm.models.classifier import EfficientViTClsHead
 from tests.conftest import ROOT, randomise, relative_error
@@ -193,6 +194,36 @@ def test_in_channels_and_window_sizes_reach_the_network(tiny):
 def test_bad_arguments_are_named(kwargs, error, message):
     with pytest.raises(error, match=message):
         EfficientViT(**kwargs)
+
+
+@pytest.mark.parametrize(
+    ('x', 'said'),
+    [
+        (torch.rand(3, 64, 64), r'needs a tensor \(B, 3, H, W\), got the shape \(3, 64, 64\); add the '
+         r'batch dimension with x\[None\]'),
+        (torch.rand(64, 64), r'got the shape \(64, 64\); stack images of \(C, H, W\)'),
+        (torch.rand(1, 1, 3, 64, 64), r'\(1, 1, 3, 64, 64\); stack images'),
+        (torch.rand(1, 64, 64, 3), r'got the shape \(1, 64, 64, 3\); move the channels to the second'),
+        (np.zeros((1, 3, 64, 64), np.float32), 'got ndarray; convert an array with torch.from_numpy'),
+        (torch.rand(1, 3, 64, 64).double(), r'are torch.float32 and the images torch.float64; convert '
+         r'the images with x.to\(torch.float32\)'),
+        (torch.zeros(1, 3, 64, 64, dtype=torch.uint8), 'the images torch.uint8; convert'),
+        (torch.zeros(1, 3, 64, 64, dtype=torch.int64), 'the images torch.int64; convert'),
+    ],
+)  # fmt: skip
+def test_wrong_images_are_named(tiny, x, said):
+    model = EfficientViT(tiny)
+    with pytest.raises(ConfigError, match=said):
+        model(x)
+
+
+def test_weights_and_images_in_float64_fit(tiny):
+    model = EfficientViT(tiny).double().eval()
+    assert model(torch.rand(1, 3, 64, 64).double())[0].dtype == torch.float64
+    with pytest.raises(ConfigError, match='are torch.float64 and the images torch.float32'):
+        model(torch.rand(1, 3, 64, 64))
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        EfficientViT(tiny).eval()(torch.rand(1, 3, 64, 64).bfloat16())
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
