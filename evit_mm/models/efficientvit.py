@@ -234,34 +234,24 @@ class EfficientViT(Backbone):
         return tuple(outputs)
 
     def _check(self, x: Tensor) -> None:
-        """Raise one sentence in place of PyTorch's errors. A compiler removes the checks."""
-        expected = f'EfficientViT needs a tensor (B, {self.in_channels}, H, W)'
+        """Raise one sentence in place of PyTorch's errors. A compiled form has no such checks."""
         if not isinstance(x, Tensor):
-            raise ConfigError(
-                f'{expected}, got {type(x).__name__}; convert an array with torch.from_numpy'
-            )
-        found = f'got the shape {tuple(x.shape)}'
-        if x.ndim != 4:
-            fix = (
-                'add the batch dimension with x[None]'
-                if x.ndim == 3
-                else 'stack images of (C, H, W)'
-            )
-            raise ConfigError(f'{expected}, {found}; {fix}')
-        if x.shape[1] != self.in_channels:
-            raise ConfigError(
-                f'{expected}, {found}; move the channels to the second dimension, or set '
-                'backbone.in_channels'
-            )
-        # autocast converts the smaller types
-        weights = next(self.parameters()).dtype
-        if not x.is_floating_point() or (
-            torch.float64 in (x.dtype, weights) and x.dtype != weights
-        ):
-            raise ConfigError(
-                f'the weights of EfficientViT are {weights} and the images {x.dtype}; convert '
-                f'the images with x.to({weights})'
-            )
+            found, fix = type(x).__name__, 'convert an array with torch.from_numpy'
+        elif x.ndim != 4:
+            found = f'the shape {tuple(x.shape)}'
+            fix = 'add the batch dimension, for one image with x[None]'
+        elif x.shape[1] != self.in_channels:
+            found = f'the shape {tuple(x.shape)}'
+            fix = 'move the channels to the second dimension, or set backbone.in_channels'
+        else:
+            weights = next(self.patch_embed.parameters()).dtype
+            alike = x.dtype == weights or torch.float64 not in (x.dtype, weights)
+            if x.is_floating_point() and alike:  # autocast converts the smaller types
+                return
+            found, fix = f'{x.dtype}, but its weights are {weights}', f'use x.to({weights})'
+        raise ConfigError(
+            f'EfficientViT needs a tensor (B, {self.in_channels}, H, W), got {found}; {fix}'
+        )
 
     @staticmethod
     def _recomputed(block: nn.Module, x: Tensor) -> Tensor:

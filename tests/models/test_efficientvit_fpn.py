@@ -106,13 +106,9 @@ def test_wrong_inputs_are_named():
     neck = EfficientViTFPN((128, 256), 8, 2)
     with pytest.raises(ValueError, match=r'in_channels=\(128, 256\) but got maps with \(16, 24\)'):
         neck([torch.rand(1, 16, 4, 4), torch.rand(1, 24, 2, 2)])
-    with pytest.raises(
-        ConfigError, match=r'a list with 1 map, got a tensor of shape \(1, 8, 8, 8\)'
-    ):
+    with pytest.raises(ConfigError, match=r'a list with 1 map, got a tensor of shape \(1, 8'):
         EfficientViTFPN((8,), 8, 1)(torch.rand(1, 8, 8, 8))  # one map in place of a list
-    with pytest.raises(
-        ConfigError, match=r'needs maps \(B, C, h, w\), got the shape \(8, 4, 4\); add'
-    ):
+    with pytest.raises(ConfigError, match=r'maps \(B, C, h, w\), got the shape \(8, 4, 4\); add'):
         EfficientViTFPN((4,), 8, 1)([torch.rand(8, 4, 4)])
 
 
