@@ -4,6 +4,7 @@ import argparse
 
 from evit_mm.inference.browse import SPLITS, browse
 from evit_mm.utils.cli import add_cfg_options, run_tool
+from evit_mm.utils.text import counted
 
 
 def parse_args() -> argparse.Namespace:
@@ -32,7 +33,8 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Draw the images."""
     args = parse_args()
-    print(f'{len(browse(**vars(args)))} pictures written to {args.out_dir}')
+    pictures = counted(len(browse(**vars(args))), 'picture')
+    print(f'{pictures} written to {args.out_dir}')
 
 
 if __name__ == '__main__':

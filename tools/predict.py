@@ -5,6 +5,7 @@ import sys
 
 from evit_mm.inference import predict
 from evit_mm.utils.cli import add_cfg_options, add_device, run_tool
+from evit_mm.utils.text import counted
 
 
 def parse_args() -> argparse.Namespace:
@@ -35,7 +36,8 @@ def main() -> None:
     """Detect objects, and report skipped images."""
     args = parse_args()
     found = predict(**vars(args))
-    print(f'{len(found.detections)} detections written to {args.out_dir} (results.json, pictures)')
+    number = counted(len(found.detections), 'detection')
+    print(f'{number} written to {args.out_dir} (results.json, pictures)')
     print(found.speed)
     if found.faults:
         sys.exit('error: ' + '\n  '.join(found.faults))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from ..models.attention import relative_offsets, resize_attention_biases
+from ..utils.text import counted
 from .contents import metadata_of, plain_weights_of, tensors_of
 from .names import ATTENTION_BIASES, BACKBONE, BIAS_INDICES, FAMILIES, to_timm
 from .reading import METADATA_KEY, read_file
@@ -56,7 +57,7 @@ class Conversion:
             'added': self.added,
             'resized': [f'{name} {old} -> {new}' for name, (old, new) in self.resized.items()],
         }
-        lines = [f'{self.source} -> {self.target}, {len(self.state)} entries']
+        lines = [f'{self.source} -> {self.target}, {counted(len(self.state), "entry")}']
         for change, entries in changes.items():
             more = ['...'] if len(entries) > NUM_SHOWN else []
             shown = ', '.join(entries[:NUM_SHOWN] + more)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..errors import CheckpointError
 from ..models.attention import fit_windows
 from ..models.pretrained import INITIALIZER
+from ..utils.text import counted
 from .contents import DERIVED, extract_state_dict
 from .sources import read_checkpoint
 
@@ -85,8 +86,8 @@ def load_pretrained(model: nn.Module, source: str | Path, prefix: str | None = N
     fitted = fit_state_dict(state, model, str(source))
     resized = [k for k, v in fitted.items() if v.shape != state[k].shape]
     model.load_state_dict(fitted, strict=False)  # fit_state_dict has checked the names
-    note = f', resized {len(resized)} attention biases' if resized else ''
-    print_log(f'loaded {len(fitted)} entries from {source}{note}', logger='current')
+    note = f', resized {counted(len(resized), "attention bias")}' if resized else ''
+    print_log(f'loaded {counted(len(fitted), "entry")} from {source}{note}', logger='current')
 
 
 def translate_names(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:

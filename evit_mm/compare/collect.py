@@ -10,6 +10,7 @@ from mmengine.config import Config
 
 from ..errors import DataError
 from ..runner.work_dir import read_scalars
+from ..utils.text import counted
 from .budget import name_of
 from .runs import PREFIX, claimed, training_seconds
 from .table import METRICS, Row, count_detector, write_tables
@@ -75,7 +76,8 @@ def _read(work_dir: Path) -> tuple[Config, list[dict[str, Any]]]:
     if len(configs) != 1 or not scalars:
         raise DataError(
             f"'{work_dir}' is not a work dir of tools/train.py: it must contain one config (*.py, "
-            f'found {len(configs)}) and */vis_data/scalars.json (found {len(scalars)} entries)'
+            f'found {len(configs)}) and */vis_data/scalars.json (found '
+            f'{counted(len(scalars), "entry")})'
         )
     return Config.fromfile(configs[0]), scalars
 

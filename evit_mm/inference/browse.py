@@ -27,6 +27,7 @@ from ..runner.build import config_faults, make_folder
 from ..runner.config import is_classifier, load_config
 from ..runner.loader import GuardedDataset, Seeded
 from ..runner.seeding import SAMPLE, derive_seed
+from ..utils.text import counted
 
 SPLITS = ('train', 'val', 'test')
 TILE, CAPTION, DPI = 320, 24, 100  # pixels, pixels, dots per inch
@@ -223,7 +224,7 @@ class _Painter:
         text = f'{title}, {width} x {height}'
         if 'bboxes' in sample.gt_instances:
             pixels = self._draw(pixels, sample.gt_instances, factor)
-            text = f'{text}, {len(sample.gt_instances)} objects'
+            text = f'{text}, {counted(len(sample.gt_instances), "object")}'
         return pixels, text
 
     def _draw(self, pixels: np.ndarray, instances: InstanceData, factor: float) -> np.ndarray:

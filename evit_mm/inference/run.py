@@ -121,8 +121,8 @@ def predict(
     frames = open_source(source, out_dir)
     make_folder('--out', out_dir)
     detector = Detector(cfg, checkpoint, device, half, fuse)
-    image_ids, category_ids = coco_ids(cfg, detector.classes)
-    image_ids = _of_all(frames, image_ids)
+    known_ids, category_ids = coco_ids(cfg, detector.classes)
+    image_ids = _of_all(frames, known_ids)
     detections: list[dict[str, Any]] = []
     faults: list[str] = []
     speed = Speed()

@@ -19,6 +19,7 @@ from mmpretrain.registry import HOOKS, MODELS
 from torch import Tensor
 
 from ..errors import ConfigError
+from ..utils.text import counted
 from .attention import fit_windows
 from .layers import BNLinear, mean_pool
 from .pretrained import load_checked, split_init_cfg
@@ -111,7 +112,7 @@ class EfficientViTClassifier(ImageClassifier):
         translated = fit_windows(state, self.state_dict())
         resized = [key for key in state if translated[key].shape != state[key].shape]
         if resized:
-            print_log(f'resized {len(resized)} attention biases', logger='current')
+            print_log(f'resized {counted(len(resized), "attention bias")}', logger='current')
         return translated
 
 

@@ -91,8 +91,8 @@ class EfficientViTFPN(BaseModule):
         needed = len(in_channels) + num_extra_trans_convs
         if num_outs < needed:
             raise ValueError(
-                f'num_outs must be at least {needed} ({len(in_channels)} inputs and '
-                f'{num_extra_trans_convs} transposed levels), got {num_outs}'
+                f'num_outs must be at least {needed} ({counted(len(in_channels), "input")} and '
+                f'{counted(num_extra_trans_convs, "transposed level")}), got {num_outs}'
             )
         self.in_channels = tuple(in_channels)
         self.out_channels = out_channels

@@ -11,7 +11,7 @@ from dataclasses import MISSING, dataclass, fields
 from numbers import Integral
 from typing import Any
 
-from ..utils.text import did_you_mean
+from ..utils.text import counted, did_you_mean
 
 NUM_STAGES = 3
 
@@ -56,8 +56,9 @@ class Variant:
                 )
         if len(self.kernel_sizes) < max(self.num_heads):
             raise ValueError(
-                f'arch: kernel_sizes has {len(self.kernel_sizes)} entries, '
-                f'but a stage has {max(self.num_heads)} heads; give one kernel size per head'
+                f'arch: kernel_sizes has {counted(len(self.kernel_sizes), "entry")}, '
+                f'but a stage has {counted(max(self.num_heads), "head")}; give one kernel '
+                'size per head'
             )
         even = [k for k in self.kernel_sizes if k % 2 == 0]
         if even:

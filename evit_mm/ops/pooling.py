@@ -14,6 +14,7 @@ import torch.nn.functional as F  # noqa: N812 - torch's own abbreviation
 from torch import Tensor
 
 from ..errors import EvitError
+from ..utils.text import counted
 from .precision import full_precision, gradients
 
 MAX = 0  # mmcv's pool mode for the maximum; the other mode is the average
@@ -106,7 +107,7 @@ def _check_regions(rois: Tensor, maps: Tensor) -> None:
     known = (rois[:, 0] >= 0) & (rois[:, 0] < len(maps))
     for fine, fault in (
         (rois.isfinite().all(1), 'is not finite; the training has probably diverged'),
-        (known, f'has an image index outside the batch of {len(maps)} images'),
+        (known, f'has an image index outside the batch of {counted(len(maps), "image")}'),
     ):
         if not fine.all():
             number = int(fine.logical_not().nonzero()[0])

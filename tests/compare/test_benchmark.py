@@ -385,7 +385,7 @@ def test_detection_by_stage(monkeypatch, tmp_path):
     stages = {row.name.removesuffix(', mmdet') for row in rows if row.name.endswith(', mmdet')}
     assert {'backbone', 'neck', 'head', 'boxes and NMS', 'decode and resize'} < stages
     assert len(rows) == 7 * 2 + 1 + 2
-    assert '1 images, 100 detections, 0 found by only one side' in text
+    assert '1 image, 100 detections, 0 found by only one side' in text
     assert '2 images, 200 detections, 0 found by only one side' in text
 
 

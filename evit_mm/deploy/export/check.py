@@ -15,6 +15,7 @@ from torch import nn
 from ...data.images import read_image
 from ...data.pipeline import test_pipeline
 from ...errors import DataError
+from ...utils.text import counted
 
 SCORE_TOLERANCE = 1e-3
 SAME_BOX = 0.99  # IoU
@@ -45,9 +46,9 @@ class Agreement:
 
     def __str__(self) -> str:
         return (
-            f'{self.images} images, {self.detections} detections, {self.unmatched} found by only '
-            f'one side; largest score difference {self.score_error:.1e}, smallest IoU '
-            f'{self.iou:.4f}'
+            f'{counted(self.images, "image")}, {counted(self.detections, "detection")}, '
+            f'{self.unmatched} found by only one side; largest score difference '
+            f'{self.score_error:.1e}, smallest IoU {self.iou:.4f}'
         )
 
 

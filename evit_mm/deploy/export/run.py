@@ -22,6 +22,7 @@ from ...errors import ConfigError, DataError, EvitError
 from ...runner.build import load_detector
 from ...runner.config import load_config
 from ...utils.provenance import need_torch
+from ...utils.text import counted
 from .check import SCORE_TOLERANCE, Agreement, compare_detections, network_inputs
 from .evaluation import evaluate
 from .files import TORCH, Format, describe, need
@@ -214,8 +215,8 @@ def _check(
     agreement = _agreement(detector, file, inputs, metadata, tolerance)
     if not agreement.detections:
         raise EvitError(
-            f'no file was written: PyTorch detected nothing on the {agreement.images} images, so '
-            'there is nothing to compare. Lower model.test_cfg.score_thr with --cfg-options, or '
+            f'no file was written: PyTorch detected nothing on '
+            f'{counted(agreement.images, "image")}, so there is nothing to compare. Lower model.test_cfg.score_thr with --cfg-options, or '
             'give other images with --check DIR'
         )
     if not agreement.within(tolerance, share):
