@@ -825,7 +825,7 @@ def test_a_checkpoint_is_never_overwritten(trained, tmp_path):
 
 def test_a_check_that_compares_nothing_is_none(derive, tmp_path):
     options = {'model.test_cfg.score_thr': 1.0}
-    with pytest.raises(EvitError, match='detected nothing on the 4 images.*score_thr'):
+    with pytest.raises(EvitError, match='detected nothing on 4 images.*score_thr'):
         derive(tmp_path / 'a.onnx', cfg_options=options)
     assert list(tmp_path.iterdir()) == []
 

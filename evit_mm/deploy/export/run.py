@@ -216,7 +216,8 @@ def _check(
     if not agreement.detections:
         raise EvitError(
             f'no file was written: PyTorch detected nothing on '
-            f'{counted(agreement.images, "image")}, so there is nothing to compare. Lower model.test_cfg.score_thr with --cfg-options, or '
+            f'{counted(agreement.images, "image")}, so there is nothing to compare. '
+            'Lower model.test_cfg.score_thr with --cfg-options, or '
             'give other images with --check DIR'
         )
     if not agreement.within(tolerance, share):
