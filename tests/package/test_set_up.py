@@ -123,3 +123,12 @@ def test_no_python(tmp_path):
 def test_too_little_space(tmp_path):
     done = set_up(tmp_path / 'venv', python(tmp_path / 'python'), gigabytes=3)
     assert 'needs 10 GB, but the disk has 3 GB free; free space' in fault(done)
+
+
+@pytest.mark.parametrize(('given', 'number'), [([], '2'), (['JOBS='], '2'), (['JOBS=4'], '4')])
+def test_make_test_has_a_number_of_processes(given, number):
+    for target in ('test', 'test-all', 'smoke'):
+        recipe = subprocess.run(
+            ['make', '-n', target, *given], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        assert f' -n {number} ' in recipe.stdout
