@@ -7,6 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from ..errors import EvitError
@@ -38,22 +39,85 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--device', help='cpu, cuda, cuda:1, ... (default: the GPU if available)')
 
 
+class CfgOptions(argparse.Action):
+    """Collect ``KEY=VALUE`` words in a dict. mmengine's ``DictAction`` deletes the spaces."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """Add the words to the dict, so that the option can be repeated."""
+        options = dict(getattr(namespace, self.dest) or {})
+        for word in values:
+            key, equals, value = word.partition('=')
+            if not equals:
+                parser.error(f'{option_string} expects KEY=VALUE, got {word!r}')
+            try:
+                options[key.strip()] = parse_value(value)
+            except ValueError as error:
+                parser.error(f'{option_string} {key}: {error}')
+        setattr(namespace, self.dest, options)
+
+
+def parse_value(text: str) -> Any:
+    """Parse a value of ``--cfg-options`` as mmengine does, but keep the spaces within it.
+
+    Spaces around brackets, commas and the whole value separate. They are part of a string within
+    quotes.
+
+    Raises:
+        ValueError: Brackets do not match.
+
+    Example:
+        >>> parse_value('my data/'), parse_value('[(1, 2), red cell, None]')
+        ('my data/', [(1, 2), 'red cell', None])
+    """
+    inner = text.strip().strip('\'"')
+    bare = inner.strip()
+    is_tuple = bare.startswith('(') and bare.endswith(')')
+    if is_tuple or (bare.startswith('[') and bare.endswith(']')):
+        bare = bare[1:-1].strip()
+    elif ',' not in bare:
+        return _parse_single(inner)
+    items = [parse_value(item) for item in _split_at_commas(bare)]
+    return tuple(items) if is_tuple else items
+
+
+def _split_at_commas(text: str) -> list[str]:
+    """Split at the commas that are not within brackets; a comma at the end is ignored."""
+    items = ['']
+    for char in text:
+        depth = [items[-1].count(a) - items[-1].count(b) for a, b in ('()', '[]')]
+        if char == ',' and depth == [0, 0]:
+            items.append('')
+        else:
+            items[-1] += char
+    unequal = any(items[-1].count(a) != items[-1].count(b) for a, b in ('()', '[]'))
+    if unequal or (',' in text and items == [text]):
+        raise ValueError(f'the brackets in {text!r} do not match')
+    return items if items[-1].strip() else items[:-1]
+
+
+def _parse_single(text: str) -> Any:
+    for parse in (int, float):
+        with suppress(ValueError):
+            return parse(text)
+    words = {'true': True, 'false': False}
+    if text.strip().lower() in words:
+        return words[text.strip().lower()]
+    return None if text.strip() == 'None' else text
+
+
 def add_cfg_options(parser: argparse.ArgumentParser) -> None:
-    """Add ``--cfg-options``, which overrides config values as in mmengine."""
-    from mmengine.config import DictAction
-
-    class CfgOptions(DictAction):
-        def __call__(self, parser: Any, namespace: Any, values: Any, *rest: Any) -> None:
-            for value in values:
-                if '=' not in value:
-                    parser.error(f'--cfg-options expects KEY=VALUE, got {value!r}')
-            super().__call__(parser, namespace, values, *rest)
-
+    """Add ``--cfg-options``, which overrides config values."""
     parser.add_argument(
         '--cfg-options',
         nargs='+',
         action=CfgOptions,
-        help='override config values, key.sub_key=value',
+        help='override config values, key.sub_key=value; quote values with spaces',
     )
 
 

@@ -2,9 +2,11 @@
 
 import argparse
 import os
+import random
 import runpy
 
 import pytest
+from mmengine.config import DictAction
 
 from evit_mm.errors import CheckpointError, ConfigError, DataError
 from evit_mm.utils import cli
@@ -101,6 +103,58 @@ def test_an_override_without_a_value_is_named(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         parser.parse_args()
     assert "expects KEY=VALUE, got 'model'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ('word', 'value'),
+    [
+        ('/x/my data (2)/', '/x/my data (2)/'),
+        ("('red cell','white cell')", ('red cell', 'white cell')),
+        ('[ (1, 2) , red cell, None ]', [(1, 2), 'red cell', None]),
+        ('red cell, white cell', ['red cell', 'white cell']),
+        ('[cell (big), [a b, [ c d]]]', ['cell (big)', ['a b', ['c d']]]),
+        (' 0.5 ', 0.5),
+        ('[ true , 1e-3 , -2 ]', [True, 1e-3, -2]),
+        ('" a "', ' a '),
+        ('1 2', '1 2'),  # mmengine reads 12
+        ('( )', ()),
+        ('a = b', 'a = b'),
+    ],
+)
+def test_spaces_in_a_value_are_kept(word, value):
+    parser = argparse.ArgumentParser()
+    cli.add_cfg_options(parser)
+    (parsed,) = parser.parse_args(['--cfg-options', f'a.b={word}']).cfg_options.values()
+    assert repr(parsed) == repr(value)
+    assert parser.parse_args(['--cfg-options', f'a.b = {word}']).cfg_options.keys() == {'a.b'}
+
+
+def test_values_without_spaces_are_parsed_as_in_mmengine():
+    draw, mmengine = random.Random(0), argparse.ArgumentParser()
+    mmengine.add_argument('--o', nargs='+', action=DictAction)
+    parts = [*'()[],\'"=.-_ae', ',', '1', '2.5', 'None', 'true', 'False', 'nan', 'x/y']
+    parsed = 0
+    for _ in range(20_000):
+        word = ''.join(draw.choices(parts, k=draw.randint(0, 10)))
+        try:
+            expected = mmengine.parse_args(['--o', f'a={word}']).o['a']
+        except (AssertionError, RecursionError):  # how mmengine ends at unequal brackets
+            with pytest.raises(ValueError, match='brackets in .* do not match'):
+                cli.parse_value(word)
+            continue
+        assert repr(cli.parse_value(word)) == repr(expected), word
+        parsed += 1
+    assert parsed > 10_000
+
+
+def test_the_option_can_be_repeated_and_names_unequal_brackets(capsys):
+    parser = argparse.ArgumentParser()
+    cli.add_cfg_options(parser)
+    words = ['--cfg-options', 'a=1', 'b=x y', '--cfg-options', 'a=2']
+    assert parser.parse_args(words).cfg_options == {'a': 2, 'b': 'x y'}
+    with pytest.raises(SystemExit):
+        parser.parse_args(['--cfg-options', 'a.b=[1,(2]'])
+    assert "a.b: the brackets in '1,(2' do not match" in capsys.readouterr().err
 
 
 # the doctor runs where evit_mm cannot be imported
