@@ -5,4 +5,5 @@ Published: 68.356 top-1, 88.672 top-5 (the authors' README). It was not run on I
 
 _base_ = './evit_m4_imagenet.py'
 
-model = dict(backbone=dict(arch='m1'), head=dict(in_channels=192))
+arch = 'm1'
+model = dict(backbone=dict(arch=arch), head=dict(in_channels=_base_.embed_dims[arch][-1]))

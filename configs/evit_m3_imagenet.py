@@ -5,4 +5,5 @@ Published: 73.390 top-1, 91.350 top-5 (the authors' README). It was not run on I
 
 _base_ = './evit_m4_imagenet.py'
 
-model = dict(backbone=dict(arch='m3'), head=dict(in_channels=320))
+arch = 'm3'
+model = dict(backbone=dict(arch=arch), head=dict(in_channels=_base_.embed_dims[arch][-1]))

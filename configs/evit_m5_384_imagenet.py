@@ -18,14 +18,21 @@ _base_ = [
     './_base_/imagenet_runtime.py',
 ]
 
+arch = 'm5'
+scale = 384
 model = dict(
-    backbone=dict(arch='m5', window_sizes=(7, 7, 6)),  # of maps with sides of 24, 12 and 6
-    init_cfg=dict(type='Pretrained', checkpoint=_base_.release + 'efficientvit_m5.pth'),
+    backbone=dict(  # the maps have sides of 24, 12 and 6
+        arch=arch, window_sizes=tuple(min(7, -(-scale // stride)) for stride in (16, 32, 64))
+    ),
+    head=dict(in_channels=_base_.embed_dims[arch][-1]),
+    init_cfg=dict(type='Pretrained', checkpoint=f'{_base_.release}efficientvit_{arch}.pth'),
 )
 
 # A child config replaces a list as a whole, so this changes the steps of the base's list.
 changes = dict(
-    RandomResizedCrop=dict(scale=384), ResizeEdge=dict(scale=438), CenterCrop=dict(crop_size=384)
+    RandomResizedCrop=dict(scale=scale),
+    ResizeEdge=dict(scale=scale * 8 // 7),
+    CenterCrop=dict(crop_size=scale),
 )
 train_pipeline = [dict(step, **changes.get(step['type'], {})) for step in _base_.train_pipeline]
 test_pipeline = [dict(step, **changes.get(step['type'], {})) for step in _base_.test_pipeline]
@@ -33,9 +40,18 @@ train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
 
-train_cfg = dict(max_epochs=30)
+max_epochs = 30
+warmup_epochs = min(5, max_epochs // 2)
+train_cfg = dict(max_epochs=max_epochs)
 param_scheduler = [
-    dict(type='LinearLR', start_factor=2e-8 / 4e-5, by_epoch=True, begin=0, end=6),
-    dict(type='CosineAnnealingLR', T_max=25, eta_min=2e-7, by_epoch=True, begin=5, end=30),
+    dict(type='LinearLR', start_factor=2e-8 / 4e-5, by_epoch=True, begin=0, end=warmup_epochs + 1),
+    dict(
+        type='CosineAnnealingLR',
+        T_max=max_epochs - warmup_epochs,
+        eta_min=2e-7,
+        by_epoch=True,
+        begin=warmup_epochs,
+        end=max_epochs,
+    ),
 ]
 optim_wrapper = dict(optimizer=dict(lr=4e-5, weight_decay=1e-8))

@@ -5,4 +5,5 @@ Published: 77.124 top-1, 93.360 top-5 (the authors' README). It was not run on I
 
 _base_ = './evit_m4_imagenet.py'
 
-model = dict(backbone=dict(arch='m5'))
+arch = 'm5'
+model = dict(backbone=dict(arch=arch), head=dict(in_channels=_base_.embed_dims[arch][-1]))

@@ -5,10 +5,11 @@ No AP is published for it. It was not run on COCO here.
 
 _base_ = './retinanet_evit_m4_coco.py'
 
+arch = 'm0'
 model = dict(
     backbone=dict(
-        arch='m0',
-        init_cfg=dict(checkpoint=_base_.release + 'efficientvit_m0.pth'),
+        arch=arch,
+        init_cfg=dict(checkpoint=f'{_base_.release}efficientvit_{arch}.pth'),
     ),
-    neck=dict(in_channels=[64, 128, 192]),
+    neck=dict(in_channels=_base_.embed_dims[arch]),
 )

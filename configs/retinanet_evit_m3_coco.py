@@ -5,10 +5,11 @@ No AP is published for it. It was not run on COCO here.
 
 _base_ = './retinanet_evit_m4_coco.py'
 
+arch = 'm3'
 model = dict(
     backbone=dict(
-        arch='m3',
-        init_cfg=dict(checkpoint=_base_.release + 'efficientvit_m3.pth'),
+        arch=arch,
+        init_cfg=dict(checkpoint=f'{_base_.release}efficientvit_{arch}.pth'),
     ),
-    neck=dict(in_channels=[128, 240, 320]),
+    neck=dict(in_channels=_base_.embed_dims[arch]),
 )

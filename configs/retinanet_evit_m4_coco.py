@@ -15,11 +15,15 @@ _base_ = [
     './_base_/default_runtime.py',
 ]
 
+arch = 'm4'
 model = dict(
     backbone=dict(
+        arch=arch,
         init_cfg=dict(
             type='Pretrained',
-            checkpoint=_base_.release + 'efficientvit_m4.pth',
-        )
-    )
+            checkpoint=f'{_base_.release}efficientvit_{arch}.pth',
+        ),
+    ),
+    neck=dict(in_channels=_base_.embed_dims[arch]),
+    bbox_head=dict(num_classes=_base_.num_classes),
 )

@@ -13,20 +13,30 @@ _base_ = './retinanet_evit_m4_coco.py'
 sync_bn = 'torch'  # mmengine ignores it with one process
 model = dict(
     backbone=dict(norm_eval=False, out_stem=True, drop_path_rate=0.1),
-    neck=dict(in_channels=[64, 128, 256, 384], num_extra_trans_convs=0),
+    neck=dict(
+        in_channels=[_base_.embed_dims[_base_.arch][0] // 2, *_base_.embed_dims[_base_.arch]],
+        num_extra_trans_convs=0,
+    ),
 )
 
 train_pipeline = [
-    dict(type='RandomResize', scale=[(1333, 480), (1333, 800)], keep_ratio=True)
+    dict(
+        type='RandomResize',
+        scale=[(_base_.scale[0], _base_.scale[1] * 3 // 5), _base_.scale],
+        keep_ratio=True,
+    )
     if step['type'] == 'Resize'
     else step
     for step in _base_.train_pipeline
 ]
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 
-train_cfg = dict(max_epochs=36)
+max_epochs = 36
+train_cfg = dict(max_epochs=max_epochs)
 param_scheduler = _base_.param_scheduler
-param_scheduler[1].update(end=36, milestones=[24, 33])
+param_scheduler[1].update(
+    end=max_epochs, milestones=[max(max_epochs * part // 12, 1) for part in (8, 11)]
+)
 optim_wrapper = dict(paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0))
 custom_hooks = [
     *_base_.custom_hooks,

@@ -4,13 +4,19 @@ Measured here: see docs/results.md.
 """
 
 _base_ = [
+    './_base_/models/efficientvit_release.py',
     './_base_/models/retinanet_evit_m4_light.py',
     './_base_/datasets/shapes_detection.py',
     './_base_/schedules/schedule_scratch.py',
     './_base_/default_runtime.py',
 ]
 
-model = dict(bbox_head=dict(num_classes=5))
+arch = 'm4'
+model = dict(
+    backbone=dict(arch=arch),
+    neck=dict(in_channels=_base_.embed_dims[arch]),
+    bbox_head=dict(num_classes=_base_.num_classes),
+)
 
 max_epochs = 12
 train_cfg = dict(max_epochs=max_epochs, val_interval=6)

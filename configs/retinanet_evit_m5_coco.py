@@ -5,10 +5,11 @@ Published: 34.3 AP with this recipe (arXiv 2503.23135). It was not run on COCO h
 
 _base_ = './retinanet_evit_m4_coco.py'
 
+arch = 'm5'
 model = dict(
     backbone=dict(
-        arch='m5',
-        init_cfg=dict(checkpoint=_base_.release + 'efficientvit_m5.pth'),
+        arch=arch,
+        init_cfg=dict(checkpoint=f'{_base_.release}efficientvit_{arch}.pth'),
     ),
-    neck=dict(in_channels=[192, 288, 384]),
+    neck=dict(in_channels=_base_.embed_dims[arch]),
 )

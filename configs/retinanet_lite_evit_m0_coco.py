@@ -13,13 +13,15 @@ _base_ = [
     './_base_/default_runtime.py',
 ]
 
+arch = 'm0'
 model = dict(
     backbone=dict(
-        arch='m0',
+        arch=arch,
         init_cfg=dict(
             type='Pretrained',
-            checkpoint=_base_.release + 'efficientvit_m0.pth',
+            checkpoint=f'{_base_.release}efficientvit_{arch}.pth',
         ),
     ),
-    neck=dict(in_channels=[32, 64, 128, 192]),
+    neck=dict(in_channels=[_base_.embed_dims[arch][0] // 2, *_base_.embed_dims[arch]]),
+    bbox_head=dict(num_classes=_base_.num_classes),
 )

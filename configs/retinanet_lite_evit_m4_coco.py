@@ -13,14 +13,17 @@ _base_ = [
     './_base_/default_runtime.py',
 ]
 
+arch = 'm4'
 model = dict(
     backbone=dict(
-        arch='m4',
+        arch=arch,
         init_cfg=dict(
             type='Pretrained',
-            checkpoint=_base_.release + 'efficientvit_m4.pth',
+            checkpoint=f'{_base_.release}efficientvit_{arch}.pth',
         ),
     ),
-    neck=dict(in_channels=[64, 128, 256, 384], out_channels=128),
-    bbox_head=dict(in_channels=128, feat_channels=128),
+    neck=dict(
+        in_channels=[_base_.embed_dims[arch][0] // 2, *_base_.embed_dims[arch]], out_channels=128
+    ),
+    bbox_head=dict(num_classes=_base_.num_classes, in_channels=128, feat_channels=128),
 )

@@ -30,4 +30,5 @@ model = dict(
         add_extra_convs='on_input',
         num_outs=5,
     ),
+    bbox_head=dict(num_classes=_base_.num_classes),
 )

@@ -12,13 +12,15 @@ _base_ = [
     './_base_/schedules/schedule_300e.py',
 ]
 
+arch = 'm4'
 model = dict(
     backbone=dict(
-        arch='m4',
+        arch=arch,
         init_cfg=dict(
             type='Pretrained',
-            checkpoint=_base_.release + 'efficientvit_m4.pth',
+            checkpoint=f'{_base_.release}efficientvit_{arch}.pth',
         ),
     ),
-    neck=dict(in_channels=[64, 128, 256]),
+    neck=dict(in_channels=[_base_.embed_dims[arch][0] // 2, *_base_.embed_dims[arch][:2]]),
+    bbox_head=dict(num_classes=_base_.num_classes),
 )

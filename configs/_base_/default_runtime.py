@@ -23,6 +23,19 @@ custom_imports = dict(
     imports=['evit_mm', 'evit_mm.runner', 'evit_mm.models.heads', 'evit_mm.evaluation.coco_metric'],
     allow_failed_imports=False,
 )
+# A child config and --cfg-options can set these variables of the bases: see docs/your_data.md
+variables = (
+    'arch',
+    'batch_size',
+    'classes',
+    'data_root',
+    'max_epochs',
+    'scale',
+    'train_ann_file',
+    'train_images',
+    'val_ann_file',
+    'val_images',
+)
 default_scope = 'mmdet'
 runner_type = 'CheckedRunner'
 

@@ -9,6 +9,8 @@ custom_imports = dict(
     ],
     allow_failed_imports=False,
 )
+# A child config and --cfg-options can set these variables of the bases: see docs/your_data.md
+variables = ('arch', 'batch_size', 'data_root', 'max_epochs', 'scale')
 default_scope = 'mmpretrain'
 runner_type = 'CheckedRunner'
 

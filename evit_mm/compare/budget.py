@@ -15,6 +15,7 @@ from mmengine.config import Config
 from .. import __version__
 from ..data.layout import CocoSplit, dataset_config, find_splits
 from ..errors import ConfigError
+from ..runner.variables import evaluate, read_source
 from ..utils.package_files import project_path
 from ..utils.text import did_you_mean
 from .recipes import apply_switches, fit_ema, split_name, switches_of
@@ -23,7 +24,6 @@ CONFIGS = project_path('configs')
 # EfficientViT variants that cover the range of sizes, and the baselines of the paper
 DEFAULT_MODELS = ('evit_m0', 'evit_m2', 'evit_m4', 'mobilenetv2', 'spos', 'spnasnet')
 BATCH_SIZE = 8
-AUTHORS_EPOCHS, AUTHORS_STEPS = 12, (8, 11)
 HEADS = {
     'full': '_base_/models/retinanet_evit_m4.py',
     'light': '_base_/models/retinanet_evit_m4_light.py',
@@ -128,7 +128,7 @@ class Budget:
         ]
         merged: dict[str, Any] = {}
         for part in parts:
-            merged.update(Config.fromfile(CONFIGS / part).to_dict())
+            merged.update(self._read(part).to_dict())
         cfg = Config(merged, filename=coco.filename)
         # backbone, neck and pixel statistics differ; everything else is shared
         channels = cfg.model.neck.out_channels
@@ -149,7 +149,7 @@ class Budget:
                 )
         if self.cfg_options:
             cfg.merge_from_dict(dict(self.cfg_options))
-        if cfg.train_cfg.max_epochs != self.epochs:
+        if {cfg.train_cfg.max_epochs, cfg.max_epochs} != {self.epochs}:
             raise ConfigError('--cfg-options cannot set the number of epochs; use --epochs')
         if recipe is not None:
             apply_switches(cfg, switches_of(recipe, self.pretrained))
@@ -166,29 +166,29 @@ class Budget:
         divisor = head.model.data_preprocessor.pad_size_divisor
         return -(-width // divisor) * divisor, -(-height // divisor) * divisor
 
+    def _read(self, part: str) -> Config:
+        """Read a base config with the variables of the budget."""
+        values = {'max_epochs': self.epochs, 'scale': self.scale, 'batch_size': BATCH_SIZE}
+        return evaluate(read_source(CONFIGS / part), values)
+
     def _set_data(self, cfg: Config) -> None:
         train, val = self.splits
         cfg.model.bbox_head.num_classes = len(train.classes)
         for key, split in (('train_dataloader', train), ('val_dataloader', val)):
             loader = cfg[key]
-            pipeline = loader.dataset.pipeline
-            for step in pipeline:
-                if step['type'] == 'Resize':
-                    step['scale'] = self.scale
-            loader.dataset.update(dataset_config(split, pipeline))
+            loader.dataset.update(dataset_config(split, loader.dataset.pipeline))
             loader.batch_size = BATCH_SIZE
         # images without objects are useful as background
         cfg.train_dataloader.dataset.filter_cfg = {'filter_empty_gt': False}
         cfg.val_evaluator.ann_file = str(val.ann_file)
         cfg.test_dataloader, cfg.test_evaluator = cfg.val_dataloader, cfg.val_evaluator
-        for unused in ('train_pipeline', 'test_pipeline', 'data_root', 'dataset_type'):
-            cfg.pop(unused, None)  # already applied, and misleading in the saved config
+        # already applied, and misleading in the saved config
+        unused = {*cfg.variables, 'variables', 'train_pipeline', 'test_pipeline', 'dataset_type'}
+        for name in (unused | {'num_classes', 'metainfo'}) - {'max_epochs'}:
+            cfg.pop(name, None)
 
     def _set_schedule(self, cfg: Config) -> None:
-        cfg.max_epochs = self.epochs
-        cfg.train_cfg.max_epochs = self.epochs
         cfg.train_cfg.val_begin = self.epochs + 1  # no validation; one test after the training
-        cfg.param_scheduler[1].T_max = self.epochs
         cfg.default_hooks.checkpoint = {
             'type': 'SafeCheckpointHook',
             'interval': 1,
@@ -198,11 +198,8 @@ class Budget:
 
     def _set_authors_recipe(self, cfg: Config) -> None:
         """Apply the authors' recipe, except for the learning rate and the warm-up."""
-        authors = Config.fromfile(CONFIGS / '_base_/schedules/schedule_1x.py')
-        steps = authors.param_scheduler[1]
-        steps.end = self.epochs
-        steps.milestones = [max(self.epochs * s // AUTHORS_EPOCHS, 1) for s in AUTHORS_STEPS]
-        cfg.param_scheduler[1] = steps
+        authors = self._read('_base_/schedules/schedule_1x.py')
+        cfg.param_scheduler[1] = authors.param_scheduler[1]
         cfg.optim_wrapper.paramwise_cfg = authors.optim_wrapper.paramwise_cfg
         cfg.optim_wrapper.pop('clip_grad')
         cfg.model.backbone.norm_eval = True

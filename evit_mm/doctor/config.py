@@ -14,15 +14,17 @@ from mmengine.registry import MODELS, init_default_scope
 from evit_mm.data.check import config_data_faults
 from evit_mm.data.images import NUM_DECODED
 from evit_mm.runner.build import config_faults, load_detector
-from evit_mm.runner.config import load_config
+from evit_mm.runner.config import read_config
 
 from .findings import Finding, from_sentence, guarded
 
 
 def check_config(config: str, checkpoint: str | None, all_images: bool) -> Iterator[Finding]:
     """Check a config file, its data and its model, and a checkpoint if one is given."""
-    cfg = load_config(config)
+    cfg, notes = read_config(config)
     yield Finding('green', 'config', f'{config} can be read')
+    for note in notes:
+        yield from_sentence('yellow', 'config', note)
     yield from guarded('data', lambda: check_data(cfg, all_images))
     if checkpoint is None:
         yield from guarded('model', lambda: check_model(cfg))

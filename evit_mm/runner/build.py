@@ -23,6 +23,7 @@ from ..utils.files import write_atomically
 from .console import file_only
 from .faults import named_faults
 from .resuming import find_resumed
+from .variables import follow_variables
 from .weights import read_fitting, read_start, unwrap
 from .work_dir import recorded_config
 
@@ -40,6 +41,7 @@ class CheckedRunner(Runner):
     - ``resume=True`` without ``load_from`` resumes from the last intact checkpoint in the work dir,
       with its seed.
     - Several processes without a GPU communicate with gloo.
+    - The bases of the config follow its variables. See :mod:`evit_mm.runner.variables`.
     - The console shows less than the log file. See :mod:`evit_mm.runner.console`.
     - Training writes the config to the work dir. Testing does not.
     - ``default_hooks.NAME=None`` disables any default hook.
@@ -62,7 +64,7 @@ class CheckedRunner(Runner):
     @classmethod
     def from_cfg(cls, cfg: Any) -> CheckedRunner:
         """Build a runner as mmengine does."""
-        cfg = copy.deepcopy(cfg) if isinstance(cfg, Config) else Config(cfg)
+        cfg = follow_variables(copy.deepcopy(cfg) if isinstance(cfg, Config) else Config(cfg))
         resumed = find_resumed(cfg)
         with config_faults(cfg):
             runner = super().from_cfg(cfg)

@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.logging import print_log
 from mmengine.runner import Runner
 
 from ..errors import ConfigError
-from ..utils.package_files import find_config
+from ..utils.package_files import find_config, project_path
 from ..utils.text import did_you_mean
+from .variables import ABSENT, Source, leaves, read_source, set_variables, unread
 
+RUNNER_KEYS = tuple(inspect.signature(Runner.__init__).parameters)
 # keys that the tools of mmengine and mmdet read in addition to the arguments of the runner
-TOOL_KEYS = ('auto_scale_lr', 'runner_type')
+TOOL_KEYS = ('auto_scale_lr', 'custom_imports', 'runner_type')
+# keys that they read, too, and that are not worth a suggestion
+OTHER_KEYS = (
+    'compile',
+    'find_unused_parameters',
+    'model_wrapper_cfg',
+    'sync_bn',
+    'tta_model',
+    'tta_pipeline',
+    'variables',
+)
 # test_cfg keys of mmdet's heads; a head ignores keys that it does not use
 TEST_KEYS = (
     'nms_pre',
@@ -38,7 +52,7 @@ def load_config(
     cfg_options: Mapping[str, Any] | None = None,
     work_dir: str | None = None,
 ) -> Config:
-    """Load a config, apply overrides and set its work dir.
+    """Load a config, apply overrides and set its work dir. Log the notes of :func:`read_config`.
 
     Args:
         config: Config file, or the name of a config of this package, such as
@@ -47,24 +61,45 @@ def load_config(
         work_dir: Work dir. None uses the work dir of the config, by default ``work_dirs/NAME``.
 
     Raises:
-        ConfigError: The file is missing or invalid, or a key is misspelled.
+        ConfigError: The file is missing or invalid, a key is misspelled, or an override has no
+            effect.
     """
-    config = find_config(config)
+    cfg, notes = read_config(config, cfg_options, work_dir)
+    for note in notes:
+        print_log(note, 'current', logging.WARNING)
+    return cfg
+
+
+def read_config(
+    config: str | Path,
+    cfg_options: Mapping[str, Any] | None = None,
+    work_dir: str | None = None,
+) -> tuple[Config, list[str]]:
+    """Return what :func:`load_config` returns, and notes on settings without an effect."""
+    config, options = find_config(config), dict(cfg_options or {})
     try:  # a config is a Python program and can raise any exception
         cfg = Config.fromfile(str(config))
-        own = set(cfg)
-        if cfg_options:
-            cfg.merge_from_dict(dict(cfg_options))
+        source = read_source(Path(config))
     except Exception as error:
         reason = f'{type(error).__name__}: {error}'
         raise ConfigError(f"config '{config}' cannot be read ({reason})") from error
-    known = {*inspect.signature(Runner.__init__).parameters, *TOOL_KEYS}
-    for key in set(cfg) - known:
-        # a config can define additional keys, but a new key on the command line is a mistake
-        hint = did_you_mean(key, known, cutoff=0.85 if key in own else 0.5)
-        if hint or key not in own:
-            fix = hint or '; remove it or correct its name'
-            raise ConfigError(f"{config}: unknown key '{key}'{fix}")
+    variables = set(cfg.get('variables') or ())
+    known = {*RUNNER_KEYS, *TOOL_KEYS, *OTHER_KEYS, *variables}
+    notes = list(_check_names(cfg, source, known))
+    _check_options(cfg, source, options, known)
+    chosen = {name: value for name, value in options.items() if name in variables}
+    before = cfg
+    cfg, idle = set_variables(cfg, source, chosen, known)
+    for name in idle:
+        text = f"nothing in {config} depends on '{name}'; {_fix(before, name, 'remove it')}"
+        if name in chosen:
+            raise ConfigError(f'--cfg-options {name}: {text}')
+        notes.append(text)
+    try:
+        cfg.merge_from_dict({k: v for k, v in options.items() if k not in chosen})
+    except Exception as error:
+        reason = f'{type(error).__name__}: {error}'
+        raise ConfigError(f"config '{config}' cannot be read ({reason})") from error
     for key in ('model', 'test_dataloader'):
         if not isinstance(cfg.get(key), Mapping):
             raise ConfigError(
@@ -75,7 +110,64 @@ def load_config(
         cfg.work_dir = work_dir
     elif cfg.get('work_dir') is None:
         cfg.work_dir = str(Path('work_dirs') / Path(config).stem)
-    return cfg
+    return cfg, notes
+
+
+def _check_names(cfg: Config, source: Source, known: set[str]) -> Iterator[str]:
+    """Reject misspelled top-level names, and yield a note for each other name without a reader.
+
+    A config can use further names for its own expressions.
+    """
+    assigned = {name for file in source.chain() for name, _ in file.assigned}
+    names = [(source, key) for key in cfg if key not in assigned and key not in known]
+    for file, key in [*names, *unread(source, known)]:
+        # in a config without a base, such as that of a work dir, a variable can be a result
+        words = known - {*OTHER_KEYS} if file.bases else {*RUNNER_KEYS, *TOOL_KEYS}
+        if hint := did_you_mean(key, words, cutoff=0.85):
+            raise ConfigError(f"{cfg.filename}: unknown key '{key}'{hint}")
+        if not file.bases or file.file.is_relative_to(project_path('configs')):
+            continue
+        value, *below = file.literals(key)
+        if value is ABSENT or value not in below:
+            hint = did_you_mean(key, words, cutoff=0.75 if below else 0.6)
+            fix = _fix(cfg, key) if below else 'remove it or use it'
+            yield f"{file.file}: nothing reads '{key}'{hint}; {fix}"
+
+
+def _check_options(
+    cfg: Config, source: Source, options: Mapping[str, Any], known: set[str]
+) -> None:
+    """Reject overrides of unknown keys, and of names that the config has read before."""
+    read = {name for file in source.chain() for name in (*file.read, *file.read_of_bases)}
+    for option in options:
+        key = option.split('.')[0]
+        if key not in cfg and key in (cfg.get('variables') or ()):
+            raise ConfigError(
+                f"--cfg-options {option}: nothing in {cfg.filename} depends on '{key}'; remove it"
+            )
+        hint = did_you_mean(key, known - {key, *OTHER_KEYS})
+        if key in known:
+            continue
+        if key not in cfg:
+            fix = hint or '; remove it or correct its name'
+            raise ConfigError(f"{cfg.filename}: unknown key '{key}'{fix}")
+        if key in read:
+            raise ConfigError(
+                f"--cfg-options {option}: {cfg.filename} uses '{key}' before the options are "
+                f'applied{hint}; {_fix(cfg, key)}'
+            )
+
+
+def _fix(cfg: Config, name: str, otherwise: str = 'set the keys that use it') -> str:
+    """Return a hint with keys that have the name, or the value, of a top-level variable."""
+    uses = [
+        '.'.join(map(str, path))
+        for path, value in leaves(cfg.to_dict())
+        if path[0] in RUNNER_KEYS and len(path) > 1 and isinstance(path[-1], str)
+        if path[-1] == name
+        or (value == cfg[name] and (name.endswith(f'_{path[-1]}') or path[-1].endswith(f'_{name}')))
+    ]
+    return f'set the keys that use it, such as {" and ".join(uses[:2])}' if uses else otherwise
 
 
 def is_classifier(cfg: Mapping[str, Any]) -> bool:

@@ -37,11 +37,6 @@ def test_keys_of_a_head_of_ones_own_pass():
     check_test_keys({'temperature': 2.0, 'score_thr': 0.1}, 'x.py')
 
 
-def test_every_own_config_passes():
-    for path in CONFIGS:
-        load_config(path)
-
-
 @pytest.mark.parametrize(
     'name',
     [

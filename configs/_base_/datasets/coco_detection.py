@@ -2,18 +2,28 @@
 
 dataset_type = 'CocoDataset'
 data_root = 'data/coco/'
+train_ann_file = 'annotations/instances_train2017.json'
+val_ann_file = 'annotations/instances_val2017.json'
+train_images = 'train2017/'
+val_images = 'val2017/'
+classes = None  # CocoDataset names COCO's 80 classes
+scale = (1333, 800)
+batch_size = 2
 backend_args = None
+
+num_classes = len(classes) if classes else 80
+metainfo = dict(classes=classes) if classes else dict()
 
 train_pipeline = [
     dict(type='LoadImageFromFile', backend_args=backend_args),
     dict(type='LoadAnnotations', with_bbox=True),
-    dict(type='Resize', scale=(1333, 800), keep_ratio=True),
+    dict(type='Resize', scale=scale, keep_ratio=True),
     dict(type='RandomFlip', prob=0.5),
     dict(type='PackDetInputs'),
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile', backend_args=backend_args),
-    dict(type='Resize', scale=(1333, 800), keep_ratio=True),
+    dict(type='Resize', scale=scale, keep_ratio=True),
     dict(type='LoadAnnotations', with_bbox=True),  # after Resize: the boxes keep the original scale
     dict(
         type='PackDetInputs',
@@ -21,7 +31,7 @@ test_pipeline = [
     ),
 ]
 train_dataloader = dict(
-    batch_size=2,
+    batch_size=batch_size,
     num_workers=2,
     persistent_workers=True,
     sampler=dict(type='DefaultSampler', shuffle=True),
@@ -29,8 +39,9 @@ train_dataloader = dict(
     dataset=dict(
         type=dataset_type,
         data_root=data_root,
-        ann_file='annotations/instances_train2017.json',
-        data_prefix=dict(img='train2017/'),
+        ann_file=train_ann_file,
+        data_prefix=dict(img=train_images),
+        metainfo=metainfo,
         filter_cfg=dict(filter_empty_gt=True, min_size=32),
         pipeline=train_pipeline,
         backend_args=backend_args,
@@ -45,8 +56,9 @@ val_dataloader = dict(
     dataset=dict(
         type=dataset_type,
         data_root=data_root,
-        ann_file='annotations/instances_val2017.json',
-        data_prefix=dict(img='val2017/'),
+        ann_file=val_ann_file,
+        data_prefix=dict(img=val_images),
+        metainfo=metainfo,
         test_mode=True,
         pipeline=test_pipeline,
         backend_args=backend_args,
@@ -56,7 +68,7 @@ test_dataloader = val_dataloader
 
 val_evaluator = dict(
     type='HotCocoMetric',  # same metrics as CocoMetric, which uses pycocotools
-    ann_file=data_root + 'annotations/instances_val2017.json',
+    ann_file=val_ann_file if val_ann_file[0] == '/' else f'{data_root.rstrip("/")}/{val_ann_file}',
     metric='bbox',
     proposal_nums=(1, 10, 100),  # COCO's own recall columns
     backend_args=backend_args,

@@ -3,7 +3,8 @@
 _base_ = './coco_detection.py'
 
 # A child config replaces a list as a whole, so this changes one step of the base's list.
-changes = dict(Resize=dict(scale=(640, 640)))
+scale = (640, 640)
+changes = dict(Resize=dict(scale=scale))
 train_pipeline = [dict(step, **changes.get(step['type'], {})) for step in _base_.train_pipeline]
 test_pipeline = [dict(step, **changes.get(step['type'], {})) for step in _base_.test_pipeline]
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))

@@ -6,7 +6,9 @@ cannot restore the cache. Without a cache, resuming is exact.
 
 _base_ = './coco_detection.py'
 
-img_scale = (640, 640)
+scale = (640, 640)
+batch_size = 32
+img_scale = scale
 pad_val = dict(img=(114.0, 114.0, 114.0))
 train_pipeline = [
     dict(type='Mosaic', img_scale=img_scale, pad_val=114.0),
@@ -34,7 +36,7 @@ images.update(
     pipeline=_base_.train_pipeline[:2], filter_cfg=dict(filter_empty_gt=False, min_size=32)
 )
 train_dataloader = dict(
-    batch_size=32,
+    batch_size=batch_size,
     num_workers=8,
     batch_sampler=None,
     dataset=dict(

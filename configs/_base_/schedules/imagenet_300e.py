@@ -5,14 +5,23 @@ epoch 0, during the warm-up. Here it starts after the warm-up. At the same epoch
 rates differ by at most 1.6 % of the peak.
 """
 
-train_cfg = dict(type='ExactTrainLoop', max_epochs=300, val_interval=1)
+max_epochs = 300
+warmup_epochs = min(5, max_epochs // 2)
+train_cfg = dict(type='ExactTrainLoop', max_epochs=max_epochs, val_interval=1)
 val_cfg = dict()
 test_cfg = dict()
 
 param_scheduler = [
     # 1e-6 in epoch 0, full learning rate in epoch 5: mmengine counts both ends
-    dict(type='LinearLR', start_factor=1e-6 / 4e-3, by_epoch=True, begin=0, end=6),
-    dict(type='CosineAnnealingLR', T_max=295, eta_min=1e-5, by_epoch=True, begin=5, end=300),
+    dict(type='LinearLR', start_factor=1e-6 / 4e-3, by_epoch=True, begin=0, end=warmup_epochs + 1),
+    dict(
+        type='CosineAnnealingLR',
+        T_max=max_epochs - warmup_epochs,
+        eta_min=1e-5,
+        by_epoch=True,
+        begin=warmup_epochs,
+        end=max_epochs,
+    ),
 ]
 optim_wrapper = dict(
     type='AGCOptimWrapper',

@@ -1,12 +1,20 @@
 """The authors' detection recipe: 12 epochs, AdamW, steps after 8 and 11, 8 GPUs x 2 images."""
 
-train_cfg = dict(type='ExactTrainLoop', max_epochs=12, val_interval=1)
+max_epochs = 12
+train_cfg = dict(type='ExactTrainLoop', max_epochs=max_epochs, val_interval=1)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=500),
-    dict(type='MultiStepLR', begin=0, end=12, by_epoch=True, milestones=[8, 11], gamma=0.1),
+    dict(
+        type='MultiStepLR',
+        begin=0,
+        end=max_epochs,
+        by_epoch=True,
+        milestones=[max(max_epochs * part // 12, 1) for part in (8, 11)],
+        gamma=0.1,
+    ),
 ]
 optim_wrapper = dict(
     type='OptimWrapper',

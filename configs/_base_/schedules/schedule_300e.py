@@ -1,12 +1,13 @@
 """RTMDet's schedule: 300 epochs, AdamW, EMA, batch size 256 (8 GPUs x 32 images).
 
-The last 20 epochs use no mosaics. The learning rate is constant in the first half and follows a
-cosine in the second half.
+The last 20 epochs, a fifteenth of them, use no mosaics. The learning rate is constant in the first
+half and follows a cosine in the second half.
 """
 
 _base_ = '../default_runtime.py'
 
-max_epochs, last_epochs, base_lr = 300, 20, 0.004
+max_epochs = 300
+last_epochs, base_lr = max_epochs // 15, 0.004
 train_cfg = dict(
     type='ExactTrainLoop',
     max_epochs=max_epochs,
@@ -23,7 +24,7 @@ param_scheduler = [
         by_epoch=True,
         begin=max_epochs // 2,
         end=max_epochs,
-        T_max=max_epochs // 2,
+        T_max=max_epochs - max_epochs // 2,
         eta_min=base_lr * 0.05,
         convert_to_iter_based=True,
     ),
