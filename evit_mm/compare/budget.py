@@ -154,7 +154,6 @@ class Budget:
         if recipe is not None:
             apply_switches(cfg, switches_of(recipe, self.pretrained))
             fit_ema(cfg, self.iterations)
-            cfg.max_epochs = cfg.train_cfg.max_epochs
             cfg.train_cfg.val_begin = cfg.max_epochs + 1
         return cfg
 

@@ -77,7 +77,7 @@ def ema(cfg: Config) -> None:
 def schedule_3x(cfg: Config) -> None:
     """Train three times as long, and scale the milestones of the learning rate."""
     _, steps = cfg.param_scheduler
-    cfg.train_cfg.max_epochs *= LONGER
+    cfg.max_epochs = cfg.train_cfg.max_epochs = LONGER * cfg.train_cfg.max_epochs
     steps.end *= LONGER
     steps.milestones = [LONGER * epoch for epoch in steps.milestones]
 

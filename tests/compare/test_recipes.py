@@ -55,7 +55,7 @@ CHANGES = {
     'drop_path': {'model.backbone.drop_path_rate'},
     'multi_scale': {'train_dataloader.dataset.pipeline'},
     'ema': {'custom_hooks'},
-    'schedule_3x': {'train_cfg.max_epochs', 'param_scheduler'},
+    'schedule_3x': {'max_epochs', 'train_cfg.max_epochs', 'param_scheduler'},
 }
 
 
