@@ -1,4 +1,4 @@
-"""Find the annotation files and image folders of a COCO-format data set."""
+"""Find the annotation files and the images of a data folder."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 
 from ..errors import DataError
 from .coco import read_coco
+from .formats import convert, recognise, scan
+from .formats.coco_json import grouping_classes, own_file
 
 
 @dataclass(frozen=True)
@@ -24,22 +26,55 @@ class CocoSplit:
     first_size: tuple[int, int]  # width, height
 
 
-def find_splits(root: str | Path) -> tuple[CocoSplit, CocoSplit]:
-    """Find the training and the validation split of a COCO-format data set.
+@dataclass(frozen=True)
+class DataFolder:
+    """What a data folder contains.
 
-    The annotation files are ``annotations/instances_{train,val}.json`` or
-    ``annotations/instances_{train,val}2017.json``. The images are in a folder named after the
-    split, in ``images/``, or in ``root`` itself.
+    Attributes:
+        format: Name of its format, for example ``'YOLO'``.
+        train: Training split.
+        val: Validation split.
+        notes: Sentences on what the conversion to COCO's format left out or changed.
+    """
+
+    format: str
+    train: CocoSplit
+    val: CocoSplit
+    notes: tuple[str, ...] = ()
+
+
+def find_data(root: str | Path) -> DataFolder:
+    """Recognise the format of a data folder, and find its training and validation split.
+
+    COCO's own layout is read as it is: ``annotations/instances_{train,val}.json`` or
+    ``annotations/instances_{train,val}2017.json``, with the images in a folder named after the
+    split, in ``images/``, or in ``root`` itself. Everything else is converted once. See
+    :mod:`evit_mm.data.formats`.
 
     Raises:
-        DataError: A file or folder is missing, or the splits have different categories.
+        DataError: The format is not known or not clear, or a file has errors.
     """
     root = Path(root)
-    if not root.is_dir():
-        raise DataError(
-            f"data set '{root}' does not exist; give the folder that contains annotations/"
-        )
-    train, val = _find(root, 'train'), _find(root, 'val')
+    source = scan(root)
+    recognised = recognise(source)
+    train, val = (own_file(source.files, split) for split in ('train', 'val'))
+    if recognised.name == 'COCO' and train and val:
+        contents = {root / file: read_coco(root / file) for file in (train, val)}
+        if not grouping_classes(list(contents.values())):
+            splits = [_find(root, file, coco) for file, coco in contents.items()]
+            return DataFolder('COCO', *_with_same_classes(*splits))
+    converted, notes = convert(source, recognised)
+    splits = [_in_folder(root, file, read_coco(file)) for file in converted.values()]
+    return DataFolder(recognised.name, *splits, notes=tuple(notes))
+
+
+def find_splits(root: str | Path) -> tuple[CocoSplit, CocoSplit]:
+    """Return the training and the validation split of a data folder. See :func:`find_data`."""
+    data = find_data(root)
+    return data.train, data.val
+
+
+def _with_same_classes(train: CocoSplit, val: CocoSplit) -> tuple[CocoSplit, CocoSplit]:
     if train.classes != val.classes:
         raise DataError(
             f"'{train.ann_file}' has the categories {train.classes}, but '{val.ann_file}' has "
@@ -48,19 +83,9 @@ def find_splits(root: str | Path) -> tuple[CocoSplit, CocoSplit]:
     return train, val
 
 
-def _find(root: Path, split: str) -> CocoSplit:
-    names = [f'instances_{split}.json', f'instances_{split}2017.json']
-    files = [root / 'annotations' / name for name in names]
-    ann_file = next((file for file in files if file.is_file()), None)
-    if ann_file is None:
-        raise DataError(
-            f"'{root}' has no {split} annotations; add {names[0]} or {names[1]} to "
-            f"'{root / 'annotations'}'"
-        )
-    coco = read_coco(ann_file)
-    images = coco['images']
-    classes = {category['id']: category['name'] for category in coco['categories']}
-    first = images[0]
+def _find(root: Path, ann_file: Path, coco: dict[str, Any]) -> CocoSplit:
+    """Find the images of an annotation file in COCO's own layout."""
+    first = coco['images'][0]
     stem = ann_file.stem.removeprefix('instances_')
     folders = [root / stem, root / 'images' / stem, root / 'images', root]
     img_dir = next((f for f in folders if (f / first['file_name']).is_file()), None)
@@ -70,6 +95,12 @@ def _find(root: Path, split: str) -> CocoSplit:
             f"image '{first['file_name']}' of '{ann_file}' does not exist; put the images in one "
             f'of the folders {looked}'
         )
+    return _in_folder(img_dir, ann_file, coco)
+
+
+def _in_folder(img_dir: Path, ann_file: Path, coco: dict[str, Any]) -> CocoSplit:
+    images, first = coco['images'], coco['images'][0]
+    classes = {category['id']: category['name'] for category in coco['categories']}
     boxes = Counter(a['category_id'] for a in coco['annotations'] if not a['iscrowd'])
     return CocoSplit(
         ann_file=ann_file,

@@ -1,0 +1,234 @@
+"""Recognise the format of a data folder, and convert it to COCO's.
+
+The converted files are in ``DIR/.evit_mm``: ``instances_train.json``, ``instances_val.json`` and
+``source.json``, which says what they were made from. The images stay where they are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ... import __version__
+from ...errors import DataError
+from ...utils.files import read_json_dict, write_json
+from . import coco_json, cvat, label_studio, labelme, voc, yolo
+from .samples import (
+    UNSPLIT,
+    Content,
+    Sample,
+    Source,
+    divide,
+    images_in,
+    is_image,
+    read_json,
+    relative_name,
+    split_of,
+)
+
+CACHE = '.evit_mm'
+READ = ('.json', '.xml', '.yaml', '.yml', '.txt')  # besides the images
+SNIFFED = 5  # JSON files per folder that are opened to recognise a format
+LOOKED = '; '.join(kind.LOOKED for kind in (coco_json, yolo, voc, cvat, labelme, label_studio))
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """The format of a data folder.
+
+    Attributes:
+        name: Name of the format.
+        files: The files that show it, relative to the folder.
+        read: Function that reads the folder.
+    """
+
+    name: str
+    files: list[Path]
+    read: Callable[[Source], Content]
+
+
+def scan(root: Path) -> Source:
+    """List the files of a data folder, without hidden files and folders.
+
+    Raises:
+        DataError: The folder does not exist.
+    """
+    if root.is_file():
+        raise DataError(f"data set '{root}' is a file; give the folder that contains it")
+    if not root.is_dir():
+        raise DataError(f"data set '{root}' does not exist; give the folder with its annotations")
+    return Source(root, tuple(sorted(_visible(root))))
+
+
+def _visible(root: Path) -> Iterator[Path]:
+    for parent, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith('.')]
+        inner = Path(parent).relative_to(root)
+        for name in names:
+            file = inner / name
+            if not name.startswith('.') and (is_image(file) or file.suffix.lower() in READ):
+                yield file
+
+
+def recognise(source: Source) -> Recognised:
+    """Return the format of a data folder.
+
+    Raises:
+        DataError: No format fits, or several.
+    """
+    found = []
+    jsons, broken = _sniff_jsons(source)
+    if coco := coco_json.choose(jsons.get('COCO', [])):
+        found.append(Recognised('COCO', coco, lambda s: coco_json.read(s, coco)))
+    for name, kind in {'YOLO': yolo, 'Pascal VOC': voc, 'CVAT': cvat}.items():
+        if files := kind.find(source):
+            found.append(Recognised(name, files, kind.read))
+    if files := jsons.get('LabelMe'):
+        found.append(Recognised('LabelMe', files[:1], labelme.read))
+    if studio := jsons.get('Label Studio'):
+        read = label_studio.read
+        found.append(Recognised('Label Studio', studio, lambda s: read(s, studio)))
+    if len(found) > 1:
+        kinds = ' and '.join(f"{kind.name} ('{kind.files[0]}')" for kind in found)
+        raise DataError(
+            f"'{source.root}' fits several formats: {kinds}; move all but one to another folder"
+        )
+    if not found:
+        if broken:
+            raise broken[0]
+        raise DataError(f"'{source.root}' has no annotations; looked for {LOOKED}")
+    return found[0]
+
+
+def _sniff_jsons(source: Source) -> tuple[dict[str, list[Path]], list[DataError]]:
+    """Return the JSON files of each format near the root, and errors of broken ones."""
+    found: dict[str, list[Path]] = {}
+    broken: list[DataError] = []
+    opened: dict[Path, int] = {}
+    files = [file for file in source.with_suffix('.json') if len(file.parts) <= 3]
+    known = [file for file in files if coco_json.has_usual_name(file)]
+    if known:
+        found['COCO'] = known
+    for file in files:
+        # COCO's files can be large, so those beside a file with a usual name are not opened
+        if file.parent in {f.parent for f in known} or opened.get(file.parent, 0) >= SNIFFED:
+            continue
+        opened[file.parent] = opened.get(file.parent, 0) + 1
+        try:
+            kind = _kind_of(read_json(source.root / file))
+        except DataError as error:
+            broken.append(error)
+        else:
+            found.setdefault(kind, []).append(file)
+    return found, broken
+
+
+def _kind_of(content: Any) -> str:
+    tests = {
+        'COCO': coco_json.is_coco,
+        'LabelMe': labelme.is_labelme,
+        'Label Studio': label_studio.is_label_studio,
+    }
+    return next((name for name, test in tests.items() if test(content)), '')
+
+
+def convert(source: Source, recognised: Recognised) -> tuple[dict[str, Path], list[str]]:
+    """Convert a data folder to COCO's format, unless the cache has it.
+
+    Args:
+        source: Files of the folder.
+        recognised: Their format.
+
+    Returns:
+        The annotation files of ``train`` and ``val``, and sentences on what was left out.
+
+    Raises:
+        DataError: A file has errors, or the cache cannot be written.
+    """
+    folder = source.root / CACHE
+    files = {split: folder / f'instances_{split}.json' for split in ('train', 'val')}
+    record = read_json_dict(folder / 'source.json')
+    outside = record.get('outside', [])
+    current = all(file.is_file() for file in files.values())
+    if current and record.get('digest') == _digest(source, recognised, outside):
+        return files, record['notes']
+    images_in.cache_clear()
+    content = recognised.read(source)
+    _split(content, source)
+    outside = sorted(source.outside)
+    for path in filter(lambda path: is_image(Path(path)), outside):
+        source.notes.add('images are outside the data folder', path)
+    if recognised.name not in ('COCO', 'YOLO'):  # there, other images are none of the data set
+        samples = [sample for split in content.splits.values() for sample in split]
+        used = {relative_name(sample.path, source.root) for sample in samples}
+        for file in source.files:
+            if is_image(file) and file.as_posix() not in used and split_of(file) != 'test':
+                source.notes.add('images have no annotation and were left out', file)
+    notes = source.notes.sentences()
+    _check_content(content, source.root)
+    try:
+        for split, file in files.items():
+            write_json(file, _as_coco(content.splits[split], content.classes, source.root))
+        digest = _digest(source, recognised, outside)
+        write_json(folder / 'source.json', {'digest': digest, 'outside': outside, 'notes': notes})
+    except OSError as error:
+        raise DataError(
+            f"the converted annotations cannot be written to '{folder}' ({error.strerror}); make "
+            f"'{source.root}' writable, or copy the data set"
+        ) from None
+    return files, notes
+
+
+def _split(content: Content, source: Source) -> None:
+    """Make a validation split if there is none."""
+    unsplit = content.splits.pop(UNSPLIT, [])
+    content.splits['train'] = [*content.splits.get('train', []), *unsplit]
+    if not content.splits.get('val'):
+        if not content.splits['train']:
+            return
+        train, val = divide(content.splits['train'], source.root)
+        content.splits.update(train=train, val=val)
+        source.notes.say(
+            f'no validation split found; {len(val)} of {len(train) + len(val)} images were taken '
+            'for validation by a hash of their names'
+        )
+
+
+def _check_content(content: Content, root: Path) -> None:
+    for split in ('train', 'val'):
+        if not content.splits[split]:
+            raise DataError(f"'{root}' has no images for the split '{split}'; add some")
+    if not content.classes:
+        raise DataError(f"'{root}' has no object with a class and a box; add some")
+
+
+def _digest(source: Source, recognised: Recognised, outside: list[str]) -> str:
+    """Return a hash of the names, sizes and times of all files that a conversion reads."""
+    digest = hashlib.sha256(f'{__version__} {recognised.name}'.encode())
+    for file in (*source.files, *outside):
+        path = source.root / file
+        stat = path.stat() if path.exists() else None
+        about = (str(file), stat and stat.st_size, stat and stat.st_mtime_ns)
+        digest.update(json.dumps(about).encode())
+    return digest.hexdigest()
+
+
+def _as_coco(samples: list[Sample], classes: list[str], root: Path) -> Mapping[str, Any]:
+    """Return images and objects in COCO's format, with paths relative to the data folder."""
+    ids = {name: number for number, name in enumerate(classes, 1)}
+    images, annotations = [], []
+    for number, sample in enumerate(samples, 1):
+        name = relative_name(sample.path, root)
+        width, height = sample.size
+        images.append({'id': number, 'file_name': name, 'width': width, 'height': height})
+        for found in sample.objects:
+            rest = {key: value for key, value in found.items() if key != 'name'}
+            known = {'image_id': number, 'category_id': ids[found['name']]}
+            annotations.append({'id': len(annotations) + 1, **known, **rest})
+    categories = [{'id': number, 'name': name} for name, number in ids.items()]
+    return {'images': images, 'annotations': annotations, 'categories': categories}

@@ -1,0 +1,121 @@
+"""COCO files under other names than COCO's own, for example those of Roboflow.
+
+Roboflow writes ``train/_annotations.coco.json`` and ``valid/_annotations.coco.json`` beside the
+images, CVAT ``annotations/instances_default.json`` and Label Studio ``result.json``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ...errors import DataError
+from ..coco import read_coco
+from .samples import Content, Sample, Source, split_in_name, split_of, with_slashes
+
+LOOKED = 'annotations/instances_train.json or train/_annotations.coco.json (COCO)'
+
+
+def is_coco(content: Any) -> bool:
+    """Return whether the content of a JSON file is COCO's."""
+    return isinstance(content, Mapping) and {'images', 'annotations', 'categories'} <= set(content)
+
+
+def has_usual_name(file: Path) -> bool:
+    """Return whether COCO, CVAT or Roboflow names its annotation files like this."""
+    return file.name.startswith('instances_') or file.name == '_annotations.coco.json'
+
+
+def own_file(files: Sequence[Path], split: str) -> Path | None:
+    """Return the file of a split that is named as COCO names it, if there is one."""
+    names = (f'annotations/instances_{split}.json', f'annotations/instances_{split}2017.json')
+    return next((Path(name) for name in names if Path(name) in files), None)
+
+
+def choose(files: list[Path]) -> list[Path]:
+    """Return the files with COCO's own names, else all but those of tests.
+
+    Files without a split, such as ``trainval``, count only if no file is for training.
+    """
+    chosen = [found for split in ('train', 'val') if (found := own_file(files, split))]
+    if chosen:
+        return chosen
+    chosen = [file for file in files if split_of_file(file) != 'test']
+    divided = [file for file in chosen if split_of_file(file)]
+    return divided if any(split_of_file(file) == 'train' for file in divided) else chosen
+
+
+def split_of_file(file: Path) -> str:
+    """Return the split of an annotation file, from its folder or its name."""
+    return split_of(file) or split_in_name(file.stem)
+
+
+def read(source: Source, files: list[Path]) -> Content:
+    """Read annotation files, and leave out a grouping class."""
+    content = Content()
+    read_files: dict[Path, dict[str, Any]] = {}
+    for file in files:
+        split = split_of_file(file)
+        same = next((other for other in read_files if split_of_file(other) == split), None)
+        if same is not None:
+            raise DataError(
+                f"'{source.root}' has several annotation files for the same split ('{same}', "
+                f"'{file}'); keep one of them"
+            )
+        read_files[file] = read_coco(source.root / file)
+    grouping = grouping_classes(list(read_files.values()))
+    categories = [(c['id'], c['name']) for coco in read_files.values() for c in coco['categories']]
+    content.classes = list(dict.fromkeys(name for key, name in categories if key not in grouping))
+    for name in grouping.values():
+        source.notes.add('class without boxes only groups the others and was left out', name)
+    for file, coco in read_files.items():
+        _add_images(content, coco, file, source)
+    return content
+
+
+def grouping_classes(contents: Sequence[Mapping[str, Any]]) -> dict[Any, str]:
+    """Return id and name of the classes without boxes that only group the other classes.
+
+    Roboflow adds the name of its project as class 0, the supercategory of all others.
+    """
+    used = {a['category_id'] for coco in contents for a in coco['annotations']}
+    categories = [c for coco in contents for c in coco['categories']]
+    return {
+        c['id']: c['name']
+        for c in categories
+        if c['id'] not in used
+        and any(c['name'] == o.get('supercategory') and c['id'] != o['id'] for o in categories)
+    }
+
+
+def _add_images(content: Content, coco: Mapping[str, Any], file: Path, source: Source) -> None:
+    path = source.root / file
+    names = {category['id']: category['name'] for category in coco['categories']}
+    samples: dict[Any, Sample] = {}
+    for image in coco['images']:
+        name = with_slashes(image['file_name'])
+        size = (image['width'], image['height'])
+        samples[image['id']] = Sample(_image(source.root, file, name), size)
+        content.add(split_of_file(file), samples[image['id']])
+    for annotation in coco['annotations']:
+        found = {k: v for k, v in annotation.items() if k not in ('id', 'image_id', 'category_id')}
+        found['name'] = names[annotation['category_id']]
+        if not isinstance(found.get('segmentation', []), (list, dict)):
+            raise DataError(f"'{path}': annotation {annotation['id']} has no valid segmentation")
+        samples[annotation['image_id']].objects.append(found)
+
+
+def _image(root: Path, file: Path, name: str) -> Path:
+    folder = root / file.parent
+    split = split_of_file(file)
+    places = [folder, root / 'images' / split, root / split, root / 'images', root]
+    places += [root / 'images' / 'default']
+    for place in places:
+        if (place / name).is_file():
+            return place / name
+    looked = ', '.join(f"'{place}'" for place in dict.fromkeys(places))
+    raise DataError(
+        f"image '{name}' of '{root / file}' does not exist; put the images in one of the folders "
+        f'{looked}'
+    )

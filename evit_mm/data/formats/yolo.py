@@ -1,0 +1,202 @@
+"""YOLO: ``data.yaml`` with ``train``, ``val`` and ``names``, and one label file per image.
+
+The rules are those of Ultralytics. ``train`` and ``val`` are a folder, a list file, or a list of
+these. The label file of ``images/a.jpg`` is ``labels/a.txt``, and an image without one has no
+objects.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ...errors import DataError
+from ..images import list_images
+from .samples import (
+    Content,
+    Sample,
+    Source,
+    bounds,
+    is_image,
+    numbers,
+    read_text,
+    relative_name,
+    with_slashes,
+)
+
+NAMES = ('data.yaml', 'data.yml', 'dataset.yaml', 'dataset.yml')
+LOOKED = 'data.yaml (YOLO)'
+KEYS = {'train': ('train',), 'val': ('val', 'valid', 'validation')}
+SLACK = 0.05  # a box may extend a little beyond its image
+
+
+def find(source: Source) -> list[Path]:
+    """Return the YAML file that describes a YOLO data set, or all candidates."""
+    files = [f for f in source.with_suffix('.yaml', '.yml') if len(f.parts) == 1]
+    return [f for f in files if f.name.lower() in NAMES or _describes(source.root / f)]
+
+
+def _describes(file: Path) -> bool:
+    try:
+        content = _load(file)
+    except DataError:
+        return False
+    return 'names' in content and 'train' in content
+
+
+def _load(file: Path) -> dict[str, Any]:
+    try:
+        # the base loader keeps class names such as "no" and "01" as they are written
+        content = yaml.load(read_text(file), Loader=yaml.BaseLoader)  # noqa: S506
+    except yaml.YAMLError as error:
+        raise DataError(f"'{file}' is not valid YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(content, Mapping):
+        raise DataError(f"'{file}' has no keys; it needs train, val and names")
+    return dict(content)
+
+
+def read(source: Source) -> Content:
+    """Read a YOLO data set."""
+    files = find(source)
+    if len(files) > 1:
+        found = ', '.join(map(str, files))
+        raise DataError(f"'{source.root}' has several YOLO files ({found}); keep one of them")
+    file = source.root / files[0]
+    config = _load(file)
+    content = Content(classes=_class_names(config.get('names'), file))
+    labelled = 0
+    for split, keys in KEYS.items():
+        key = next((key for key in keys if config.get(key)), None)
+        if key is None:
+            if split == 'train':
+                raise DataError(f"'{file}': 'train' is missing; add the folder of its images")
+            continue
+        images = dict.fromkeys(_images(config[key], config.get('path'), file, key))
+        for image in images:
+            sample = source.sample(image)
+            if sample is None:
+                continue
+            label = _label_file(image)
+            labelled += label is not None
+            if label is None:
+                name = relative_name(image, source.root)
+                source.notes.add('images have no label file and count as background', name)
+            else:
+                _add_labels(sample, label, content.classes, source)
+            content.add(split, sample)
+    if not labelled:
+        raise DataError(
+            f"'{source.root}': no image has a label file; put the label of images/NAME.jpg into "
+            'labels/NAME.txt, or beside the image'
+        )
+    return content
+
+
+def _class_names(names: Any, file: Path) -> list[str]:
+    if isinstance(names, Mapping):
+        keys = [str(number) for number in range(len(names))]
+        if set(names) != set(keys):
+            raise DataError(
+                f"'{file}': 'names' has the keys {', '.join(map(str, names))}; number the classes "
+                f'from 0 to {len(keys) - 1}'
+            )
+        names = [names[key] for key in keys]
+    if not isinstance(names, Sequence) or isinstance(names, str) or not names:
+        raise DataError(f"'{file}': 'names' is missing or not a list; add the class names")
+    if not all(isinstance(name, str) and name for name in names) or len({*names}) < len(names):
+        raise DataError(f"'{file}': 'names' has empty or repeated names; give each class its own")
+    return list(names)
+
+
+def _images(value: Any, base: Any, file: Path, key: str) -> Iterator[Path]:
+    """Yield the images of a split."""
+    for entry in value if isinstance(value, list) else [value]:
+        if not isinstance(entry, str):
+            raise DataError(f"'{file}': '{key}' is not a path or a list of paths; correct it")
+        path = _resolve(entry, base, file, key)
+        if path.is_dir():
+            yield from filter(is_image, list_images(path))
+        elif path.suffix.lower() == '.txt':
+            yield from _listed(path, file.parent)
+        else:
+            raise DataError(f"'{file}': '{key}' is '{entry}', but it must be a folder or a .txt")
+
+
+def _resolve(entry: str, base: Any, file: Path, key: str) -> Path:
+    """Return the path of an entry, with ``path`` and without, as exports have it."""
+    entry = with_slashes(entry)
+    inside = entry.removeprefix('../')  # Roboflow writes ../train/images and means train/images
+    bases = [file.parent / with_slashes(base)] if isinstance(base, str) and base else []
+    tried = [folder / name for name in (inside, entry) for folder in (*bases, file.parent)]
+    found = next((path for path in tried if path.exists()), None)
+    if found is None:
+        looked = ', '.join(f"'{path}'" for path in dict.fromkeys(tried))
+        raise DataError(
+            f"'{file}': '{key}' is '{entry}', which does not exist; tried {looked}; correct it, or "
+            "'path'"
+        )
+    return Path(os.path.normpath(found))
+
+
+def _listed(file: Path, root: Path) -> Iterator[Path]:
+    for number, line in enumerate(read_text(file).splitlines(), 1):
+        name = with_slashes(line)
+        if not name or Path(name).name.startswith('.'):
+            continue
+        tried = [folder / name for folder in (file.parent, root)]
+        found = next((path for path in tried if path.is_file()), None)
+        if found is None:
+            raise DataError(
+                f"'{file}', line {number}: image '{name}' does not exist; correct the path, "
+                'relative to this file'
+            )
+        yield Path(os.path.normpath(found))
+
+
+def _label_file(image: Path) -> Path | None:
+    """Return the label file of an image: in labels/ instead of images/, or beside the image."""
+    places = [image.with_suffix('.txt')]
+    parts = list(image.parts)
+    if 'images' in parts[:-1]:
+        last = len(parts) - 2 - parts[-2::-1].index('images')
+        places.insert(0, Path(*parts[:last], 'labels', *parts[last + 1 :]).with_suffix('.txt'))
+    return next((place for place in places if place.is_file()), None)
+
+
+def _add_labels(sample: Sample, file: Path, classes: Sequence[str], source: Source) -> None:
+    width, height = sample.size
+    source.reads(file)
+    for number, line in enumerate(read_text(file).splitlines(), 1):
+        columns = line.split()
+        if not columns:
+            continue
+        place = f'line {number}'
+        # five columns are a box; an odd number from seven on is a class with a polygon
+        if len(columns) != 5 and (len(columns) < 7 or len(columns) % 2 == 0):
+            hint = ' (a sixth one is the score of a detection)' if len(columns) == 6 else ''
+            raise DataError(
+                f"'{file}', {place}: {len(columns)} columns{hint}; a label has five, class "
+                'x_center y_center width height, or a class and the points of a polygon'
+            )
+        label, *values = numbers(columns, file, place)
+        if label not in range(len(classes)):
+            raise DataError(
+                f"'{file}', {place}: class {columns[0]} is not one of the {len(classes)} classes 0 "
+                f"to {len(classes) - 1} of 'names'; correct the label or add the name"
+            )
+        if min(values) < -SLACK or max(values) > 1 + SLACK:
+            raise DataError(
+                f"'{file}', {place}: the coordinates {' '.join(columns[1:])} are not all from 0 to "
+                '1; divide x by the width and y by the height of the image'
+            )
+        points = [v * (height if i % 2 else width) for i, v in enumerate(values)]
+        polygon = points if len(columns) > 5 else []
+        if not polygon:
+            x, y, w, h = points
+            points = [x - w / 2, y - h / 2, x + w / 2, y + h / 2]
+        name = classes[int(label)]
+        source.add_object(sample, name, bounds(points), f'{file.name}, {place}', polygon)
