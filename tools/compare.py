@@ -13,7 +13,7 @@ from evit_mm.utils.cli import add_cfg_options, add_device, run_tool
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description='Compare backbones with the same budget')
-    parser.add_argument('--data', help='data set in COCO format: annotations/instances_{train,val}')
+    parser.add_argument('--data', help='data folder, as for tools/train.py --data')
     names = f'backbones, from {", ".join(available_models())}'
     parser.add_argument('--models', nargs='+', default=DEFAULT_MODELS, metavar='NAME', help=names)
     names = f'recipes for each backbone, from {", ".join(RECIPES)}'

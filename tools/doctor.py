@@ -24,6 +24,7 @@ def parse_args() -> argparse.Namespace:
         'config', nargs='?', help='config file (default: check only the environment)'
     )
     parser.add_argument('checkpoint', nargs='?', help='checkpoint for the model of the config')
+    parser.add_argument('--data', metavar='DIR', help='data folder, as for tools/train.py --data')
     parser.add_argument('--json', action='store_true', help='print the findings as JSON')
     parser.add_argument(
         '--all-images', action='store_true', help='decode all images (default: a few)'
@@ -47,7 +48,7 @@ if __name__ == '__main__':
     args = parse_args()
     sys.path.insert(0, str(ROOT))
     doctor = load_doctor()
-    findings = doctor.diagnose(args.config, args.checkpoint, args.all_images)
+    findings = doctor.diagnose(args.config, args.checkpoint, args.all_images, args.data)
     if args.json:
         print(json.dumps(doctor.as_records(findings), indent=1))
     else:

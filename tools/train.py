@@ -1,7 +1,8 @@
-"""Train a detector or classifier: python tools/train.py CONFIG [options]."""
+"""Train a detector or classifier: python tools/train.py CONFIG, or --data DIR, and options."""
 
 import argparse
 
+from evit_mm.runner.data_config import DEFAULT_MODEL, config_for_data, data_models
 from evit_mm.runner.train import train
 from evit_mm.utils.cli import add_cfg_options, add_device, add_launcher, parse_with_rank, run_tool
 
@@ -9,7 +10,14 @@ from evit_mm.utils.cli import add_cfg_options, add_device, add_launcher, parse_w
 def parse_args() -> argparse.Namespace:
     """Parse the command line, with the flags of mmdet where it has them."""
     parser = argparse.ArgumentParser(description='Train a detector or classifier')
-    parser.add_argument('config', help='config file')
+    parser.add_argument('config', nargs='?', help='config file')
+    parser.add_argument(
+        '--data',
+        metavar='DIR',
+        help='instead of a config: data folder (COCO, YOLO, VOC, CVAT, LabelMe, Label Studio)',
+    )
+    names = ', '.join(data_models())
+    parser.add_argument('--model', help=f'for --data: {names} (default: {DEFAULT_MODEL})')
     parser.add_argument('--work-dir', help='folder for logs and checkpoints')
     parser.add_argument(
         '--resume',
@@ -35,12 +43,21 @@ def parse_args() -> argparse.Namespace:
     add_device(parser)
     add_cfg_options(parser)
     add_launcher(parser)
-    return parse_with_rank(parser)
+    args = parse_with_rank(parser)
+    if (args.config is None) == (args.data is None) or (args.model and not args.data):
+        parser.error('give either a config or --data DIR, and --model only with --data')
+    return args
 
 
 def main() -> None:
     """Run the training."""
-    train(**vars(parse_args()))
+    args = vars(parse_args())
+    data, model = args.pop('data'), args.pop('model') or DEFAULT_MODEL
+    if data:
+        options = (args['work_dir'], args['cfg_options'])
+        args['config'], lines = config_for_data(data, model, *options)
+        print(*lines, sep='\n')
+    train(**args)
 
 
 if __name__ == '__main__':

@@ -13,7 +13,7 @@ import mmcv
 from mmengine.config import Config
 
 from .. import __version__
-from ..data.layout import CocoSplit, dataset_config, find_splits
+from ..data.layout import CocoSplit, DataFolder, dataset_config, find_data
 from ..errors import ConfigError
 from ..runner.variables import evaluate, read_source
 from ..utils.package_files import project_path
@@ -54,8 +54,7 @@ class Budget:
     """The settings that all runs of a comparison share.
 
     Attributes:
-        data: Folder of a data set in COCO format, see
-            :func:`evit_mm.data.layout.find_splits`.
+        data: Data folder, see :func:`evit_mm.data.layout.find_data`.
         epochs: Number of training epochs.
         scale: Largest ``(width, height)`` of a resized image. The aspect ratio is kept.
         head: ``'full'`` is the published RetinaNet head with a 256-channel neck. ``'light'`` has 64
@@ -84,9 +83,14 @@ class Budget:
             raise ConfigError(f"--head must be one of {', '.join(HEADS)}, got '{self.head}'")
 
     @cached_property
+    def folder(self) -> DataFolder:
+        """The content of the data folder, cached because COCO's annotations load slowly."""
+        return find_data(self.data)
+
+    @property
     def splits(self) -> tuple[CocoSplit, CocoSplit]:
-        """The training and validation splits, cached because COCO's annotations load slowly."""
-        return find_splits(self.data)
+        """The training and validation splits."""
+        return self.folder.train, self.folder.val
 
     def record(self) -> dict[str, Any]:
         """Return the settings that must stay the same in a comparison, as JSON values."""

@@ -8,6 +8,7 @@ work dir ``runs/MODEL_seedK/`` per run, and at the end the table. A run is finis
 from __future__ import annotations
 
 import json
+import logging
 import multiprocessing
 import os
 import signal
@@ -24,6 +25,7 @@ from filelock import FileLock, Timeout
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.hooks import Hook
+from mmengine.logging import print_log
 from rich.console import Console
 from rich.progress import Progress
 
@@ -111,6 +113,8 @@ def compare(
     set_device(device)
     # find all errors before the training, which takes hours
     rows = [Row(m, budget.config(m), base=base_of(m, budget.pretrained)) for m in models]
+    for note in budget.folder.notes:
+        print_log(note, logger='current', level=logging.WARNING)
     check_config_data(rows[0].config, ('train', 'val'))
     about = _describe(budget, seeds)
     for row in rows:

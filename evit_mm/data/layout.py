@@ -64,8 +64,8 @@ def find_data(root: str | Path) -> DataFolder:
             splits = [_find(root, file, coco) for file, coco in contents.items()]
             return DataFolder('COCO', *_with_same_classes(*splits))
     converted, notes = convert(source, recognised)
-    splits = [_in_folder(root, file, read_coco(file)) for file in converted.values()]
-    return DataFolder(recognised.name, *splits, notes=tuple(notes))
+    splits = [_in_folder(root, file, read_coco(file)) for file in converted]
+    return DataFolder(recognised.name, splits[0], splits[1], tuple(notes))
 
 
 def find_splits(root: str | Path) -> tuple[CocoSplit, CocoSplit]:

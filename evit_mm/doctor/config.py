@@ -13,8 +13,10 @@ from mmengine.registry import MODELS, init_default_scope
 
 from evit_mm.data.check import config_data_faults
 from evit_mm.data.images import NUM_DECODED
+from evit_mm.data.layout import find_data
 from evit_mm.runner.build import config_faults, load_detector
 from evit_mm.runner.config import read_config
+from evit_mm.runner.data_config import DEFAULT_MODEL, config_text, data_models, describe
 
 from .findings import Finding, from_sentence, guarded
 
@@ -30,6 +32,18 @@ def check_config(config: str, checkpoint: str | None, all_images: bool) -> Itera
         yield from guarded('model', lambda: check_model(cfg))
     else:
         yield from guarded('checkpoint', lambda: check_checkpoint(cfg, checkpoint))
+
+
+def check_folder(data: str, all_images: bool) -> Iterator[Finding]:
+    """Recognise the format of a data folder, and check the config that training would write."""
+    found = find_data(data)
+    recognised, *notes = describe(data, found)
+    yield Finding('green', 'data', recognised.removeprefix('data: '))
+    for note in notes:
+        yield Finding('yellow', 'data', note.removeprefix('note: '))
+    base = data_models()[DEFAULT_MODEL]
+    cfg = Config.fromstring(config_text(data, found, base), '.py')
+    yield from guarded('data', lambda: check_data(cfg, all_images))
 
 
 def check_data(cfg: Config, all_images: bool) -> Iterator[Finding]:

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ... import __version__
 from ...errors import DataError
 from ...utils.files import read_json_dict, write_json
 from . import coco_json, cvat, label_studio, labelme, voc, yolo
@@ -32,6 +31,7 @@ from .samples import (
 )
 
 CACHE = '.evit_mm'
+VERSION = 1  # of the converted files; increase it when a reader changes what it returns
 READ = ('.json', '.xml', '.yaml', '.yml', '.txt')  # besides the images
 SNIFFED = 5  # JSON files per folder that are opened to recognise a format
 LOOKED = '; '.join(kind.LOOKED for kind in (coco_json, yolo, voc, cvat, labelme, label_studio))
@@ -61,7 +61,9 @@ def scan(root: Path) -> Source:
     if root.is_file():
         raise DataError(f"data set '{root}' is a file; give the folder that contains it")
     if not root.is_dir():
-        raise DataError(f"data set '{root}' does not exist; give the folder with its annotations")
+        raise DataError(
+            f"data set '{root}' does not exist; give the folder that contains the data set"
+        )
     return Source(root, tuple(sorted(_visible(root))))
 
 
@@ -137,7 +139,7 @@ def _kind_of(content: Any) -> str:
     return next((name for name, test in tests.items() if test(content)), '')
 
 
-def convert(source: Source, recognised: Recognised) -> tuple[dict[str, Path], list[str]]:
+def convert(source: Source, recognised: Recognised) -> tuple[list[Path], list[str]]:
     """Convert a data folder to COCO's format, unless the cache has it.
 
     Args:
@@ -145,7 +147,7 @@ def convert(source: Source, recognised: Recognised) -> tuple[dict[str, Path], li
         recognised: Their format.
 
     Returns:
-        The annotation files of ``train`` and ``val``, and sentences on what was left out.
+        The annotation files for training and for validation, and sentences on what was left out.
 
     Raises:
         DataError: A file has errors, or the cache cannot be written.
@@ -156,7 +158,7 @@ def convert(source: Source, recognised: Recognised) -> tuple[dict[str, Path], li
     outside = record.get('outside', [])
     current = all(file.is_file() for file in files.values())
     if current and record.get('digest') == _digest(source, recognised, outside):
-        return files, record['notes']
+        return list(files.values()), record['notes']
     images_in.cache_clear()
     content = recognised.read(source)
     _split(content, source)
@@ -181,7 +183,7 @@ def convert(source: Source, recognised: Recognised) -> tuple[dict[str, Path], li
             f"the converted annotations cannot be written to '{folder}' ({error.strerror}); make "
             f"'{source.root}' writable, or copy the data set"
         ) from None
-    return files, notes
+    return list(files.values()), notes
 
 
 def _split(content: Content, source: Source) -> None:
@@ -209,11 +211,10 @@ def _check_content(content: Content, root: Path) -> None:
 
 def _digest(source: Source, recognised: Recognised, outside: list[str]) -> str:
     """Return a hash of the names, sizes and times of all files that a conversion reads."""
-    digest = hashlib.sha256(f'{__version__} {recognised.name}'.encode())
-    for file in (*source.files, *outside):
-        path = source.root / file
+    digest = hashlib.sha256(f'{VERSION} {recognised.name}'.encode())
+    for path in (*(source.root / file for file in source.files), *map(Path, outside)):
         stat = path.stat() if path.exists() else None
-        about = (str(file), stat and stat.st_size, stat and stat.st_mtime_ns)
+        about = (relative_name(path, source.root), stat and stat.st_size, stat and stat.st_mtime_ns)
         digest.update(json.dumps(about).encode())
     return digest.hexdigest()
 
@@ -221,7 +222,8 @@ def _digest(source: Source, recognised: Recognised, outside: list[str]) -> str:
 def _as_coco(samples: list[Sample], classes: list[str], root: Path) -> Mapping[str, Any]:
     """Return images and objects in COCO's format, with paths relative to the data folder."""
     ids = {name: number for number, name in enumerate(classes, 1)}
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for number, sample in enumerate(samples, 1):
         name = relative_name(sample.path, root)
         width, height = sample.size
