@@ -11,11 +11,8 @@ def parse_args() -> argparse.Namespace:
     """Parse the command line, with the flags of mmdet where it has them."""
     parser = argparse.ArgumentParser(description='Train a detector or classifier')
     parser.add_argument('config', nargs='?', help='config file')
-    parser.add_argument(
-        '--data',
-        metavar='DIR',
-        help='instead of a config: data folder (COCO, YOLO, VOC, CVAT, LabelMe, Label Studio)',
-    )
+    text = 'data folder (COCO, YOLO, VOC, CVAT, LabelMe or Label Studio) instead of a config'
+    parser.add_argument('--data', metavar='DIR', help=text)
     names = ', '.join(data_models())
     parser.add_argument('--model', help=f'for --data: {names} (default: {DEFAULT_MODEL})')
     parser.add_argument('--work-dir', help='folder for logs and checkpoints')
@@ -26,12 +23,10 @@ def parse_args() -> argparse.Namespace:
         help='resume from the given checkpoint, by default the last one in the work dir',
     )
     parser.add_argument('--amp', action='store_true', help='train in mixed precision')
-    parser.add_argument(
-        '--auto-scale-lr', action='store_true', help='scale the learning rate to the batch size'
-    )
-    parser.add_argument(
-        '--deterministic', action='store_true', help='use deterministic algorithms only'
-    )
+    text = 'scale the learning rate to the batch size'
+    parser.add_argument('--auto-scale-lr', action='store_true', help=text)
+    text = 'use deterministic algorithms only'
+    parser.add_argument('--deterministic', action='store_true', help=text)
     parser.add_argument(
         '--track',
         nargs='+',
@@ -56,7 +51,7 @@ def main() -> None:
     if data:
         options = (args['work_dir'], args['cfg_options'])
         args['config'], lines = config_for_data(data, model, *options)
-        print(*lines, sep='\n')
+        print(*lines, sep='\n', flush=True)
     train(**args)
 
 

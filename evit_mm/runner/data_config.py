@@ -83,9 +83,7 @@ def config_for_data(
         _check_same_data(file, found)
         lines.append(f"config: '{file}' exists and is used as it is; delete it to write it again")
         if cfg_options:
-            lines.append(
-                'config: --cfg-options apply to this run and are not written to the config'
-            )
+            lines.append('config: --cfg-options apply to this run only and are not written there')
     else:
         text = config_text(data, found, base, cfg_options)
         try:
@@ -145,18 +143,20 @@ def config_text(
     cfg_options: Mapping[str, Any] | None = None,
 ) -> str:
     """Return the source of the config for a data folder."""
+    options = dict(cfg_options or {})
     values = _values(data, found, Config.fromfile(str(base)))
-    text = _render(_head(data, found, base, cfg_options), base, values)
-    if not cfg_options:
-        return text
-    try:
-        merged = Config.fromstring(text, '.py')
-        merged.merge_from_dict(dict(cfg_options))
-    except Exception as error:  # mmengine raises any exception for a wrong key
-        raise ConfigError(f'--cfg-options cannot be applied ({error})') from error
-    for key in cfg_options:
-        _merge(values, merged, key.split('.'))
-    return _render(_head(data, found, base, cfg_options), base, values)
+    # first the variables, because other values use them
+    values.update({k: v for k, v in options.items() if k in values and not isinstance(v, Mapping)})
+    head = _head(data, found, base, options)
+    if options:
+        try:
+            merged = Config.fromstring(_render(head, base, values), '.py')
+            merged.merge_from_dict(options)
+        except Exception as error:  # mmengine raises any exception for a wrong key
+            raise ConfigError(f'--cfg-options cannot be applied ({error})') from error
+        for key in options:
+            _merge(values, merged, key.split('.'))
+    return _render(head, base, values)
 
 
 def _values(data: str | Path, found: DataFolder, base: Config) -> dict[str, Any]:
@@ -235,9 +235,7 @@ def _merge(values: dict[str, Any], merged: Config, key: list[str]) -> None:
         values = node
 
 
-def _head(
-    data: str | Path, found: DataFolder, base: Path, options: Mapping[str, Any] | None
-) -> list[str]:
+def _head(data: str | Path, found: DataFolder, base: Path, options: Mapping[str, Any]) -> list[str]:
     numbers = f'{found.train.num_images} images, {len(found.train.classes)} classes'
     head = [
         f'{base.stem} on your data ({found.format} format, {numbers}), from scratch.',
@@ -252,8 +250,8 @@ def _head(
 
 
 def _render(head: list[str], base: Path, values: Mapping[str, Any]) -> str:
-    lines = ['"""' + '\n'.join(head).replace('\\', '\\\\').replace('"', "'") + '\n"""', '']
-    lines += [f'_base_ = {str(base)!r}', '']
+    text = '\n'.join(head).replace('\\', '\\\\').replace('"', "'").replace('{{', '{ {')
+    lines = [f'"""{text}\n"""', '', f'_base_ = {source(str(base))}', '']
     for name, value in values.items():
         if name in COMMENTS:
             lines.append(f'# {COMMENTS[name]}')
@@ -280,6 +278,9 @@ def source(value: Any, used: int = 0, indent: int = 0) -> str:
     elif isinstance(value, (list, tuple)):
         parts = [('', item) for item in value]
         left, right = '[]' if isinstance(value, list) else '()'
+    elif isinstance(value, str):
+        text = repr(value)
+        return text.replace('{{', f'{{{text[0]} {text[0]}{{')  # mmengine replaces {{ name }}
     else:
         return repr(value)
     one_line = ', '.join(name + source(item) for name, item in parts)

@@ -1,16 +1,22 @@
 """Every format gives the same boxes and the same AP as COCO, and errors name file and place."""
 
+import errno
 import json
+import os
 import random
 import shutil
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
+from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from evit_mm.data import formats
 from evit_mm.data.layout import find_data
+from evit_mm.errors import DataError
 from tests.data import exports
 
 
@@ -74,3 +80,561 @@ def test_boxes_and_ap_equal_those_of_coco(writer, cells, expected, tmp_path):
     found = figures(data.val.ann_file)
     assert 0.05 < expected[0] < 0.9
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+
+
+# --- small folders, one per question
+
+
+def picture(path, width=40, height=30):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ok, data = cv2.imencode(path.suffix.lower(), np.full((height, width, 3), 90, np.uint8))
+    assert ok
+    path.write_bytes(data)
+    return path
+
+
+def boxes(split):
+    """Return name and box of all objects, by image name."""
+    return {
+        image[0]: [(n, b) for n, b, _ in found] for image, found in truth(split.ann_file).items()
+    }
+
+
+def yolo(root, yaml='names: [cat, dog]', line='0 0.5 0.5 0.25 0.2', suffix='.jpg'):
+    """A cat in the middle of each of two images per split: [15, 12, 10, 6]."""
+    for split in ('train', 'val'):
+        for index in range(2):
+            picture(root / 'images' / split / f'{split}{index}{suffix}')
+            exports.write(root / 'labels' / split / f'{split}{index}.txt', line)
+    exports.write(root / 'data.yaml', f'train: images/train\nval: images/val\n{yaml}\n')
+    return root
+
+
+CAT = ('cat', [15, 12, 10, 6])
+
+
+def only(found):
+    """Return the objects that all images have."""
+    first, *others = found.values()
+    assert all(other == first for other in others)
+    return first
+
+
+def said(root):
+    """Return the error for a folder, without its path."""
+    with pytest.raises(DataError) as caught:
+        find_data(root)
+    message = str(caught.value)
+    assert '\n' not in message
+    return message.replace(str(root), 'DIR')
+
+
+@pytest.mark.parametrize(
+    ('names', 'classes'),
+    [
+        ('names: [cat, dog]', ('cat', 'dog')),
+        ('names: {0: cat, 1: dog}', ('cat', 'dog')),
+        ("names:\n  1: 'no'\n  0: cat", ('cat', 'no')),
+        ('names:\n- cat\n- no', ('cat', 'no')),  # plain YAML reads False
+        ('names: [cat, großer Hund, 01]', ('cat', 'großer Hund', '01')),
+    ],
+)
+def test_yolo_names_are_kept_as_they_are_written(names, classes, tmp_path):
+    data = find_data(yolo(tmp_path, names))
+    assert data.format == 'YOLO' and data.train.classes == data.val.classes == classes
+    assert boxes(data.val) == {'val0.jpg': [CAT], 'val1.jpg': [CAT]} and data.notes == ()
+
+
+@pytest.mark.parametrize(
+    ('train', 'number'),
+    [
+        ('train: [images/train, more]', 3),
+        ('train:\n- images/train\n- more', 3),
+        ('train: list.txt', 2),
+        ('path: .\ntrain: images/train', 2),
+        ('path: /nowhere/on/this/machine\ntrain: images/train', 2),
+        ('path: ../datasets/set\ntrain: images/train', 2),
+        ('train: ../images/train', 2),  # Roboflow
+        ('train: images\\train', 2),
+        ('path: ABSOLUTE\ntrain: images/train', 2),
+        ('train: ABSOLUTE/images/train', 2),
+    ],
+)
+@pytest.mark.parametrize('encoding', ['utf-8', 'utf-8-sig'])
+def test_yolo_splits_are_folders_lists_or_lists_of_folders(train, number, encoding, tmp_path):
+    root = yolo(tmp_path / 'set')
+    picture(root / 'more' / 'train9.jpg')
+    exports.write(root / 'more' / 'train9.txt', '1 0.5 0.5 0.25 0.2\r\n\r\n')
+    lines = ['./images/train/train0.jpg', '.\\images\\train\\train1.jpg', '']
+    (root / 'list.txt').write_text('\r\n'.join(lines), encoding=encoding)
+    text = f'{train}\nval: images/val\nnames: [cat, dog]\n'.replace('ABSOLUTE', str(root))
+    (root / 'data.yaml').write_text(text.replace('\n', '\r\n'), encoding=encoding)
+    found = boxes(find_data(root).train)
+    assert len(found) == number and found['train0.jpg'] == found['train1.jpg'] == [CAT]
+    assert number == 2 or found['train9.jpg'] == [('dog', CAT[1])]
+
+
+def test_yolo_clutter_of_other_systems_changes_nothing(tmp_path):
+    root = yolo(tmp_path / 'set', suffix='.JPG')
+    for name in ('._train0.JPG', '.DS_Store'):
+        exports.write(root / 'images' / 'train' / name, 'Mac OS X')
+        exports.write(root / 'labels' / 'train' / name, 'Mac OS X')
+    exports.write(root / '._data.yaml', 'Mac OS X')
+    exports.write(root / 'labels' / 'train.cache', 'Ultralytics')
+    label = root / 'labels' / 'train' / 'train0.txt'
+    label.write_bytes(b'\xef\xbb\xbf0 0.5 0.5 0.25 0.2\r\n \r\n')
+    assert boxes(find_data(root).train) == {'train0.JPG': [CAT], 'train1.JPG': [CAT]}
+
+
+def test_yolo_polygons_give_their_box_and_keep_their_outline(tmp_path):
+    root = yolo(tmp_path / 'set', line='0 0.25 0.1 0.5 0.5 0.75 0.1 0.5 0.2')
+    split = find_data(root).train
+    assert boxes(split)['train0.jpg'] == [('cat', [10, 3, 20, 12])]
+    (first, *_) = json.loads(split.ann_file.read_text())['annotations']
+    assert first['segmentation'] == [[10, 3, 20, 15, 30, 3, 20, 6]]
+    assert first['area'] == pytest.approx(90)  # a triangle of 120 less one of 30
+
+
+def test_yolo_boxes_are_in_pixels_of_the_image_as_displayed(tmp_path):
+    root = yolo(tmp_path / 'set')
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = root / 'images' / 'train' / 'train0.jpg'
+    Image.open(path).save(path, exif=exif)
+    assert cv2.imread(str(path)).shape[:2] == (40, 30)
+    split = find_data(root).train
+    assert split.first_size == (30, 40)
+    assert boxes(split)['train0.jpg'] == [('cat', [11.25, 16, 7.5, 8])]
+
+
+def test_yolo_images_without_labels_are_background(tmp_path):
+    root = yolo(tmp_path / 'set')
+    (root / 'labels' / 'train' / 'train0.txt').unlink()
+    (root / 'labels' / 'train' / 'train1.txt').write_text('0 0.5 0.5 0 0.1\n0 0.5 0.5 0.25 0.2')
+    data = find_data(root)
+    assert boxes(data.train) == {'train0.jpg': [], 'train1.jpg': [CAT]}
+    assert data.notes == (
+        '1 images have no label file and count as background (images/train/train0.jpg)',
+        '1 objects without area were left out (train1.txt, line 1)',
+    )
+    shutil.rmtree(root / 'labels')
+    assert said(root).startswith("'DIR': no image has a label file; put the label of images/NAME")
+
+
+LABEL = "'DIR/labels/val/val1.txt', line 2: "
+
+
+@pytest.mark.parametrize(
+    ('line', 'message'),
+    [
+        ('0 .5 .5 .1 .1 .9', LABEL + '6 columns (a sixth one is the score of a detection)'),
+        ('0 .5 .5 .1', LABEL + '4 columns; a label has five'),
+        ('0 .5 .5 .1 .1 .2 .2 .3', LABEL + '8 columns; a label has five'),
+        ('2 .5 .5 .1 .1', LABEL + 'class 2 is not one of the 2 classes 0 to 1'),
+        ('-1 .5 .5 .1 .1', LABEL + 'class -1 is not one of'),
+        ('0.5 .5 .5 .1 .1', LABEL + 'class 0.5 is not one of'),
+        ('cat .5 .5 .1 .1', LABEL + "'cat' is not a finite number"),
+        ('0 nan .5 .1 .1', LABEL + "'nan' is not a finite number"),
+        ('0 20 15 8 8', LABEL + 'the coordinates 20 15 8 8 are not all from 0 to 1; divide'),
+        ('0 .5 .5 -.1 .1', LABEL + 'the coordinates .5 .5 -.1 .1 are not all from 0'),
+    ],
+)
+def test_wrong_yolo_labels_are_named_with_file_and_line(line, message, tmp_path):
+    root = yolo(tmp_path / 'set')
+    (root / 'labels' / 'val' / 'val1.txt').write_text('0 .5 .5 .1 .1\n' + line)
+    assert said(root).startswith(message)
+    assert not (root / '.evit_mm').exists()
+
+
+@pytest.mark.parametrize(
+    ('yaml', 'message'),
+    [
+        ('train: [images/train', "'DIR/data.yaml' is not valid YAML (while parsing a flow seq"),
+        ('- a', "'DIR/data.yaml' has no keys; it needs train, val and names"),
+        ('names: [a]', "'DIR/data.yaml': 'train' is missing; add the folder of its images"),
+        ('train: images/train', "'DIR/data.yaml': 'names' is missing or not a list"),
+        ('train: gone\nnames: [a]', "'DIR/data.yaml': 'train' is 'gone', which does not exist; t"),
+        ('train: data.yaml\nnames: [a]', "'DIR/data.yaml': 'train' is 'data.yaml', but it must be"),
+        ('names: {0: a, 2: b}', "'DIR/data.yaml': 'names' has the keys 0, 2; number the classes"),
+        ('names: [a, a]', "'DIR/data.yaml': 'names' has empty or repeated names"),
+        ('train: l.txt\nnames: [a]', "'DIR/l.txt', line 1: image 'gone.jpg' does not exist"),
+    ],
+)
+def test_wrong_yolo_files_are_named_with_the_field(yaml, message, tmp_path):
+    root = yolo(tmp_path / 'set')
+    (root / 'data.yaml').write_text(yaml)
+    (root / 'l.txt').write_text('gone.jpg')
+    assert said(root).startswith(message)
+
+
+def test_images_elsewhere_are_read_and_named(tmp_path):
+    root = yolo(tmp_path / 'set')
+    far = picture(tmp_path / 'far' / 'images' / 'far.png')
+    exports.write(tmp_path / 'far' / 'labels' / 'far.txt', '1 0.5 0.5 0.25 0.2')
+    (root / 'list.txt').write_text(f'{far}\nimages/train/train0.jpg\n')
+    text = 'train: list.txt\nval: images/val\nnames: [cat, dog]'
+    (root / 'data.yaml').write_text(text)
+    data = find_data(root)
+    assert boxes(data.train) == {'far.png': [('dog', CAT[1])], 'train0.jpg': [CAT]}
+    assert data.notes == (f'1 images are outside the data folder ({far})',)
+    assert data.train.first_image == far
+    (tmp_path / 'far' / 'labels' / 'far.txt').write_text('0 0.5 0.5 0.25 0.2')  # also a change
+    os.utime(tmp_path / 'far' / 'labels' / 'far.txt', (1, 1))
+    assert boxes(find_data(root).train)['far.png'] == [CAT]
+
+
+# --- Pascal VOC
+
+
+def voc(root, inner='', number=6, **changes):
+    """Images with a cat, and their XML files beside them."""
+    for index in range(number):
+        picture(root / f'{index}.jpg')
+        text = exports.voc_xml(
+            {'file_name': f'{index}.jpg', 'width': 40, 'height': 30}, [('cat', 0, CAT[1])]
+        )
+        for old, new in changes.items():
+            text = text.replace(f'<{old}>', new)
+        exports.write(root / f'{index}.xml', text.replace('</annotation>', f'{inner}</annotation>'))
+    return root
+
+
+def test_voc_difficult_objects_do_not_count_as_in_its_evaluation(tmp_path):
+    root = voc(tmp_path / 'set')
+    path = root / '0.xml'
+    path.write_text(path.read_text().replace('<difficult>0', '<difficult>1'))
+    data = find_data(root)
+    crowds = {
+        k[0]: [c for *_, c in v]
+        for s in (data.train, data.val)
+        for k, v in truth(s.ann_file).items()
+    }
+    assert crowds == {'0.jpg': [1]} | {f'{k}.jpg': [0] for k in range(1, 6)}
+    assert '1 difficult objects became crowds' in data.notes[1]
+
+
+def test_voc_sizes_are_read_from_the_image_where_the_file_has_none(tmp_path):
+    root = voc(tmp_path / 'set', width='<width>0</width><w>')
+    for path in root.glob('*.xml'):
+        path.write_text(
+            path.read_text().replace('</width><depth', '</w><depth').replace('40</width>', '</w>')
+        )
+    data = find_data(root)
+    assert {image[1:] for image in truth(data.train.ann_file)} == {(40, 30)}
+
+
+def test_voc_challenge_data_counts_pixels_from_one(tmp_path):
+    inner = '<source><database>The VOC2007 Database</database></source>'
+    data = find_data(voc(tmp_path / 'set', inner))
+    assert only(boxes(data.train)) == [('cat', [14, 11, 11, 7])]
+    other = find_data(voc(tmp_path / 'other', '<source><database>Unknown</database></source>'))
+    assert only(boxes(other.train)) == [CAT]
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (lambda text: text[:90], "'DIR/3.xml' is not valid XML ("),
+        (lambda text: text.replace('25</xmax', 'x</xmax'), "'DIR/3.xml', object 1: 'x' is not a"),
+        (lambda text: text.replace('xmax', 'max'), "'DIR/3.xml', object 1: None is not a finite"),
+    ],
+)
+def test_wrong_voc_files_are_named(change, message, tmp_path):
+    root = voc(tmp_path / 'set')
+    path = root / '3.xml'
+    path.write_text(change(path.read_text()))
+    assert said(root).startswith(message)
+
+
+def test_voc_entities_are_not_opened(tmp_path):
+    root = voc(tmp_path / 'set')
+    secret = tmp_path / 'secret.txt'
+    secret.write_text('secret')
+    path = root / '3.xml'
+    doctype = f'<!DOCTYPE a [<!ENTITY x SYSTEM "file://{secret}">]>'
+    path.write_text(doctype + path.read_text().replace('<name>cat', '<name>&x;'))
+    assert 'secret' not in said(root).replace(str(secret), '')
+
+
+def test_voc_lists_and_images_must_exist(tmp_path):
+    root = tmp_path / 'set'
+    voc(root / 'JPEGImages')
+    (root / 'Annotations').mkdir()
+    for path in (root / 'JPEGImages').glob('*.xml'):
+        path.rename(root / 'Annotations' / path.name)
+    lists = root / 'ImageSets' / 'Main'
+    exports.write(lists / 'train.txt', '0\r\n1\r\n')
+    exports.write(lists / 'val.txt', '2\n9\n')
+    assert said(root).startswith(
+        "'DIR/ImageSets/Main' lists 1 images without an annotation file (9)"
+    )
+    exports.write(lists / 'val.txt', '2\n')
+    data = find_data(root)
+    assert sorted(boxes(data.train)) == ['0.jpg', '1.jpg'] and sorted(boxes(data.val)) == ['2.jpg']
+    assert data.notes[0].startswith('3 annotation files are in no list of ImageSets/Main (3.xml')
+    (root / 'JPEGImages' / '2.jpg').unlink()
+    assert said(root).startswith("'DIR/Annotations/2.xml': image '2.jpg' does not exist; put")
+
+
+# --- CVAT, LabelMe, Label Studio
+
+
+def cvat(root, shapes, more=''):
+    images = ''
+    for index in range(6):
+        picture(root / 'images' / f'{index}.jpg')
+        images += f'<image id="{index}" name="{index}.jpg" width="40" height="30">{shapes}</image>'
+    labels = '<label><name>dog</name></label><label><name>cat</name></label>'
+    meta = f'<meta><task><labels>{labels}</labels></task></meta>'
+    exports.write(root / 'annotations.xml', f'<annotations>{meta}{images}{more}</annotations>')
+    return root
+
+
+@pytest.mark.parametrize(
+    ('shape', 'box'),
+    [
+        ('<box label="cat" xtl="15" ytl="12" xbr="25" ybr="18"/>', [15, 12, 10, 6]),
+        ('<box label="cat" xtl="15" ytl="12" xbr="25" ybr="18" rotation="90"/>', [17, 10, 6, 10]),
+        ('<polygon label="cat" points="1,2;5.5,2;5,9"/>', [1, 2, 4.5, 7]),
+        ('<mask label="cat" rle="1" left="3" top="4" width="5" height="6"/>', [3, 4, 5, 6]),
+        ('<ellipse label="cat" cx="9" cy="8" rx="2" ry="3"/>', [7, 5, 4, 6]),
+        ('<polyline label="cat" points="1,2;5,2;5,9"/>', None),
+        ('<box label="" xtl="15" ytl="12" xbr="25" ybr="18"/>', None),
+        ('<box label="cat" xtl="15" ytl="12" xbr="15" ybr="18"/>', None),
+    ],
+)
+def test_cvat_shapes_give_boxes(shape, box, tmp_path):
+    always = '<box label="dog" xtl="0" ytl="0" xbr="5" ybr="5"/>'
+    data = find_data(cvat(tmp_path / 'set', shape + always))
+    assert data.train.classes == ('dog', 'cat')  # the order of the task
+    expected = [('cat', box)] if box else []
+    assert only(boxes(data.train)) == [*expected, ('dog', [0, 0, 5, 5])]
+    assert len(data.notes) == 1 + (box is None or 'rotation' in shape)
+
+
+def test_cvat_for_video_and_missing_images_are_refused(tmp_path):
+    root = cvat(tmp_path / 'set', '', '<track id="0" label="cat"/>')
+    assert said(root) == (
+        "'DIR/annotations.xml' is CVAT for video; export the task as 'CVAT for images 1.1'"
+    )
+    cvat(root, '<box label="cat" xtl="1" ytl="2"/>')
+    assert said(root).startswith("'DIR/annotations.xml', image 1 '0.jpg', box 1: None is not a f")
+    (root / 'images' / '0.jpg').unlink()
+    assert said(root).startswith("'DIR/annotations.xml', image 1 '0.jpg' does not exist; export")
+
+
+def labelme(root, shapes, name='{}.jpg'):
+    for index in range(6):
+        picture(root / f'{index}.jpg')
+        content = {'shapes': shapes, 'imagePath': name.format(index), 'imageData': None}
+        exports.write(root / f'{index}.json', json.dumps(content))
+    return root
+
+
+def test_labelme_shapes_give_boxes(tmp_path):
+    kinds = [
+        ('cat', [[25, 18], [15, 12]], 'rectangle', None),
+        ('dog', [[1, 2], [5.5, 2], [5, 9]], 'polygon', None),
+        ('sun', [[20, 10], [23, 14]], 'circle', None),
+        ('bus', [[0, 0], [4, 4]], 'rectangle', 1),  # two parts of one object
+        ('bus', [[6, 6], [9, 8]], 'rectangle', 1),
+        ('bus', [[6, 6], [9, 8]], 'rectangle', 2),
+        ('way', [[0, 0], [4, 4]], 'line', None),
+    ]
+    keys = ('label', 'points', 'shape_type', 'group_id')
+    shapes = [dict(zip(keys, kind, strict=True)) for kind in kinds]
+    root = labelme(tmp_path / 'set', shapes, 'C:\\pictures\\{}.jpg')
+    data = find_data(root)
+    assert only(boxes(data.train)) == [
+        ('bus', [0, 0, 9, 8]),
+        ('bus', [6, 6, 3, 2]),
+        ('cat', [15, 12, 10, 6]),
+        ('dog', [1, 2, 4.5, 7]),
+        ('sun', [15, 5, 10, 10]),
+    ]
+    assert data.train.classes == ('bus', 'cat', 'dog', 'sun') and len(data.notes) == 2
+    assert data.notes[1].startswith('6 LabelMe shapes of the kind line have no box and were left')
+    exports.write(root / 'labels.txt', '__ignore__\n_background_\nsun\ndog\n')
+    assert find_data(root).train.classes == ('sun', 'dog', 'bus', 'cat')
+    (root / '2.json').write_text('{"shapes": [')
+    assert said(root).startswith("'DIR/2.json' is not valid JSON (")
+    (root / '2.json').write_text('{"shapes": [{"points": [1, 2]}], "imagePath": "2.jpg"}')
+    assert said(root).startswith("'DIR/2.json', shape 1: 'points' is not a list of [x, y]; draw")
+    (root / '1.jpg').unlink()
+    assert said(root).startswith("'DIR/1.json': the image 'C:/pictures/1.jpg' of imagePath does")
+
+
+def region(key='rectanglelabels', name='cat', size=(40, 30), **value):
+    return {
+        'id': 'a',
+        'type': key,
+        'original_width': size[0],
+        'original_height': size[1],
+        'value': {**value, **({key: [name]} if name else {})},
+    }
+
+
+RECTANGLE = {'x': 37.5, 'y': 40, 'width': 25, 'height': 20}
+
+
+@pytest.mark.parametrize(
+    ('result', 'expected'),
+    [
+        ([region(**RECTANGLE)], [CAT]),
+        ([region(**RECTANGLE, rotation=90)], [('cat', [9, 12, 6, 10])]),  # about the corner
+        ([region('ellipselabels', x=50, y=50, radiusX=25, radiusY=10)], [('cat', [10, 12, 20, 6])]),
+        ([region('polygonlabels', points=[[0, 0], [50, 0], [0, 50]])], [('cat', [0, 0, 20, 15])]),
+        ([region('rectangle', '', **RECTANGLE), region('labels', **RECTANGLE)], [CAT]),
+        ([region('brushlabels', rle=[1, 2])], []),
+        ([region(name='', **RECTANGLE)], []),
+        ([], []),
+    ],
+)
+def test_label_studio_regions_give_boxes(result, expected, tmp_path):
+    root = tmp_path / 'set'
+    other = region(name='dog', x=0, y=0, width=50, height=50)
+    tasks = []
+    for index in range(8):
+        picture(root / 'images' / f'my {index}.jpg')
+        annotations = [{'result': [{**other, 'id': 'z'}], 'was_cancelled': True}]
+        annotations += [{'result': result}] if index else [{'result': [other]}]
+        address = f'/data/local-files/?d=somewhere%2Fimages%2Fmy%20{index}.jpg'
+        tasks.append({'id': index, 'annotations': annotations, 'data': {'photo': address}})
+    tasks.append({'id': 9, 'annotations': [], 'data': {'photo': 'x.jpg'}})
+    exports.write(root / 'project-1.json', json.dumps(tasks))
+    data = find_data(root)
+    found = {**boxes(data.train), **boxes(data.val)}
+    assert found.pop('my 0.jpg') == [('dog', [0, 0, 20, 15])]
+    assert len(found) == 7 and only(found) == expected
+    assert '1 tasks have no annotation and were left out (task 9)' in data.notes
+
+
+def test_label_studio_needs_its_images(tmp_path):
+    task = {'id': 5, 'annotations': [{'result': []}], 'data': {'image': 's3://b/x.jpg'}}
+    exports.write(tmp_path / 'a.json', json.dumps([task]))
+    assert said(tmp_path).startswith("'DIR/a.json', task 5: image 'x.jpg' is not in 'DIR'; copy")
+
+
+# --- COCO, and what holds for all
+
+
+def test_a_grouping_class_is_named_and_left_out(cells, tmp_path):
+    exports.roboflow(cells, tmp_path / 'set')
+    data = find_data(tmp_path / 'set')
+    assert data.train.classes == ('RBC', 'WBC', 'Platelets')
+    (note,) = data.notes
+    assert note == '1 class without boxes only groups the others and was left out (blood)'
+
+
+def test_a_grouping_class_of_the_same_name_is_left_out(tmp_path):
+    """A project "cat" with the class "cat" has two categories of this name."""
+    for split, number in (('train', 2), ('valid', 1)):
+        names = [picture(tmp_path / split / f'{split}{k}.jpg').name for k in range(number)]
+        images = [
+            {'id': k, 'file_name': name, 'width': 40, 'height': 30} for k, name in enumerate(names)
+        ]
+        box = {'bbox': CAT[1], 'area': 60, 'iscrowd': 0, 'category_id': 1}
+        annotations = [{'id': k, 'image_id': k, **box} for k in range(number)]
+        kinds = [
+            {'id': k, 'name': 'cat', 'supercategory': s} for k, s in enumerate(('none', 'cat'))
+        ]
+        coco = {'images': images, 'annotations': annotations, 'categories': kinds}
+        exports.write(tmp_path / split / '_annotations.coco.json', json.dumps(coco))
+    data = find_data(tmp_path)
+    assert data.train.classes == ('cat',) and boxes(data.val) == {'valid0.jpg': [CAT]}
+
+
+def test_a_split_is_made_by_names(tmp_path):
+    root = voc(tmp_path / 'set', number=40)
+    data = find_data(root)
+    val = set(boxes(data.val))
+    assert (
+        val
+        and not val & set(boxes(data.train))
+        and data.val.num_images + data.train.num_images == 40
+    )
+    assert data.notes[0] == (
+        f'no validation split found; {len(val)} of 40 images were taken for validation by a hash '
+        'of their names'
+    )
+    moved = root.rename(tmp_path / 'moved')
+    picture(moved / 'new.jpg')
+    new = {'file_name': 'new.jpg', 'width': 40, 'height': 30}
+    exports.write(moved / 'new.xml', exports.voc_xml(new, [('cat', 0, CAT[1])]))
+    assert set(boxes(find_data(moved).val)) - {'new.jpg'} == val
+
+
+def test_the_copies_of_an_image_stay_together(tmp_path):
+    for index in range(30):
+        for copy in 'abc':
+            name = f'{index}_jpg.rf.{copy}'
+            picture(tmp_path / f'{name}.jpg')
+            about = {'file_name': f'{name}.jpg', 'width': 40, 'height': 30}
+            exports.write(tmp_path / f'{name}.xml', exports.voc_xml(about, [('cat', 0, CAT[1])]))
+    data = find_data(tmp_path)
+    train, val = ({n.split('_')[0] for n in boxes(s)} for s in (data.train, data.val))
+    assert len(train) + len(val) == 30 and val
+
+
+@pytest.mark.parametrize('number', [1, 2, 3])
+def test_a_split_needs_two_images(number, tmp_path):
+    root = voc(tmp_path / 'set', number=number)
+    if number == 1:
+        assert said(root).startswith(
+            "'DIR' has no validation images, and 1 training images are too"
+        )
+    else:
+        data = find_data(root)
+        assert data.val.num_images >= 1 and data.train.num_images >= 1
+
+
+def test_formats_that_cannot_be_told_apart_are_named(tmp_path):
+    assert said(tmp_path / 'gone') == (
+        "data set 'DIR' does not exist; give the folder with its annotations"
+    )
+    root = tmp_path / 'set'
+    root.mkdir()
+    assert said(root).startswith("'DIR' has no annotations in a known format (looked for annotatio")
+    (root / 'x.json').write_text('{')
+    assert said(root).startswith("'DIR/x.json' is not valid JSON (")
+    yolo(root)
+    voc(root / 'more')
+    assert said(root) == (
+        "'DIR' fits several formats: YOLO ('data.yaml') and Pascal VOC ('more/0.xml'); move all "
+        'but one to another folder'
+    )
+    assert said(root / 'data.yaml') == "data set 'DIR' is a file; give the folder that contains it"
+
+
+def test_a_conversion_is_kept_until_a_file_changes(tmp_path, monkeypatch):
+    root = yolo(tmp_path / 'set')
+    (root / 'labels' / 'val' / 'val0.txt').unlink()
+    first = find_data(root)
+    before = {p.name: p.stat().st_mtime_ns for p in (root / '.evit_mm').iterdir()}
+    assert set(before) == {'instances_train.json', 'instances_val.json', 'source.json'}
+    assert find_data(root) == first and first.notes
+    assert {p.name: p.stat().st_mtime_ns for p in (root / '.evit_mm').iterdir()} == before
+    monkeypatch.chdir(tmp_path)
+    assert find_data('set').notes == first.notes
+    exports.write(root / 'labels' / 'val' / 'val0.txt', '1 0.5 0.5 0.25 0.2')
+    second = find_data(root)
+    assert second.notes == () and boxes(second.val)['val0.jpg'] == [('dog', CAT[1])]
+    (root / '.evit_mm' / 'instances_val.json').unlink()
+    assert find_data(root) == second
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    root = yolo(tmp_path / 'set')
+
+    def refuse(*_):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(formats, 'write_json', refuse)
+    assert said(root) == (
+        "the converted annotations cannot be written to 'DIR/.evit_mm' (Read-only file system); "
+        "make 'DIR' writable, or copy the data set"
+    )
+    monkeypatch.undo()
+    data = find_data(root)
+    monkeypatch.setattr(formats, 'write_json', refuse)
+    assert find_data(root) == data  # nothing to write

@@ -64,7 +64,7 @@ def test_the_first_place_is_taken(tmp_path):
 
 
 def test_what_is_missing_is_named(tmp_path):
-    with pytest.raises(DataError, match="'.*gone' does not exist; give the folder that contains"):
+    with pytest.raises(DataError, match="'.*gone' does not exist; give the folder with its"):
         find_splits(tmp_path / 'gone')
     root = write(tmp_path / 'set')
     val = root / 'annotations' / 'instances_val.json'

@@ -34,7 +34,7 @@ CACHE = '.evit_mm'
 VERSION = 1  # of the converted files; increase it when a reader changes what it returns
 READ = ('.json', '.xml', '.yaml', '.yml', '.txt')  # besides the images
 SNIFFED = 5  # JSON files per folder that are opened to recognise a format
-LOOKED = '; '.join(kind.LOOKED for kind in (coco_json, yolo, voc, cvat, labelme, label_studio))
+LOOKED = ', '.join(kind.LOOKED for kind in (coco_json, yolo, voc, cvat, labelme, label_studio))
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,7 @@ def scan(root: Path) -> Source:
     if root.is_file():
         raise DataError(f"data set '{root}' is a file; give the folder that contains it")
     if not root.is_dir():
-        raise DataError(
-            f"data set '{root}' does not exist; give the folder that contains the data set"
-        )
+        raise DataError(f"data set '{root}' does not exist; give the folder with its annotations")
     return Source(root, tuple(sorted(_visible(root))))
 
 
@@ -103,7 +101,10 @@ def recognise(source: Source) -> Recognised:
     if not found:
         if broken:
             raise broken[0]
-        raise DataError(f"'{source.root}' has no annotations; looked for {LOOKED}")
+        raise DataError(
+            f"'{source.root}' has no annotations in a known format (looked for {LOOKED}); arrange "
+            'the data like one of these'
+        )
     return found[0]
 
 

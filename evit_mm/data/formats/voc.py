@@ -21,7 +21,7 @@ from .samples import (
     with_slashes,
 )
 
-LOOKED = 'Annotations/*.xml, or *.xml beside the images (Pascal VOC)'
+LOOKED = 'Annotations/*.xml or *.xml beside the images (Pascal VOC)'
 IMAGE_FOLDERS = ('JPEGImages', 'images', 'Images', 'imgs', '')
 CORNERS = ('xmin', 'ymin', 'xmax', 'ymax')
 
@@ -44,11 +44,10 @@ def read(source: Source) -> Content:
         folders.setdefault(folder, []).append(file)
     for folder, files in folders.items():
         listed = dict(_listed(source.root / folder / 'ImageSets' / 'Main'))
+        has_lists = bool(listed)
         for file in files:
-            split = split_of(file)
-            if listed:
-                split = listed.pop(_stem(file, folder), 'unlisted')
-            if split == 'unlisted':
+            split = listed.pop(_stem(file, folder), None) if has_lists else split_of(file)
+            if split is None:
                 source.notes.add('annotation files are in no list of ImageSets/Main', file.name)
             elif (sample := _sample(source, file, folder)) is not None:
                 content.add(split, sample)

@@ -1,0 +1,211 @@
+"""The config that training writes from a data folder, and the way from a folder to an AP."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from mmengine.config import Config
+
+from evit_mm.data.layout import find_data
+from evit_mm.errors import ConfigError
+from evit_mm.runner.config import load_config
+from evit_mm.runner.data_config import config_for_data, data_models, image_scale, source
+from tests.conftest import ROOT
+from tests.data import exports
+
+NAMES = ('cat', "a 'great' dog", 'Zürich "x" {{ fileDirname }} \\n')
+
+
+def folder(root, number=3, size=(40, 30), names=NAMES):
+    """A COCO data set with one box per image."""
+    for split, count in (('train', number), ('val', 2)):
+        (root / 'images').mkdir(parents=True, exist_ok=True)
+        pixels = np.zeros((size[1], size[0], 3), np.uint8)
+        images = []
+        for k in range(count):
+            cv2.imwrite(str(root / 'images' / f'{split}{k}.png'), pixels)
+            name = f'{split}{k}.png'
+            images.append({'id': k, 'file_name': name, 'width': size[0], 'height': size[1]})
+        box = {'bbox': [5, 5, 20, 12], 'area': 240, 'iscrowd': 0}
+        coco = {
+            'images': images,
+            'annotations': [
+                {'id': k, 'image_id': k, 'category_id': 1, **box} for k in range(count)
+            ],
+            'categories': [{'id': k, 'name': name} for k, name in enumerate(names, 1)],
+        }
+        exports.write(root / 'annotations' / f'instances_{split}.json', json.dumps(coco))
+    return root
+
+
+@pytest.mark.parametrize('model', sorted(data_models()))
+def test_the_config_has_classes_paths_and_sizes_of_the_data(model, tmp_path):
+    root = folder(tmp_path / 'my cells')
+    file, lines = config_for_data(root, model, tmp_path / 'work')
+    assert file == tmp_path / 'work' / f'{model}_my_cells.py'
+    assert lines[0].endswith(
+        'COCO format: 3 images for training, 2 for validation, 3 classes (' + ', '.join(NAMES) + ')'
+    )
+    assert lines[1] == f"config: written to '{file}'; edit it to change the training"
+    cfg, base = load_config(file), Config.fromfile(str(data_models()[model]))
+    assert cfg.model.bbox_head.num_classes == 3
+    for split in ('train', 'val', 'test'):
+        dataset = cfg[f'{split}_dataloader'].dataset
+        name = 'train' if split == 'train' else 'val'
+        assert dataset.metainfo.classes == NAMES
+        assert (
+            Path(dataset.data_root, dataset.ann_file) == root / f'annotations/instances_{name}.json'
+        )
+        assert Path(dataset.data_root, dataset.data_prefix.img) == root / 'images'
+        old = base[f'{split}_dataloader'].dataset.pipeline
+        assert [step.type for step in dataset.pipeline] == [step.type for step in old]
+        assert [step.scale for step in dataset.pipeline if step.type == 'Resize'] == [(128, 128)]
+    assert cfg.val_evaluator.ann_file == cfg.test_evaluator.ann_file
+    assert Path(cfg.val_evaluator.ann_file) == root / 'annotations/instances_val.json'
+    # three images, batches of four, 1500 iterations: more epochs than the most
+    assert cfg.train_cfg.max_epochs == cfg.param_scheduler[1].T_max == 100
+    assert cfg.train_cfg.val_interval == 10 and cfg.train_cfg.type == base.train_cfg.type
+    # everything else is the base's
+    assert cfg.optim_wrapper == base.optim_wrapper and cfg.default_hooks == base.default_hooks
+    assert {**cfg.model.bbox_head, 'num_classes': 0} == {**base.model.bbox_head, 'num_classes': 0}
+    assert all(len(line) <= 100 for line in file.read_text().splitlines()[8:])
+
+
+@pytest.mark.parametrize(
+    ('number', 'batch_size', 'epochs'), [(60, 4, 100), (200, 4, 30), (499, 4, 12), (500, 8, 24)]
+)
+def test_batch_size_and_epochs_follow_the_number_of_images(number, batch_size, epochs, tmp_path):
+    root = folder(tmp_path / 'set', number, (8, 8))
+    cfg = load_config(config_for_data(root, work_dir=tmp_path)[0])
+    assert cfg.train_dataloader.batch_size == cfg.auto_scale_lr.base_batch_size == batch_size
+    assert cfg.train_cfg.max_epochs == epochs
+
+
+@pytest.mark.parametrize(
+    ('size', 'scale'),
+    [
+        ((640, 480), (640, 480)),
+        ((480, 640), (640, 480)),
+        ((1920, 1080), (640, 384)),
+        ((300, 200), (320, 224)),
+        ((64, 64), (128, 128)),
+        ((4000, 200), (640, 128)),
+    ],
+)
+def test_the_image_size_is_the_median_in_multiples_of_32(size, scale, tmp_path):
+    data = find_data(folder(tmp_path / 'set', size=size))
+    assert image_scale(data.train) == scale
+
+
+def test_an_edited_config_is_found_and_kept(tmp_path):
+    root = folder(tmp_path / 'set')
+    file, _ = config_for_data(root, work_dir=tmp_path / 'work')
+    edited = file.read_text() + '\nlog_level = "ERROR"\n'
+    file.write_text(edited)
+    again, lines = config_for_data(root, work_dir=tmp_path / 'work', cfg_options={'max_epochs': 1})
+    assert again == file and file.read_text() == edited
+    assert lines[1:] == [
+        f"config: '{file}' exists and is used as it is; delete it to write it again",
+        'config: --cfg-options apply to this run only and are not written there',
+    ]
+    other = shutil.copytree(root, tmp_path / 'other' / 'set')
+    with pytest.raises(ConfigError, match="set.py' trains on '.*', not on '.*; choose another --w"):
+        config_for_data(other, work_dir=tmp_path / 'work')
+
+
+def test_options_of_the_first_run_are_in_the_config(tmp_path):
+    options = {
+        'max_epochs': 7,
+        'scale': (96, 64),
+        'train_dataloader.num_workers': 0,
+        'train_dataloader.dataset.pipeline.3.prob': 0.25,
+        'test_dataloader.batch_size': 3,
+        'model.backbone.arch': 'm1',
+        'param_scheduler.0.end': 5,
+        'default_hooks.logger.interval': 1,
+        'env_cfg.note': 'a b',
+    }
+    root = folder(tmp_path / 'set')
+    file, _ = config_for_data(root, work_dir=tmp_path / 'work', cfg_options=options)
+    plain, _ = config_for_data(root, work_dir=tmp_path / 'plain')
+    expected = load_config(plain)
+    # the names of the file's variables change what refers to them
+    expected.train_cfg.max_epochs = expected.param_scheduler[1].T_max = 7
+    for loader in (expected.train_dataloader, expected.val_dataloader, expected.test_dataloader):
+        for step in loader.dataset.pipeline:
+            step.update({'scale': (96, 64)} if step.type == 'Resize' else {})
+    expected.merge_from_dict(options)
+    found = load_config(file)
+    assert {**found, 'work_dir': 0} == {**expected, 'work_dir': 0}
+    assert found.val_dataloader.batch_size != 3  # an option for the test changes only the test
+
+
+@pytest.mark.parametrize('value', [{'a.b': 1}, {'train_dataloader.dataset.pipeline.99.x': 1}])
+def test_wrong_options_are_refused_before_anything_is_written(value, tmp_path):
+    root = folder(tmp_path / 'set')
+    if 'a.b' in value:
+        value = {'model.test_cfg.score_thrs': 1}
+    with pytest.raises(ConfigError):
+        load_config(config_for_data(root, work_dir=tmp_path / 'work', cfg_options=value)[0])
+
+
+def test_unknown_models_are_refused(tmp_path):
+    with pytest.raises(
+        ConfigError, match=r"unknown --model 'rtmdet-m0' \(did you mean 'rtmdet_m0'"
+    ):
+        config_for_data(folder(tmp_path / 'set'), 'rtmdet-m0', tmp_path / 'work')
+    assert not (tmp_path / 'work').exists()
+
+
+VALUES = [
+    1,
+    1e-05,
+    None,
+    True,
+    "it's",
+    'a\\b\n"',
+    (1,),
+    (),
+    [],
+    {},
+    [(1, 2), {'type': 'X', 'not an identifier': [1] * 60}],
+    {'a': {'b': tuple(range(80)), 'c': ['x' * 60, 'y' * 60]}},
+]
+
+
+@pytest.mark.parametrize('value', VALUES)
+def test_source_is_python_for_the_value(value):
+    found = source(value)
+    assert eval(found) == value  # noqa: S307 - this module wrote it
+    assert all(len(line) <= 100 for line in found.splitlines())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('writer', [exports.yolo, exports.voc], ids=lambda writer: writer.__name__)
+def test_one_command_from_a_folder_to_an_ap(writer, real_data, tmp_path):
+    small = exports.small_set(real_data('bccd'), tmp_path / 'coco')
+    writer(small, tmp_path / 'cells')
+    done = subprocess.run(
+        [sys.executable, str(ROOT / 'tools/train.py'), '--data', 'cells', '--device', 'cpu']
+        + ['--seed', '0', '--cfg-options', 'max_epochs=1', 'scale=(96,64)']
+        + ['model.test_cfg.score_thr=0']
+        + [f'{s}_dataloader.num_workers=0' for s in ('train', 'val')]
+        + [f'{s}_dataloader.persistent_workers=False' for s in ('train', 'val')],
+        cwd=tmp_path,
+        env={**os.environ, 'PYTHONPATH': str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    work = tmp_path / 'work_dirs' / 'rtmdet_m0_cells'
+    assert f"config: written to '{work.relative_to(tmp_path)}/rtmdet_m0_cells.py'" in done.stdout
+    best = json.loads((work / 'summary.json').read_text())['best']
+    assert best['metric'] == 'coco/bbox_mAP' and 0 <= best['value'] <= 1
+    assert Config.fromfile(str(work / 'rtmdet_m0_cells.py')).max_epochs == 1
