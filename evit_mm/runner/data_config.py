@@ -74,7 +74,7 @@ def config_for_data(
         DataError: The data set cannot be used.
     """
     base = _base_of(model)
-    name = re.sub(r'\W+', '_', Path(data).resolve().name) or 'data'
+    name = re.sub(r'\W+', '_', Path(os.path.abspath(data)).name) or 'data'
     stem = f'{model}_{name}'
     file = Path(work_dir or Path('work_dirs') / stem) / f'{stem}.py'
     found = find_data(data)

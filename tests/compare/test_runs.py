@@ -24,6 +24,7 @@ from evit_mm.data.layout import find_splits
 from evit_mm.errors import CheckpointError, ConfigError, DataError
 from evit_mm.runner.build import load_detector
 from tests.conftest import ROOT
+from tests.data.test_formats import yolo
 
 EPOCHS = 3
 MODELS = ['evit_m0', 'mobilenetv2']
@@ -213,9 +214,20 @@ def test_empty_and_broken_data_sets_are_refused(copy, tmp_path, change, match):
 def test_missing_data_are_named(copy, tmp_path):
     with pytest.raises(DataError, match='does not exist'):
         compare(small(tmp_path / 'none'), MODELS, 1, tmp_path / 'out')
-    (copy / 'annotations' / 'instances_val.json').unlink()
-    with pytest.raises(DataError, match='has no val annotations'):
+    (copy / 'annotations' / 'instances_train.json').unlink()
+    with pytest.raises(DataError, match="has no images for the split 'train'"):
         compare(small(copy), MODELS, 1, tmp_path / 'out')
+
+
+def test_other_formats_are_compared_too(tmp_path, monkeypatch):
+    root = yolo(tmp_path / 'set')
+    (root / 'labels' / 'val' / 'val0.txt').unlink()
+    monkeypatch.setattr(runs, '_train_one', fail)
+    compare(small(root), ['evit_m0'], 1, tmp_path / 'out', device='cpu')
+    assert 'classes: cat, dog' in (tmp_path / 'out' / 'table.md').read_text()
+    budget = json.loads((tmp_path / 'out' / 'compare.json').read_text())
+    assert 'sha256 of instances_train.json' in budget
+    assert small(root).config('evit_m0').model.bbox_head.num_classes == 2
 
 
 def test_a_class_without_boxes_in_val_is_mentioned(copy, tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 from mmdet.datasets import CocoDataset
 from mmengine.registry import init_default_scope
 
-from evit_mm.data.layout import dataset_config, find_splits
+from evit_mm.data.layout import dataset_config, find_data, find_splits
 from evit_mm.errors import DataError
 
 
@@ -76,9 +76,18 @@ def test_what_is_missing_is_named(tmp_path):
     looked = r"'\S+/set/val', '\S+/set/images/val', '\S+/set/images', '\S+/set'$"
     with pytest.raises(DataError, match=rf"'val9\.png' of .* does not exist; .* {looked}"):
         find_splits(root)
-    val.unlink()
-    with pytest.raises(DataError, match='no val annotations; add instances_val.json or instances_'):
+    (root / 'annotations' / 'instances_train.json').unlink()
+    val.write_text(text)
+    with pytest.raises(DataError, match="has no images for the split 'train'; add some"):
         find_splits(root)
+
+
+def test_without_validation_images_some_training_images_take_their_place(tmp_path):
+    root = write(tmp_path / 'set')
+    (root / 'annotations' / 'instances_val.json').unlink()
+    data = find_data(root)
+    assert (data.train.num_images, data.val.num_images) == (1, 1)
+    assert data.notes[0].startswith('no validation split found; 1 of 2 images were taken for val')
 
 
 def test_mmdet_loads_a_split_with_its_own_classes(tmp_path):

@@ -32,7 +32,7 @@ def test_your_data_page_on_the_blood_cells(real_data, tmp_path):
     assert len(config.strip().splitlines()) <= 12
     (tmp_path / 'my_cells.py').write_text(config)
     commands = [c for b in blocks(page, 'bash') for c in b.strip().splitlines()]
-    tools = ['train', 'test', 'predict']
+    tools = ['train', 'train', 'test', 'predict']
     assert [re.search(r'tools/(\w+)\.py', c)[1] for c in commands] == tools
     small = (
         'train_cfg.max_epochs=1 train_dataloader.dataset.indices=16 '
@@ -51,7 +51,8 @@ def test_your_data_page_on_the_blood_cells(real_data, tmp_path):
             text=True,
         )
         assert done.returncode == 0, done.stderr[-3000:]
-    assert (tmp_path / 'work_dirs' / 'my_cells' / 'epoch_1.pth').is_file()
+    for name in ('rtmdet_m0_cells', 'my_cells'):
+        assert (tmp_path / 'work_dirs' / name / 'epoch_1.pth').is_file()
     assert len(list((tmp_path / 'pictures').glob('*.jpg'))) == 8
     assert (tmp_path / 'found' / 'results.json').is_file()
 

@@ -19,11 +19,12 @@ from torchvision.ops import nms
 from evit_mm import doctor
 from evit_mm.data import make_shapes
 from evit_mm.doctor import findings, probe, stack
-from evit_mm.doctor.config import check_config
+from evit_mm.doctor.config import check_config, check_folder
 from evit_mm.doctor.findings import Finding, from_sentence, guarded
 from evit_mm.errors import DataError
 from tests.conftest import ROOT
 from tests.data.test_check import edit
+from tests.data.test_formats import yolo
 from tests.trainings import write_config
 
 
@@ -52,6 +53,29 @@ def program(folder, text):
     file = folder / 'program.py'
     file.write_text(f'import os, sys\n{text}')
     return file
+
+
+# -- a data folder ----------------------------------------------------------------------------
+
+
+def test_a_data_folder_is_recognised_and_checked(tmp_path):
+    root = yolo(tmp_path / 'set')
+    first, second = check_folder(str(root), False)
+    assert first == Finding(
+        'green',
+        'data',
+        f"'{root}' is in YOLO format: 2 images for training, 2 for validation, "
+        '2 classes (cat, dog)',
+    )
+    assert second.level == 'green' and second.text.startswith('no errors found')
+    (root / 'labels' / 'val' / 'val0.txt').unlink()
+    (root / 'images' / 'train' / 'train0.jpg').write_bytes(b'broken')
+    broken, background = only(list(check_folder(str(root), True)), 'yellow')
+    assert broken.text == '1 images cannot be read and were left out (train0.jpg)'
+    assert background.text.startswith('1 images have no label file and count as background')
+    (root / 'data.yaml').unlink()
+    (fault,) = guarded('data', lambda: check_folder(str(root), False))
+    assert (fault.level, fault.fix) == ('red', 'arrange the data like one of these')
 
 
 # -- the stack --------------------------------------------------------------------------------
