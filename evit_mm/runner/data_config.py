@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from mmengine.config import Config
 
 from ..data.layout import CocoSplit, DataFolder, find_data
@@ -79,22 +80,40 @@ def config_for_data(
     file = Path(work_dir or Path('work_dirs') / stem) / f'{stem}.py'
     found = find_data(data)
     lines = describe(data, found)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        # the processes of a distributed training come together
+        with FileLock(file.parent / '.config.lock'):
+            lines += _keep_or_write(file, data, found, base, cfg_options)
+    except OSError as error:
+        raise ConfigError(
+            f"the config cannot be written to '{file.parent}' ({error.strerror}); choose another "
+            '--work-dir'
+        ) from None
+    return file, lines
+
+
+def _keep_or_write(
+    file: Path,
+    data: str | Path,
+    found: DataFolder,
+    base: Path,
+    cfg_options: Mapping[str, Any] | None,
+) -> list[str]:
     if file.exists():
         _check_same_data(file, found)
-        lines.append(f"config: '{file}' exists and is used as it is; delete it to write it again")
+        lines = [f"config: '{file}' exists and is used as it is; delete it to write it again"]
         if cfg_options:
             lines.append('config: --cfg-options apply to this run only and are not written there')
-    else:
-        text = config_text(data, found, base, cfg_options)
-        try:
-            write_atomically(file, text.encode())
-        except OSError as error:
-            raise ConfigError(
-                f"the config cannot be written to '{file.parent}' ({error.strerror}); choose "
-                'another --work-dir'
-            ) from None
-        lines.append(f"config: written to '{file}'; edit it to change the training")
-    return file, lines
+        return lines
+    write_atomically(file, config_text(data, found, base).encode())
+    try:
+        load_config(file, cfg_options)
+        write_atomically(file, config_text(data, found, base, cfg_options).encode())
+    except ConfigError:  # a wrong override must not come back in the next run
+        file.unlink()
+        raise
+    return [f"config: written to '{file}'; edit it to change the training"]
 
 
 def describe(data: str | Path, found: DataFolder) -> list[str]:

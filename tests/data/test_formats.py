@@ -5,6 +5,7 @@ import json
 import os
 import random
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -243,7 +244,7 @@ def test_wrong_yolo_labels_are_named_with_file_and_line(line, message, tmp_path)
     root = yolo(tmp_path / 'set')
     (root / 'labels' / 'val' / 'val1.txt').write_text('0 .5 .5 .1 .1\n' + line)
     assert said(root).startswith(message)
-    assert not (root / '.evit_mm').exists()
+    assert not list(root.glob('.evit_mm/*.json*'))
 
 
 @pytest.mark.parametrize(
@@ -254,6 +255,7 @@ def test_wrong_yolo_labels_are_named_with_file_and_line(line, message, tmp_path)
         ('names: [a]', "'DIR/data.yaml': 'train' is missing; add the folder of its images"),
         ('train: images/train', "'DIR/data.yaml': 'names' is missing or not a list"),
         ('train: gone\nnames: [a]', "'DIR/data.yaml': 'train' is 'gone', which does not exist; t"),
+        ('train: empty\nnames: [a]', "'DIR/data.yaml': 'train' is 'empty', which has no images; "),
         ('train: data.yaml\nnames: [a]', "'DIR/data.yaml': 'train' is 'data.yaml', but it must be"),
         ('names: {0: a, 2: b}', "'DIR/data.yaml': 'names' has the keys 0, 2; number the classes"),
         ('names: [a, a]', "'DIR/data.yaml': 'names' has empty or repeated names"),
@@ -264,6 +266,7 @@ def test_wrong_yolo_files_are_named_with_the_field(yaml, message, tmp_path):
     root = yolo(tmp_path / 'set')
     (root / 'data.yaml').write_text(yaml)
     (root / 'l.txt').write_text('gone.jpg')
+    (root / 'empty').mkdir()
     assert said(root).startswith(message)
 
 
@@ -371,7 +374,8 @@ def test_voc_lists_and_images_must_exist(tmp_path):
     exports.write(lists / 'val.txt', '2\n')
     data = find_data(root)
     assert sorted(boxes(data.train)) == ['0.jpg', '1.jpg'] and sorted(boxes(data.val)) == ['2.jpg']
-    assert data.notes[0].startswith('3 annotation files are in no list of ImageSets/Main (3.xml')
+    (note,) = data.notes
+    assert note.startswith('3 annotation files are in no list of ImageSets/Main (3.xml')
     (root / 'JPEGImages' / '2.jpg').unlink()
     assert said(root).startswith("'DIR/Annotations/2.xml': image '2.jpg' does not exist; put")
 
@@ -509,6 +513,31 @@ def test_label_studio_regions_give_boxes(result, expected, tmp_path):
     assert '1 tasks have no annotation and were left out (task 9)' in data.notes
 
 
+@pytest.mark.parametrize(
+    ('tasks', 'message'),
+    [
+        (
+            [{'id': 5, 'annotations': [{'result': [region('polygonlabels', points=[1, 2])]}]}],
+            "'DIR/a.json', task 5, region a: 'points' is not a list of [x, y]; correct it",
+        ),
+        (
+            [{'id': 5, 'annotations': [{'result': [region(x=None, y=1, width=1, height=1)]}]}],
+            "'DIR/a.json', task 5, region a: None is not a finite number; correct or remove the o",
+        ),
+        ([{'id': 5, 'annotations': 7}], "'DIR' has no images for the split 'train'; add some"),
+        (
+            [{'image': 'a.jpg', 'label': [{**RECTANGLE, 'original_width': 4}]}],
+            "'DIR/a.json' is Label Studio's JSON-MIN; export the project as JSON",
+        ),
+    ],
+)
+def test_wrong_label_studio_files_are_named(tasks, message, tmp_path):
+    picture(tmp_path / 'a.jpg')
+    data = {} if 'image' in tasks[0] else {'data': {'image': 'a.jpg'}}
+    exports.write(tmp_path / 'a.json', json.dumps([{**task, **data} for task in tasks]))
+    assert said(tmp_path).startswith(message)
+
+
 def test_label_studio_needs_its_images(tmp_path):
     task = {'id': 5, 'annotations': [{'result': []}], 'data': {'image': 's3://b/x.jpg'}}
     exports.write(tmp_path / 'a.json', json.dumps([task]))
@@ -611,7 +640,7 @@ def test_a_conversion_is_kept_until_a_file_changes(tmp_path, monkeypatch):
     (root / 'labels' / 'val' / 'val0.txt').unlink()
     first = find_data(root)
     before = {p.name: p.stat().st_mtime_ns for p in (root / '.evit_mm').iterdir()}
-    assert set(before) == {'instances_train.json', 'instances_val.json', 'source.json'}
+    assert {*before} - {'.lock'} == {'instances_train.json', 'instances_val.json', 'source.json'}
     assert find_data(root) == first and first.notes
     assert {p.name: p.stat().st_mtime_ns for p in (root / '.evit_mm').iterdir()} == before
     monkeypatch.chdir(tmp_path)
@@ -621,6 +650,22 @@ def test_a_conversion_is_kept_until_a_file_changes(tmp_path, monkeypatch):
     assert second.notes == () and boxes(second.val)['val0.jpg'] == [('dog', CAT[1])]
     (root / '.evit_mm' / 'instances_val.json').unlink()
     assert find_data(root) == second
+
+
+def test_a_training_in_the_data_folder_changes_nothing(tmp_path):
+    root = voc(tmp_path / 'set')
+    before = find_data(root)
+    picture(root / 'work_dirs' / 'run' / 'pictures' / 'a.jpg')
+    exports.write(root / 'work_dirs' / 'run' / 'a.yaml', 'names: [a]\ntrain: b')
+    assert find_data(root) == before
+
+
+def test_processes_that_come_together_convert_once(tmp_path):
+    root = yolo(tmp_path / 'set')
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: find_data(root), range(8)))
+    assert found == [found[0]] * 8
+    assert not list((root / '.evit_mm').glob('*.partial'))
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):

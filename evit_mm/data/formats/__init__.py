@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from ...errors import DataError
 from ...utils.files import read_json_dict, write_json
 from . import coco_json, cvat, label_studio, labelme, voc, yolo
@@ -31,6 +33,8 @@ from .samples import (
 )
 
 CACHE = '.evit_mm'
+RECORD = 'source.json'
+OUTPUT = 'work_dirs'  # of trainings that were started in the data folder
 VERSION = 1  # of the converted files; increase it when a reader changes what it returns
 READ = ('.json', '.xml', '.yaml', '.yml', '.txt')  # besides the images
 SNIFFED = 5  # JSON files per folder that are opened to recognise a format
@@ -67,7 +71,7 @@ def scan(root: Path) -> Source:
 
 def _visible(root: Path) -> Iterator[Path]:
     for parent, folders, names in os.walk(root):
-        folders[:] = [name for name in folders if not name.startswith('.')]
+        folders[:] = [name for name in folders if not name.startswith('.') and name != OUTPUT]
         inner = Path(parent).relative_to(root)
         for name in names:
             file = inner / name
@@ -123,11 +127,14 @@ def _sniff_jsons(source: Source) -> tuple[dict[str, list[Path]], list[DataError]
             continue
         opened[file.parent] = opened.get(file.parent, 0) + 1
         try:
-            kind = _kind_of(read_json(source.root / file))
+            content = read_json(source.root / file)
         except DataError as error:
             broken.append(error)
-        else:
-            found.setdefault(kind, []).append(file)
+            continue
+        found.setdefault(_kind_of(content), []).append(file)
+        if label_studio.is_minimal(content):
+            text = f"'{source.root / file}' is Label Studio's JSON-MIN; export the project as JSON"
+            broken.append(DataError(text))
     return found, broken
 
 
@@ -153,38 +160,61 @@ def convert(source: Source, recognised: Recognised) -> tuple[list[Path], list[st
     Raises:
         DataError: A file has errors, or the cache cannot be written.
     """
+    kept = _kept(source, recognised)
+    if kept is not None:  # also in a folder that cannot be written
+        return kept
     folder = source.root / CACHE
-    files = {split: folder / f'instances_{split}.json' for split in ('train', 'val')}
-    record = read_json_dict(folder / 'source.json')
-    outside = record.get('outside', [])
-    current = all(file.is_file() for file in files.values())
-    if current and record.get('digest') == _digest(source, recognised, outside):
-        return list(files.values()), record['notes']
+    try:
+        folder.mkdir(exist_ok=True)
+        with FileLock(folder / '.lock'):  # the processes of a distributed training come together
+            kept = _kept(source, recognised)
+            return _convert(source, recognised) if kept is None else kept
+    except OSError as error:
+        raise DataError(
+            f"the converted annotations cannot be written to '{folder}' ({error.strerror}); make "
+            f"'{source.root}' writable, or copy the data set"
+        ) from None
+
+
+def _files(source: Source) -> dict[str, Path]:
+    folder = source.root / CACHE
+    return {split: folder / f'instances_{split}.json' for split in ('train', 'val')}
+
+
+def _kept(source: Source, recognised: Recognised) -> tuple[list[Path], list[str]] | None:
+    """Return an earlier conversion if its files have not changed since."""
+    files = [*_files(source).values()]
+    record = read_json_dict(source.root / CACHE / RECORD)
+    if not all(file.is_file() for file in files) or 'notes' not in record:
+        return None
+    same = record.get('digest') == _digest(source, recognised, record.get('outside', []))
+    return (files, record['notes']) if same else None
+
+
+def _convert(source: Source, recognised: Recognised) -> tuple[list[Path], list[str]]:
     images_in.cache_clear()
     content = recognised.read(source)
     _split(content, source)
     outside = sorted(source.outside)
     for path in filter(lambda path: is_image(Path(path)), outside):
         source.notes.add('images are outside the data folder', path)
-    if recognised.name not in ('COCO', 'YOLO'):  # there, other images are none of the data set
+    if recognised.name not in ('COCO', 'YOLO'):  # there, other images are not part of the data
         samples = [sample for split in content.splits.values() for sample in split]
-        used = {relative_name(sample.path, source.root) for sample in samples}
+        paths = {*content.unused, *(sample.path for sample in samples)}
+        used = {relative_name(path, source.root) for path in paths if path}
         for file in source.files:
             if is_image(file) and file.as_posix() not in used and split_of(file) != 'test':
                 source.notes.add('images have no annotation and were left out', file)
     notes = source.notes.sentences()
     _check_content(content, source.root)
-    try:
-        for split, file in files.items():
-            write_json(file, _as_coco(content.splits[split], content.classes, source.root))
-        digest = _digest(source, recognised, outside)
-        write_json(folder / 'source.json', {'digest': digest, 'outside': outside, 'notes': notes})
-    except OSError as error:
-        raise DataError(
-            f"the converted annotations cannot be written to '{folder}' ({error.strerror}); make "
-            f"'{source.root}' writable, or copy the data set"
-        ) from None
-    return list(files.values()), notes
+    files = _files(source)
+    record = source.root / CACHE / RECORD
+    record.unlink(missing_ok=True)  # until both files are there
+    for split, file in files.items():
+        write_json(file, _as_coco(content.splits[split], content.classes, source.root))
+    digest = _digest(source, recognised, outside)
+    write_json(record, {'digest': digest, 'outside': outside, 'notes': notes})
+    return [*files.values()], notes
 
 
 def _split(content: Content, source: Source) -> None:
@@ -204,7 +234,7 @@ def _split(content: Content, source: Source) -> None:
 
 def _check_content(content: Content, root: Path) -> None:
     for split in ('train', 'val'):
-        if not content.splits[split]:
+        if not content.splits.get(split):
             raise DataError(f"'{root}' has no images for the split '{split}'; add some")
     if not content.classes:
         raise DataError(f"'{root}' has no object with a class and a box; add some")

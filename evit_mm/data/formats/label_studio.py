@@ -34,6 +34,12 @@ def is_label_studio(content: Any) -> bool:
     )
 
 
+def is_minimal(content: Any) -> bool:
+    """Return whether the content of a JSON file is Label Studio's JSON-MIN."""
+    regions = [r for task in _entries(content) for v in task.values() for r in _entries(v)]
+    return bool(regions) and all('original_width' in region for region in regions)
+
+
 def read(source: Source, files: list[Path]) -> Content:
     """Read the exports."""
     content = Content()
@@ -56,19 +62,21 @@ def read(source: Source, files: list[Path]) -> Content:
 
 def _regions(task: Mapping[str, Any], place: str, source: Source) -> list[Mapping[str, Any]] | None:
     """Return the regions of the first annotation that was not skipped, ground truth first."""
-    annotations = [
-        a
-        for a in task.get('annotations') or task.get('completions') or ()
-        if isinstance(a, Mapping) and not a.get('was_cancelled')
-    ]
+    found = task.get('annotations') or task.get('completions')
+    annotations = [a for a in _entries(found) if not a.get('was_cancelled')]
     if not annotations:
         source.notes.add('tasks have no annotation and were left out', place)
         return None
     if len(annotations) > 1:
         source.notes.add('tasks have several annotations, of which the first is used', place)
     annotations.sort(key=lambda annotation: not annotation.get('ground_truth'))
-    regions = annotations[0].get('result') or []
-    return [r for r in regions if isinstance(r, Mapping) and isinstance(r.get('value'), Mapping)]
+    regions = _entries(annotations[0].get('result'))
+    return [region for region in regions if isinstance(region.get('value'), Mapping)]
+
+
+def _entries(value: Any) -> list[Mapping[str, Any]]:
+    """Return the dicts in a list of a JSON file, or nothing if it is not a list."""
+    return [v for v in value if isinstance(v, Mapping)] if isinstance(value, list) else []
 
 
 def _size(regions: list[Mapping[str, Any]]) -> list[Any]:
@@ -124,7 +132,10 @@ def _add_regions(
             x, y, rx, ry = numbers((value[key] for key in keys), file, where)
             corners = [x - rx, y - ry, x + rx, y + ry]
         elif isinstance(value.get('points'), list) and value['points']:
-            polygon = numbers((v for point in value['points'] for v in point), file, where)
+            points = [point if isinstance(point, list) else [point] for point in value['points']]
+            polygon = numbers((v for point in points for v in point[:2]), file, where)
+            if len(polygon) != 2 * len(points):
+                raise DataError(f"'{file}', {where}: 'points' is not a list of [x, y]; correct it")
             corners = list(bounds(polygon))
         else:
             if region.get('type') in ('brushlabels', 'keypointlabels', 'brush', 'keypoint'):

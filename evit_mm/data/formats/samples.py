@@ -52,6 +52,7 @@ class Content:
 
     splits: dict[str, list[Sample]] = field(default_factory=dict)
     classes: list[str] = field(default_factory=list)
+    unused: set[Path | None] = field(default_factory=set)  # images that a note names
 
     def add(self, split: str, sample: Sample) -> None:
         """Add an image to a split."""

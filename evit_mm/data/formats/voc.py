@@ -49,6 +49,7 @@ def read(source: Source) -> Content:
             split = listed.pop(_stem(file, folder), None) if has_lists else split_of(file)
             if split is None:
                 source.notes.add('annotation files are in no list of ImageSets/Main', file.name)
+                content.unused |= {_image(source.root, file, folder, '')}
             elif (sample := _sample(source, file, folder)) is not None:
                 content.add(split, sample)
         if listed:

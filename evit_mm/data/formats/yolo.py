@@ -15,7 +15,6 @@ from typing import Any
 import yaml
 
 from ...errors import DataError
-from ..images import list_images
 from .samples import (
     Content,
     Sample,
@@ -119,7 +118,10 @@ def _images(value: Any, base: Any, file: Path, key: str) -> Iterator[Path]:
             raise DataError(f"'{file}': '{key}' is not a path or a list of paths; correct it")
         path = _resolve(entry, base, file, key)
         if path.is_dir():
-            yield from filter(is_image, list_images(path))
+            images = [image for image in sorted(path.rglob('*')) if is_image(image)]
+            if not images:
+                raise DataError(f"'{file}': '{key}' is '{entry}', which has no images; add some")
+            yield from images
         elif path.suffix.lower() == '.txt':
             yield from _listed(path, file.parent)
         else:
