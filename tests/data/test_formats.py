@@ -573,6 +573,24 @@ def test_a_grouping_class_of_the_same_name_is_left_out(tmp_path):
     assert data.train.classes == ('cat',) and boxes(data.val) == {'valid0.jpg': [CAT]}
 
 
+@pytest.mark.parametrize(
+    ('file', 'images'),
+    [
+        ('annotations/instances_default.json', 'images/default'),  # CVAT
+        ('result.json', 'images'),  # Label Studio
+        ('annotations/train.json', 'train'),
+    ],
+)
+def test_one_coco_file_of_another_program_is_divided(file, images, cells, tmp_path):
+    exports.write(tmp_path / file, json.dumps(exports.coco_of(cells, 'train')))
+    (tmp_path / images).parent.mkdir(exist_ok=True)
+    (tmp_path / images).symlink_to(cells / 'images')
+    data = find_data(tmp_path)
+    expected = truth(cells / 'annotations' / 'instances_train.json')
+    assert {**truth(data.train.ann_file), **truth(data.val.ann_file)} == expected
+    assert 0.1 < data.val.num_images / 205 < 0.3 and len(data.notes) == 1
+
+
 def test_a_split_is_made_by_names(tmp_path):
     root = voc(tmp_path / 'set', number=40)
     data = find_data(root)

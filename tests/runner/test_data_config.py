@@ -103,6 +103,14 @@ def test_the_image_size_is_the_median_in_multiples_of_32(size, scale, tmp_path):
     assert image_scale(data.train) == scale
 
 
+def test_a_link_to_the_data_gives_the_config_its_name(tmp_path, monkeypatch):
+    (tmp_path / 'cells').symlink_to(folder(tmp_path / 'set'))
+    monkeypatch.chdir(tmp_path / 'cells')
+    assert config_for_data('.')[0] == Path('work_dirs/rtmdet_m0_set/rtmdet_m0_set.py')
+    monkeypatch.chdir(tmp_path)
+    assert config_for_data('cells')[0] == Path('work_dirs/rtmdet_m0_cells/rtmdet_m0_cells.py')
+
+
 def test_an_edited_config_is_found_and_kept(tmp_path):
     root = folder(tmp_path / 'set')
     file, _ = config_for_data(root, work_dir=tmp_path / 'work')
