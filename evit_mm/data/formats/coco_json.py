@@ -96,7 +96,9 @@ def _add_images(content: Content, coco: Mapping[str, Any], file: Path, source: S
     for image in coco['images']:
         name = with_slashes(image['file_name'])
         size = (image['width'], image['height'])
-        samples[image['id']] = Sample(_image(source.root, file, name), size)
+        image_file = _image(source.root, file, name)
+        source.reads(image_file)
+        samples[image['id']] = Sample(image_file, size)
         content.add(split_of_file(file), samples[image['id']])
     for annotation in coco['annotations']:
         found = {k: v for k, v in annotation.items() if k not in ('id', 'image_id', 'category_id')}
