@@ -14,6 +14,7 @@ from typing import Any
 
 from mmengine.config import Config
 
+from ..data.pipeline import PredictionPipeline
 from ..runner.build import config_faults, load_detector
 from ..utils.text import markdown_table
 from .benchmark import median_and_quartiles, time_interleaved
@@ -105,16 +106,12 @@ def count_detector(row: Row, size: tuple[int, int]) -> None:
 
 def add_latency(rows: Sequence[Row], image: Path) -> None:
     """Set the latency of the rows that have weights, with interleaved timings on one image."""
-    from mmcv.transforms import Compose
-
     functions = {}
     for row in rows:
         if row.weights is None:
             continue
         model: Any = load_detector(row.config, row.weights)
-        pipeline = row.config.test_dataloader.dataset.pipeline
-        steps = [step for step in pipeline if step.type != 'LoadAnnotations']
-        sample = Compose(steps)({'img_path': str(image), 'img_id': 0})
+        sample = PredictionPipeline(row.config)(image)
         batch = {'inputs': [sample['inputs']], 'data_samples': [sample['data_samples']]}
         functions[row.name] = eager(model.test_step, batch)
     seconds = time_interleaved(functions, TIMED_ROUNDS) if functions else {}

@@ -17,6 +17,7 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.logging import print_log
+from mmengine.registry import init_default_scope
 from rich.console import Console
 from rich.progress import track
 
@@ -24,8 +25,9 @@ from ..errors import DataError
 from .check_images import image_data_faults
 from .coco import read_coco
 from .dataset_configs import coco_datasets, dataset_paths
-from .images import NUM_DECODED, UNDECODABLE, read_image, some, spread
+from .images import NUM_DECODED, UNDECODABLE, some, spread
 from .masks import is_loadable
+from .pipeline import ImageReader
 
 Entries = Sequence[Mapping[str, Any]]
 
@@ -60,6 +62,7 @@ def config_data_faults(
     faults: list[str] = []
     notes: list[str] = []
     seen: set[str] = set()
+    init_default_scope(cfg.get('default_scope') or 'mmdet')  # of the transforms that read images
     replaced = (cfg.get('train_cfg') or {}).get('corrupt_images') == 'replace'
     for split in splits:
         training = split == 'train'
@@ -90,6 +93,7 @@ def check_coco(
     training: bool = False,
     with_mask: bool = False,
     num_decoded: int | None = NUM_DECODED,
+    pipeline: Sequence[Any] = (),
 ) -> tuple[list[str], list[str]]:
     """Check an annotation file in COCO format and its images.
 
@@ -101,6 +105,8 @@ def check_coco(
         with_mask: Whether masks are loaded. If so, every object needs a segmentation.
         num_decoded: Maximum number of images to decode, evenly spaced. None decodes all images
             and shows a progress bar.
+        pipeline: Pipeline whose loading steps read the images. See
+            :class:`~evit_mm.data.pipeline.ImageReader`.
 
     Returns:
         Errors to fix, and notes on annotations that mmdet ignores or changes. Each is one sentence.
@@ -117,7 +123,7 @@ def check_coco(
     ]
     faults = [
         *_class_faults(coco['categories'], classes),
-        *_image_faults(coco['images'], Path(img_dir), num_decoded),
+        *_image_faults(coco['images'], Path(img_dir), num_decoded, pipeline),
         *(_mask_faults(loaded, sizes) if with_mask else ()),
     ]
     if all(a['iscrowd'] for a in loaded):
@@ -185,7 +191,9 @@ def _class_faults(categories: Entries, classes: Sequence[str] | str | None) -> I
         )
 
 
-def _image_faults(images: Entries, img_dir: Path, num_decoded: int | None) -> Iterator[str]:
+def _image_faults(
+    images: Entries, img_dir: Path, num_decoded: int | None, pipeline: Sequence[Any]
+) -> Iterator[str]:
     if not img_dir.is_dir():
         yield f"image folder '{img_dir}' does not exist; check data_root and data_prefix.img"
         return
@@ -200,10 +208,13 @@ def _image_faults(images: Entries, img_dir: Path, num_decoded: int | None) -> It
             'check data_prefix.img or copy the images there'
         )
     else:
-        yield from _decoding_faults(images, img_dir, num_decoded)
+        yield from _decoding_faults(images, img_dir, num_decoded, pipeline)
 
 
-def _decoding_faults(images: Entries, img_dir: Path, num_decoded: int | None) -> Iterator[str]:
+def _decoding_faults(
+    images: Entries, img_dir: Path, num_decoded: int | None, pipeline: Sequence[Any]
+) -> Iterator[str]:
+    read = ImageReader(pipeline)
     if num_decoded is not None:
         images = spread(images, num_decoded)
     bar = track(
@@ -214,10 +225,12 @@ def _decoding_faults(images: Entries, img_dir: Path, num_decoded: int | None) ->
     )
     broken, differing = [], []
     for image in bar:
-        pixels = read_image(img_dir / image['file_name'])
-        if pixels is None:
-            broken.append(image['file_name'])
-        elif pixels.shape[:2] != (image['height'], image['width']):
+        try:
+            pixels = read(img_dir / image['file_name'])
+        except DataError as error:
+            broken.append(f'{image["file_name"]}{str(error).partition(UNDECODABLE)[2]}')
+            continue
+        if pixels.shape[:2] != (image['height'], image['width']):
             size = f'{pixels.shape[1]}x{pixels.shape[0]}'
             said = f'{image["width"]}x{image["height"]}'
             differing.append(f'{image["file_name"]} is {size}, not {said}')
@@ -230,8 +243,9 @@ def _decoding_faults(images: Entries, img_dir: Path, num_decoded: int | None) ->
     if differing:
         yield (
             f'{len(differing)} {opened} have a different size in the annotation file '
-            f'({some(differing)}), so boxes would be misplaced; correct width and height, or save '
-            'the images without EXIF rotation'
+            f'({some(differing)}), so boxes would be misplaced; correct width and height. If '
+            'the images have an EXIF rotation and the annotations ignore it, set '
+            "color_type='color_ignore_orientation' in LoadImageFromFile"
         )
 
 

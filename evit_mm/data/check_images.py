@@ -7,14 +7,16 @@ an additional class folder, all later labels shift without an error. This check 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 
+from ..errors import DataError
 from .dataset_configs import find_datasets
-from .images import NUM_DECODED, UNDECODABLE, read_image, some, spread
+from .images import NUM_DECODED, UNDECODABLE, some, spread
+from .pipeline import ImageReader
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif')  # supported by mmpretrain
 TYPES = ('ImageNet', 'CustomDataset')  # mmpretrain's data sets of image folders or image lists
@@ -75,11 +77,17 @@ def _folder_faults(dataset: Mapping[str, Any], num_classes: int | None, field: s
             f"model.head.num_classes is {num_classes} but '{folder}' has {len(classes)} class "
             f'folders; set model.head.num_classes={len(classes)}'
         ]
-    return [
-        f"image '{path}' {UNDECODABLE}; replace or remove it"
-        for path in spread([path for path in samples.values() if path], NUM_DECODED)
-        if read_image(path) is None
-    ]
+    return list(_decoding_faults(dataset, [path for path in samples.values() if path]))
+
+
+def _decoding_faults(dataset: Mapping[str, Any], images: Sequence[Path]) -> Iterator[str]:
+    read = ImageReader(dataset.get('pipeline') or ())
+    for path in spread(images, NUM_DECODED):
+        try:
+            read(path)
+        except DataError as error:
+            reason = str(error).partition(UNDECODABLE)[2]
+            yield f"image '{path}' {UNDECODABLE}{reason}; replace or remove it"
 
 
 def _order_faults(cfg: Config, dataset: Mapping[str, Any]) -> Iterator[str]:

@@ -1,14 +1,10 @@
-"""Find and read images."""
+"""Find images."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
-
-import cv2
-import mmcv
-import numpy as np
 
 from ..errors import DataError
 
@@ -19,8 +15,11 @@ UNDECODABLE = 'cannot be decoded'
 Item = TypeVar('Item')
 
 
-def list_images(source: str | Path) -> list[Path]:
+def list_images(source: str | Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> list[Path]:
     """Return an image file, or all images in a folder and its subfolders, sorted.
+
+    Hidden files and folders, such as the ``._a.jpg`` of macOS, are skipped. ``suffixes`` are those
+    of the images, in lower case.
 
     Raises:
         DataError: The path does not exist, or the folder has no image.
@@ -30,18 +29,16 @@ def list_images(source: str | Path) -> list[Path]:
         return [source]
     if not source.is_dir():
         raise DataError(f"image or folder '{source}' does not exist")
-    images = sorted(p for p in source.rglob('*') if p.suffix.lower() in IMAGE_SUFFIXES)
+    found = (path for path in source.rglob('*') if path.suffix.lower() in suffixes)
+    images = sorted(path for path in found if not is_hidden(path.relative_to(source)))
     if not images:
-        raise DataError(f"no image found in '{source}' ({', '.join(IMAGE_SUFFIXES)})")
+        raise DataError(f"no image found in '{source}' ({', '.join(suffixes)})")
     return images
 
 
-def read_image(path: str | Path) -> np.ndarray | None:
-    """Return the pixels ``(H, W, 3)`` of an image, BGR, uint8; None if it cannot be decoded."""
-    try:
-        return mmcv.imread(str(path))
-    except (OSError, cv2.error):  # a folder or an empty file; for other errors OpenCV returns None
-        return None
+def is_hidden(path: Path) -> bool:
+    """Return whether a relative path is a hidden file, or is in a hidden folder."""
+    return any(part.startswith('.') for part in path.parts)
 
 
 def spread(items: Sequence[Item], most: int) -> Sequence[Item]:

@@ -1,34 +1,240 @@
-"""Apply the test pipeline of a config to images in memory."""
+"""Read images as the pipeline of a config reads them.
+
+Every tool reads images with the loading steps of a pipeline: its first step, and the steps
+directly after it whose names start with ``Load`` and that load no annotations. Examples are
+``LoadImageFromFile`` with its ``color_type``, ``LoadMultiChannelImageFromFiles``, and registered
+transforms that read TIFF or NumPy files.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
+from itertools import takewhile
+from pathlib import Path
 from typing import Any
 
 import cv2
+import mmcv.transforms  # noqa: F401 (registers LoadImageFromFile)
 import numpy as np
 from mmengine.config import Config
+from mmengine.registry import TRANSFORMS, init_default_scope
 
-from ..errors import DataError
+from ..errors import ConfigError, DataError
+from .images import UNDECODABLE
+from .pictures import to_picture
+
+DEFAULT_LOADING = ({'type': 'LoadImageFromFile'},)
+FROM_FILE, FROM_FILES, FROM_MEMORY = (
+    'LoadImageFromFile',
+    'LoadMultiChannelImageFromFiles',
+    'LoadImageFromNDArray',
+)
+# options of LoadImageFromFile that decide the pixels, with their defaults
+DECODING = {'color_type': 'color', 'to_float32': False, 'imdecode_backend': 'cv2'}
+# values of ``color_type`` and ``imdecode_backend`` that give uint8 (H, W, 3) in BGR for any image
+AS_IN_MEMORY = ('color', 'color_ignore_orientation'), ('cv2', 'turbojpeg', 'pillow')
+ImagePath = str | Path | Sequence[str]  # some transforms read one file per channel
 
 
-def test_pipeline(cfg: Config) -> Callable[[np.ndarray], dict[str, Any]]:
-    """Return a function that applies the test pipeline of a config to an image.
+def step_name(step: Any) -> str:
+    """Return the class name of a transform, or of the config of a transform."""
+    kind = step['type'] if isinstance(step, Mapping) else type(step)
+    return kind.__name__ if isinstance(kind, type) else str(kind).split('.')[-1]
 
-    The function takes pixels ``(H, W, 3)``, BGR, uint8, and returns a dict with ``inputs``
-    ``(3, h, w)`` and ``data_samples``. It raises a DataError if the image is too thin to resize.
+
+def loads_annotations(step: Any) -> bool:
+    """Return whether a transform loads annotations, such as ``LoadAnnotations``."""
+    name = step_name(step)
+    return name.startswith('Load') and ('Annotation' in name or name == 'LoadProposals')
+
+
+def without_annotations(steps: Sequence[Any]) -> list[Any]:
+    """Return the steps of a pipeline that an image without annotations can pass."""
+    return [step for step in steps if not loads_annotations(step)]
+
+
+def loading_steps(steps: Sequence[Any]) -> list[Any]:
+    """Return the steps at the start of a pipeline that load the image."""
+    loads = takewhile(
+        lambda step: step_name(step).startswith('Load') and not loads_annotations(step), steps[1:]
+    )
+    return [*steps[:1], *loads]
+
+
+def describe_loading(cfg: Config) -> list[dict[str, Any]]:
+    """Return the loading steps of the test pipeline as JSON, without where the files are.
+
+    The options of ``LoadImageFromFile`` that decide the pixels are always listed.
     """
-    from mmcv.transforms import Compose
+    described = []
+    for step in loading_steps(_test_steps(cfg)):
+        name = step_name(step)
+        options = {key: value for key, value in step.items() if _is_json(value)}
+        for key in ('backend_args', 'file_client_args', 'ignore_empty'):
+            options.pop(key, None)
+        described.append({**(DECODING if name == FROM_FILE else {}), **options, 'type': name})
+    return described
+
+
+class ImageReader:
+    """Read images with the loading steps of a pipeline.
+
+    Args:
+        pipeline: Steps as configs or transforms. Only the loading steps are used. An empty pipeline
+            reads with ``LoadImageFromFile``.
+
+    Raises:
+        ConfigError: A transform is not registered, or does not accept its options.
+    """
+
+    def __init__(self, pipeline: Sequence[Any] = ()) -> None:
+        steps = loading_steps(pipeline) or DEFAULT_LOADING
+        try:
+            self.steps = [TRANSFORMS.build(s) if isinstance(s, Mapping) else s for s in steps]
+        except (AssertionError, KeyError, TypeError, ValueError) as error:
+            said = error.args[0] if error.args else error
+            raise ConfigError(
+                f'{step_name(steps[0])}, with which a pipeline starts, cannot be built: {said}'
+            ) from error
+
+    def load(self, image: ImagePath) -> dict[str, Any]:
+        """Return what the loading steps return for an image file, with the image in ``img``.
+
+        Raises:
+            DataError: The file cannot be read. The message does not contain its name.
+            ConfigError: The steps cannot read a file, or a package is missing.
+        """
+        first = step_name(self.steps[0])
+        path = str(image) if isinstance(image, (str, Path)) else [str(name) for name in image]
+        if first == FROM_MEMORY or (first == FROM_FILES and isinstance(path, str)):
+            raise ConfigError(
+                f'the pipeline starts with {first}, which cannot read one image file; use '
+                f'{FROM_FILE} or another transform that reads img_path'
+            )
+        results: Any = {'img_path': path, 'img_id': 0}
+        try:
+            for step in self.steps:
+                results = step(results)
+        except ImportError as error:
+            raise ConfigError(f'{first} needs a package that is not installed: {error}') from None
+        except Exception as error:  # a user's transform can raise anything
+            known = isinstance(error, (OSError, cv2.error, AssertionError)) and first == FROM_FILE
+            reason = '' if known else f' by {first} ({type(error).__name__}: {error})'
+            raise DataError(f'the image {UNDECODABLE}{reason}') from error
+        if not results:  # ignore_empty=True
+            raise DataError(f'the image {UNDECODABLE}')
+        if not isinstance(results.get('img'), np.ndarray):
+            raise ConfigError(
+                f'the pipeline starts with {first}, which sets no img; its first step must load '
+                'the image'
+            )
+        return results
+
+    def __call__(self, image: ImagePath) -> np.ndarray:
+        """Return the image as the steps load it, ``(H, W)`` or ``(H, W, C)``."""
+        return self.load(image)['img']
+
+
+class PredictionPipeline:
+    """The test pipeline of a config, for images without annotations.
+
+    Raises:
+        KeyError, TypeError: A transform is not registered, or has an unknown option.
+    """
+
+    def __init__(self, cfg: Config) -> None:
+        init_default_scope(cfg.get('default_scope') or 'mmdet')
+        steps = without_annotations(_test_steps(cfg))
+        self.filename, self.loading = cfg.filename, loading_steps(steps)
+        self.reader = ImageReader(steps)
+        self._further = [TRANSFORMS.build(step) for step in steps[len(self.loading) :]]
+
+    def load(self, image: ImagePath | np.ndarray) -> dict[str, Any]:
+        """Load an image file, or take pixels ``(H, W, 3)``, BGR, uint8, from memory.
+
+        Raises:
+            DataError: The file cannot be read.
+            ConfigError: The pipeline cannot read a file, or it needs other images than the pixels.
+        """
+        if not isinstance(image, np.ndarray):
+            return self.reader.load(image)
+        load = {'type': 'mmdet.LoadImageFromNDArray', 'to_float32': self._to_float32()}
+        return TRANSFORMS.build(load)({'img': image, 'img_id': 0})
+
+    def check_memory(self) -> None:
+        """Raise a ConfigError if the pipeline needs other images than BGR pixels of 8 bits."""
+        self._to_float32()
+
+    def _to_float32(self) -> bool:
+        first = self.loading[0]
+        options = {**DECODING, **first}
+        colours, backends = AS_IN_MEMORY
+        alike = options['color_type'] in colours and options['imdecode_backend'] in backends
+        name = step_name(first)
+        if len(self.loading) > 1 or not (name == FROM_MEMORY or (name == FROM_FILE and alike)):
+            said = f' with color_type {options["color_type"]!r}' if name == FROM_FILE else ''
+            raise ConfigError(
+                f"config '{self.filename}': the test pipeline loads images by {name}{said}, so it "
+                'cannot take frames of a video or a camera, or an array; give image files, or use '
+                f"{FROM_FILE} with color_type 'color'"
+            )
+        return bool(options['to_float32'])
+
+    def pack(self, loaded: Mapping[str, Any]) -> dict[str, Any]:
+        """Run the steps after loading.
+
+        Returns:
+            ``inputs (C, h, w)``, ``data_samples``, and ``picture``, the loaded image for people,
+            ``(H, W, 3)``, BGR, uint8.
+
+        Raises:
+            DataError: The image is too thin to resize.
+        """
+        picture = np.array(to_picture(loaded['img']))  # a copy, because a step can work in place
+        results = dict(loaded)
+        try:
+            for step in self._further:
+                results = step(results)
+        except cv2.error:
+            height, width = picture.shape[:2]
+            raise DataError(f'{width}x{height} pixels are too thin to resize') from None
+        return {**results, 'picture': picture}
+
+    def __call__(self, image: ImagePath | np.ndarray) -> dict[str, Any]:
+        """Load and pack an image, see :meth:`load` and :meth:`pack`."""
+        return self.pack(self.load(image))
+
+
+def innermost_pipelines(dataset: Any) -> list[list[Any]]:
+    """Return the transform lists of a built data set, the innermost first.
+
+    A wrapper that mixes images has a pipeline around the pipeline of the inner data set. For
+    concatenated data sets, the lists of the first one are returned.
+    """
+    pipelines: list[list[Any]] = []
+    while dataset is not None:
+        pipeline = getattr(dataset, 'pipeline', None)
+        if pipeline is not None:
+            pipelines.insert(0, getattr(pipeline, 'transforms', pipeline))
+        joined = getattr(dataset, 'datasets', [None])
+        dataset = getattr(dataset, 'dataset', joined[0])
+    return pipelines
+
+
+def dataset_reader(dataset: Any) -> ImageReader:
+    """Return the reader of a built data set."""
+    return ImageReader(next(iter(innermost_pipelines(dataset)), ()))
+
+
+def _test_steps(cfg: Config) -> list[Any]:
     from mmdet.utils import get_test_pipeline_cfg
 
-    steps = [s for s in get_test_pipeline_cfg(cfg) if 'LoadAnnotations' not in str(s['type'])]
-    pipeline = Compose([{'type': 'mmdet.LoadImageFromNDArray'}, *steps[1:]])
+    return get_test_pipeline_cfg(cfg)
 
-    def prepare(pixels: np.ndarray) -> dict[str, Any]:
-        try:
-            return pipeline({'img': pixels, 'img_id': 0})
-        except cv2.error:
-            height, width = pixels.shape[:2]
-            raise DataError(f'{width}x{height} pixels are too thin to resize') from None
 
-    return prepare
+def _is_json(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(map(_is_json, value.values()))
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_json, value))
+    return value is None or isinstance(value, (str, int, float, bool))

@@ -22,6 +22,8 @@ from mmengine.structures import InstanceData
 from rich.progress import track
 
 from ..data.check import check_config_data
+from ..data.pictures import Levels, complete_palette, to_picture, value_levels
+from ..data.pipeline import innermost_pipelines, loading_steps, loads_annotations, step_name
 from ..errors import ConfigError
 from ..runner.build import config_faults, make_folder
 from ..runner.config import is_classifier, load_config
@@ -31,6 +33,7 @@ from ..utils.text import counted
 
 SPLITS = ('train', 'val', 'test')
 TILE, CAPTION, DPI = 320, 24, 100  # pixels, pixels, dots per inch
+NORMALISED = 1 / 20  # an image with this part of the original range of values is normalised
 ROWS, COLUMNS = 4, 4  # images per sheet, pipeline steps per row
 Packed = Mapping[str, Any]
 Tile = tuple[np.ndarray, str]  # pixels ``(h, w, 3)`` RGB, and the title
@@ -83,7 +86,9 @@ def browse(
     for place, index in enumerate(track(indices, description='drawing')):
         drawn = [source.draw(index, draw) for draw in range(draws)]
         name = Path(source.dataset.get_data_info(index)['img_path']).name
-        row = [painter.tile(source.original(index), name)]
+        original = source.original(index)
+        painter.levels = value_levels(_pixels(original))
+        row = [painter.tile(original, name)]
         row += [painter.tile(packed, f'draw {draw}') for draw, packed in enumerate(drawn, 1)]
         if stages:
             steps = [painter.tile(packed, step) for step, packed in source.steps()]
@@ -138,8 +143,10 @@ class _Source:
         self.guarded, self.seed = GuardedDataset(self.dataset, 'raise'), seed
         packer = 'PackInputs' if is_classifier(cfg) else 'PackDetInputs'
         self.pack = TRANSFORMS.build({'type': packer, 'meta_keys': ()})
-        pipelines = _pipelines(self.dataset)
-        self.loading = [s for s in pipelines[0] if type(s).__name__.startswith('Load')]
+        pipelines = innermost_pipelines(self.dataset)
+        first = len(loading_steps(pipelines[0]))
+        further = [step for step in pipelines[0][first:] if loads_annotations(step)]
+        self.loading = [*pipelines[0][:first], *further]
         self.log: dict[_Step, Packed] = {}
         if stages:
             for steps in pipelines:
@@ -163,23 +170,7 @@ class _Source:
 
     def steps(self) -> list[tuple[str, Packed]]:
         """Return the name and the output of each pipeline step of the first draw."""
-        return [(type(step.step).__name__, packed) for step, packed in self.log.items()]
-
-
-def _pipelines(dataset: Any) -> list[list[Any]]:
-    """Return the transform lists of a data set, the innermost first.
-
-    A wrapper that mixes images has a pipeline around the pipeline of the inner data set. For
-    concatenated data sets, the lists of the first one are returned.
-    """
-    pipelines: list[list[Any]] = []
-    while dataset is not None:
-        pipeline = getattr(dataset, 'pipeline', None)
-        if pipeline is not None:
-            pipelines.insert(0, getattr(pipeline, 'transforms', pipeline))
-        joined = getattr(dataset, 'datasets', [None])
-        dataset = getattr(dataset, 'dataset', joined[0])
-    return pipelines
+        return [(step_name(step.step), packed) for step, packed in self.log.items()]
 
 
 class _Step:
@@ -199,10 +190,15 @@ class _Step:
 
 
 class _Painter:
-    """Draw packed images as tiles of one size, with mmdet's visualizer."""
+    """Draw packed images as tiles of one size, with mmdet's visualizer.
+
+    Attributes:
+        levels: Values that are black and white, see :func:`evit_mm.data.pictures.to_picture`.
+    """
 
     def __init__(self, metainfo: Mapping[str, Any]) -> None:
-        self.metainfo = metainfo
+        self.metainfo = complete_palette(metainfo)
+        self.levels: Levels = (0.0, 255.0)
 
     @cached_property
     def visualizer(self) -> Any:
@@ -214,9 +210,12 @@ class _Painter:
 
     def tile(self, packed: Packed, title: str) -> Tile:
         """Return a picture whose longer side is ``TILE`` pixels, and its title."""
-        pixels = packed['inputs'].permute(1, 2, 0).numpy()  # some pipelines return floats
+        pixels = _pixels(packed)
         height, width = pixels.shape[:2]
-        pixels = pixels[..., ::-1].clip(0, 255).astype(np.uint8)
+        levels, own = self.levels, value_levels(pixels)
+        if own[1] - own[0] < (levels[1] - levels[0]) * NORMALISED:
+            levels = own
+        pixels = to_picture(pixels, levels)[..., ::-1]
         pixels, factor = mmcv.imrescale(pixels, (TILE, TILE), return_scale=True)
         sample = packed['data_samples']
         if 'gt_label' in sample:
@@ -239,6 +238,11 @@ class _Painter:
         sample = DetDataSample(gt_instances=shown)
         self.visualizer.add_datasample('browse', pixels, sample, draw_pred=False)
         return self.visualizer.get_image()
+
+
+def _pixels(packed: Packed) -> np.ndarray:
+    """Return a packed image as ``(H, W, C)``, of any type."""
+    return packed['inputs'].permute(1, 2, 0).numpy()
 
 
 def join_tiles(rows: Sequence[Sequence[Tile]]) -> Figure:

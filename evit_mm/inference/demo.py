@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from ..data.images import IMAGE_SUFFIXES, read_image
-from ..errors import ConfigError, DataError
+from ..data.dataset_configs import image_suffixes
+from ..errors import ConfigError, DataError, EvitError
 from ..utils.text import counted
 from .coco import coco_ids, to_coco
 from .detector import Detector, load_detector_config, shown_instances
@@ -37,7 +37,7 @@ class Found:
     """All detections in a picture, for any score threshold."""
 
     name: str
-    pixels: np.ndarray  # (H, W, 3) BGR
+    pixels: np.ndarray  # (H, W, 3) BGR, uint8, for people
     detector: Detector
     sample: Any
     milliseconds: float
@@ -49,12 +49,16 @@ def detect(detector: Detector, file: str) -> Found:
     Raises:
         DataError: The picture cannot be decoded or is too thin for the pipeline.
     """
-    name, pixels = Path(file).name, read_image(file)
-    if pixels is None:
-        raise DataError(f"'{name}' cannot be decoded as an image")
-    start = time.perf_counter()
-    (sample,) = detector.detect([detector.prepare(pixels)])
-    return Found(name, pixels, detector, sample, 1000 * (time.perf_counter() - start))
+    name = Path(file).name
+    try:
+        loaded = detector.pipeline.load(file)
+        start = time.perf_counter()
+        prepared = detector.pipeline.pack(loaded)
+    except DataError as error:
+        raise DataError(f"'{name}': {error}") from None
+    (sample,) = detector.detect([prepared])
+    took = 1000 * (time.perf_counter() - start)
+    return Found(name, prepared['picture'], detector, sample, took)
 
 
 def show(found: Found | None, score_thr: float) -> tuple[np.ndarray | None, list, str]:
@@ -106,7 +110,7 @@ def build_page(detectors: Mapping[str, Detector], score_thr: float = 0.3) -> Any
             return None, *show(None, threshold)
         try:
             found = detect(detectors[model], file)
-        except DataError as error:
+        except EvitError as error:
             return None, None, [], f'Error: {error}.'
         return found, *show(found, threshold)
 
@@ -117,7 +121,7 @@ def build_page(detectors: Mapping[str, Detector], score_thr: float = 0.3) -> Any
         picture_file, found = gr.State(), gr.State()
         with gr.Row():
             with gr.Column(scale=1, min_width=300):
-                kinds = list(IMAGE_SUFFIXES)
+                kinds = sorted({s for d in detectors.values() for s in image_suffixes(d.cfg)})
                 upload = gr.File(label='Drop a picture here', file_types=kinds, height=150)
                 model = gr.Radio(names, value=names[0], label='Checkpoint')
                 threshold = gr.Slider(0, 1, score_thr, step=0.01, label='Lowest score shown')

@@ -1,4 +1,4 @@
-"""A trained detector for images in memory, with batches and half precision."""
+"""A trained detector for images, with batches and half precision."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from torch import Tensor, nn
 
-from ..data.pipeline import test_pipeline
+from ..data.pictures import complete_palette
+from ..data.pipeline import ImagePath, PredictionPipeline
 from ..errors import ConfigError
-from ..runner.build import load_detector, set_device
+from ..runner.build import config_faults, load_detector, set_device
 from ..runner.config import is_classifier, load_config
 
 
@@ -32,7 +33,7 @@ def load_detector_config(
 
 
 class Detector:
-    """A detector with trained weights, for images in memory.
+    """A detector with trained weights, for image files and for images in memory.
 
     Args:
         cfg: Config from :func:`load_detector_config`.
@@ -45,8 +46,7 @@ class Detector:
     Attributes:
         cfg: The config.
         classes: Class name of each label.
-        prepare: Function that resizes and packs pixels, see
-            :func:`evit_mm.data.pipeline.test_pipeline`.
+        pipeline: The test pipeline of the config.
 
     Raises:
         EvitError: The config, the checkpoint or the device cannot be used.
@@ -72,10 +72,23 @@ class Detector:
             self.model = fuse_detector(self.model)
         if half:
             compute_in_half(self.model, get_device())
-        self.prepare = test_pipeline(self.cfg)
+        with config_faults(self.cfg):
+            self.pipeline = PredictionPipeline(self.cfg)
         # not from the registry, which would share one visualizer between detectors
         self._visualizer = DetLocalVisualizer()
-        self._visualizer.dataset_meta = self.model.dataset_meta
+        self._visualizer.dataset_meta = complete_palette(self.model.dataset_meta)
+
+    def prepare(self, image: ImagePath | np.ndarray) -> dict[str, Any]:
+        """Load, resize and pack an image file, or pixels ``(H, W, 3)``, BGR, uint8.
+
+        Returns:
+            See :meth:`evit_mm.data.pipeline.PredictionPipeline.pack`.
+
+        Raises:
+            DataError: The file cannot be read, or the image is too thin to resize.
+            ConfigError: The config reads other images than pixels in memory.
+        """
+        return self.pipeline(image)
 
     def detect(self, prepared: Sequence[Mapping[str, Any]]) -> list[Any]:
         """Run the network on a batch of prepared images of the same shape.

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from mmengine.logging import print_log
 from rich.progress import Progress
 
+from ..data.dataset_configs import image_suffixes
 from ..errors import ConfigError, DataError
 from ..runner.build import make_folder
 from ..utils.files import write_json
@@ -86,6 +87,8 @@ def predict(
     result format, with ``file_name`` and ``category_name`` added. Masks are stored as RLE in
     ``segmentation``.
 
+    Images are read as the config's test pipeline reads them. See :mod:`evit_mm.data.pipeline`.
+
     Ids come from the config's annotation file. If it does not contain all images, ``image_id`` is
     the relative name of every image. If it cannot be read, ``category_id`` counts from 1, or is the
     COCO id for the 80 classes of COCO. In a video, ``image_id`` is the index of the frame, and
@@ -118,9 +121,11 @@ def predict(
     if not 0 <= score_thr <= 1:
         raise ConfigError(f'--score-thr must be between 0 and 1, got {score_thr}')
     cfg, out_dir = load_detector_config(config, cfg_options), Path(out_dir)
-    frames = open_source(source, out_dir)
+    frames = open_source(source, out_dir, image_suffixes(cfg))
     make_folder('--out', out_dir)
     detector = Detector(cfg, checkpoint, device, half, fuse)
+    if isinstance(frames, Video):
+        detector.pipeline.check_memory()
     known_ids, category_ids = coco_ids(cfg, detector.classes)
     image_ids = _of_all(frames, known_ids)
     detections: list[dict[str, Any]] = []
@@ -133,9 +138,10 @@ def predict(
             for batch in _batches(_prepare(read, detector, faults, speed), batch_size):
                 with speed.of('detect'):
                     samples = detector.detect([prepared for _, prepared in batch])
-                for (frame, _), sample in zip(batch, samples, strict=True):
+                for (frame, prepared), sample in zip(batch, samples, strict=True):
                     with speed.of('draw'):
-                        target.write(frame, detector.draw(frame.pixels, sample, score_thr))
+                        picture = detector.draw(prepared['picture'], sample, score_thr)
+                        target.write(frame, picture)
                     speed.frames += 1
                     image_id = image_ids.get(frame.path.resolve(), frame.image_id)
                     detections += to_coco(
@@ -184,10 +190,10 @@ def _prepare(
         if frame is None:
             return
         try:
-            if frame.pixels is None:
-                raise DataError('the image cannot be decoded')
+            with speed.of('decode'):
+                loaded = detector.pipeline.load(frame.image)
             with speed.of('detect'):
-                prepared = detector.prepare(frame.pixels)
+                prepared = detector.pipeline.pack(loaded)
         except DataError as error:
             faults.append(f"'{frame.path}' was skipped: {error}")
         else:

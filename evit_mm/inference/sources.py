@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -12,7 +12,8 @@ import cv2
 import mmcv
 import numpy as np
 
-from ..data.images import list_images, read_image
+from ..data.images import IMAGE_SUFFIXES, list_images
+from ..data.pictures import picture_name
 from ..errors import ConfigError, DataError
 
 VIDEO_SUFFIXES = ('.mp4', '.avi', '.mkv', '.mov', '.webm', '.m4v', '.mpg', '.mpeg', '.wmv', '.flv')
@@ -26,7 +27,7 @@ class Frame:
     Attributes:
         path: File of the image or the video.
         name: File name relative to the source.
-        pixels: ``(H, W, 3)``, BGR, uint8; None if the image cannot be decoded.
+        image: Path of an image file, or pixels ``(H, W, 3)``, BGR, uint8, of a video.
         image_id: Name of the image, or index of the frame from 0.
         time: ``frame`` and ``seconds`` in the video or since the first frame of the camera; empty
             for an image.
@@ -34,7 +35,7 @@ class Frame:
 
     path: Path
     name: str
-    pixels: Any
+    image: Path | np.ndarray
     image_id: int | str
     time: dict[str, Any]
 
@@ -42,16 +43,17 @@ class Frame:
 class Images:
     """One image, or all images under a folder except those under ``but_not_in``."""
 
-    def __init__(self, source: Path, but_not_in: Path) -> None:
+    def __init__(self, source: Path, but_not_in: Path, suffixes: Sequence[str]) -> None:
         self.root = source if source.is_dir() else source.parent
         left_out = but_not_in.resolve()
-        self.paths = [p for p in list_images(source) if left_out not in p.resolve().parents]
+        images = list_images(source, suffixes)
+        self.paths = [path for path in images if left_out not in path.resolve().parents]
         self.total = len(self.paths)
 
     def __iter__(self) -> Iterator[Frame]:
         for path in self.paths:
             name = str(path.relative_to(self.root))
-            yield Frame(path, name, read_image(path), image_id=name, time={})
+            yield Frame(path, name, path, image_id=name, time={})
 
 
 class Video:
@@ -98,7 +100,7 @@ class PictureFolder:
 
     def write(self, frame: Frame, pixels: np.ndarray) -> None:
         """Write a frame's picture, ``(H, W, 3)`` BGR."""
-        mmcv.imwrite(pixels, str(self.folder / frame.name))
+        mmcv.imwrite(pixels, str(self.folder / picture_name(frame.name, '')))
 
     def close(self) -> None:
         """Do nothing, because no file is open."""
@@ -141,8 +143,12 @@ def is_camera(source: str) -> bool:
     return source.isdecimal() or Path(source).is_char_device()
 
 
-def open_source(source: str | Path, out_dir: Path) -> Images | Video:
+def open_source(
+    source: str | Path, out_dir: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES
+) -> Images | Video:
     """Open a source of images; its name decides between images, a video and a camera.
+
+    ``suffixes`` are those of the images in a folder.
 
     Raises:
         EvitError: The source contains no image or cannot be opened, or ``out_dir`` is the folder
@@ -156,7 +162,7 @@ def open_source(source: str | Path, out_dir: Path) -> Images | Video:
         raise ConfigError(f"--out '{out_dir}' is the folder of the images; choose another folder")
     if path.is_file() and path.suffix.lower() in VIDEO_SUFFIXES:
         return Video(str(source))
-    return Images(path, but_not_in=out_dir)
+    return Images(path, out_dir, suffixes)
 
 
 def open_target(source: Images | Video, out_dir: Path) -> PictureFolder | VideoFile:

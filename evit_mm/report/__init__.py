@@ -60,7 +60,8 @@ def write_report(
         except EvitError as error:  # the page is useful without detections
             entry.run.notes.append(f'No detections are shown: {error}.')
         else:
-            entry.analysis = analyse_detections(entry.detections.truth, entry.detections.found)
+            _, truth, found, read = entry.detections
+            entry.analysis = analyse_detections(truth, found, read)
     page = render(shown, compare)
     target = Path(out) / 'index.html'
     try:

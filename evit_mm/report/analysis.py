@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from ..data.pipeline import ImageReader
 from ..evaluation.boxes import Found, Truth, coco_evaluator
 from ..evaluation.coco_eval import Figures, coco_figures
 from ..evaluation.tide import IGNORED, NAMES, RIGHT, Errors, find_errors, tide_errors
@@ -32,6 +33,7 @@ class Analysis:
             counts objects that were not found.
         f1: ``(I,)``, F1 of each image at the working score; 1 if there are neither objects nor
             detections.
+        read: Reader of the images.
     """
 
     truth: Truth
@@ -43,6 +45,7 @@ class Analysis:
     working_score: float
     confusion: np.ndarray
     f1: np.ndarray
+    read: ImageReader = field(default_factory=ImageReader)
 
     @property
     def of_classes(self) -> dict[str, tuple[int, float, float]]:
@@ -56,7 +59,7 @@ class Analysis:
         return [100 * self.tide['delta_ap'][name] for name in NAMES]
 
 
-def analyse_detections(truth: Truth, found: Found) -> Analysis:
+def analyse_detections(truth: Truth, found: Found, read: ImageReader | None = None) -> Analysis:
     """Evaluate and analyse the detections of a run."""
     evaluator = coco_evaluator(truth, found)
     evaluator.accumulate()
@@ -76,6 +79,7 @@ def analyse_detections(truth: Truth, found: Found) -> Analysis:
         working_score=score,
         confusion=sure.confusion_matrix(iou_thr=0.5)['matrix'].astype(int),
         f1=np.array([of_images.get(i, {'f1': 1.0})['f1'] for i in range(len(truth.images))]),
+        read=read or ImageReader(),
     )
 
 

@@ -12,10 +12,13 @@ from typing import Any, NamedTuple
 
 from mmengine.config import Config
 from mmengine.logging import print_log
+from mmengine.registry import init_default_scope
 
 from ..data.dataset_configs import coco_datasets, dataset_paths
+from ..data.pipeline import ImageReader
 from ..errors import DataError
 from ..evaluation.boxes import Found, Truth, read_found, read_truth
+from ..runner.build import config_faults
 from ..runner.config import load_config
 from ..runner.test import test
 from ..runner.work_dir import find_checkpoint
@@ -34,6 +37,7 @@ class Detections(NamedTuple):
     checkpoint: str
     truth: Truth
     found: Found
+    read: ImageReader  # reads the images as the validation does
 
 
 def detect(
@@ -65,6 +69,9 @@ def detect(
     truth = read_truth(
         annotations, paths['ann_file'], paths['img_dir'], paths['classes'], dataset.get('indices')
     )
+    init_default_scope(cfg.get('default_scope') or 'mmdet')
+    with config_faults(cfg):
+        read = ImageReader(dataset.get('pipeline') or ())
     decisive = repr([cfg.get(name) for name in DECISIVE])
     parts = (checkpoint.read_bytes(), annotations, decisive.encode())
     key = '-'.join(hashlib.sha256(part).hexdigest()[:32] for part in parts)
@@ -82,7 +89,7 @@ def detect(
         except OSError as error:  # the page does not need the cache
             text = f"the detections cannot be cached in '{run.folder / CACHE}': {error}"
             print_log(text, 'current', level=logging.WARNING)
-    return Detections(checkpoint.name, truth, read_found(results, truth))
+    return Detections(checkpoint.name, truth, read_found(results, truth), read)
 
 
 def _evaluate(cfg: Config, checkpoint: Path, device: str | None) -> list[dict[str, Any]]:

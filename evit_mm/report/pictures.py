@@ -7,13 +7,15 @@ import io
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from ..data.images import read_image
+from ..data.pictures import to_picture
+from ..data.pipeline import ImageReader
+from ..errors import EvitError
 from ..evaluation.tide import CLASSIFICATION, IGNORED, KINDS, LOCALISATION, MISSED
 from .analysis import Analysis
 
@@ -63,6 +65,7 @@ class Card:
             there is no detection. Unlike ``truth``, the list is complete.
         detections: ``[error type, class, score]`` of each counted detection. The type is -1 for a
             correct detection. Unlike ``found``, the list is complete.
+        read: Reader of the image.
         thumbnail: Index in the thumbnails of the page, or None.
     """
 
@@ -75,6 +78,7 @@ class Card:
     counts: dict[str, int]
     objects: list[list[float]]
     detections: list[list[float]]
+    read: ImageReader = field(default_factory=ImageReader)
     thumbnail: int | None = None
 
 
@@ -148,6 +152,7 @@ def make_card(image: int, analysis: Analysis, mistakes: np.ndarray) -> Card:
             for detection in detections.tolist()
             if (kind := analysis.errors.kind[detection]) != IGNORED
         ],
+        read=analysis.read,
     )
 
 
@@ -180,7 +185,7 @@ def add_thumbnails(cards: Sequence[Card], room: int) -> tuple[list[str], list[Pa
     Returns:
         The thumbnails as ``data:`` URLs, and the images that cannot be read.
     """
-    pictures = {path: _read(path) for path in dict.fromkeys(card.path for card in cards)}
+    pictures = {path: _read(card) for path, card in {card.path: card for card in cards}.items()}
     readable = {path: picture for path, picture in pictures.items() if picture is not None}
     for side in SIDES:
         drawn = {path: _encode(picture, side) for path, picture in readable.items()}
@@ -198,11 +203,11 @@ def add_thumbnails(cards: Sequence[Card], room: int) -> tuple[list[str], list[Pa
     return addresses, [path for path in pictures if path not in readable]
 
 
-def _read(path: Path) -> Image.Image | None:
-    pixels = read_image(path)
-    if pixels is None:
+def _read(card: Card) -> Image.Image | None:
+    try:
+        picture = Image.fromarray(to_picture(card.read(card.path))[..., ::-1])
+    except EvitError:
         return None
-    picture = Image.fromarray(pixels[..., ::-1])
     picture.thumbnail((SIDES[0], SIDES[0]))
     return picture
 

@@ -13,7 +13,8 @@ from mmengine.dist import get_dist_info
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from ..data.images import IMAGE_SUFFIXES, read_image
+from ..data.images import IMAGE_SUFFIXES
+from ..data.pipeline import dataset_reader, innermost_pipelines
 from ..errors import DataError
 from .faults import is_undecodable
 from .seeding import SAMPLE, derive_seed, seed_generators
@@ -119,24 +120,34 @@ class GuardedDataset(Dataset):
             raise DataError(f"image '{name}' is truncated; {_FIX}")
         try:
             return self.dataset[index]
-        except (OSError, cv2.error, AssertionError) as error:
-            # if a sample combines several images, the error can refer to another image
-            if isinstance(error, OSError) and _is_of_image(error, name):
-                reason = str(error)
-            elif not isinstance(error, OSError) and is_undecodable(error):
-                reason = 'it cannot be decoded'
-            else:
+        except Exception as error:  # the transform of a user that loads images can raise anything
+            reason = self._reason(error, name)
+            if reason is None:
                 raise
             raise DataError(f"image '{name or index}' cannot be read: {reason}; {_FIX}") from None
 
+    def _reason(self, error: Exception, name: str) -> str | None:
+        """Return why an image cannot be read, or None if the error is about something else."""
+        # if a sample combines several images, the error can refer to another image
+        if isinstance(error, (cv2.error, AssertionError)) and is_undecodable(error):
+            return 'it cannot be decoded'
+        if isinstance(error, OSError):
+            opened = str(error.filename or '')
+            other = opened if opened.lower().endswith(IMAGE_SUFFIXES) else ''
+            remote = not name or '://' in name
+            is_of_image = remote or self._unreadable(name) or self._unreadable(other)
+            return str(error) if is_of_image else None
+        return self._unreadable(name) if innermost_pipelines(self.dataset) else None
 
-def _is_of_image(error: OSError, name: str | None) -> bool:
-    """Return whether an error is about an image, and not about another file of a transform."""
-    if name is None or '://' in name:
-        return True
-    opened = str(error.filename or '')
-    other = opened.lower().endswith(IMAGE_SUFFIXES)  # if a sample combines several images
-    return read_image(name) is None or other and read_image(opened) is None
+    def _unreadable(self, name: str) -> str | None:
+        """Return why the steps of the pipeline that load an image cannot read a file."""
+        if not name:
+            return None
+        try:
+            dataset_reader(self.dataset).load(name)
+        except DataError as error:
+            return str(error)
+        return None
 
 
 _FIX = (

@@ -32,6 +32,7 @@ def test_paths_are_those_that_mmdet_reads():
         'img_dir': Path('root/images'),
         'classes': ('cat',),
         'with_mask': False,
+        'pipeline': dataset['pipeline'],
     }
     dataset['pipeline'][0]['with_mask'] = True
     assert dataset_paths(dataset)['with_mask']

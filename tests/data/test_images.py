@@ -1,8 +1,6 @@
-import cv2
-import numpy as np
 import pytest
 
-from evit_mm.data.images import list_images, read_image, some
+from evit_mm.data.images import list_images, some
 from evit_mm.errors import DataError
 
 
@@ -21,17 +19,22 @@ def test_images_are_listed_in_all_folders_in_order(tmp_path):
         list_images(tmp_path / 'none')
 
 
-def test_pixels_are_bgr_and_none_where_there_are_none(tmp_path):
-    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
-    path = tmp_path / 'a.png'
-    cv2.imwrite(str(path), pixels)
-    assert np.array_equal(read_image(path), pixels)
-    cv2.imwrite(str(path), pixels[..., 0])
-    assert np.array_equal(read_image(str(path)), pixels[..., [0, 0, 0]])
-    for content in (b'', b'\x89PNG'):
-        path.write_bytes(content)
-        assert read_image(path) is None
-    assert read_image(tmp_path) is read_image(tmp_path / 'gone.png') is None
+def test_hidden_files_and_folders_are_no_images(tmp_path):
+    for name in ('a.jpg', '._a.jpg', 'b/._c.png', '.thumbnails/a.jpg', 'b/c.png'):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b'')
+    assert list_images(tmp_path) == [tmp_path / 'a.jpg', tmp_path / 'b' / 'c.png']
+    # asked for by name, and below a hidden folder of the user's
+    assert list_images(tmp_path / '._a.jpg') == [tmp_path / '._a.jpg']
+    assert list_images(tmp_path / '.thumbnails') == [tmp_path / '.thumbnails' / 'a.jpg']
+
+
+def test_other_suffixes_are_asked_for(tmp_path):
+    for name in ('a.jpg', 'b.NPY', 'c.txt'):
+        (tmp_path / name).write_bytes(b'')
+    assert list_images(tmp_path, ('.npy',)) == [tmp_path / 'b.NPY']
+    with pytest.raises(DataError, match=r"no image found in '.*' \(\.tif\)"):
+        list_images(tmp_path, ('.tif',))
 
 
 def test_up_to_five_items_are_named():

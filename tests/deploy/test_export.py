@@ -163,6 +163,12 @@ def test_what_the_export_says_it_found(written, openvino_file):
     assert not list(written.file.parent.glob('tmp*'))
 
 
+READER = {
+    'type': 'LoadImageFromFile', 'color_type': 'color', 'to_float32': False,
+    'imdecode_backend': 'cv2',
+}  # fmt: skip
+
+
 def test_metadata_is_all_that_a_program_needs(written, openvino_file):
     for file in (written.file, openvino_file.file):
         assert ExportedModel(file).metadata == {
@@ -176,6 +182,8 @@ def test_metadata_is_all_that_a_program_needs(written, openvino_file):
             'pad_value': 0.0,
             'score_thr': 0.0,
             'outputs': ['boxes', 'scores', 'labels'],
+            'reader': [READER],
+            'in_channels': 3,
         }
     model = onnx.load(written.file)
     shapes = {
@@ -222,6 +230,7 @@ def test_metadata_of_another_preprocessor(trained):
         'pad_value': 0.0,
         'score_thr': 0.0,
         'outputs': ['boxes', 'scores', 'labels'],
+        'reader': [READER],
     }
     cfg.model.data_preprocessor.type = 'ImgDataPreprocessor'
     with pytest.raises(ConfigError, match='an export needs a DetDataPreprocessor'):
@@ -516,7 +525,7 @@ def test_what_pytorch_is_asked_to_write(detector, tmp_path, monkeypatch, fast):
     if not fast:
         other.backbone = torch.nn.Identity()
     with pytest.raises(EvitError, match=r'RetinaNet .* ONNX \(first line\); try --static'):
-        metadata = {'outputs': ['boxes', 'scores']}
+        metadata = {'outputs': ['boxes', 'scores'], 'in_channels': 3}
         OnnxFormat().write(other, tmp_path / 'a.onnx', metadata, (96, 160), False)
     assert asked[0].detector is not other and not asked[0].with_nms
     kinds = {type(module).__name__ for module in asked[0].modules()}

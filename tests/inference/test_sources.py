@@ -54,7 +54,7 @@ def test_a_video_says_its_rate_its_length_and_its_times(film):
     assert [frame.image_id for frame in frames] == [frame.time['frame'] for frame in frames]
     assert [frame.time['seconds'] for frame in frames] == [0, 0.125, 0.25, 0.375, 0.5]
     for frame, pixels in zip(frames, read_video(film)[0], strict=True):
-        assert np.array_equal(frame.pixels, pixels) and frame.name == 'film.mp4'
+        assert np.array_equal(frame.image, pixels) and frame.name == 'film.mp4'
 
 
 @pytest.mark.parametrize(

@@ -338,6 +338,36 @@ def test_an_error_of_the_system_is_an_images_where_an_image_is_broken(
     assert type(caught.value) is kind
 
 
+def test_a_transform_of_the_users_that_cannot_read_a_file_is_named_with_its_reason(tmp_path):
+    """A fault of a later step is none of the image."""
+    np.save(tmp_path / 'whole.npy', np.zeros((4, 4, 5)))
+    (tmp_path / 'broken.npy').write_bytes(b'no array')
+
+    def later(results):
+        raise ValueError(results['img'].shape)
+
+    class LoadBands:
+        def __call__(self, results):
+            return {'img': np.load(results['img_path'])}
+
+    class Bands:
+        names, pipeline = ('whole.npy', 'broken.npy'), [LoadBands(), later]
+
+        def __getitem__(self, index):
+            results = self.get_data_info(index)
+            for step in self.pipeline:
+                results = step(results)
+
+        def get_data_info(self, index):
+            return {'img_path': str(tmp_path / self.names[index])}
+
+    guarded = GuardedDataset(Bands(), 'raise')
+    with pytest.raises(DataError, match=r"broken\.npy' cannot be read: .* by LoadBands \(\w+Error"):
+        guarded._read(1)
+    with pytest.raises(ValueError, match='4, 4, 5'):
+        guarded._read(0)
+
+
 class Numbered:
     """Its samples are their numbers; those below ``broken`` cannot be read."""
 

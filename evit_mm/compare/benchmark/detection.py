@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...data.pipeline import without_annotations
 from ...deploy import fuse_detector
 from ...deploy.export.check import Agreement, compare_detections
 from . import forms, networks
@@ -137,7 +138,7 @@ def _build(config: str, size: tuple[int, int], device: str) -> tuple[Any, Any]:
     cfg = networks.read_untrained(config)
     plain = networks.build_detector(cfg)
     networks.with_statistics(plain).to(device)
-    steps = [step for step in get_test_pipeline_cfg(cfg) if step['type'] != 'LoadAnnotations']
+    steps = without_annotations(get_test_pipeline_cfg(cfg))
     for step in steps:
         if step['type'] == 'Resize':
             # exactly this size, without padding

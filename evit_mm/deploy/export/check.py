@@ -12,8 +12,7 @@ import torch
 from mmengine.structures import InstanceData
 from torch import nn
 
-from ...data.images import read_image
-from ...data.pipeline import test_pipeline
+from ...data.pipeline import PredictionPipeline
 from ...errors import DataError
 from ...utils.text import counted
 
@@ -91,22 +90,19 @@ def compare_detections(
 def network_inputs(
     cfg: Any, detector: nn.Module, files: Iterable[Path]
 ) -> Iterator[tuple[torch.Tensor, Any]]:
-    """Yield the preprocessed images ``(1, 3, H, W)`` and their data samples.
+    """Yield the preprocessed images ``(1, C, H, W)`` and their data samples.
 
     Raises:
         DataError: A file is not an image, or is too thin for the pipeline.
     """
     preprocessor: Any = detector.data_preprocessor
-    prepare = test_pipeline(cfg)
+    pipeline = PredictionPipeline(cfg)
     for file in files:
-        pixels = read_image(file)
-        if pixels is None:
-            raise DataError(f"image '{file}' cannot be decoded; replace or remove it")
         try:
-            data = prepare(pixels)
+            data = pipeline(file)
         except DataError as error:
-            raise DataError(f"'{file}': {error}") from None
-        data['data_samples'].set_metainfo({'img_path': str(file)})  # of an array, it is None
+            raise DataError(f"'{file}': {error}; replace or remove it") from None
+        data['data_samples'].set_metainfo({'img_path': str(file)})  # the config can leave it out
         batch = dict(inputs=[data['inputs']], data_samples=[data['data_samples']])
         batch = preprocessor(batch, False)
         yield batch['inputs'], batch['data_samples'][0]

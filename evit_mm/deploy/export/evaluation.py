@@ -48,11 +48,12 @@ class ExportedFileHook(Hook):
         self.file, self.described = file, described
 
     def before_test(self, runner: Any) -> None:
-        """Compare the classes, the preprocessing and the score threshold."""
+        """Compare the classes, the reader, the preprocessing and the score threshold."""
         metadata = runner.model.exported.metadata
         check_classes(metadata, runner.test_dataloader.dataset.metainfo, self.file)
-        for key in ('mean', 'std', 'channels', 'pad_value', 'score_thr'):
-            if metadata[key] != self.described[key]:
+        # files of older versions do not name the reader
+        for key in ('reader', 'mean', 'std', 'channels', 'pad_value', 'score_thr'):
+            if key in metadata and metadata[key] != self.described[key]:
                 raise ConfigError(
                     f"'{self.file}' was exported with {key}={metadata[key]}, but the config has "
                     f'{self.described[key]}; restore the config, or export the model again'

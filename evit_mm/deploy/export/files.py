@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from ...data.pipeline import describe_loading, loading_steps, step_name, without_annotations
 from ...errors import ConfigError, EvitError
 
 # oldest version with torch.compiler.is_exporting, which graphs for any image size need
 TORCH = '2.7'
-KNOWN_STEPS = ('LoadImageFromFile', 'Resize', 'LoadAnnotations', 'PackDetInputs')
+KNOWN_STEPS = ('Resize', 'PackDetInputs')  # besides those that load the image and annotations
 DIVISOR = 32  # each level of the pyramid is then exactly half the size of the level below
 Size = tuple[int, int] | None  # fixed height and width of the input image; None for any size
 Inputs = Sequence[dict[str, np.ndarray]]  # ``image`` and ``size`` of each image
@@ -61,12 +62,17 @@ def describe(cfg: Any, classes: Sequence[str], with_nms: bool = True) -> dict[st
     The keys are:
 
     - ``classes``: class names in the order of the labels
-    - ``mean``, ``std``: statistics of the pixel values 0 to 255, in the order of ``channels``
-    - ``channels``: ``'RGB'`` or ``'BGR'``
+    - ``reader``: the transforms that load an image, with their options, see
+      :func:`evit_mm.data.pipeline.describe_loading`
+    - ``mean``, ``std``: statistics of the loaded values, in the order of ``channels``, or one
+      number for all channels
+    - ``channels``: ``'RGB'`` or ``'BGR'``, of images with three channels
     - ``scale``: ``[long, short]`` side limits if ``keep_ratio``, otherwise ``[width, height]``
     - ``pad_size_divisor``, ``pad_value``: padding
     - ``score_thr``: score threshold
     - ``outputs``: names of the graph's outputs
+
+    :func:`evit_mm.deploy.export.export` adds ``in_channels``, the number of channels of the images.
 
     Raises:
         ConfigError: These keys cannot describe the preprocessing of the config.
@@ -74,19 +80,22 @@ def describe(cfg: Any, classes: Sequence[str], with_nms: bool = True) -> dict[st
     from mmdet.utils import get_test_pipeline_cfg
 
     pre = cfg.model.get('data_preprocessor') or {}
-    steps = {step['type'].split('.')[-1]: step for step in get_test_pipeline_cfg(cfg)}
+    whole = without_annotations(get_test_pipeline_cfg(cfg))
+    loading = loading_steps(whole)
+    steps = {step_name(step): step for step in whole[len(loading) :]}
     resize = steps.get('Resize', {})
     scale = resize.get('scale')
     others = [name for name in steps if name not in KNOWN_STEPS]
     if others or scale is None or pre.get('type', '').split('.')[-1] != 'DetDataPreprocessor':
         raise ConfigError(
             f"config '{cfg.filename}': an export needs a DetDataPreprocessor and a test pipeline "
-            f'of {", ".join(KNOWN_STEPS)}, where Resize has a scale'
+            f'of a step that loads the image, {", ".join(KNOWN_STEPS)}, where Resize has a scale'
             + (f'; remove {", ".join(others)}' if others else '')
         )
     divisor = pre.get('pad_size_divisor', 1)
     return {
         'classes': list(classes),
+        'reader': describe_loading(cfg),
         'mean': [float(x) for x in pre.get('mean') or (0, 0, 0)],
         'std': [float(x) for x in pre.get('std') or (1, 1, 1)],
         'channels': 'RGB' if pre.get('bgr_to_rgb') or pre.get('rgb_to_bgr') else 'BGR',

@@ -50,7 +50,7 @@ class OnnxFormat(Format):
         try:
             program: Any = torch.onnx.export(
                 graph,
-                (torch.rand(batch, 3, height, width), sizes),
+                (torch.rand(batch, metadata['in_channels'], height, width), sizes),
                 dynamo=True,
                 verbose=False,
                 opset_version=OPSET,

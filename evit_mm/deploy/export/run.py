@@ -16,7 +16,7 @@ from mmengine.structures import InstanceData
 from rich.progress import track
 from torch import nn
 
-from ...data.dataset_configs import dataset_paths
+from ...data.dataset_configs import dataset_paths, image_suffixes
 from ...data.images import list_images, spread
 from ...errors import ConfigError, DataError, EvitError
 from ...runner.build import load_detector
@@ -107,6 +107,7 @@ def export(
     detector.data_preprocessor.pad_size_divisor = metadata['pad_size_divisor']
     DetectorGraph(detector, with_nms)  # raises for unsupported detectors before images are read
     inputs = _read(cfg, detector, 'test', check, '--check', CHECKED_IMAGES)
+    metadata['in_channels'] = inputs[0][0].shape[1]
     size = None if dynamic else tuple(inputs[0][0].shape[2:])
     inputs = _of_size(inputs, size)
     calibrated_on = []
@@ -169,7 +170,7 @@ def _read(
             while inner := dataset.get('dataset') or dataset.get('datasets', [None])[0]:
                 dataset = inner
             folder = dataset_paths(dataset)['img_dir']
-        files = spread(list_images(folder), most)
+        files = spread(list_images(folder, image_suffixes(cfg)), most)
     except DataError as error:
         raise ConfigError(f'{error}; give a folder of real images with {flag} DIR') from None
     return list(network_inputs(cfg, detector, track(files, f'reading images ({split})')))

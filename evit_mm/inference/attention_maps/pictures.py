@@ -22,8 +22,8 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor
 
 from ...checkpoint import load_pretrained
-from ...data.images import read_image
-from ...data.pipeline import test_pipeline
+from ...data.pictures import to_picture
+from ...data.pipeline import PredictionPipeline
 from ...errors import ConfigError, DataError
 from ...models import EfficientViT
 from ...runner.build import config_faults, make_folder
@@ -110,19 +110,19 @@ def network_input(cfg: Config, image: str | Path) -> tuple[np.ndarray, Tensor]:
 
     Returns:
         The resized image ``(H, W, 3)``, uint8, BGR, and the normalised and padded input of the
-        network ``(1, 3, H', W')``.
+        network ``(1, C, H', W')``.
     """
-    pixels = read_image(image)
-    if pixels is None:
-        raise DataError(f"image '{image}' cannot be decoded; choose another file")
     # mmpretrain's configs define it outside the model and without a type
     preprocessor = cfg.model.get('data_preprocessor') or cfg.data_preprocessor
     with config_faults(cfg):
-        prepare = test_pipeline(cfg)
+        pipeline = PredictionPipeline(cfg)
         preprocess = MODELS.build({'type': 'ClsDataPreprocessor', **preprocessor})
-    packed = prepare(pixels)
+    try:
+        packed = pipeline(image)
+    except DataError as error:
+        raise DataError(f"'{image}': {error}; choose another file") from None
     batch = {key: [packed[key]] for key in ('inputs', 'data_samples')}
-    seen = np.ascontiguousarray(packed['inputs'].permute(1, 2, 0).numpy())
+    seen = to_picture(packed['inputs'].permute(1, 2, 0).numpy())
     return seen, preprocess(batch)['inputs']
 
 
