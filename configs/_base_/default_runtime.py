@@ -12,6 +12,7 @@ use these parts in your own config, add
 - ``NonFiniteLossHook``: stops on a NaN loss before it changes the weights.
 - ``ResumedOptimizerHook``: requires the same optimizer after resuming.
 - ``ConsoleLoggerHook``: prints short lines to the console and full lines to the log file.
+- ``PictureHook``: draws the pictures of ``--show-dir``, in the subfolders of the images.
 - ``BestMetricHook`` and ``SummaryHook``: write ``summary.json`` and print the next commands.
 - ``train_cfg.type='ExactTrainLoop'`` (in the schedules): a resumed training is bit-identical to an
   uninterrupted one.
@@ -50,7 +51,7 @@ default_hooks = dict(
         type='SafeCheckpointHook', interval=1, max_keep_ckpts=2, save_best='coco/bbox_mAP'
     ),
     sampler_seed=dict(type='DistSamplerSeedHook'),
-    visualization=dict(type='DetVisualizationHook'),
+    visualization=dict(type='PictureHook'),
     data_check=dict(type='DataCheckHook'),
     non_finite_loss=dict(type='NonFiniteLossHook', policy='stop'),
     resumed_optimizer=dict(type='ResumedOptimizerHook'),

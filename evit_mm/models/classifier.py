@@ -125,6 +125,16 @@ class ClsVisualizationHook(VisualizationHook):
     takes the same arguments.
     """
 
+    folder = ''  # of the images; without it, the name is that of the last folder and of the file
+
+    def before_val_epoch(self, runner: Any) -> None:
+        """Find the folder of the images."""
+        self.folder = getattr(runner.val_dataloader.dataset, 'img_prefix', '')
+
+    def before_test_epoch(self, runner: Any) -> None:
+        """Find the folder of the images."""
+        self.folder = getattr(runner.test_dataloader.dataset, 'img_prefix', '')
+
     def _draw_samples(
         self, batch_idx: int, data_batch: dict, data_samples: Sequence[Any], step: int = 0
     ) -> None:
@@ -132,7 +142,9 @@ class ClsVisualizationHook(VisualizationHook):
             return
         samples = [sample.new() for sample in data_samples]
         for sample in samples:
-            # file name: CLASS_IMAGE.jpg
-            sample.set_metainfo({'img_path': '_'.join(Path(sample.img_path).parts[-2:])})
+            path = Path(sample.img_path)
+            inside = self.folder and path.is_relative_to(self.folder)
+            parts = path.relative_to(self.folder).parts if inside else path.parts[-2:]
+            sample.set_metainfo({'img_path': '_'.join(parts)})  # CLASS_SUBFOLDER_IMAGE.jpg
         rgb = [image.flip(0) for image in data_batch['inputs']]
         super()._draw_samples(batch_idx, {**data_batch, 'inputs': rgb}, samples, step)

@@ -10,6 +10,7 @@ from .data_check import DataCheckHook
 from .guards import NonFiniteLossHook
 from .loop import ExactTrainLoop
 from .optimizers import FusedAdamW
+from .pictures import PictureHook
 from .resuming import ResumedOptimizerHook
 from .summary import BestMetricHook, SummaryHook
 from .tracking import TrackingHook
@@ -22,6 +23,7 @@ __all__ = [
     'ExactTrainLoop',
     'FusedAdamW',
     'NonFiniteLossHook',
+    'PictureHook',
     'ResumedOptimizerHook',
     'SafeCheckpointHook',
     'SummaryHook',

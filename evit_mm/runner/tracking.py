@@ -14,12 +14,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import mmcv
 from mmengine.config import Config
 from mmengine.dist import master_only
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
+from ..data.pictures import complete_palette, image_folder, picture_name, to_picture
+from ..data.pipeline import dataset_reader
 from ..errors import ConfigError
 from ..utils.files import read_json_dict, write_json
 from .config import is_classifier
@@ -89,6 +90,8 @@ class TrackingHook(Hook):
         self.trackers, self.state = tuple(trackers), state
         self.left = 0  # number of images still to draw
         self.painter: Any = None  # a visualizer without backends
+        self.read: Any = None  # an ImageReader
+        self.folder = ''  # of the images
 
     @master_only
     def before_train(self, runner: Any) -> None:
@@ -105,7 +108,9 @@ class TrackingHook(Hook):
         """Reset the number of images to draw. Only detectors get pictures."""
         self.left = 0 if is_classifier(runner.cfg) else IMAGES
         self.painter = type(runner.visualizer)()
-        self.painter.dataset_meta = runner.visualizer.dataset_meta
+        self.painter.dataset_meta = complete_palette(runner.visualizer.dataset_meta)
+        dataset = runner.val_dataloader.dataset
+        self.read, self.folder = dataset_reader(dataset), image_folder(dataset)
 
     @master_only
     def after_val_iter(
@@ -117,9 +122,10 @@ class TrackingHook(Hook):
     ) -> None:
         """Draw images of the batch, with the ground truth on the left, until there are enough."""
         for sample in outputs[: self.left]:
-            image = mmcv.imread(sample.img_path, channel_order='rgb')
+            image = to_picture(self.read(sample.img_path))[..., ::-1]
             self.painter.add_datasample('', image, sample, pred_score_thr=SCORE)
-            name = f'predictions/{IMAGES - self.left:02}_{Path(sample.img_path).stem}'
+            own = Path(picture_name(sample.img_path, self.folder)).with_suffix('')
+            name = f'predictions/{IMAGES - self.left:02}_{own}'
             for tracker in self.trackers:
                 backend = runner.visualizer.get_backend(BACKENDS[tracker])
                 # MLflow saves files, so each epoch needs its own file name

@@ -517,6 +517,22 @@ def test_pictures_are_handed_on_in_rgb_under_a_name_of_their_own(tmp_path, monke
     assert names == ['cat_1.jpg_7.png', 'dog_1.jpg_7.png']
 
 
+def test_pictures_of_subfolders_of_the_classes_have_names_of_their_own(tmp_path, monkeypatch):
+    drawn = []
+    visualizer = SimpleNamespace(visualize_cls=lambda **given: drawn.append(given['out_file']))
+    monkeypatch.setattr(Visualizer, 'get_current_instance', lambda: visualizer)
+    hook = ClsVisualizationHook(enable=True, interval=1, out_dir=str(tmp_path))
+    loader = SimpleNamespace(dataset=SimpleNamespace(img_prefix='data/val/'))
+    names = ('cat/more/1.jpg', 'dog/more/1.jpg')
+    samples = [DataSample(metainfo={'img_path': f'data/val/{name}'}) for name in names]
+    images = [torch.zeros(3, 4, 6, dtype=torch.uint8)] * 2
+    for start in (hook.before_val_epoch, hook.before_test_epoch):
+        start(SimpleNamespace(val_dataloader=loader, test_dataloader=loader))
+        hook._draw_samples(0, {'inputs': images}, samples)
+    expected = ['cat_more_1.jpg_0.png', 'dog_more_1.jpg_0.png']
+    assert [name.split('/')[-1] for name in drawn] == expected * 2
+
+
 # --- the tools ------------------------------------------------------------------------------------
 
 
