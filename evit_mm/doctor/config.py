@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
-from evit_mm.data.check import config_data_faults
+from evit_mm.data.check import inspect_config_data
 from evit_mm.data.images import NUM_DECODED
 from evit_mm.runner.build import config_faults, load_detector
 from evit_mm.runner.config import load_config
@@ -33,14 +33,16 @@ def check_config(config: str, checkpoint: str | None, all_images: bool) -> Itera
 def check_data(cfg: Config, all_images: bool) -> Iterator[Finding]:
     """Check the data sets of a config and decode some or all of their images."""
     number = None if all_images else NUM_DECODED
-    faults, notes = config_data_faults(cfg, ('train', 'val', 'test'), number)
-    for fault in faults:
+    report = inspect_config_data(cfg, ('train', 'val', 'test'), number)
+    for fault in report.faults:
         yield from_sentence('red', 'data', fault)
-    for note in notes:
+    for note in report.notes:
         yield from_sentence('yellow', 'data', note)
-    if not faults:
-        kinds = 'CocoDataset, ImageNet and CustomDataset on local disks'
+    if not report.faults:
+        kinds = 'COCO data sets, ImageNet and CustomDataset on local disks'
         yield Finding('green', 'data', f'no errors found (the check covers only {kinds})')
+    if report.table:
+        yield Finding('green', 'data', f'images and objects of each split:\n{report.table}')
 
 
 def check_model(cfg: Config) -> Iterator[Finding]:

@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 from mmengine.config import Config
 from mmengine.logging import print_log
 
-from ..data.dataset_configs import coco_datasets, dataset_paths
+from ..data.dataset_configs import coco_datasets, coco_evaluators, dataset_paths
+from ..data.evaluators import evaluated_counts
 from ..errors import DataError
-from ..evaluation.boxes import Found, Truth, read_found, read_truth
+from ..evaluation.boxes import Found, Truth, read_found, truth_of
 from ..runner.config import load_config
 from ..runner.test import test
 from ..runner.work_dir import find_checkpoint
@@ -61,9 +62,8 @@ def detect(
         )
     paths = dataset_paths(dataset)
     annotations = _read(paths['ann_file'])
-    truth = read_truth(
-        annotations, paths['ann_file'], paths['img_dir'], paths['classes'], dataset.get('indices')
-    )
+    counts = evaluated_counts(dataset, coco_evaluators(cfg, 'val'))
+    truth = truth_of(counts, paths['img_dir'], paths['classes'])
     decisive = repr([cfg.get(name) for name in DECISIVE])
     parts = (checkpoint.read_bytes(), annotations, decisive.encode())
     key = '-'.join(hashlib.sha256(part).hexdigest()[:32] for part in parts)

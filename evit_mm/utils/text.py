@@ -1,4 +1,4 @@
-"""Hints for error messages, and Markdown tables."""
+"""Hints and numbers for messages, and Markdown tables."""
 
 from __future__ import annotations
 
@@ -14,6 +14,11 @@ def did_you_mean(word: object, known: Iterable[str], n: int = 1, cutoff: float =
     close = difflib.get_close_matches(str(word), list(known), n=n, cutoff=cutoff)
     quoted = ' or '.join(f"'{name}'" for name in close)
     return f' (did you mean {quoted}?)' if close else ''
+
+
+def count_of(number: int, one: str, many: str = '') -> str:
+    """Return a number with its noun: ``'1 image'``, ``'2,000 images'``."""
+    return f'{number:,} {one if number == 1 else many or f"{one}s"}'
 
 
 def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

@@ -1,0 +1,195 @@
+"""Sentences on what a training skips and what COCO's evaluation counts, with annotation ids."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ..utils.text import count_of
+from .coco import ids_of
+from .counts import (
+    EMPTY,
+    IGNORE,
+    NO_OBJECT,
+    NOT_CHOSEN,
+    OTHER,
+    OUTSIDE,
+    TOO_SMALL,
+    Counts,
+    is_outside,
+)
+from .images import some
+
+Entries = Sequence[Mapping[str, Any]]
+BOX_FORMAT = 'check that bbox is [x, y, width, height] in pixels'
+LEFT_OUT = {
+    IGNORE: 'the flag "ignore"',
+    OUTSIDE: 'a place outside of the image',
+    EMPTY: 'a lack of area',
+    OTHER: 'a category outside of metainfo.classes',
+}
+
+
+def repair_notes(repairs: Mapping[str, Sequence[Any]]) -> Iterator[str]:
+    """Say what :func:`~evit_mm.data.coco.repaired` has repaired."""
+    said = {
+        'area': "without 'area', where width times height of the box is used",
+        'iscrowd': "without 'iscrowd', where 0 is used",
+        'bbox': 'with a negative width or height of the box, where the same corners are used',
+    }
+    for key, places in repairs.items():
+        if places:
+            what = count_of(len(places), 'annotation')
+            yield f'{what} {said[key]} ({ids_of(places)}); the file is not changed'
+
+
+def grouping_notes(coco: Mapping[str, Entries], classes: Sequence[str] | None) -> Iterator[str]:
+    """Name categories that only group others, as exports of Roboflow have them."""
+    used = {annotation['category_id'] for annotation in coco['annotations']}
+    groups = {category.get('supercategory') for category in coco['categories']}
+    for category in coco['categories']:
+        name = category['name']
+        listed = classes is None or name in classes
+        if used and listed and name in groups and category['id'] not in used:
+            yield (
+                f"category '{name}' (id {category['id']}) has no box and is the supercategory of "
+                'others, so it only groups them; remove it from metainfo.classes, and reduce '
+                'num_classes by one'
+            )
+
+
+def nothing_to_train_on(counts: Counts, coco: Mapping[str, Entries]) -> Iterator[str]:
+    """Say why there is no object to train on."""
+    if counts.objects or not coco['images'] or not coco['categories']:
+        return
+    what = (
+        'no box has a class of the config (boxes with iscrowd 1 do not count)'
+        if counts.images
+        else 'no image is left'
+    )
+    reasons = {f'filter_cfg.{k}' if k != NOT_CHOSEN else k: v for k, v in _filters(counts).items()}
+    reasons |= {text: counts.skipped[key] for key, text in LEFT_OUT.items()}
+    lost = ', '.join(f'{len(entries):,} by {name}' for name, entries in reasons.items() if entries)
+    yield f'{what}{f"; skipped: {lost}" if lost else ""}; add at least one for training'
+
+
+def _filters(counts: Counts) -> dict[str, list[Mapping[str, Any]]]:
+    return {key: images for key, images in counts.skipped_images.items() if images}
+
+
+def training_notes(counts: Counts, coco: Mapping[str, Entries]) -> Iterator[str]:
+    """Say what the training does not use."""
+    skipped = {key: (entries, _ids(entries)) for key, entries in counts.skipped.items() if entries}
+    if IGNORE in skipped:
+        entries, ids = skipped[IGNORE]
+        yield (
+            f'training skips {count_of(len(entries), "object")} with "ignore": 1 ({ids}), which an '
+            'evaluation counts; remove the flag to train on all objects'
+        )
+    if EMPTY in skipped:
+        entries, ids = skipped[EMPTY]
+        boxes = count_of(len(entries), 'box', 'boxes')
+        yield f'training skips {boxes} without area or with a side below one pixel ({ids})'
+    if OUTSIDE in skipped:
+        entries, ids = skipped[OUTSIDE]
+        boxes = count_of(len(entries), 'box', 'boxes')
+        yield f'training skips {boxes} outside of the image ({ids}); {BOX_FORMAT}'
+    if OTHER in skipped:
+        entries, _ = skipped[OTHER]
+        all_names = {category['id']: category['name'] for category in coco['categories']}
+        others = list(dict.fromkeys(all_names[entry['category_id']] for entry in entries))
+        yield (
+            f'training skips {count_of(len(entries), "object")} of categories that '
+            f'metainfo.classes does not have ({some(others)})'
+        )
+    beyond = _beyond([*counts.objects, *counts.ignored], image_sizes(coco))
+    if beyond:
+        boxes = count_of(len(beyond), 'box', 'boxes')
+        yield (
+            f'training clips {boxes} at the edge of the image, more than one pixel inside '
+            f'({_ids(beyond)}); {BOX_FORMAT}'
+        )
+    why = {
+        NO_OBJECT: 'without an annotation of a class (filter_cfg.filter_empty_gt)',
+        TOO_SMALL: 'with a side below filter_cfg.min_size',
+        NOT_CHOSEN: 'that are not in indices',
+    }
+    for key, images in _filters(counts).items():
+        yield (
+            f'training skips {len(images):,} of {count_of(len(coco["images"]), "image")} '
+            f'{why[key]} ({some([image["file_name"] for image in images])})'
+        )
+    absent = _absent(counts)
+    if absent and counts.objects:
+        yield f'training has no object of {some(absent)}'
+
+
+def evaluation_notes(counts: Counts, coco: Mapping[str, Entries]) -> Iterator[str]:
+    """Say what COCO's evaluation counts that may surprise."""
+    if not counts.objects:
+        yield (
+            'no box has a class of the config (boxes with iscrowd 1 do not count), so every AP '
+            'will be -1; add boxes for the evaluation'
+        )
+        return
+    sizes = image_sizes(coco)
+    flagged = [a for a in counts.objects if a.get('ignore')]
+    if flagged:
+        yield (
+            f'evaluation counts {count_of(len(flagged), "object")} with "ignore": 1 '
+            f"({_ids(flagged)}), because COCO's metrics ignore only crowds; set iscrowd to 1 to "
+            'ignore them'
+        )
+    lost = [
+        a for a in counts.objects if min(a['bbox'][2:]) <= 0 or is_outside(a, *sizes[a['image_id']])
+    ]
+    if lost:
+        boxes = count_of(len(lost), 'box', 'boxes')
+        yield (
+            f'evaluation counts {boxes} without area or outside of the image, which no detection '
+            f'can match ({_ids(lost)}); {BOX_FORMAT}'
+        )
+    thin = [a for a in counts.objects if 0 < min(a['bbox'][2:]) < 1]
+    if thin:
+        boxes = count_of(len(thin), 'box', 'boxes')
+        yield f'evaluation counts {boxes} with a side below one pixel ({_ids(thin)})'
+    negative = [a for a in counts.ignored if not a['iscrowd']]
+    if negative:
+        yield (
+            f'evaluation ignores {count_of(len(negative), "object")} whose area is negative or '
+            f"above COCO's largest ({_ids(negative)}); correct the area"
+        )
+    beyond = _beyond(counts.objects, sizes)
+    if beyond:
+        boxes = count_of(len(beyond), 'box', 'boxes')
+        yield (
+            f'evaluation compares with {boxes} that end more than one pixel outside of the image, '
+            f'where detections cannot ({_ids(beyond)}); {BOX_FORMAT}'
+        )
+    absent = _absent(counts)
+    if absent:
+        yield f'evaluation has no object of {some(absent)}, so the AP is the mean of the others'
+
+
+def image_sizes(coco: Mapping[str, Entries]) -> dict[Any, tuple[int, int]]:
+    """Return width and height of each image in pixels."""
+    return {image['id']: (image['width'], image['height']) for image in coco['images']}
+
+
+def _ids(entries: Entries) -> str:
+    return ids_of([entry['id'] for entry in entries])
+
+
+def _absent(counts: Counts) -> list[str]:
+    return [name for name, number in counts.per_class().items() if number == 0]
+
+
+def _beyond(entries: Entries, sizes: Mapping[Any, tuple[int, int]]) -> list[Mapping[str, Any]]:
+    """Return the boxes that extend beyond their image by more than one pixel."""
+    found = []
+    for entry in entries:
+        (x, y, w, h), (width, height) = entry['bbox'], sizes[entry['image_id']]
+        far = max(-x, -y, x + w - width, y + h - height) > 1
+        if far and not is_outside(entry, width, height):
+            found.append(entry)
+    return found
