@@ -106,7 +106,7 @@ def training_notes(counts: Counts, coco: Mapping[str, Entries]) -> Iterator[str]
     if beyond:
         boxes = count_of(len(beyond), 'box', 'boxes')
         yield (
-            f'training clips {boxes} at the edge of the image, more than one pixel inside '
+            f'training clips {boxes} over the edge of the image by more than one pixel '
             f'({_ids(beyond)}); {BOX_FORMAT}'
         )
     why = {
@@ -163,8 +163,8 @@ def evaluation_notes(counts: Counts, coco: Mapping[str, Entries]) -> Iterator[st
     if beyond:
         boxes = count_of(len(beyond), 'box', 'boxes')
         yield (
-            f'evaluation compares with {boxes} that end more than one pixel outside of the image, '
-            f'where detections cannot ({_ids(beyond)}); {BOX_FORMAT}'
+            f'evaluation compares with {boxes} over the edge of the image by more than one pixel, '
+            f'which detections cannot reach ({_ids(beyond)}); {BOX_FORMAT}'
         )
     absent = _absent(counts)
     if absent:
