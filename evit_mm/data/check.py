@@ -229,7 +229,7 @@ def _check(
         loaded = training_counts(coco, classes)
     faults += _image_faults(loaded.images, checked.img_dir, num_decoded)
     checked.counts = loaded
-    masked = [*loaded.objects, *loaded.ignored] if with_mask else []
+    masked = loaded.used if with_mask else []
     if split == 'train':
         faults += nothing_to_train_on(loaded, coco)
         notes += training_notes(loaded, coco)
@@ -240,7 +240,7 @@ def _check(
         if counts is not None:
             checked.counts = counts
             if with_mask or 'segm' in str(evaluator.get('metric')):
-                masked = [*counts.objects, *counts.ignored]
+                masked = counts.used
     faults += _mask_faults(masked, image_sizes(coco)) if masked else ()
     checked.faults = [*(named + fault for fault in faults), *checked.faults]
     checked.notes = [named + note for note in notes]

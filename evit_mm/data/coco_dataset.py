@@ -6,6 +6,8 @@ Configs import this module by ``custom_imports`` because it needs mmdet.
 
 from __future__ import annotations
 
+from contextlib import redirect_stdout
+from io import StringIO
 from typing import Any
 
 from mmdet.datasets import CocoDataset
@@ -30,7 +32,8 @@ class TolerantCOCO(COCO):
         if annotation_file is None:
             return
         self.dataset = repaired(read_json(annotation_file))[0]
-        self.createIndex()
+        with redirect_stdout(StringIO()):  # pycocotools prints two lines
+            self.createIndex()
         self.img_ann_map, self.cat_img_map = self.imgToAnns, self.catToImgs
 
 

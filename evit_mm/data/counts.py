@@ -30,6 +30,7 @@ class Counts:
     Attributes:
         categories: Names of the used categories by id, in the order of the file.
         images: Used images.
+        used: ``objects`` and ``ignored`` in the order of the file.
         objects: Annotations that count as objects.
         ignored: Annotations of regions where detections are neither right nor wrong: crowds, and in
             an evaluation also objects with an area outside of COCO's range.
@@ -39,6 +40,7 @@ class Counts:
 
     categories: dict[Any, str]
     images: list[Entry]
+    used: list[Entry]
     objects: list[Entry]
     ignored: list[Entry]
     skipped_images: dict[str, list[Entry]]
@@ -76,7 +78,9 @@ def training_counts(
     categories = used_categories(coco, classes)
     chosen, skipped_images = _loaded_images(coco, categories, filter_cfg or {}, indices)
     sizes = {image['id']: (image['width'], image['height']) for image in chosen}
-    objects, ignored = [], []
+    used: list[Entry] = []
+    objects: list[Entry] = []
+    ignored: list[Entry] = []
     skipped: dict[str, list[Entry]] = {IGNORE: [], OUTSIDE: [], EMPTY: [], OTHER: []}
     for annotation in coco['annotations']:
         if annotation['image_id'] not in sizes:
@@ -84,11 +88,10 @@ def training_counts(
         reason = _why_not_loaded(annotation, *sizes[annotation['image_id']], categories)
         if reason:
             skipped[reason].append(annotation)
-        elif annotation['iscrowd']:
-            ignored.append(annotation)
-        else:
-            objects.append(annotation)
-    return Counts(categories, chosen, objects, ignored, skipped_images, skipped)
+            continue
+        used.append(annotation)
+        (ignored if annotation['iscrowd'] else objects).append(annotation)
+    return Counts(categories, chosen, used, objects, ignored, skipped_images, skipped)
 
 
 def evaluation_counts(
@@ -105,20 +108,23 @@ def evaluation_counts(
     """
     categories = used_categories(coco, classes)
     low, high = AREAS['all']
-    used = [image for image in coco['images'] if images is None or image['id'] in images]
-    ids = {image['id'] for image in used}
-    objects, ignored, others = [], [], []
+    run = [image for image in coco['images'] if images is None or image['id'] in images]
+    ids = {image['id'] for image in run}
+    used: list[Entry] = []
+    objects: list[Entry] = []
+    ignored: list[Entry] = []
+    others: list[Entry] = []
     for annotation in coco['annotations']:
         if annotation['image_id'] not in ids:
             continue
         if annotation['category_id'] not in categories:
             others.append(annotation)
-        elif annotation['iscrowd'] or not low <= annotation['area'] <= high:
-            ignored.append(annotation)
-        else:
-            objects.append(annotation)
+            continue
+        used.append(annotation)
+        out = annotation['iscrowd'] or not low <= annotation['area'] <= high
+        (ignored if out else objects).append(annotation)
     not_run = [image for image in coco['images'] if image['id'] not in ids]
-    return Counts(categories, used, objects, ignored, {NOT_CHOSEN: not_run}, {OTHER: others})
+    return Counts(categories, run, used, objects, ignored, {NOT_CHOSEN: not_run}, {OTHER: others})
 
 
 def converted_counts(loaded: Counts) -> Counts:
@@ -126,8 +132,9 @@ def converted_counts(loaded: Counts) -> Counts:
 
     It takes width times height of the box as the area.
     """
-    objects: list[Entry] = [{**a, 'area': a['bbox'][2] * a['bbox'][3]} for a in loaded.objects]
-    return replace(loaded, objects=objects)
+    used: list[Entry] = [{**a, 'area': a['bbox'][2] * a['bbox'][3]} for a in loaded.used]
+    objects = [annotation for annotation in used if not annotation['iscrowd']]
+    return replace(loaded, used=used, objects=objects)
 
 
 def used_categories(

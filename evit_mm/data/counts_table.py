@@ -49,9 +49,10 @@ def _rows(splits: list[Counts]) -> list[tuple[str, list[int]]]:
         images = [len(split.skipped_images.get(reason, ())) for split in splits]
         rows += [(f'skipped by {reason}', images)] if any(images) else []
     rows.append(('objects', [len(split.objects) for split in splits]))
-    rows += _class_rows(splits)
-    sizes = [split.per_size() for split in splits]
-    rows += [(f'- {size}{SIZES[size]}', [n[size] for n in sizes]) for size in sizes[0]]
+    if any(split.objects for split in splits):
+        rows += _class_rows(splits)
+        sizes = [split.per_size() for split in splits]
+        rows += [(f'- {size}{SIZES[size]}', [n[size] for n in sizes]) for size in sizes[0]]
     ignored = [len(split.ignored) for split in splits]
     rows += [('ignored regions (crowds)', ignored)] if any(ignored) else []
     for reason, name in SKIPPED.items():

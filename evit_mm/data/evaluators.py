@@ -197,7 +197,7 @@ def _option_faults(
 
 
 def _id_faults(counts: Counts, where: str) -> Iterator[str]:
-    ids = [annotation['id'] for annotation in (*counts.objects, *counts.ignored)]
+    ids = [annotation['id'] for annotation in counts.used]
     wrong = [key for key in ids if key == 0 or not isinstance(key, int)]
     if wrong:
         yield (

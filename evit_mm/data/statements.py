@@ -62,15 +62,12 @@ def nothing_to_train_on(counts: Counts, coco: Mapping[str, Entries]) -> Iterator
     """Say why there is no object to train on."""
     if counts.objects or not coco['images'] or not coco['categories']:
         return
-    what = (
-        'no box has a class of the config (boxes with iscrowd 1 do not count)'
-        if counts.images
-        else 'no image is left'
-    )
+    crowds = ' (boxes with iscrowd 1 do not count)' if counts.ignored else ''
     reasons = {f'filter_cfg.{k}' if k != NOT_CHOSEN else k: v for k, v in _filters(counts).items()}
     reasons |= {text: counts.skipped[key] for key, text in LEFT_OUT.items()}
     lost = ', '.join(f'{len(entries):,} by {name}' for name, entries in reasons.items() if entries)
-    yield f'{what}{f"; skipped: {lost}" if lost else ""}; add at least one for training'
+    lost = f' (skipped: {lost})' if lost else ''
+    yield f'there is no object to train on{crowds}{lost}; add at least one for training'
 
 
 def _filters(counts: Counts) -> dict[str, list[Mapping[str, Any]]]:
@@ -102,7 +99,7 @@ def training_notes(counts: Counts, coco: Mapping[str, Entries]) -> Iterator[str]
             f'training skips {count_of(len(entries), "object")} of categories that '
             f'metainfo.classes does not have ({some(others)})'
         )
-    beyond = _beyond([*counts.objects, *counts.ignored], image_sizes(coco))
+    beyond = _beyond(counts.used, image_sizes(coco))
     if beyond:
         boxes = count_of(len(beyond), 'box', 'boxes')
         yield (

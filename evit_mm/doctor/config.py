@@ -40,9 +40,8 @@ def check_data(cfg: Config, all_images: bool) -> Iterator[Finding]:
         yield from_sentence('yellow', 'data', note)
     if not report.faults:
         kinds = 'COCO data sets, ImageNet and CustomDataset on local disks'
-        yield Finding('green', 'data', f'no errors found (the check covers only {kinds})')
-    if report.table:
-        yield Finding('green', 'data', f'images and objects of each split:\n{report.table}')
+        text = f'no errors found (the check covers only {kinds})'
+        yield Finding('green', 'data', f'{text}\n{report.table}' if report.table else text)
 
 
 def check_model(cfg: Config) -> Iterator[Finding]:

@@ -79,7 +79,7 @@ def truth_of(counts: Counts, folder: str | Path, classes: Sequence[str]) -> Trut
     category_of = {name: key for key, name in counts.categories.items()}
     category_ids = tuple(map(category_of.get, classes))
     label = {identity: index for index, identity in enumerate(category_ids)}
-    kept = [a for a in (*counts.objects, *counts.ignored) if a['category_id'] in label]
+    kept = [a for a in counts.used if a['category_id'] in label]
     return Truth(
         classes=tuple(classes),
         category_ids=category_ids,
