@@ -259,8 +259,8 @@ def _differences(loaded: Mapping[str, _Checked], shared: dict[str, int]) -> Iter
         changed = [key for key in ids[0] if ids[1].get(key, ids[0][key]) != ids[0][key]]
         if changed:
             yield (
-                f'{name}: {some(changed)} has another category id than in train; mmdet compares '
-                'names, but files with detections have the ids of their own split'
+                f'{name}: the ids of categories differ from those in train ({some(changed)}); '
+                'mmdet goes by names, and files with detections have the ids of their own split'
             )
         paths = [
             [checked.img_dir / image['file_name'] for image in checked.counts.images]
@@ -270,10 +270,10 @@ def _differences(loaded: Mapping[str, _Checked], shared: dict[str, int]) -> Iter
         found, compared = shared_images(*paths)
         if found:
             shared[name] = len(found)
-            said = ', compared by content' if compared < len(paths[1]) else ''
+            what = 'image' if compared == len(paths[1]) else 'compared image'
             yield (
-                f'{name}: {len(found):,} of {count_of(compared, "image")}{said}, are also in '
-                f'train ({some([path.name for path in found])}), so the AP is too high'
+                f'{name}: training has {len(found):,} of {count_of(compared, what)} too '
+                f'({some([path.name for path in found])}), so the AP is too high'
             )
 
 

@@ -145,8 +145,10 @@ def repaired(coco: Any, boxes: bool = True) -> tuple[Any, dict[str, list[Any]]]:
     for annotation in coco['annotations']:
         if isinstance(annotation, Mapping):
             changes = _changes(annotation, boxes)
-            for field in repairs.keys() & changes.keys():
-                repairs[field].append(annotation.get('id'))
+            for field in repairs:
+                # the area of a repaired box is a part of that repair
+                if field in changes and (field == 'bbox' or annotation.get(field) is None):
+                    repairs[field].append(annotation.get('id'))
             annotation = {**annotation, **changes} if changes else annotation
         annotations.append(annotation)
     return {**coco, 'annotations': annotations}, repairs
@@ -161,8 +163,8 @@ def _changes(annotation: Mapping[str, Any], boxes: bool) -> dict[str, Any]:
     (x, y, w, h), area = annotation['bbox'], annotation.get('area')
     if boxes and (w < 0 or h < 0):
         changes['bbox'] = [min(x, x + w), min(y, y + h), abs(w), abs(h)]
-        if is_number(area):
-            changes['area'] = abs(annotation['area'])
+        if is_number(area) and annotation['area'] < 0:
+            changes['area'] = -annotation['area']
     if area is None:
         changes['area'] = abs(w * h)
     return changes

@@ -33,7 +33,9 @@ def loaded_counts(
         return training_counts(coco, classes, filter_cfg, indices)
     except IndexError:
         number = count_of(len(coco['images']), 'image')
-        raise DataError(f'indices is {indices}, but there is only {number}; correct it') from None
+        raise DataError(
+            f'indices is {indices}, but the file has only {number}; correct it'
+        ) from None
 
 
 def evaluated_counts(dataset: Mapping[str, Any], evaluators: Sequence[Mapping[str, Any]]) -> Counts:
