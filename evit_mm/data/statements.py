@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import hotcoco
+import numpy as np
+
 from ..utils.text import count_of
 from .coco import ids_of
 from .counts import (
@@ -116,6 +119,7 @@ def training_notes(counts: Counts, coco: Mapping[str, Entries]) -> Iterator[str]
             f'training skips {len(images):,} of {count_of(len(coco["images"]), "image")} '
             f'{why[key]} ({some([image["file_name"] for image in images])})'
         )
+    yield from _twice_note(counts)
     absent = _absent(counts)
     if absent and counts.objects:
         yield f'training has no object of {some(absent)}'
@@ -163,9 +167,39 @@ def evaluation_notes(counts: Counts, coco: Mapping[str, Entries]) -> Iterator[st
             f'evaluation compares with {boxes} over the edge of the image by more than one pixel, '
             f'which detections cannot reach ({_ids(beyond)}); {BOX_FORMAT}'
         )
+    yield from _twice_note(counts)
     absent = _absent(counts)
     if absent:
         yield f'evaluation has no object of {some(absent)}, so the AP is the mean of the others'
+
+
+def _twice(counts: Counts) -> list[Any]:
+    """Return the ids of objects that hotcoco's health check takes for the same object."""
+    images = {image['id']: place for place, image in enumerate(counts.images)}
+    labels = {category: place for place, category in enumerate(counts.categories)}
+    coco = hotcoco.COCO.from_arrays(
+        [
+            {'id': place, 'width': image['width'], 'height': image['height']}
+            for place, image in enumerate(counts.images)
+        ],
+        [{'id': place, 'name': str(place)} for place in labels.values()],
+        [images[a['image_id']] for a in counts.objects],
+        [labels[a['category_id']] for a in counts.objects],
+        np.array([a['bbox'] for a in counts.objects], float).reshape(-1, 4),
+    )
+    for warning in coco.healthcheck()['warnings']:
+        if warning['code'] == 'near_duplicate':
+            return [counts.objects[number - 1]['id'] for number in warning['affected_ids']]
+    return []
+
+
+def _twice_note(counts: Counts) -> Iterator[str]:
+    ids = _twice(counts)
+    if ids:
+        yield (
+            f'{count_of(len(ids), "object")} with nearly the same box and class as another '
+            f'({ids_of(ids)}); remove those that are annotated twice'
+        )
 
 
 def image_sizes(coco: Mapping[str, Entries]) -> dict[Any, tuple[int, int]]:
