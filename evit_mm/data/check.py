@@ -196,6 +196,11 @@ class _Checked:
     counts: Counts | None = None
     coco: Mapping[str, Entries] = field(default_factory=dict)
 
+    def paths(self) -> list[Path]:
+        """Return the paths of the used images."""
+        images = self.counts.images if self.counts else []
+        return [self.img_dir / image['file_name'] for image in images]
+
 
 def _check(
     dataset: Mapping[str, Any],
@@ -249,28 +254,22 @@ def _check(
 
 def _differences(loaded: Mapping[str, _Checked], shared: dict[str, int]) -> Iterator[str]:
     """Compare the splits, and count shared images by split in ``shared``."""
-    if 'train' not in loaded:
-        return
-    train = loaded['train']
+    trained = [checked for name, checked in loaded.items() if name.startswith('train')]
     for name, other in loaded.items():
-        if name == 'train' or other.counts is None or train.counts is None:
+        if not trained or name.startswith('train'):
             continue
-        ids = [{c['name']: c['id'] for c in o.coco['categories']} for o in (train, other)]
+        ids = [{c['name']: c['id'] for c in o.coco['categories']} for o in (trained[0], other)]
         changed = [key for key in ids[0] if ids[1].get(key, ids[0][key]) != ids[0][key]]
         if changed:
             yield (
                 f'{name}: the ids of categories differ from those in train ({some(changed)}); '
                 'mmdet goes by names, and files with detections have the ids of their own split'
             )
-        paths = [
-            [checked.img_dir / image['file_name'] for image in checked.counts.images]
-            for checked in (train, other)
-            if checked.counts
-        ]
-        found, compared = shared_images(*paths)
+        paths = other.paths()
+        found, compared = shared_images([p for checked in trained for p in checked.paths()], paths)
         if found:
             shared[name] = len(found)
-            what = 'image' if compared == len(paths[1]) else 'compared image'
+            what = 'image' if compared == len(paths) else 'compared image'
             yield (
                 f'{name}: training has {len(found):,} of {count_of(compared, what)} too '
                 f'({some([path.name for path in found])}), so the AP is too high'

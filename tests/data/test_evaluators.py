@@ -348,6 +348,11 @@ def test_images_in_two_splits(write, tmp_path):
     (note,) = report.notes
     assert note == 'test: training has 1 of 3 images too (1.png), so the AP is too high'
     assert '| images that are also in train |     0 |    1 |' in report.table
+    cfg.train_dataloader.dataset = {
+        'type': 'ConcatDataset',
+        'datasets': 2 * [cfg.train_dataloader.dataset],
+    }
+    assert [note for note in said(cfg, 'train', 'test')[1] if 'too (1.png)' in note]
     (note,) = said(config(path, train=path), 'train', 'test')[1]
     assert note.startswith('test: training has 3 of 3 images too (0.png, 1.png, 2.png)')
 
