@@ -6,6 +6,7 @@ Exit status: 0 without a red finding, 1 with a red finding, 2 for wrong usage.
 import argparse
 import importlib.util
 import json
+import runpy
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -46,6 +47,7 @@ def load_doctor() -> ModuleType:
 
 if __name__ == '__main__':
     args = parse_args()
+    runpy.run_path(str(ROOT / 'evit_mm' / 'utils' / 'utf8.py'))['use_utf8']()
     sys.path.insert(0, str(ROOT))
     doctor = load_doctor()
     findings = doctor.diagnose(args.config, args.checkpoint, args.all_images, args.data)

@@ -1,17 +1,18 @@
 """Check COCO-format data sets before a training or test run starts.
 
-mmdet silently skips classes that are missing in the annotation file, numbers the labels in the
-order of the file, and drops boxes without area. Each of these leads to a low AP hours later. The
-functions of this module report them.
+A low AP often has its cause in the data: a class that the annotation file does not have, labels in
+another order, boxes that the training skips and the evaluation counts. mmdet says nothing of these.
+:mod:`evit_mm.data.counts` has a model of mmdet's loader and of COCO's evaluation, and the
+statements of this module are about one of the two or about both.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,68 +23,131 @@ from rich.console import Console
 from rich.progress import track
 
 from ..errors import DataError
+from ..utils.text import counted
 from .check_images import image_data_faults
-from .coco import read_coco
-from .dataset_configs import coco_datasets, dataset_paths
+from .coco import read_annotations
+from .counts import Counts, training_counts
+from .counts_table import counts_table
+from .dataset_configs import (
+    TOLERANT,
+    coco_datasets,
+    coco_evaluators,
+    dataset_paths,
+    is_remote,
+    type_name,
+)
+from .evaluators import check_evaluator, loaded_counts, repair_faults
 from .images import NUM_DECODED, UNDECODABLE, some, spread
 from .masks import is_loadable
+from .overlap import shared_images
 from .pipeline import ImageReader
+from .statements import (
+    grouping_notes,
+    image_sizes,
+    nothing_to_train_on,
+    repair_notes,
+    training_notes,
+)
 
 Entries = Sequence[Mapping[str, Any]]
+
+
+@dataclass
+class DataReport:
+    """What the check of the data sets of a config has found.
+
+    Attributes:
+        faults: Errors. Each is one sentence that starts with the split.
+        notes: What may surprise. Each is one sentence that starts with the split.
+        counts: What each split uses, by split.
+        shared: Images of the split that are also training images, by split.
+    """
+
+    faults: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    counts: dict[str, Counts] = field(default_factory=dict)
+    shared: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def table(self) -> str:
+        """The table of what will be trained on and evaluated, or an empty string."""
+        return counts_table(self.counts, self.shared) if self.counts else ''
 
 
 def check_config_data(cfg: Config, splits: Sequence[str] = ('train', 'val')) -> None:
     """Check the data sets of the data loaders of a config, and the files of its evaluators.
 
+    The log shows a table of what will be trained on and evaluated.
+
     Args:
-        cfg: The config. ``CocoDataset`` of mmdet and ``ImageNet`` and ``CustomDataset`` of
-            mmpretrain are checked, also inside wrappers, if their files are on a local disk.
+        cfg: The config. ``CocoDataset`` of mmdet, :class:`~evit_mm.data.coco_dataset.\
+TolerantCocoDataset`, and ``ImageNet`` and ``CustomDataset`` of mmpretrain are checked, also
+            inside wrappers, if their files are on a local disk.
         splits: Splits to check: ``train``, ``val`` and ``test``.
 
     Raises:
         DataError: A data set has errors. The message lists all of them.
     """
-    faults, notes = config_data_faults(cfg, splits)
-    for note in notes:
+    report = inspect_config_data(cfg, splits)
+    for note in report.notes:
         print_log(note, logger='current', level=logging.WARNING)
-    if faults:
-        lines = '\n  '.join(faults)
+    if report.faults:
+        lines = '\n  '.join(report.faults)
         raise DataError(f"the data sets of config '{cfg.filename}' have errors:\n  {lines}")
+    if report.table:
+        print_log(f'images and objects of this run:\n{report.table}', logger='current')
 
 
-def config_data_faults(
+def inspect_config_data(
     cfg: Config, splits: Sequence[str], num_decoded: int | None = NUM_DECODED
-) -> tuple[list[str], list[str]]:
-    """Return the errors and the notes on the data sets of a config.
+) -> DataReport:
+    """Return the errors, the notes and the counts of the data sets of a config.
 
-    They include the findings of ``check_coco`` and differences between the config and its
-    data. Each starts with the name of the split.
+    They include the findings of :func:`check_coco` and differences between the config and its
+    data.
     """
-    faults: list[str] = []
-    notes: list[str] = []
-    seen: set[str] = set()
     init_default_scope(cfg.get('default_scope') or 'mmdet')  # of the transforms that read images
+    report = DataReport()
+    seen: dict[str, str] = {}
     replaced = (cfg.get('train_cfg') or {}).get('corrupt_images') == 'replace'
+    loaded: dict[str, _Checked] = {}
     for split in splits:
         training = split == 'train'
         found, noted = image_data_faults(cfg, split), []
-        for dataset in coco_datasets(cfg, split):
-            key = repr((dataset, training))
-            remote = any('://' in str(dataset.get(name)) for name in ('data_root', 'ann_file'))
-            if key in seen or remote:
+        datasets = list(coco_datasets(cfg, split))
+        evaluators = [] if training else coco_evaluators(cfg, split)
+        for place, dataset in enumerate(datasets, 1):
+            key = repr((dataset, training, [_without_outputs(e) for e in evaluators]))
+            name = split if len(datasets) == 1 else f'{split} {place}'
+            if key in seen and seen[key] in loaded:
+                both = f'{seen[key]} and {name}'
+                loaded = {both if k == seen[key] else k: v for k, v in loaded.items()}
+                seen[key] = both
+            if key in seen or is_remote(dataset):
                 continue
-            seen.add(key)
+            seen[key] = name
             paths = dataset_paths(dataset)
-            wrong, left_out = check_coco(**paths, training=training, num_decoded=num_decoded)
-            found += [*wrong, *_num_classes_faults(cfg, paths['classes'])]
-            found += _evaluator_faults(cfg, split)
-            noted += left_out
+            checked = _check(
+                dataset, split, evaluators if len(datasets) == 1 else (), num_decoded, **paths
+            )
+            found += [*checked.faults, *_num_classes_faults(cfg, paths['classes'])]
+            noted += checked.notes
+            if checked.counts is not None:
+                loaded[name] = checked
         if training and replaced:
             noted += [fault for fault in found if UNDECODABLE in fault]
             found = [fault for fault in found if UNDECODABLE not in fault]
-        faults += [f'{split}: {fault}' for fault in found]
-        notes += [f'{split}: {note}' for note in noted]
-    return list(dict.fromkeys(faults)), notes
+        report.faults += [f'{split}: {fault}' for fault in found]
+        report.notes += [f'{split}: {note}' for note in noted]
+    report.counts = {name: checked.counts for name, checked in loaded.items() if checked.counts}
+    report.notes += _differences(loaded, report.shared)
+    report.faults = list(dict.fromkeys(report.faults))
+    report.notes = list(dict.fromkeys(report.notes))
+    return report
+
+
+def _without_outputs(evaluator: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in evaluator.items() if key != 'outfile_prefix'}
 
 
 def check_coco(
@@ -94,6 +158,7 @@ def check_coco(
     with_mask: bool = False,
     num_decoded: int | None = NUM_DECODED,
     pipeline: Sequence[Any] = (),
+    tolerant: bool = False,
 ) -> tuple[list[str], list[str]]:
     """Check an annotation file in COCO format and its images.
 
@@ -101,39 +166,122 @@ def check_coco(
         ann_file: JSON file with ``images``, ``annotations`` and ``categories``.
         img_dir: Folder that contains the images; ``file_name`` is relative to it.
         classes: Class names of the config, in order. None accepts the categories of the file.
-        training: Whether the file is for training. A training file needs at least one box.
+        training: Whether the file is for training, or for evaluation with COCO's metrics. A
+            training file needs at least one box.
         with_mask: Whether masks are loaded. If so, every object needs a segmentation.
         num_decoded: Maximum number of images to decode, evenly spaced. None decodes all images
             and shows a progress bar.
         pipeline: Pipeline whose loading steps read the images. See
             :class:`~evit_mm.data.pipeline.ImageReader`.
+        tolerant: Whether :class:`~evit_mm.data.coco_dataset.TolerantCOCO` reads the file.
 
     Returns:
-        Errors to fix, and notes on annotations that mmdet ignores or changes. Each is one sentence.
+        Errors to fix, and notes on what the training skips or the evaluation counts. Each is one
+        sentence.
     """
+    checked = _check(
+        {'type': TOLERANT if tolerant else 'CocoDataset'},
+        'train' if training else 'test',
+        () if training else ({'ann_file': str(ann_file)},),
+        num_decoded,
+        ann_file,
+        img_dir,
+        classes,
+        with_mask,
+        pipeline,
+    )
+    return checked.faults, checked.notes
+
+
+@dataclass
+class _Checked:
+    """Findings on one data set."""
+
+    faults: list[str]
+    notes: list[str]
+    img_dir: Path
+    counts: Counts | None = None
+    coco: Mapping[str, Entries] = field(default_factory=dict)
+
+    def paths(self) -> list[Path]:
+        """Return the paths of the used images."""
+        images = self.counts.images if self.counts else []
+        return [self.img_dir / image['file_name'] for image in images]
+
+
+def _check(
+    dataset: Mapping[str, Any],
+    split: str,
+    evaluators: Sequence[Mapping[str, Any]],
+    num_decoded: int | None,
+    ann_file: str | Path,
+    img_dir: str | Path,
+    classes: Sequence[str] | None,
+    with_mask: bool,
+    pipeline: Sequence[Any],
+) -> _Checked:
+    """Check a data set, and the evaluators that evaluate on it."""
+    checked, named = _Checked([], [], Path(img_dir)), f"'{ann_file}': "
+    scored = [e for e in evaluators if not e.get('format_only')]
     try:
-        coco = read_coco(ann_file)
+        file = read_annotations(ann_file, type_name(dataset) == TOLERANT)
     except DataError as error:
-        return str(error).splitlines(), []
-    sizes = {image['id']: (image['width'], image['height']) for image in coco['images']}
-    left_out, notes = _boxes_left_out(coco['annotations'], sizes)
-    known = {c['id'] for c in coco['categories'] if classes is None or c['name'] in classes}
-    loaded = [
-        a for a in coco['annotations'] if a['category_id'] in known and a['id'] not in left_out
-    ]
+        checked.faults = str(error).splitlines()
+        return checked
+    checked.coco = coco = file.coco
     faults = [
+        *file.faults,
+        *repair_faults(file, scored),
         *_class_faults(coco['categories'], classes),
-        *_image_faults(coco['images'], Path(img_dir), num_decoded, pipeline),
-        *(_mask_faults(loaded, sizes) if with_mask else ()),
     ]
-    if all(a['iscrowd'] for a in loaded):
-        empty = 'no box has a class of the config (boxes with iscrowd 1 do not count)'
-        if training:
-            faults.append(f'{empty}; add at least one for training')
-        else:
-            notes.append(f'{empty}, so every AP will be -1; add boxes for the evaluation')
-    faults, notes = ([f"'{ann_file}': {text}" for text in texts] for texts in (faults, notes))
-    return faults, notes
+    notes = [*(repair_notes(file.repairs) if file.tolerant else ()), *grouping_notes(coco, classes)]
+    try:
+        loaded = loaded_counts(dataset, coco, classes)
+    except DataError as error:
+        faults.append(str(error))
+        loaded = training_counts(coco, classes)
+    faults += _image_faults(loaded.images, checked.img_dir, num_decoded, pipeline)
+    checked.counts = loaded
+    masked = loaded.used if with_mask else []
+    if split == 'train':
+        faults += nothing_to_train_on(loaded, coco)
+        notes += training_notes(loaded, coco)
+    for evaluator in scored:
+        found, noted, counts = check_evaluator(evaluator, file, ann_file, classes, loaded, split)
+        checked.faults += found
+        notes += noted
+        if counts is not None:
+            checked.counts = counts
+            if with_mask or 'segm' in str(evaluator.get('metric')):
+                masked = counts.used
+    faults += _mask_faults(masked, image_sizes(coco)) if masked else ()
+    checked.faults = [*(named + fault for fault in faults), *checked.faults]
+    checked.notes = [named + note for note in notes]
+    return checked
+
+
+def _differences(loaded: Mapping[str, _Checked], shared: dict[str, int]) -> Iterator[str]:
+    """Compare the splits, and count shared images by split in ``shared``."""
+    trained = [checked for name, checked in loaded.items() if name.startswith('train')]
+    for name, other in loaded.items():
+        if not trained or name.startswith('train'):
+            continue
+        ids = [{c['name']: c['id'] for c in o.coco['categories']} for o in (trained[0], other)]
+        changed = [key for key in ids[0] if ids[1].get(key, ids[0][key]) != ids[0][key]]
+        if changed:
+            yield (
+                f'{name}: the ids of categories differ from those in train ({some(changed)}); '
+                'mmdet goes by names, and files with detections have the ids of their own split'
+            )
+        paths = other.paths()
+        found, compared = shared_images([p for checked in trained for p in checked.paths()], paths)
+        if found:
+            shared[name] = len(found)
+            what = 'image' if compared == len(paths) else 'compared image'
+            yield (
+                f'{name}: training has {len(found):,} of {counted(compared, what)} too '
+                f'({some([path.name for path in found])}), so the AP is too high'
+            )
 
 
 def _num_classes_faults(cfg: Config, classes: Sequence[str] | str) -> Iterator[str]:
@@ -152,19 +300,6 @@ def _num_classes_faults(cfg: Config, classes: Sequence[str] | str) -> Iterator[s
                 f'model.{name}.num_classes is {number} but the data set has {len(classes)} '
                 f'classes; set model.{name}.num_classes={len(classes)}'
             )
-
-
-def _evaluator_faults(cfg: Config, split: str) -> Iterator[str]:
-    evaluator = cfg.get(f'{split}_evaluator')
-    if not isinstance(evaluator, Mapping) or not evaluator.get('ann_file'):
-        return
-    found = evaluator['ann_file']
-    files = [dataset_paths(dataset)['ann_file'] for dataset in coco_datasets(cfg, split)]
-    if len(files) == 1 and os.path.abspath(found) != os.path.abspath(files[0]):
-        yield (
-            f"{split}_evaluator.ann_file is '{found}' but {split}_dataloader reads '{files[0]}'; "
-            f'set {split}_evaluator.ann_file={files[0]}'
-        )
 
 
 def _class_faults(categories: Entries, classes: Sequence[str] | str | None) -> Iterator[str]:
@@ -194,15 +329,14 @@ def _class_faults(categories: Entries, classes: Sequence[str] | str | None) -> I
 def _image_faults(
     images: Entries, img_dir: Path, num_decoded: int | None, pipeline: Sequence[Any]
 ) -> Iterator[str]:
-    if not img_dir.is_dir():
-        yield f"image folder '{img_dir}' does not exist; check data_root and data_prefix.img"
-        return
     # listing each folder once is faster than one stat call per image
     folders = {(img_dir / image['file_name']).parent for image in images}
     present = {path for folder in folders if folder.is_dir() for path in folder.iterdir()}
     names = [image['file_name'] for image in images]
     missing = [name for name in names if img_dir / name not in present]
-    if missing:
+    if missing and not img_dir.is_dir():
+        yield f"image folder '{img_dir}' does not exist; check data_root and data_prefix.img"
+    elif missing:
         yield (
             f"{len(missing)} of {len(images)} images are not in '{img_dir}' ({some(missing)}); "
             'check data_prefix.img or copy the images there'
@@ -247,39 +381,6 @@ def _decoding_faults(
             'the images have an EXIF rotation and the annotations ignore it, set '
             "color_type='color_ignore_orientation' in LoadImageFromFile"
         )
-
-
-def _boxes_left_out(
-    annotations: Entries, sizes: Mapping[Any, tuple[int, int]]
-) -> tuple[set[Any], list[str]]:
-    """Return the ids of the boxes that mmdet ignores, and a note on each kind of invalid box."""
-    empty, outside, beyond = [], [], []
-    for annotation in annotations:
-        x, y, w, h = annotation['bbox']
-        width, height = sizes[annotation['image_id']]
-        if w < 1 or h < 1 or annotation['area'] <= 0:
-            empty.append(annotation['id'])
-        elif x >= width or y >= height or x + w <= 0 or y + h <= 0:
-            outside.append(annotation['id'])
-        elif max(-x, -y, x + w - width, y + h - height) > 1:
-            beyond.append(annotation['id'])
-    notes = []
-    if empty:
-        notes.append(
-            f'{len(empty)} boxes have no area or a side below one pixel (annotations '
-            f'{some(empty)}), so mmdet ignores them; correct or remove them'
-        )
-    if outside:
-        notes.append(
-            f'{len(outside)} boxes are outside their image (annotations {some(outside)}), so '
-            'mmdet ignores them; check that bbox is [x, y, width, height] in pixels'
-        )
-    if beyond:
-        notes.append(
-            f'{len(beyond)} boxes extend beyond their image by more than one pixel (annotations '
-            f'{some(beyond)}), so mmdet clips them; check that bbox is [x, y, width, height]'
-        )
-    return {*empty, *outside}, notes
 
 
 def _mask_faults(annotations: Entries, sizes: Mapping[Any, tuple[int, int]]) -> Iterator[str]:

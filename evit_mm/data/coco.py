@@ -1,15 +1,17 @@
-"""Read annotation files in COCO format and reject inconsistent ones."""
+"""Read annotation files in COCO format, repair what is safe to repair, and find errors."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
+from ..utils.text import counted
 from .images import some
 
 
@@ -45,33 +47,167 @@ EMPTY = {
     'images': "the list 'images' is empty; add at least one image",
     'categories': "the list 'categories' is empty; add at least one category",
 }
-DEFAULTS = {'area': ' (width times height of the box)', 'iscrowd': ' (0, or 1 for a crowd)'}
+NOUNS = {
+    'images': 'image',
+    'annotations': 'annotation',
+    'categories': 'category',
+}
+DEFAULTS = {'area': 'width times height of the box', 'iscrowd': '0, or 1 for a crowd'}
 
 
 def read_coco(ann_file: str | Path, parts: Sequence[str] = tuple(FIELDS)) -> dict[str, Any]:
-    """Read an annotation file and check the given parts.
-
-    In these parts, every entry must have the fields of :data:`FIELDS`, ids must be unique, and the
-    image and the category of each annotation must exist.
+    """Read an annotation file, repair it with :func:`repaired`, and check the given parts.
 
     Raises:
         DataError: The file cannot be read or has errors. The message lists one error per line.
+    """
+    coco = repaired(read_json(ann_file))[0]
+    _, faults = examine(coco, parts)
+    if faults:
+        raise DataError('\n'.join(f"'{ann_file}': {fault}" for fault in faults))
+    return coco
+
+
+@dataclass
+class AnnotationFile:
+    """An annotation file as one reader of it understands it.
+
+    Attributes:
+        coco: Images, categories and annotations that have no error.
+        faults: One sentence for each kind of error.
+        repairs: Ids of repaired annotations for each field.
+        labelled: Whether the file has a list of annotations.
+        tolerant: Whether the reader repairs boxes.
+    """
+
+    coco: dict[str, list[dict[str, Any]]]
+    faults: list[str]
+    repairs: dict[str, list[Any]]
+    labelled: bool
+    tolerant: bool
+
+
+def read_annotations(ann_file: str | Path, tolerant: bool) -> AnnotationFile:
+    """Read an annotation file and find its errors.
+
+    Args:
+        ann_file: JSON file. It may have no list of annotations.
+        tolerant: Whether to repair boxes, as
+            :class:`~evit_mm.data.coco_dataset.TolerantCOCO` does.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    raw = read_json(ann_file)
+    labelled = not isinstance(raw, Mapping) or 'annotations' in raw
+    content, repairs = repaired(raw if labelled else {**raw, 'annotations': []}, boxes=tolerant)
+    return AnnotationFile(*examine(content), repairs, labelled, tolerant)
+
+
+def read_json(ann_file: str | Path) -> Any:
+    """Read a JSON file in UTF-8, with or without a byte order mark, in any locale.
+
+    Raises:
+        DataError: The file does not exist, cannot be read, or is not valid JSON.
     """
     ann_file = Path(ann_file)
     if not ann_file.is_file():
         raise DataError(_missing(ann_file))
     try:
-        coco = json.loads(ann_file.read_text(encoding='utf-8'))
+        return json.loads(ann_file.read_text(encoding='utf-8-sig'))
     except OSError as error:
         raise DataError(f"annotation file '{ann_file}' cannot be read: {error}") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"'{ann_file}' is not in UTF-8 ({error}); save it as UTF-8") from None
     except ValueError as error:
         raise DataError(f"'{ann_file}' is not valid JSON ({error}); export it again") from None
+
+
+def repaired(coco: Any, boxes: bool = True) -> tuple[Any, dict[str, list[Any]]]:
+    """Fill in what annotations leave out, where only one value is possible.
+
+    - A missing or null ``area`` becomes width times height of the box.
+    - A missing or null ``iscrowd`` becomes 0.
+    - A box with a negative width or height, as annotation programs write for a box that was drawn
+      from right to left, keeps its corners and gets a positive width and height.
+
+    Args:
+        coco: Content of an annotation file. It is not changed.
+        boxes: Whether to repair boxes.
+
+    Returns:
+        The repaired content, and the ids of the repaired annotations for each field.
+    """
+    repairs: dict[str, list[Any]] = {'area': [], 'iscrowd': [], 'bbox': []}
+    if not isinstance(coco, Mapping) or not isinstance(coco.get('annotations'), list):
+        return coco, repairs
+    annotations = []
+    for annotation in coco['annotations']:
+        if isinstance(annotation, Mapping):
+            changes = _changes(annotation, boxes)
+            for field in repairs:
+                # the area of a repaired box is a part of that repair
+                if field in changes and (field == 'bbox' or annotation.get(field) is None):
+                    repairs[field].append(annotation.get('id'))
+            annotation = {**annotation, **changes} if changes else annotation
+        annotations.append(annotation)
+    return {**coco, 'annotations': annotations}, repairs
+
+
+def _changes(annotation: Mapping[str, Any], boxes: bool) -> dict[str, Any]:
+    changes: dict[str, Any] = {}
+    if annotation.get('iscrowd') is None:
+        changes['iscrowd'] = 0
+    if not _is_box(annotation.get('bbox')):
+        return changes
+    (x, y, w, h), area = annotation['bbox'], annotation.get('area')
+    if boxes and (w < 0 or h < 0):
+        changes['bbox'] = [min(x, x + w), min(y, y + h), abs(w), abs(h)]
+        if is_number(area) and annotation['area'] < 0:
+            changes['area'] = -annotation['area']
+    if area is None:
+        changes['area'] = abs(w * h)
+    return changes
+
+
+def examine(
+    coco: Any, parts: Sequence[str] = tuple(FIELDS)
+) -> tuple[dict[str, list[dict[str, Any]]], list[str]]:
+    """Find the errors in the given parts of an annotation file.
+
+    Every entry must have the fields of :data:`FIELDS`, ids must be unique, and the image and the
+    category of each annotation must exist.
+
+    Returns:
+        The entries without errors, and one sentence for each kind of error.
+    """
     content = coco if isinstance(coco, Mapping) else {}
-    faults = [fault for part in parts for fault in _field_faults(content.get(part), part)]
-    faults = faults or list(_id_faults({part: content[part] for part in parts}))
-    if faults:
-        raise DataError('\n'.join(f"'{ann_file}': {fault}" for fault in faults))
-    return coco
+    faults: list[str] = []
+    sound: dict[str, list[dict[str, Any]]] = {}
+    for part in parts:
+        sound[part], found = _sound_entries(content.get(part), part)
+        faults += found
+    faults += _repeated_ids(sound)
+    for key, part in (('image_id', 'images'), ('category_id', 'categories')):
+        items = content.get(part)
+        if 'annotations' not in sound or not isinstance(items, list):
+            continue
+        listed = {item.get('id') for item in items if _has_id(item)}
+        wrong = [a['id'] for a in sound['annotations'] if a[key] not in listed]
+        if wrong:
+            faults.append(f"the {key} of {ids_of(wrong)} is not in '{part}'; correct or remove it")
+        known = {item['id'] for item in sound.get(part, ())}
+        sound['annotations'] = [a for a in sound['annotations'] if a[key] in known]
+    return sound, faults
+
+
+def ids_of(ids: Sequence[Any]) -> str:
+    """Return ``'annotation 3'`` or ``'annotations 3, 5'`` for a message."""
+    return f'annotation{"s" * (len(ids) != 1)} {some(ids)}'
+
+
+def _has_id(item: Any) -> bool:
+    return isinstance(item, Mapping) and isinstance(item.get('id'), Hashable)
 
 
 def _missing(ann_file: Path) -> str:
@@ -88,39 +224,43 @@ def _missing(ann_file: Path) -> str:
     return f'{text}; check data_root and ann_file'
 
 
-def _field_faults(items: Any, part: str) -> Iterator[str]:
+def _sound_entries(items: Any, part: str) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the entries of a part whose fields are valid, and the errors of the others."""
     if not isinstance(items, list) or not all(isinstance(item, Mapping) for item in items):
-        yield f"'{part}' is missing or not a list of dicts; export the file in COCO format"
-    elif not items and part in EMPTY:
-        yield EMPTY[part]
-    else:
-        yield from _entry_faults(items, part)
-
-
-def _entry_faults(items: Sequence[Mapping[str, Any]], part: str) -> Iterator[str]:
-    of = f'of {len(items)} {part}'
+        return [], [f"'{part}' is missing or not a list of dicts; export the file in COCO format"]
+    if not items and part in EMPTY:
+        return [], [EMPTY[part]]
+    faults: list[str] = []
+    broken: set[int] = set()
     for key, (kind, is_kind) in FIELDS[part].items():
-        lacking = sum(key not in item for item in items)
-        wrong = [item[key] for item in items if key in item and not is_kind(item[key])]
+        lacking = [place for place, item in enumerate(items) if key not in item]
+        wrong = [
+            place for place, item in enumerate(items) if key in item and not is_kind(item[key])
+        ]
+        broken.update(lacking, wrong)
         if lacking:
-            yield f"'{key}' is missing in {lacking} {of}; add it{DEFAULTS.get(key, '')}"
-        elif wrong:
-            yield (
-                f"'{key}' is not {kind} in {len(wrong)} {of} (the first value is {wrong[0]!r}); "
-                f'correct or remove these {part}'
+            what = f' ({DEFAULTS[key]})' if key in DEFAULTS else ''
+            faults.append(f"'{key}' is missing in {_named(items, part, lacking)}; add it{what}")
+        if wrong:
+            value = items[wrong[0]][key]
+            faults.append(
+                f"'{key}' is not {kind} in {_named(items, part, wrong)}, the first value is "
+                f'{value!r}; correct or remove these {part}'
             )
+    kept = [item for place, item in enumerate(items) if place not in broken]
+    return kept if broken else items, faults
 
 
-def _id_faults(coco: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[str]:
-    for part, items in coco.items():
-        repeated = [key for key, count in Counter(i['id'] for i in items).items() if count > 1]
+def _named(items: Sequence[Mapping[str, Any]], part: str, places: Sequence[int]) -> str:
+    names = [items[place].get('id', f'number {place + 1}') for place in places]
+    return f'{len(places)} of {counted(len(items), NOUNS[part])} ({some(names)})'
+
+
+def _repeated_ids(parts: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[str]:
+    for part, items in parts.items():
+        ids = [item['id'] for item in items]
+        repeated = [key for key, count in Counter(ids).items() if count > 1]
         if repeated:
             yield f'{part} have duplicate ids ({some(repeated)}); make them unique'
-    annotations = coco.get('annotations', ())
-    for key, part in (('image_id', 'images'), ('category_id', 'categories')):
-        known = {item['id'] for item in coco.get(part, ())}
-        wrong = [annotation['id'] for annotation in annotations if annotation[key] not in known]
-        if wrong:
-            yield (
-                f"the {key} of annotations {some(wrong)} is not in '{part}'; correct or remove them"
-            )
+        if len({isinstance(key, str) for key in ids}) > 1:
+            yield f'the ids of {part} are numbers and strings; use one kind'

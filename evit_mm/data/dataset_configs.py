@@ -14,6 +14,8 @@ from .coco import read_coco
 from .images import IMAGE_SUFFIXES
 from .pipeline import FROM_FILE, loading_steps, step_name
 
+TOLERANT = 'TolerantCocoDataset'  # in coco_dataset.py, which needs mmdet
+
 
 def find_datasets(cfg: Config, split: str, *types: str) -> Iterator[Mapping[str, Any]]:
     """Yield the data sets of the given types, also inside RepeatDataset or ConcatDataset."""
@@ -32,8 +34,28 @@ def _unwrap(dataset: Any, types: tuple[str, ...]) -> Iterator[Mapping[str, Any]]
 
 
 def coco_datasets(cfg: Config, split: str) -> Iterator[Mapping[str, Any]]:
-    """Yield the ``CocoDataset`` configs of a split. See ``find_datasets``."""
-    return find_datasets(cfg, split, 'CocoDataset')
+    """Yield the configs of the data sets in COCO format of a split. See ``find_datasets``."""
+    return find_datasets(cfg, split, 'CocoDataset', TOLERANT)
+
+
+def coco_evaluators(cfg: Config, split: str) -> list[Mapping[str, Any]]:
+    """Return the configs of a split's evaluators that compute COCO's metrics."""
+    found = cfg.get(f'{split}_evaluator') or []
+    evaluators = [found] if isinstance(found, Mapping) else found
+    return [e for e in evaluators if type_name(e) in ('CocoMetric', 'HotCocoMetric')]
+
+
+def type_name(component: Mapping[str, Any]) -> str:
+    """Return the type of a component without its scope."""
+    return str(component.get('type')).split('.')[-1]
+
+
+def is_remote(dataset: Mapping[str, Any]) -> bool:
+    """Return whether the annotations or the images of a data set are not files on a local disk."""
+    steps = [dataset, *(dataset.get('pipeline') or ())]
+    backends = {(step.get('backend_args') or {}).get('backend', 'local') for step in steps}
+    paths = [dataset.get('data_root'), dataset.get('ann_file')]
+    return backends != {'local'} or any('://' in str(path) for path in paths)
 
 
 def dataset_paths(dataset: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
-from evit_mm.data.check import config_data_faults
+from evit_mm.data.check import inspect_config_data
 from evit_mm.data.images import NUM_DECODED
 from evit_mm.data.layout import find_data
 from evit_mm.runner.build import config_faults, load_detector
@@ -49,14 +49,15 @@ def check_folder(data: str, all_images: bool) -> Iterator[Finding]:
 def check_data(cfg: Config, all_images: bool) -> Iterator[Finding]:
     """Check the data sets of a config and decode some or all of their images."""
     number = None if all_images else NUM_DECODED
-    faults, notes = config_data_faults(cfg, ('train', 'val', 'test'), number)
-    for fault in faults:
+    report = inspect_config_data(cfg, ('train', 'val', 'test'), number)
+    for fault in report.faults:
         yield from_sentence('red', 'data', fault)
-    for note in notes:
+    for note in report.notes:
         yield from_sentence('yellow', 'data', note)
-    if not faults:
-        kinds = 'CocoDataset, ImageNet and CustomDataset on local disks'
-        yield Finding('green', 'data', f'no errors found (the check covers only {kinds})')
+    if not report.faults:
+        kinds = 'COCO data sets, ImageNet and CustomDataset on local disks'
+        text = f'no errors found (the check covers only {kinds})'
+        yield Finding('green', 'data', f'{text}\n{report.table}' if report.table else text)
 
 
 def check_model(cfg: Config) -> Iterator[Finding]:

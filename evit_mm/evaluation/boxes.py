@@ -6,7 +6,6 @@ Boxes are ``[x, y, width, height]`` in pixels, as in COCO files.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import hotcoco
 import numpy as np
 
-from ..errors import DataError
+from ..data.counts import Counts
 
 
 @dataclass(frozen=True)
@@ -67,56 +66,31 @@ class Found:
     score: np.ndarray
 
 
-def read_truth(
-    content: bytes | str,
-    name: str | Path,
-    folder: str | Path,
-    classes: Sequence[str],
-    indices: int | Sequence[int] | None = None,
-) -> Truth:
-    """Parse the content of an annotation file in COCO format.
+def truth_of(counts: Counts, folder: str | Path, classes: Sequence[str]) -> Truth:
+    """Return what an evaluation counts as arrays.
 
     Args:
-        content: Content of the file.
-        name: Name of the file for error messages.
+        counts: Images and objects that count.
         folder: Folder that contains the images.
         classes: Class names in the order of the detector. A class that is not in the file has no
             objects.
-        indices: Images to use, with the same meaning as in mmengine's data sets.
-
-    Raises:
-        DataError: The content is not in COCO format.
     """
-    try:
-        coco = json.loads(content)
-        images = coco['images']
-        if isinstance(indices, int):
-            images = images[:indices] if indices >= 0 else images[indices:]
-        elif indices is not None:
-            images = [images[index] for index in indices]
-        place = {image['id']: index for index, image in enumerate(images)}
-        category_of = {category['name']: category['id'] for category in coco['categories']}
-        category_ids = tuple(map(category_of.get, classes))
-        label = {identity: index for index, identity in enumerate(category_ids)}
-        kept = [
-            a for a in coco['annotations'] if a['image_id'] in place and a['category_id'] in label
-        ]
-        return Truth(
-            classes=tuple(classes),
-            category_ids=category_ids,
-            images=images,
-            folder=Path(folder),
-            image=np.array([place[a['image_id']] for a in kept], int),
-            label=np.array([label[a['category_id']] for a in kept], int),
-            box=np.array([a['bbox'] for a in kept], float).reshape(-1, 4),
-            area=np.array([a['area'] for a in kept], float),
-            crowd=np.array([a.get('iscrowd', 0) for a in kept], bool),
-        )
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        reason = f'{type(error).__name__}: {error}'
-        raise DataError(
-            f"annotation file '{name}' is not in COCO format ({reason}); export it again"
-        ) from None
+    place = {image['id']: index for index, image in enumerate(counts.images)}
+    category_of = {name: key for key, name in counts.categories.items()}
+    category_ids = tuple(map(category_of.get, classes))
+    label = {identity: index for index, identity in enumerate(category_ids)}
+    kept = [a for a in counts.used if a['category_id'] in label]
+    return Truth(
+        classes=tuple(classes),
+        category_ids=category_ids,
+        images=[dict(image) for image in counts.images],
+        folder=Path(folder),
+        image=np.array([place[a['image_id']] for a in kept], int),
+        label=np.array([label[a['category_id']] for a in kept], int),
+        box=np.array([a['bbox'] for a in kept], float).reshape(-1, 4),
+        area=np.array([a['area'] for a in kept], float),
+        crowd=np.array([a['iscrowd'] for a in kept], bool),
+    )
 
 
 def read_found(results: Sequence[Mapping[str, Any]], truth: Truth) -> Found:

@@ -12,13 +12,15 @@ from typing import Any
 
 import hotcoco
 import numpy as np
-from mmdet.datasets.api_wrappers import COCO
 from mmdet.evaluation.metrics import CocoMetric
 from mmdet.registry import METRICS
+from mmengine.fileio import get_local_path
 from mmengine.logging import MMLogger
 from terminaltables import AsciiTable
 
+from ..data.coco_dataset import TolerantCOCO
 from ..errors import ConfigError, DataError
+from ..utils.text import counted
 from .coco_eval import precision, summarize
 
 # mmdet's names, in the order of COCOeval.stats
@@ -35,8 +37,12 @@ class HotCocoMetric(CocoMetric):
     effect because hotcoco uses all cores. Result files are written only if ``outfile_prefix`` is
     set.
 
-    The values differ from CocoMetric in two cases, where pycocotools or mmdet is wrong:
+    The annotation file is read by :class:`~evit_mm.data.coco_dataset.TolerantCOCO`.
 
+    The values differ from CocoMetric in three cases, where pycocotools or mmdet is wrong:
+
+    - Only the images that were evaluated count. If the data set has ``indices``, CocoMetric counts
+      every object of the other images as not found. The log says how many images count.
     - An object with the id 0 can be matched.
     - With ``classwise=True``, each class gets its own value even if the categories of the file are
       not sorted by id.
@@ -52,8 +58,14 @@ class HotCocoMetric(CocoMetric):
     cat_ids: Any
     img_ids: Any
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, ann_file: str | None = None, *args: Any, **kwargs: Any) -> None:
+        super().__init__(None, *args, **kwargs)
+        if ann_file is not None:
+            with get_local_path(ann_file, backend_args=self.backend_args) as local_path:
+                self._coco_api = TolerantCOCO(local_path)
+            if kwargs.get('sort_categories'):  # as in CocoMetric, for Objects365
+                self._coco_api.dataset['categories'].sort(key=lambda category: category['id'])
+                self._coco_api.createIndex()
         known = PRECISIONS + RECALLS
         unknown = [item for item in self.metric_items or () if item not in known]
         if unknown:
@@ -104,11 +116,22 @@ class HotCocoMetric(CocoMetric):
             logger.info('Converting ground truth to coco format...')
             with TemporaryDirectory() as folder:
                 prefix = self.outfile_prefix or f'{folder}/results'
-                self._coco_api = COCO(self.gt_to_coco_json(objects, prefix))
+                self._coco_api = TolerantCOCO(self.gt_to_coco_json(objects, prefix))
         if self.cat_ids is None:
             self.cat_ids = self._coco_api.get_cat_ids(cat_names=self.dataset_meta['classes'])
-        if self.img_ids is None:
-            self.img_ids = self._coco_api.get_img_ids()
+        listed = self._coco_api.get_img_ids()
+        seen = {prediction['img_id'] for prediction in predictions}
+        self.img_ids = [image for image in listed if image in seen]
+        if seen.difference(listed):
+            raise DataError(
+                f'image {min(seen.difference(listed))!r} is not in the ann_file of the evaluator; '
+                'use the ann_file of the data set'
+            )
+        if len(self.img_ids) < len(listed):
+            logger.warning(
+                f'only {len(self.img_ids):,} of {counted(len(listed), "image")} were evaluated, '
+                'and only their objects count'
+            )
         if self.outfile_prefix is not None:
             self.results2json(predictions, self.outfile_prefix)
 
@@ -154,7 +177,11 @@ class HotCocoMetric(CocoMetric):
             if a['image_id'] in images and a['category_id'] in labels
         ]
         return hotcoco.COCO.from_arrays(
-            [{**image, 'id': images[image['id']]} for image in dataset['images']],
+            [
+                {**image, 'id': images[image['id']]}
+                for image in dataset['images']
+                if image['id'] in images
+            ],
             [{**category, 'id': labels[category['id']]} for category in dataset['categories']],
             [images[a['image_id']] for a in kept],
             [labels[a['category_id']] for a in kept],
@@ -176,11 +203,6 @@ class HotCocoMetric(CocoMetric):
         categories = np.array([labels[category] for category in self.cat_ids])
         rows = []
         for prediction in predictions:
-            if prediction['img_id'] not in images:
-                raise DataError(
-                    f'image {prediction["img_id"]!r} is not in the ann_file of the evaluator; use '
-                    'the ann_file of the data set'
-                )
             boxes = prediction['bboxes'].astype(float)
             image = np.full(len(boxes), images[prediction['img_id']])
             corner, extent = boxes[:, :2], boxes[:, 2:] - boxes[:, :2]

@@ -14,10 +14,11 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.registry import init_default_scope
 
-from ..data.dataset_configs import coco_datasets, dataset_paths
+from ..data.dataset_configs import coco_datasets, coco_evaluators, dataset_paths
+from ..data.evaluators import evaluated_counts
 from ..data.pipeline import ImageReader
 from ..errors import DataError
-from ..evaluation.boxes import Found, Truth, read_found, read_truth
+from ..evaluation.boxes import Found, Truth, read_found, truth_of
 from ..runner.build import config_faults
 from ..runner.config import load_config
 from ..runner.test import test
@@ -66,9 +67,8 @@ def detect(
         )
     paths = dataset_paths(dataset)
     annotations = _read(paths['ann_file'])
-    truth = read_truth(
-        annotations, paths['ann_file'], paths['img_dir'], paths['classes'], dataset.get('indices')
-    )
+    counts = evaluated_counts(dataset, coco_evaluators(cfg, 'val'))
+    truth = truth_of(counts, paths['img_dir'], paths['classes'])
     init_default_scope(cfg.get('default_scope') or 'mmdet')
     with config_faults(cfg):
         read = ImageReader(dataset.get('pipeline') or ())

@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import Any
 
 from ..errors import EvitError
+from .utf8 import use_utf8
 
 DEBUG = 'EVIT_MM_DEBUG'
 
@@ -18,9 +19,11 @@ DEBUG = 'EVIT_MM_DEBUG'
 def run_tool(tool: Callable[[], Any], interrupted: str = 'interrupted') -> Any:
     """Call the main function of a tool, and exit with a one-line error message on failure.
 
-    With ``EVIT_MM_DEBUG=1``, the traceback is printed above the message. After Ctrl-C, the
-    message is ``interrupted``.
+    In a locale with another encoding than UTF-8, the program starts again in UTF-8. With
+    ``EVIT_MM_DEBUG=1``, the traceback is printed above the message. After Ctrl-C, the message is
+    ``interrupted``.
     """
+    use_utf8()
     try:
         return tool()
     except (EvitError, OSError) as error:

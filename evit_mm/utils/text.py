@@ -7,17 +7,17 @@ from collections.abc import Iterable, Sequence
 
 
 def counted(number: int, noun: str) -> str:
-    """Return a number with its noun: ``'1 image'``, ``'2 images'``, ``'0 boxes'``.
+    """Return a number with its noun: ``'1 image'``, ``'2 images'``, ``'2,000 boxes'``.
 
     The plural gets ``es`` after a hissing sound, and ``ies`` in place of ``y`` after a consonant.
     """
     if number == 1:
         return f'1 {noun}'
     if noun.endswith(('s', 'x', 'z', 'ch', 'sh')):
-        return f'{number} {noun}es'
+        return f'{number:,} {noun}es'
     if noun.endswith('y') and noun[-2] not in 'aeiou':
-        return f'{number} {noun[:-1]}ies'
-    return f'{number} {noun}s'
+        return f'{number:,} {noun[:-1]}ies'
+    return f'{number:,} {noun}s'
 
 
 def did_you_mean(word: object, known: Iterable[str], n: int = 1, cutoff: float = 0.6) -> str:

@@ -10,7 +10,7 @@ from pycocotools import mask as mask_api
 from pycocotools.coco import COCO
 
 from evit_mm.data import SHAPE_CLASSES, check_coco, check_config_data, make_shapes
-from evit_mm.data.check import config_data_faults
+from evit_mm.data.check import inspect_config_data
 from evit_mm.data.images import spread
 from evit_mm.data.layout import find_splits
 from evit_mm.data.shapes import _place, shape_mask
@@ -141,13 +141,14 @@ def first(key, value):
         ),
         (lambda c: c['categories'].reverse(), 'not in the order of'),
         (lambda c: c['images'].append(dict(c['images'][0])), 'images have duplicate ids .1.'),
-        (first('image_id', 999), "the image_id of annotations .* is not in 'images'"),
-        (first('category_id', 77), "the category_id of annotations .* is not in 'categories'"),
+        (first('image_id', 999), "the image_id of annotation 1 is not in 'images'"),
+        (first('category_id', 77), "the category_id of annotation 1 is not in 'categories'"),
         (first('bbox', [1, 2, 3]), "'bbox' is not four finite numbers .* in 1 of .* annotations"),
         (first('bbox', [1, 2, float('nan'), 4]), 'is not four finite numbers'),
         (first('bbox', ['1', 2, 3, 4]), 'is not four finite numbers'),
-        (first('area', None), "'area' is not a finite number in 1 of .* annotations"),
-        (first('iscrowd', '0'), "'iscrowd' is not 0 or 1 in 1 of .* .the first value is '0'."),
+        (first('area', None), "'area' is missing in 1 of .* annotations .1.; add it"),
+        (first('area', 'big'), "'area' is not a finite number in 1 of .* annotations .1."),
+        (first('iscrowd', '0'), "'iscrowd' is not 0 or 1 in 1 of .* .1., the first value is '0'"),
         (first('id', [1]), "'id' is not an integer or a string in 1 of .* annotations"),
         (
             lambda c: c['images'][0].update(width='256'),
@@ -177,20 +178,36 @@ def test_faults_are_named(copy, change, message):
 
 
 @pytest.mark.parametrize(
-    ('change', 'message'),
+    ('change', 'skipped', 'counted'),
     [
-        (first('bbox', [10, 10, 0, 5]), 'no area or a side below one pixel'),
-        (first('area', 0), 'no area'),
-        (first('bbox', [300, 10, 20, 20]), 'outside their image'),
-        (first('bbox', [-30, 10, 20, 20]), 'outside their image'),
-        (lambda c: c['annotations'].clear(), 'every AP will be -1'),
+        (
+            first('bbox', [10, 10, 0, 5]),
+            'without area or with a side below one',
+            'no detection can',
+        ),
+        (first('area', 0), 'without area or with a side below one', ''),
+        (first('bbox', [300, 10, 20, 20]), 'box outside of the image', 'no detection can match'),
+        (first('bbox', [-30, 10, 20, 20]), 'box outside of the image', 'no detection can match'),
+        (first('bbox', [10, 10, 9, 0.5]), 'without area or with', 'with a side below one pixel'),
+        (first('ignore', 1), 'skips 1 object with "ignore": 1', 'counts 1 object with "ignore": 1'),
+        (first('area', -1), 'without area or', 'ignores 1 object whose area is negative'),
+        (first('bbox', [240, 10, 60, 20]), 'clips 1 box over the edge', 'compares with 1 box'),
     ],
 )
-def test_what_will_be_left_out_is_noted(copy, change, message):
+def test_what_a_training_skips_is_said_of_trainings_only(copy, change, skipped, counted):
     edit(copy, change)
-    faults, notes = check(copy)
-    assert faults == []
-    assert len(notes) == 1 and message in notes[0]
+    for training, part in ((True, skipped), (False, counted)):
+        faults, notes = check(copy, training=training)
+        assert faults == [] and len(notes) == bool(part)
+        kind = 'training' if training else 'evaluation'
+        assert all(part in note and '(annotation 1)' in note for note in notes)
+        assert all(f"instances_val.json': {kind} " in note for note in notes)
+
+
+def test_an_evaluation_without_objects_is_noted(copy):
+    edit(copy, lambda coco: coco['annotations'].clear())
+    faults, (note,) = check(copy)
+    assert not faults and 'every AP will be -1' in note
 
 
 def make_all(key, value):
@@ -330,7 +347,7 @@ def boxed(*boxes, width=60, height=40):
             {'id': number, 'bbox': list(box), 'area': area, **kinds}
             for number, (*box, area) in enumerate(boxes)
         ],
-        'categories': [{'id': 3, 'name': 'disc'}, {'id': 9, 'name': 'box'}],
+        'categories': [{'id': 3, 'name': 'disc'}],
     }
 
 
@@ -346,51 +363,56 @@ INSIDE = (0, 0, 60, 40, 9)
 
 
 @pytest.mark.parametrize(
-    ('box', 'kind'),
+    ('box', 'skipped', 'counted'),
     [
-        ((5, 5, 1, 1, 0.5), ''),
-        ((-1, -1, 62, 42, 9), ''),  # one pixel on each side may come from rounding
-        ((59, 39, 2, 2, 9), ''),
-        ((5, 5, 0.9, 9, 9), 'have no area'),
-        ((5, 5, 9, 0.9, 9), 'have no area'),
-        ((5, 5, 9, 9, -1), 'have no area'),
-        ((60, 5, 1, 9, 9), 'are outside'),
-        ((5, 40, 9, 1, 9), 'are outside'),
-        ((-9, 5, 9, 9, 9), 'are outside'),
-        ((5, -9, 9, 9, 9), 'are outside'),
-        ((-1.5, 5, 9, 9, 9), 'extend beyond'),
-        ((5, -1.5, 9, 9, 9), 'extend beyond'),
-        ((5, 5, 56.5, 9, 9), 'extend beyond'),
-        ((5, 5, 9, 36.5, 9), 'extend beyond'),
-        ((45, 5, 14, 9, 9), ''),  # not if width and height of the image were swapped
+        ((5, 5, 1, 1, 0.5), '', ''),
+        ((-1, -1, 62, 42, 9), '', ''),  # one pixel on each side may come from rounding
+        ((59, 39, 2, 2, 9), '', ''),
+        ((5, 5, 0.9, 9, 9), 'skips 1 box without area', 'counts 1 box with a side below'),
+        ((5, 5, 9, 0.9, 9), 'skips 1 box without area', 'counts 1 box with a side below'),
+        ((5, 5, 9, 9, -1), 'skips 1 box without area', 'ignores 1 object whose area'),
+        ((60, 5, 1, 9, 9), 'skips 1 box outside', 'counts 1 box without area or outside'),
+        ((5, 40, 9, 1, 9), 'skips 1 box outside', 'counts 1 box without area or outside'),
+        ((-9, 5, 9, 9, 9), 'skips 1 box outside', 'counts 1 box without area or outside'),
+        ((5, -9, 9, 9, 9), 'skips 1 box outside', 'counts 1 box without area or outside'),
+        ((-1.5, 5, 9, 9, 9), 'clips 1 box', 'compares with 1 box'),
+        ((5, -1.5, 9, 9, 9), 'clips 1 box', 'compares with 1 box'),
+        ((5, 5, 56.5, 9, 9), 'clips 1 box', 'compares with 1 box'),
+        ((5, 5, 9, 36.5, 9), 'clips 1 box', 'compares with 1 box'),
+        ((45, 5, 14, 9, 9), '', ''),  # not if width and height of the image were swapped
     ],
 )
-def test_boxes_at_the_edges(box, kind, tmp_path):
-    found = check_boxed(tmp_path, boxed(INSIDE, box))
-    assert [text.startswith(f'1 boxes {kind}') and '(annotations 1)' in text for text in found] == (
-        [True] * bool(kind)
-    )
-    if kind and kind != 'extend beyond':  # then nothing is left to train on
-        assert (
-            'add at least one for training' in check_boxed(tmp_path, boxed(box), training=True)[0]
-        )
+def test_boxes_at_the_edges(box, skipped, counted, tmp_path):
+    for training, part in ((True, skipped), (False, counted)):
+        notes = check_boxed(tmp_path, boxed(INSIDE, box), training=training)
+        kind = 'training' if training else 'evaluation'
+        assert [note.startswith(f'{kind} {part}') for note in notes] == [True] * bool(part)
+        assert all('(annotation 1)' in note for note in notes)
+    if skipped.startswith('skips'):  # then nothing is left to train on
+        fault = check_boxed(tmp_path, boxed(box), training=True)[0]
+        assert 'add at least one for training' in fault
 
 
 def test_masks_are_asked_for_where_they_are_loaded(tmp_path):
     coco = boxed(INSIDE, INSIDE, (5, 5, 0, 0, 0))
     coco['annotations'][0]['segmentation'] = {'size': [40, 60], 'counts': [400, 20, 1980]}
-    assert len(check_boxed(tmp_path, coco)) == 1  # the note on the box without area
-    fault, _ = check_boxed(tmp_path, coco, with_mask=True)
-    assert fault.startswith('1 of 2 annotations have no valid segmentation (1), but the pipeline')
+    for training, number in ((True, '1 of 2'), (False, '2 of 3')):
+        assert len(check_boxed(tmp_path, coco, training=training)) == 1  # the box without area
+        fault, _ = check_boxed(tmp_path, coco, with_mask=True, training=training)
+        assert fault.startswith(f'{number} annotations have no valid segmentation (1')
     coco['annotations'][1]['segmentation'] = [[1, 1, 9, 1, 9, 9]]
-    assert len(check_boxed(tmp_path, coco, with_mask=True)) == 1
+    assert len(check_boxed(tmp_path, coco, with_mask=True, training=True)) == 1
 
 
 def test_classes_are_a_part_of_the_categories_in_their_order(tmp_path):
     coco = boxed(INSIDE)
+    coco['categories'].append({'id': 9, 'name': 'box'})
     assert not check_boxed(tmp_path, coco, classes=('disc',))
-    assert not check_boxed(tmp_path, coco, classes=['disc', 'box'])
-    (fault,) = check_boxed(tmp_path, coco, classes=('box', 'disc'))
+    (note,) = check_boxed(tmp_path, coco, classes=['disc', 'box'])
+    assert note == 'evaluation has no object of box, so the AP is the mean of the others'
+    (note,) = check_boxed(tmp_path, coco, classes=['disc', 'box'], training=True)
+    assert note == 'training has no object of box'
+    fault, _ = check_boxed(tmp_path, coco, classes=('box', 'disc'))
     assert fault.endswith("set metainfo.classes=('disc', 'box')")
     (note,) = check_boxed(tmp_path, coco, classes=('box',))
     assert note.startswith('no box has a class of the config') and 'every AP will be -1' in note
@@ -416,7 +438,8 @@ def test_so_many_images_are_decoded(tmp_path):
 
 def test_each_finding_on_a_config_names_its_split_once(copy):
     def found(splits=('train', 'val', 'test'), num_decoded=8, **changes):
-        return config_data_faults(config_for(copy, **changes), splits, num_decoded)
+        report = inspect_config_data(config_for(copy, **changes), splits, num_decoded)
+        return report.faults, report.notes
 
     assert found() == ([], [])
     edit(copy, first('bbox', [10, 10, 0, 5]))

@@ -4,8 +4,10 @@ import json
 
 import pytest
 
-from evit_mm.data.coco import is_number, read_coco
+from evit_mm.data.coco import NOUNS, is_number, read_coco, repaired
+from evit_mm.data.images import some
 from evit_mm.errors import DataError
+from evit_mm.utils.text import counted
 
 
 def content():
@@ -21,7 +23,7 @@ def faults(coco, folder, *parts):
     path = folder / 'a.json'
     path.write_text(coco if isinstance(coco, str) else json.dumps(coco))
     try:
-        assert read_coco(str(path), *parts) == coco
+        assert read_coco(str(path), *parts).keys() == coco.keys()
     except DataError as error:
         assert all(line.startswith(f"'{path}'") for line in str(error).splitlines())
         return str(error).replace(f"'{path}': ", '').splitlines()
@@ -52,15 +54,19 @@ def test_a_wrong_or_missing_field_is_named(part, field, wrong, kind, tmp_path):
     assert faults(coco, tmp_path) == []
     number = len(coco[part])
     coco[part][-1][field] = wrong
-    assert faults(coco, tmp_path) == [
-        f"'{field}' is not {kind} in 1 of {number} {part} (the first value is {wrong!r}); correct "
-        f'or remove these {part}'
+    noun = counted(number, *NOUNS[part])
+    names = [coco[part][-1]['id']]
+    assert faults(coco, tmp_path)[:1] == [
+        f"'{field}' is not {kind} in 1 of {noun} ({some(names)}), the first value is {wrong!r}; "
+        f'correct or remove these {part}'
     ]
     del coco[part][-1][field]
-    (fault,) = faults(coco, tmp_path)
-    assert fault.startswith(f"'{field}' is missing in 1 of {number} {part}; add it")
-    assert ('width times height' in fault) == (field == 'area')
-    assert ('1 for a crowd' in fault) == (field == 'iscrowd')
+    found = faults(coco, tmp_path)
+    if field in ('area', 'iscrowd'):
+        assert found == []  # filled in
+    else:
+        name = f'number {number}' if field == 'id' else some(names)
+        assert found[0] == f"'{field}' is missing in 1 of {noun} ({name}); add it"
 
 
 def test_ids_are_unique_and_lead_somewhere(tmp_path):
@@ -72,12 +78,12 @@ def test_ids_are_unique_and_lead_somewhere(tmp_path):
     assert found == [
         'annotations have duplicate ids (1); make them unique',
         'categories have duplicate ids (7); make them unique',
-        "the image_id of annotations 1 is not in 'images'; correct or remove them",
+        "the image_id of annotation 1 is not in 'images'; correct or remove it",
     ]
     coco = content()
     coco['annotations'][0]['category_id'] = '7'
     assert faults(coco, tmp_path) == [
-        "the category_id of annotations 1 is not in 'categories'; correct or remove them"
+        "the category_id of annotation 1 is not in 'categories'; correct or remove it"
     ]
     del coco['annotations']
     assert faults(coco, tmp_path, ('images', 'categories')) == []
@@ -108,6 +114,38 @@ def test_lists_that_are_missing_or_empty_are_named(tmp_path):
 def test_a_missing_file_is_named_with_what_makes_it(folder, fix, tmp_path):
     path = tmp_path / folder / 'annotations' / 'instances_val.json'
     with pytest.raises(DataError, match=f"^annotation file '{path}' does not exist{fix}"):
+        read_coco(path)
+
+
+def test_what_has_one_possible_value_is_filled_in():
+    coco = content()
+    one, two = coco['annotations']
+    del one['area'], two['iscrowd']
+    two.update(bbox=[9, 8, -3, -2], area=None)
+    before = json.dumps(coco)
+    fixed, repairs = repaired(coco)
+    assert repairs == {'area': [1, 2], 'iscrowd': [2], 'bbox': [2]}
+    assert fixed['annotations'][0] == {**one, 'area': 14}
+    assert fixed['annotations'][1] == {**two, 'bbox': [6, 6, 3, 2], 'area': 6, 'iscrowd': 0}
+    assert json.dumps(coco) == before
+    assert repaired(coco, boxes=False)[0]['annotations'][1]['bbox'] == [9, 8, -3, -2]
+    two.update(bbox=[9, 8, -3, 2], area=-6)  # the area has the sign of the width
+    assert repaired(coco)[0]['annotations'][1]['area'] == 6
+    assert repaired(content()) == (content(), {'area': [], 'iscrowd': [], 'bbox': []})
+    for other in ([1], {}, {'annotations': 3}, {'annotations': [3]}):
+        assert repaired(other)[0] == other
+
+
+def test_any_utf_8_is_read(tmp_path):
+    coco = content()
+    coco['categories'][0]['name'] = 'Größe'
+    text = json.dumps(coco, ensure_ascii=False)
+    path = tmp_path / 'a.json'
+    for data in (text.encode(), text.encode('utf-8-sig')):
+        path.write_bytes(data)
+        assert read_coco(path) == coco
+    path.write_bytes(text.encode('latin-1'))
+    with pytest.raises(DataError, match=r"a\.json' is not in UTF-8 .*; save it as UTF-8"):
         read_coco(path)
 
 

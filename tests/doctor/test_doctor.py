@@ -343,11 +343,11 @@ def test_faults_and_notes_of_the_data(copy, tmp_path):
     found = examine(tmp_path, copy)
     assert not only(found, 'red')
     empty, beyond = only(found, 'yellow')
-    assert '1 boxes have no area' in empty.text
-    assert '1 boxes extend beyond their image' in beyond.text
+    assert 'skips 1 box without area' in empty.text
+    assert 'clips 1 box over the edge of the image' in beyond.text
     edit(copy, lambda c: c['annotations'][2].update(category_id=77), 'train')
     (fault,) = only(examine(tmp_path, copy), 'red')
-    assert "is not in 'categories'" in fault.text and fault.fix == 'correct or remove them'
+    assert "is not in 'categories'" in fault.text and fault.fix == 'correct or remove it'
 
 
 def test_all_images_are_decoded_when_asked(copy, tmp_path):

@@ -1,12 +1,10 @@
 """True and detected boxes of a data set as arrays."""
 
-import json
-
 import numpy as np
-import pytest
 
-from evit_mm.errors import DataError
-from evit_mm.evaluation.boxes import read_found, read_truth
+from evit_mm.data.coco import repaired
+from evit_mm.data.counts import evaluation_counts, training_counts
+from evit_mm.evaluation.boxes import read_found, truth_of
 from evit_mm.evaluation.synthetic_detections import synthetic_detections
 from tests.evaluation.test_tide import FAR, A, B, a_case
 
@@ -18,27 +16,20 @@ def test_an_object_is_no_crowd_unless_the_file_says_so():
         if not annotation['iscrowd']:
             del annotation['iscrowd']
     names = [category['name'] for category in truth['categories']]
-    found = read_truth(json.dumps(truth), 'a', '.', names)
+    found = truth_of(evaluation_counts(repaired(truth)[0], names), '.', names)
     assert any(flags) and np.array_equal(found.crowd, flags)
     assert found.objects.sum() == flags.count(False)
 
 
-def test_a_file_that_is_not_cocos_is_named():
-    truth, _ = a_case([(0, A)], [])
-    whole = json.dumps(truth)
-    del truth['annotations'][0]['bbox']
-    for content, indices in ((json.dumps(truth), None), ('{', None), ('[]', None), (whole, [9])):
-        with pytest.raises(DataError, match="a.json' is not in COCO format"):
-            read_truth(content, 'a.json', '.', ['class 0'], indices)
-
-
 def test_truth_with_absent_classes_and_of_some_images():
     truth, _ = synthetic_detections(5, num_classes=3)
-    content, names = json.dumps(truth), ['class 2', 'nowhere', 'class 1']
-    things = read_truth(content, 'a', '.', names)
+    names = ['class 2', 'nowhere', 'class 1']
+    things = truth_of(evaluation_counts(truth, names), '.', names)
     assert things.objects[1] == 0 and things.objects[[0, 2]].sum() > 0
-    for indices, expected in ((2, [1, 2]), (0, []), (-2, [4, 5]), ([3, 0], [4, 1])):
-        some = read_truth(content, 'a', '.', names, indices)
+    for indices, expected in ((2, [1, 2]), (0, []), (-2, [4, 5]), ([3, 0], [1, 4])):
+        images = training_counts(truth, names, None, indices).images
+        ids = [image['id'] for image in images]
+        some = truth_of(evaluation_counts(truth, names, ids), '.', names)
         assert [image['id'] for image in some.images] == expected
         assert set(some.image.tolist()) <= {0, 1}
         own = [
@@ -48,7 +39,8 @@ def test_truth_with_absent_classes_and_of_some_images():
         assert [(2, 1)[label // 2] for label in some.label] == [a['category_id'] for a in own]
         assert some.box.tolist() == [a['bbox'] for a in own]
         assert some.area.tolist() == [a['area'] for a in own]
-    absent = read_truth(content, 'a', '.', ['class 1', 'nowhere', 'neither'])
+    names = ['class 1', 'nowhere', 'neither']
+    absent = truth_of(evaluation_counts(truth, names), '.', names)
     assert absent.objects.shape == (3,) and absent.objects[1:].tolist() == [0, 0]
     assert absent.classes == ('class 1', 'nowhere', 'neither')
     assert absent.category_ids == (1, None, None)
@@ -56,7 +48,8 @@ def test_truth_with_absent_classes_and_of_some_images():
 
 def test_detections_are_sorted_by_score_and_equal_ones_stay_in_order():
     results = a_case([], [(0, A, 0.5), (1, B, 0.75), (1, A, 0.5), (1, FAR, 0.75), (0, B, 0.125)])
-    truth = read_truth(json.dumps(results[0]), 'a', '.', ['class 1', 'class 0'])
+    names = ['class 1', 'class 0']
+    truth = truth_of(evaluation_counts(results[0], names), '.', names)
     found = read_found(results[1], truth)
     assert found.score.tolist() == [0.75, 0.75, 0.5, 0.5, 0.125]
     assert found.box.tolist() == [B, FAR, A, A, B]

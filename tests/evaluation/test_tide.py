@@ -5,15 +5,16 @@ import json
 import numpy as np
 import pytest
 
+from evit_mm.data.counts import evaluation_counts
 from evit_mm.evaluation import boxes, tide
 from evit_mm.evaluation.synthetic_detections import synthetic_detections
 from evit_mm.report import analysis
 from tests.conftest import ROOT
 
 
-def read(truth, found, name='made'):
+def read(truth, found):
     classes = [category['name'] for category in truth['categories']]
-    things = boxes.read_truth(json.dumps(truth), name, '.', classes)
+    things = boxes.truth_of(evaluation_counts(truth, classes), '.', classes)
     return things, boxes.read_found(found, things)
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from evit_mm import inference
 from evit_mm.data import make_shapes
-from evit_mm.data.check import config_data_faults
+from evit_mm.data.check import inspect_config_data
 from evit_mm.deploy.export import export
 from evit_mm.deploy.export.evaluation import evaluate
 from evit_mm.deploy.export.runtime import ExportedModel
@@ -172,7 +172,7 @@ def case(request, tmp_path_factory):
 
 
 def test_the_check_has_nothing_to_say(case):
-    faults, _ = config_data_faults(load_config(case.config), ('train', 'val', 'test'), None)
+    faults = inspect_config_data(load_config(case.config), ('train', 'val', 'test'), None).faults
     assert faults == []
 
 

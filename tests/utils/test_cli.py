@@ -4,6 +4,8 @@ import argparse
 import os
 import random
 import runpy
+import subprocess
+import sys
 
 import pytest
 from mmengine.config import DictAction
@@ -164,3 +166,23 @@ TOOLS = {path.stem for path in (ROOT / 'tools').glob('*.py')} - {'doctor'}
 @pytest.mark.parametrize('tool', sorted(TOOLS))
 def test_every_tool_uses_it(tool):
     assert runpy.run_path(str(ROOT / 'tools' / f'{tool}.py'))['run_tool'] is cli.run_tool
+
+
+def test_a_tool_runs_in_utf_8_in_any_locale(tmp_path):
+    script = tmp_path / 'tool.py'
+    script.write_text(
+        'import locale, sys\n'
+        'from evit_mm.utils.cli import run_tool\n'
+        "run_tool(lambda: print('\\u00f6', locale.getpreferredencoding(False), sys.argv[1:]))\n"
+    )
+    plain = {k: v for k, v in os.environ.items() if k != 'PYTHONUTF8'}
+    for locale_options in (
+        {'LC_ALL': 'C', 'PYTHONUTF8': '0'},
+        {'LC_ALL': 'C', 'PYTHONUTF8': '1'},
+        {'LC_ALL': 'C.UTF-8'},
+    ):
+        env = {**plain, 'PYTHONPATH': str(ROOT), **locale_options}
+        command = [sys.executable, str(script), 'a b']
+        done = subprocess.run(command, env=env, capture_output=True, timeout=120)
+        said = done.stdout.decode().lower().replace('-', '')
+        assert said == "ö utf8 ['a b']\n", (locale_options, done.stderr)

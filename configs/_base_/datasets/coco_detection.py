@@ -1,6 +1,6 @@
 """COCO 2017 in ``data/coco`` at 1333x800 with flips, evaluated with COCO's twelve metrics."""
 
-dataset_type = 'CocoDataset'
+dataset_type = 'TolerantCocoDataset'  # mmdet's CocoDataset, also for incomplete annotation files
 data_root = 'data/coco/'
 train_ann_file = 'annotations/instances_train2017.json'
 val_ann_file = 'annotations/instances_val2017.json'

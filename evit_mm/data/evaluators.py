@@ -1,0 +1,231 @@
+"""What the evaluators of a config count, and options with which their figures are wrong."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import DataError
+from ..utils.text import counted
+from .coco import DEFAULTS, AnnotationFile, ids_of, read_annotations
+from .counts import Counts, converted_counts, evaluation_counts, training_counts
+from .dataset_configs import TOLERANT, dataset_paths, type_name
+from .images import some
+from .statements import evaluation_notes
+
+Entries = Sequence[Mapping[str, Any]]
+
+
+def loaded_counts(
+    dataset: Mapping[str, Any], coco: Mapping[str, Entries], classes: Sequence[str] | None
+) -> Counts:
+    """Return what the loader of a ``CocoDataset`` config loads.
+
+    Raises:
+        DataError: ``indices`` contains an image that does not exist.
+    """
+    filter_cfg = None if dataset.get('test_mode') else dataset.get('filter_cfg')
+    indices = dataset.get('indices')
+    try:
+        return training_counts(coco, classes, filter_cfg, indices)
+    except IndexError:
+        number = counted(len(coco['images']), 'image')
+        raise DataError(
+            f'indices is {indices}, but the file has only {number}; correct it'
+        ) from None
+
+
+def evaluated_counts(dataset: Mapping[str, Any], evaluators: Sequence[Mapping[str, Any]]) -> Counts:
+    """Return what the first evaluator with COCO's metrics counts on a data set.
+
+    Without an evaluator, all objects of the loaded images count.
+
+    Raises:
+        DataError: The annotation file cannot be read or has errors.
+    """
+    paths = dataset_paths(dataset)
+    ann_file, classes = paths['ann_file'], paths['classes']
+    file = read_annotations(ann_file, type_name(dataset) == TOLERANT)
+    if file.faults:
+        raise DataError('\n'.join(f"'{ann_file}': {fault}" for fault in file.faults))
+    loaded = loaded_counts(dataset, file.coco, classes)
+    for evaluator in evaluators[:1]:
+        found = _counted(evaluator, file, ann_file, classes, loaded)
+        if found is not None:
+            return found[1]
+    return evaluation_counts(file.coco, classes, _ids(loaded.images))
+
+
+def check_evaluator(
+    evaluator: Mapping[str, Any],
+    file: AnnotationFile,
+    ann_file: str | Path,
+    classes: Sequence[str] | None,
+    loaded: Counts,
+    split: str,
+) -> tuple[list[str], list[str], Counts | None]:
+    """Check an evaluator with COCO's metrics.
+
+    Args:
+        evaluator: Config of the evaluator.
+        file: Annotation file of the data set.
+        ann_file: Path of this file.
+        classes: Class names of the config.
+        loaded: What the data set loads.
+        split: ``val`` or ``test``.
+
+    Returns:
+        Errors, notes, and what the evaluator counts. This is None if it cannot be known.
+    """
+    own, where = type_name(evaluator) == 'HotCocoMetric', f'{split}_evaluator'
+    faults = list(_option_faults(evaluator, file.coco, where))
+    notes: list[str] = []
+    found = _counted(evaluator, file, ann_file, classes, loaded)
+    if found is None:
+        if '://' not in evaluator['ann_file']:
+            faults.append(
+                f"{where}.ann_file is '{evaluator['ann_file']}' but {split}_dataloader reads "
+                f"'{ann_file}'; set {where}.ann_file={ann_file}"
+            )
+        return faults, notes, None
+    file, counts = found
+    if evaluator.get('ann_file'):
+        notes += _subset_notes(loaded, file.coco, own)
+        faults += _id_faults(counts, where) if type_name(evaluator) == 'CocoMetric' else ()
+        notes += _id_notes(counts) if own else ()
+    if file.labelled:
+        notes += evaluation_notes(counts, file.coco)
+    else:
+        notes.append("there are no 'annotations', so every AP will be -1")
+    return faults, notes, counts
+
+
+def _counted(
+    evaluator: Mapping[str, Any],
+    file: AnnotationFile,
+    ann_file: str | Path,
+    classes: Sequence[str] | None,
+    loaded: Counts,
+) -> tuple[AnnotationFile, Counts] | None:
+    """Return the file of an evaluator and what the evaluator counts.
+
+    Returns None if the file is remote, or does not belong to the data set.
+    """
+    path, own = evaluator.get('ann_file'), type_name(evaluator) == 'HotCocoMetric'
+    if not path:
+        return file, converted_counts(loaded)
+    if '://' in path:
+        return None
+    if not _is_same(path, ann_file) or file.tolerant != own:
+        try:
+            coco, file = file.coco, read_annotations(path, tolerant=own)
+        except DataError:
+            return None
+        if not _agree(file.coco, coco, loaded):
+            return None
+    images = _ids(loaded.images) if own else None
+    return file, evaluation_counts(file.coco, classes, images)
+
+
+def _ids(entries: Entries) -> set[Any]:
+    return {entry['id'] for entry in entries}
+
+
+def repair_faults(file: AnnotationFile, evaluators: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Name the missing fields that the readers need and do not fill in."""
+    pycocotools = [e for e in evaluators if type_name(e) != 'HotCocoMetric']
+    fixes = [f"set type='{TOLERANT}' in the data set"] * (not file.tolerant)
+    fixes += ["set type='HotCocoMetric' in the evaluator"] * bool(pycocotools)
+    for key, places in file.repairs.items():
+        needed = {'area': fixes, 'iscrowd': pycocotools, 'bbox': []}[key]
+        if places and needed:
+            number = counted(len(file.coco['annotations']), 'annotation')
+            yield (
+                f"'{key}' is missing in {len(places)} of {number} ({some(places)}); add it "
+                f'({DEFAULTS[key]}), or {" and ".join(fixes)}'
+            )
+
+
+def _is_same(one: str | Path, other: str | Path) -> bool:
+    try:
+        return os.path.samefile(one, other)
+    except OSError:
+        return False
+
+
+def _agree(one: Mapping[str, Entries], other: Mapping[str, Entries], loaded: Counts) -> bool:
+    """Return whether two files say the same about the loaded images, or one has no annotations."""
+    ids = _ids(loaded.images)
+    said = []
+    for coco in (one, other):
+        images: dict[Any, Any] = {
+            i['id']: (i['file_name'], i['width'], i['height']) for i in coco['images']
+        }
+        names = {category['id']: category['name'] for category in coco['categories']}
+        boxes = Counter(
+            (a['image_id'], names[a['category_id']])
+            for a in coco['annotations']
+            if a['image_id'] in ids
+        )
+        said.append(({key: images.get(key) for key in ids}, boxes))
+    (images, boxes), (other_images, other_boxes) = said
+    return images == other_images and (boxes == other_boxes or not (boxes and other_boxes))
+
+
+def _option_faults(
+    evaluator: Mapping[str, Any], coco: Mapping[str, Entries], where: str
+) -> Iterator[str]:
+    """Name options with which COCO's AP is wrong."""
+    numbers = tuple(evaluator.get('proposal_nums', (100, 300, 1000)))
+    metrics = evaluator.get('metric') or 'bbox'
+    if metrics not in ('proposal_fast', ['proposal_fast']) and (
+        len(numbers) < 3 or 100 not in numbers
+    ):
+        yield (
+            f'{where}.proposal_nums is {numbers}, with which COCO has no AP; use at least three '
+            'numbers that include 100, such as (1, 10, 100)'
+        )
+    ids = [category['id'] for category in coco['categories']]
+    is_sorted = all(isinstance(key, int) for key in ids) and ids == sorted(ids)
+    if type_name(evaluator) == 'CocoMetric' and evaluator.get('classwise') and not is_sorted:
+        yield (
+            f'{where}.classwise=True, but the categories are not in the order of their ids, so '
+            "CocoMetric would swap the AP of the classes; set type='HotCocoMetric', or sort the "
+            'categories by id'
+        )
+
+
+def _id_faults(counts: Counts, where: str) -> Iterator[str]:
+    ids = [annotation['id'] for annotation in counts.used]
+    wrong = [key for key in ids if key == 0 or not isinstance(key, int)]
+    if wrong:
+        yield (
+            f'{where}: pycocotools cannot match an object whose id is 0 or not a number '
+            f"({ids_of(wrong)}), so the AP would be too low; set {where}.type='HotCocoMetric', or "
+            'number the annotations from 1'
+        )
+
+
+def _id_notes(counts: Counts) -> Iterator[str]:
+    if any(annotation['id'] == 0 for annotation in counts.objects):
+        yield (
+            'annotation 0 has the id 0, which pycocotools cannot match; HotCocoMetric matches it, '
+            'so the AP of other programs may be lower'
+        )
+
+
+def _subset_notes(loaded: Counts, coco: Mapping[str, Entries], own: bool) -> Iterator[str]:
+    run, every = len(_ids(loaded.images)), len(coco['images'])
+    if run >= every:
+        return
+    number = counted(every, 'image')
+    if own:
+        yield f'evaluation takes only {run:,} of {number}, and only their objects count'
+    else:
+        yield (
+            f'evaluation takes only {run:,} of {number}, but CocoMetric counts every object of the '
+            "others as not found, so the AP is too low; set type='HotCocoMetric'"
+        )
