@@ -54,7 +54,7 @@ def test_a_wrong_or_missing_field_is_named(part, field, wrong, kind, tmp_path):
     assert faults(coco, tmp_path) == []
     number = len(coco[part])
     coco[part][-1][field] = wrong
-    noun = counted(number, *NOUNS[part])
+    noun = counted(number, NOUNS[part])
     names = [coco[part][-1]['id']]
     assert faults(coco, tmp_path)[:1] == [
         f"'{field}' is not {kind} in 1 of {noun} ({some(names)}), the first value is {wrong!r}; "
