@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ import mmengine.device.utils
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.dist import is_distributed, master_only
+from mmengine.dist import is_distributed, is_main_process, master_only
 from mmengine.registry import RUNNERS, init_default_scope
 from mmengine.runner import Runner
 
@@ -22,9 +23,9 @@ from ..errors import ConfigError, EvitError
 from ..utils.files import write_atomically
 from .console import file_only
 from .faults import named_faults
-from .resuming import find_resumed
+from .resuming import find_resumed, resumed_from
 from .weights import read_fitting, read_start, unwrap
-from .work_dir import recorded_config
+from .work_dir import recorded_config, set_aside
 
 # default hooks of mmengine; mmengine accepts None only for these
 REMOVABLE = ('runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler', 'checkpoint')
@@ -41,7 +42,9 @@ class CheckedRunner(Runner):
       with its seed.
     - Several processes without a GPU communicate with gloo.
     - The console shows less than the log file. See :mod:`evit_mm.runner.console`.
-    - Training writes the config to the work dir. Testing does not.
+    - Training changes nothing in the work dir before its first iteration has succeeded. It then
+      moves the files of an earlier training into a subfolder, unless it resumes, and writes the
+      config. A run that fails earlier also removes its log. Testing writes only its log.
     - ``default_hooks.NAME=None`` disables any default hook.
     - Hooks can define two additional methods. ``before_build(runner, splits)`` is called before the
       data sets and loops are built. ``on_exit(runner)`` is called at the end of training, also
@@ -54,9 +57,11 @@ class CheckedRunner(Runner):
 
     resumed: dict[str, Any] | None = None  # content of the checkpoint to resume from
     _evaluates = False
+    _begun = False  # whether an iteration or an evaluation has succeeded
+    _has_own_log = False  # False if another run of the same second writes to the same folder
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        with ExitStack() as self._while_built:
+        with ExitStack() as self._while_built, self._nothing_left():
             super().__init__(*args, **kwargs)
 
     @classmethod
@@ -71,9 +76,8 @@ class CheckedRunner(Runner):
 
     def train(self) -> torch.nn.Module:
         """Train as mmengine does."""
-        self.call_hook('before_build', splits=('train', 'val'))
-        with named_faults():
-            self._record_config()
+        with named_faults(), self._nothing_left():
+            self.call_hook('before_build', splits=('train', 'val'))
             try:
                 return super().train()
             finally:
@@ -81,10 +85,18 @@ class CheckedRunner(Runner):
 
     def test(self) -> dict[str, float]:
         """Test as mmengine does."""
-        self.call_hook('before_build', splits=('test',))
         self._evaluates = True
-        with named_faults():
+        with named_faults(), self._nothing_left():
+            self.call_hook('before_build', splits=('test',))
             return super().test()
+
+    def call_hook(self, fn_name: str, **kwargs: Any) -> None:
+        """Call the hooks as mmengine does. Before this, record a training that has begun."""
+        if not self._begun and fn_name in ('after_train_iter', 'after_val_epoch', 'after_test_iter'):
+            self._begun = True
+            if not self._evaluates:
+                self._record_start()
+        super().call_hook(fn_name, **kwargs)
 
     def load_checkpoint(self, filename: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Load a checkpoint that matches the model.
@@ -110,11 +122,27 @@ class CheckedRunner(Runner):
         """Do nothing. mmengine calls this for each runner, but only :meth:`train` writes it."""
 
     @master_only
-    def _record_config(self) -> None:
-        """Write the config to the work dir, unless it was read from there."""
+    def _record_start(self) -> None:
+        """Move the files of an earlier training, and write the config unless it is the source."""
         file, source = recorded_config(self), self.cfg.filename
-        if not (source and file.exists() and file.samefile(source)):
+        is_source = bool(source) and file.exists() and file.samefile(source)
+        resumed = resumed_from(self)
+        if resumed is None or Path(resumed).resolve().parent != Path(self.work_dir).resolve():
+            moved = set_aside(self.work_dir, self.timestamp, None if is_source else file)
+            if moved is not None:
+                self.logger.warning(f"the files of an earlier training are now in '{moved}'")
+        if not is_source:
             write_atomically(file, self.cfg.dump().encode())
+
+    @contextmanager
+    def _nothing_left(self) -> Iterator[None]:
+        """Remove the log of a run that fails before its first iteration."""
+        try:
+            yield
+        except BaseException:
+            if self._has_own_log and not self._begun:
+                shutil.rmtree(self.log_dir, ignore_errors=True)
+            raise
 
     def register_default_hooks(self, hooks: dict | None = None) -> None:
         """Register the default hooks that are not None."""
@@ -126,6 +154,8 @@ class CheckedRunner(Runner):
         if self.distributed and not is_distributed() and get_device() == 'cpu':
             torch.distributed.init_process_group('gloo')
         super().setup_env(env_cfg)
+        folder = Path(self.work_dir, self.timestamp)
+        self._has_own_log = is_main_process() and not folder.exists()
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: torch.nn.Module) -> torch.nn.Module:
         """Wrap the model as mmengine does, also without a GPU."""
