@@ -21,7 +21,7 @@ from mmengine.runner import Runner
 from ..checkpoint import check_state_dict, extract_state_dict
 from ..errors import ConfigError, EvitError
 from ..utils.files import write_atomically
-from .console import file_only
+from .console import file_only, prints_to_file, warnings_to_file
 from .faults import named_faults
 from .resuming import find_resumed, resumed_from
 from .weights import read_fitting, read_start, unwrap
@@ -29,6 +29,9 @@ from .work_dir import recorded_config, set_aside
 
 # default hooks of mmengine; mmengine accepts None only for these
 REMOVABLE = ('runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler', 'checkpoint')
+
+# the first hook call of these shows that a training or a test works
+BEGINNINGS = ('after_train_iter', 'after_val_epoch', 'after_test_iter')
 
 
 @RUNNERS.register_module()
@@ -76,7 +79,7 @@ class CheckedRunner(Runner):
 
     def train(self) -> torch.nn.Module:
         """Train as mmengine does."""
-        with named_faults(), self._nothing_left():
+        with named_faults(), self._nothing_left(), warnings_to_file(self.logger):
             self.call_hook('before_build', splits=('train', 'val'))
             try:
                 return super().train()
@@ -86,13 +89,13 @@ class CheckedRunner(Runner):
     def test(self) -> dict[str, float]:
         """Test as mmengine does."""
         self._evaluates = True
-        with named_faults(), self._nothing_left():
+        with named_faults(), self._nothing_left(), warnings_to_file(self.logger):
             self.call_hook('before_build', splits=('test',))
             return super().test()
 
     def call_hook(self, fn_name: str, **kwargs: Any) -> None:
         """Call the hooks as mmengine does. Before this, record a training that has begun."""
-        if not self._begun and fn_name in ('after_train_iter', 'after_val_epoch', 'after_test_iter'):
+        if not self._begun and fn_name in BEGINNINGS:
             self._begun = True
             if not self._evaluates:
                 self._record_start()
@@ -180,22 +183,28 @@ class CheckedRunner(Runner):
         """
         logger = super().build_logger(*args, **kwargs)
         self._while_built.enter_context(file_only(logger))
+        self._while_built.enter_context(warnings_to_file(logger))
         return logger
 
     def build_train_loop(self, loop: Any) -> Any:
         """Build the training loop and its data set."""
-        with config_faults(self.cfg):
+        with config_faults(self.cfg), prints_to_file(self.logger):
             return super().build_train_loop(loop)
 
     def build_val_loop(self, loop: Any) -> Any:
         """Build the validation loop and its data set."""
-        with config_faults(self.cfg):
+        with config_faults(self.cfg), prints_to_file(self.logger):
             return super().build_val_loop(loop)
 
     def build_test_loop(self, loop: Any) -> Any:
         """Build the test loop and its data set."""
-        with config_faults(self.cfg):
+        with config_faults(self.cfg), prints_to_file(self.logger):
             return super().build_test_loop(loop)
+
+    def build_evaluator(self, evaluator: Any) -> Any:
+        """Build the evaluator. mmengine's warnings about metrics go only to the log file."""
+        with file_only(self.logger, errors=True):
+            return super().build_evaluator(evaluator)
 
     def build_optim_wrapper(self, optim_wrapper: Any) -> Any:
         """Build the optimizer. The list of its parameters goes only to the log file."""
