@@ -83,6 +83,8 @@ def test_evaluations_tell_how_far_they_are_and_their_figures(runner, capsys):
 
 def test_the_console_speaks_again_after_an_evaluation_and_after_its_failure(capsys, runner):
     hook = ConsoleLoggerHook(interval=4)
+    runner.logger.handlers = [logging.StreamHandler(sys.stdout)]
+    runner.logger.handlers[0].setLevel(logging.INFO)
     for end in (lambda: hook.after_val_epoch(runner, {}), lambda: hook.on_exit(runner)):
         for index in range(20):
             runner.logger.info('seen')
