@@ -6,6 +6,7 @@ Exit status: 0 without a red finding, 1 with a red finding, 2 for wrong usage.
 import argparse
 import importlib.util
 import json
+import signal
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -44,6 +45,7 @@ def load_doctor() -> ModuleType:
 
 
 if __name__ == '__main__':
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
     args = parse_args()
     sys.path.insert(0, str(ROOT))
     doctor = load_doctor()

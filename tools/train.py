@@ -1,6 +1,8 @@
 """Train a detector or classifier: python tools/train.py CONFIG [options]."""
 
 import argparse
+import os
+import sys
 
 from evit_mm.runner.train import train
 from evit_mm.utils.cli import add_cfg_options, add_device, add_launcher, parse_with_rank, run_tool
@@ -44,4 +46,6 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    run_tool(main, 'interrupted; run the same command with --resume to continue')
+    again = 'the same command' if '--resume' in sys.argv else 'the same command with --resume'
+    # the Makefile gives the command that its user has typed
+    run_tool(main, f'run {os.environ.get("EVIT_MM_CONTINUE", again)} to continue')
