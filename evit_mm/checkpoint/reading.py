@@ -36,6 +36,16 @@ BEGINNINGS = {
 }
 
 
+def check_is_file(path: Path) -> None:
+    """Raise a CheckpointError if a path is not a file."""
+    if not os.path.isfile(path):  # opening a pipe could block forever
+        fault = 'is a folder, pipe or device' if os.path.exists(path) else 'does not exist'
+        raise CheckpointError(
+            f"checkpoint '{path}' {fault}; give a .pth or .safetensors file, an http(s) URL, "
+            'timm://NAME or hf-hub:OWNER/NAME'
+        )
+
+
 def read_file(path: str | Path) -> Any:
     """Read a ``torch.save`` or safetensors file onto the CPU.
 
@@ -44,12 +54,7 @@ def read_file(path: str | Path) -> Any:
     CheckpointError.
     """
     path = Path(path)
-    if not os.path.isfile(path):  # opening a pipe could block forever
-        fault = 'is a folder, pipe or device' if os.path.exists(path) else 'does not exist'
-        raise CheckpointError(
-            f"checkpoint '{path}' {fault}; give a .pth or .safetensors file, an http(s) URL, "
-            'timm://NAME or hf-hub:OWNER/NAME'
-        )
+    check_is_file(path)
     try:
         with path.open('rb') as file:
             kind = kind_of(file)

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import mmengine.device.utils
@@ -18,12 +19,15 @@ from mmengine.dist import is_distributed, is_main_process, master_only
 from mmengine.registry import RUNNERS, init_default_scope
 from mmengine.runner import Runner
 
-from ..checkpoint import check_state_dict, extract_state_dict
+from ..checkpoint import check_exists, check_state_dict, extract_state_dict
 from ..errors import ConfigError, EvitError
 from ..utils.files import write_atomically
+from .config import checkpoints_of, name_fault
 from .console import file_only, prints_to_file, warnings_to_file
+from .evaluators import check_metrics
 from .faults import named_faults
 from .resuming import find_resumed, resumed_from
+from .tracking import drop_trackers
 from .weights import read_fitting, read_start, unwrap
 from .work_dir import recorded_config, set_aside
 
@@ -71,6 +75,8 @@ class CheckedRunner(Runner):
     def from_cfg(cls, cfg: Any) -> CheckedRunner:
         """Build a runner as mmengine does."""
         cfg = copy.deepcopy(cfg) if isinstance(cfg, Config) else Config(cfg)
+        for source in checkpoints_of(cfg):
+            check_exists(source)
         resumed = find_resumed(cfg)
         with config_faults(cfg):
             runner = super().from_cfg(cfg)
@@ -192,14 +198,18 @@ class CheckedRunner(Runner):
             return super().build_train_loop(loop)
 
     def build_val_loop(self, loop: Any) -> Any:
-        """Build the validation loop and its data set."""
+        """Build the validation loop and its data set, and check the metrics that hooks need."""
         with config_faults(self.cfg), prints_to_file(self.logger):
-            return super().build_val_loop(loop)
+            built = super().build_val_loop(loop)
+        check_metrics(self, built.evaluator, self.hooks)
+        return built
 
     def build_test_loop(self, loop: Any) -> Any:
-        """Build the test loop and its data set."""
+        """Build the test loop and its data set, and check its metrics."""
         with config_faults(self.cfg), prints_to_file(self.logger):
-            return super().build_test_loop(loop)
+            built = super().build_test_loop(loop)
+        check_metrics(self, built.evaluator)
+        return built
 
     def build_evaluator(self, evaluator: Any) -> Any:
         """Build the evaluator. mmengine's warnings about metrics go only to the log file."""
@@ -229,6 +239,35 @@ def build_runner(cfg: Config, launcher: str = 'none') -> Runner:
         )
     with config_faults(cfg):
         return runner.from_cfg(cfg)
+
+
+def rehearse(cfg: Config) -> None:
+    """Build all that a training and a test of a config build, but write and run nothing.
+
+    Raises:
+        EvitError: :func:`~evit_mm.runner.train.train` or :func:`~evit_mm.runner.test.test` would
+            raise the same error.
+    """
+    cfg = copy.deepcopy(cfg)
+    drop_trackers(cfg)
+    with TemporaryDirectory() as cfg.work_dir:  # a runner needs one
+        runner = build_runner(cfg)
+        if cfg.get('train_cfg') is not None:
+            with config_faults(cfg):
+                runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+                runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)
+                assert runner.train_loop is not None
+                if runner.param_schedulers is not None:
+                    schedules = runner.build_param_scheduler(runner.param_schedulers)
+                    runner.param_schedulers = schedules
+            if cfg.get('val_cfg') is not None:
+                assert runner.val_loop is not None  # the property builds it
+        assert runner.test_loop is not None
+        runner.call_hook('before_run')
+        for handler in list(runner.logger.handlers):
+            if isinstance(handler, logging.FileHandler):  # its folder is about to be removed
+                handler.close()
+                runner.logger.removeHandler(handler)
 
 
 def load_detector(cfg: Config, checkpoint: str | Path) -> torch.nn.Module:
@@ -291,6 +330,9 @@ def config_faults(cfg: Mapping[str, Any]) -> Iterator[None]:
         raise
     except (AssertionError, KeyError, TypeError, ValueError) as error:
         text = str(error.args[0] if error.args else error)
+        named = name_fault(cfg, text)
+        if named is not None:
+            raise ConfigError(f'{getattr(cfg, "filename", None)}: {named}') from error
         said = text.replace('.__init__() got an unexpected keyword argument', ' has no argument')
         kind = '' if isinstance(error, ValueError) or said != text else f'{type(error).__name__}: '
         raise ConfigError(f'{getattr(cfg, "filename", None)}: {kind}{said}') from error
