@@ -35,6 +35,7 @@ TEST_KEYS = (
     'rcnn',
 )
 
+KINDS = ('.py', '.json', '.yaml', '.yml')
 # smallest value and type of fields that are often set on the command line
 NUMBERS = {
     **dict.fromkeys(('train_cfg.max_epochs', 'train_cfg.max_iters', 'train_cfg.val_interval'), 1),
@@ -62,6 +63,10 @@ def load_config(
         ConfigError: The file is missing or invalid, or a key is misspelled.
     """
     config = find_config(config)
+    if config.suffix not in KINDS:
+        raise ConfigError(
+            f"'{config}' is not a config; the name of a config ends in {', '.join(KINDS)}"
+        )
     try:  # a config is a Python program and can raise any exception
         cfg = Config.fromfile(str(config))
         own = set(cfg)
