@@ -121,11 +121,11 @@ def check_numbers(cfg: Config, name: str) -> None:
             value = value.get(part) if isinstance(value, Mapping) else None
         if value is None:
             continue
-        kinds, what = ((int, float), 'a number') if isinstance(least, float) else (int, 'an integer')
+        kinds, what = (
+            ((int, float), 'a number') if isinstance(least, float) else (int, 'an integer')
+        )
         if not isinstance(value, kinds) or isinstance(value, bool) or not value >= least:
-            raise ConfigError(
-                f'{name}: {key} must be {what} of at least {least:g}, got {value!r}'
-            )
+            raise ConfigError(f'{name}: {key} must be {what} of at least {least:g}, got {value!r}')
 
 
 def checkpoints_of(cfg: Mapping[str, Any]) -> Iterator[str]:
@@ -163,7 +163,8 @@ def name_fault(cfg: Mapping[str, Any], text: str) -> str | None:
         for key in node:
             unexpected = f".__init__() got an unexpected keyword argument '{key}'"
             if any(f'{part.__name__}{unexpected}' in text for part in classes):
-                arguments = [a for c in classes for a in inspect.signature(c.__init__).parameters]
+                own = [vars(part)['__init__'] for part in classes if '__init__' in vars(part)]
+                arguments = [name for init in own for name in inspect.signature(init).parameters]
                 hint = did_you_mean(key, {*arguments} - {'self', 'args', 'kwargs'})
                 fix = hint or '; remove it or correct its name'
                 return f"{path}.{key}: {classes[0].__name__} has no argument '{key}'{fix}"

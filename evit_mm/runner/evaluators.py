@@ -41,7 +41,7 @@ def _check_name(runner: Any, key: str, name: str, metrics: list[BaseMetric]) -> 
         return
     names = [name for names in known for name in names or ()]
     prefixes = sorted({f'{metric.prefix}/...' for metric in metrics})
-    fix = f"choose from {', '.join(names or prefixes)}"
+    fix = f'choose from {", ".join(names or prefixes)}'
     kinds = ', '.join(type(metric).__name__ for metric in metrics)
     raise ConfigError(
         f"{runner.cfg.filename}: {key} is '{name}', which val_evaluator ({kinds}) does not "

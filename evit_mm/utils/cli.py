@@ -62,7 +62,7 @@ def _signals() -> Iterator[None]:
     """Raise :class:`Terminated` on SIGTERM and KeyboardInterrupt on Ctrl-C inside this context."""
     process = os.getpid()
 
-    def terminate(number: int, frame: Any) -> None:
+    def terminate(number: int, _: Any) -> None:
         if os.getpid() == process:
             raise Terminated
         os._exit(128 + number)  # a forked child, such as a data loader worker

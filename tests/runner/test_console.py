@@ -99,11 +99,11 @@ def test_the_console_speaks_again_after_an_evaluation_and_after_its_failure(caps
 def test_what_libraries_print_and_warn_is_in_the_file_only(capsys, runner, tmp_path):
     file = logging.FileHandler(tmp_path / 'log')
     runner.logger.addHandler(file)
-    with prints_to_file(runner.logger), pytest.warns(UserWarning) as own:
-        with warnings_to_file(runner.logger):
-            sys.stdout.write('loading annotations')
-            warnings.warn_explicit('theirs', UserWarning, '/a/mmdet/x.py', 3)
-            warnings.warn_explicit('mine', UserWarning, '/a/mine/x.py', 3)
+    quiet = prints_to_file(runner.logger), warnings_to_file(runner.logger)
+    with pytest.warns(UserWarning) as own, quiet[0], quiet[1]:
+        sys.stdout.write('loading annotations')
+        warnings.warn_explicit('theirs', UserWarning, '/a/mmdet/x.py', 3)
+        warnings.warn_explicit('mine', UserWarning, '/a/mine/x.py', 3)
     text = (tmp_path / 'log').read_text()
     assert 'loading annotations' in text and '/a/mmdet/x.py: UserWarning: theirs' in text
     assert [str(warning.message) for warning in own] == ['mine'] and 'mine' not in text

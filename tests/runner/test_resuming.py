@@ -224,9 +224,7 @@ def old_run(tmp_path_factory):
         ({'param_scheduler': None}, 'len(param_scheduler) (3, now 0)'),
     ],
 )
-def test_learning_rates_after_a_resume_are_those_of_the_config(
-    old_run, tmp_path, options, named
-):
+def test_learning_rates_after_a_resume_are_those_of_the_config(old_run, tmp_path, options, named):
     config = {**OLD, 'train_cfg': {'max_epochs': 5}, **options}
     whole, _ = run_layers(tmp_path / 'whole', **config)
     for file, done in (('iter_2', 2), ('iter_6', 6), ('epoch_1', 3)):

@@ -97,7 +97,9 @@ def test_the_console_is_short_and_the_file_has_all(trained):
     hidden += ('loading annotations', 'Evaluating bbox', 'area=   all', 'Epoch(val)')
     for text in (*hidden, 'Epoch(train)', 'System environment', 'runner_type ='):
         assert text in log and text not in said
-    evaluations = r'^epoch (\d)/2  evaluated: coco/bbox_mAP_copypaste: (\d\.\d{3})( -?\d\.\d{3}){5}$'
+    evaluations = (
+        r'^epoch (\d)/2  evaluated: coco/bbox_mAP_copypaste: (\d\.\d{3})( -?\d\.\d{3}){5}$'
+    )
     found = re.findall(evaluations, said, re.M)
     assert [epoch for epoch, *_ in found] == ['1', '2']
     assert [float(score) for _, score, _ in found] == read_scores(work)

@@ -137,7 +137,11 @@ def test_a_resumed_training_recovers_its_best_result_and_time_from_the_checkpoin
     finished(tmp_path)
     first = json.loads((tmp_path / 'summary.json').read_text())
     (tmp_path / 'summary.json').unlink()
-    options = {'resume': True, 'experiment_name': f'{tmp_path} again', 'train_cfg': {'max_epochs': 3}}
+    options = {
+        'resume': True,
+        'experiment_name': f'{tmp_path} again',
+        'train_cfg': {'max_epochs': 3},
+    }
     run_layers(tmp_path, checkpoint={**SAVED, 'save_best': None}, custom_hooks=HOOKS[:1], **options)
     found = json.loads((tmp_path / 'summary.json').read_text())
     assert found['best'] == first['best'] and first['best']['value']
