@@ -318,7 +318,7 @@ def test_a_model_that_cannot_be_built_is_a_red_line(shapes, tmp_path):
     ('extra', 'named'),
     [
         ("train_cfg['max_epoch'] = 3", 'train_cfg.max_epoch: '),
-        ("optim_wrapper = dict(optimizer=dict(lrr=1))", 'optim_wrapper.optimizer.lrr: '),
+        ('optim_wrapper = dict(optimizer=dict(lrr=1))', 'optim_wrapper.optimizer.lrr: '),
         ("train_dataloader['batchsize'] = 3", 'train_dataloader.batchsize: '),
         ("val_evaluator = dict(_delete_=True, type='VOCMetric')", 'coco/bbox_mAP'),
     ],
