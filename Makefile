@@ -20,7 +20,7 @@ env:
 
 # ARGS=--resume continues an interrupted training
 train:
-	@$(ENV) && \
+	@$(ENV) && export EVIT_MM_CONTINUE='make train ARGS=--resume' && \
 	"$$py" tools/make_shapes.py data/shapes && \
 	"$$py" tools/train.py $(SHAPES) --seed 0 --work-dir $(WORK) $(ARGS) && \
 	"$$py" tools/test.py $(SHAPES) "$$(cat $(WORK)/last_checkpoint)" --work-dir $(WORK) \
@@ -34,7 +34,7 @@ compare:
 
 # --resume continues an interrupted training and does not repeat a finished one
 look:
-	@$(ENV) && \
+	@$(ENV) && export EVIT_MM_CONTINUE='make look' && \
 	"$$py" tools/make_shapes.py data/shapes && \
 	"$$py" tools/train.py $(SHAPES) --seed 0 --work-dir $(WORK) --resume && \
 	"$$py" tools/report.py $(WORK) -o report $(ARGS)

@@ -5,8 +5,10 @@ in mmengine's checkpoints for weights-only ``torch.load``. Training and evaluati
 :mod:`evit_mm.runner`.
 """
 
+from .utils.cli import end_quietly_while_loading
 from .utils.environment import check_installed
 
+end_quietly_while_loading()
 check_installed()  # before the imports of packages that may be missing
 from . import ops  # isort: skip - before the first import of mmcv.ops
 from . import models

@@ -2,7 +2,6 @@
 
 import argparse
 import re
-import signal
 import sys
 from pathlib import Path
 
@@ -53,5 +52,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM also ends the training
-    run_tool(main, 'interrupted; run the same command to continue')
+    run_tool(main, 'run the same command to continue')

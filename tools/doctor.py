@@ -7,6 +7,7 @@ import argparse
 import importlib.util
 import json
 import runpy
+import signal
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -46,6 +47,7 @@ def load_doctor() -> ModuleType:
 
 
 if __name__ == '__main__':
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
     args = parse_args()
     runpy.run_path(str(ROOT / 'evit_mm' / 'utils' / 'utf8.py'))['use_utf8']()
     sys.path.insert(0, str(ROOT))

@@ -31,4 +31,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    run_tool(main, 'interrupted; no report was written')
+    run_tool(main, 'no report was written')

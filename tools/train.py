@@ -1,6 +1,8 @@
 """Train a detector or classifier: python tools/train.py CONFIG, or --data DIR, and options."""
 
 import argparse
+import os
+import sys
 
 from evit_mm.runner.data_config import DEFAULT_MODEL, config_for_data, data_models
 from evit_mm.runner.train import train
@@ -56,4 +58,6 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    run_tool(main, 'interrupted; run the same command with --resume to continue')
+    again = 'the same command' if '--resume' in sys.argv else 'the same command with --resume'
+    # the Makefile gives the command that its user has typed
+    run_tool(main, f'run {os.environ.get("EVIT_MM_CONTINUE", again)} to continue')

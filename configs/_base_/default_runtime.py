@@ -10,7 +10,7 @@ use these parts in your own config, add
 - ``SafeCheckpointHook``: never leaves an incomplete checkpoint.
 - ``DataCheckHook``: checks the data sets before the training starts.
 - ``NonFiniteLossHook``: stops on a NaN loss before it changes the weights.
-- ``ResumedOptimizerHook``: requires the same optimizer after resuming.
+- ``ResumedOptimizerHook``: a resumed training follows the config, also where it has changed.
 - ``ConsoleLoggerHook``: prints short lines to the console and full lines to the log file.
 - ``PictureHook``: draws the pictures of ``--show-dir``, in the subfolders of the images.
 - ``BestMetricHook`` and ``SummaryHook``: write ``summary.json`` and print the next commands.

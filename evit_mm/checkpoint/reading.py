@@ -28,6 +28,12 @@ from .file_kinds import CHECKPOINT_KINDS, kind_of, kind_of_archive, refusal, ref
 METADATA_KEY = 'evit_mm'  # key of this package's JSON metadata in checkpoints and exported models
 
 
+def check_is_file(path: Path) -> None:
+    """Raise a CheckpointError if a path is not a file."""
+    if not os.path.isfile(path):  # opening a pipe could block forever
+        raise CheckpointError(refusal_of_missing(path))
+
+
 def read_file(path: str | Path) -> Any:
     """Read a ``torch.save`` or safetensors file onto the CPU.
 
@@ -36,8 +42,7 @@ def read_file(path: str | Path) -> Any:
     CheckpointError.
     """
     path = Path(path)
-    if not os.path.isfile(path):  # opening a pipe could block forever
-        raise CheckpointError(refusal_of_missing(path))
+    check_is_file(path)
     try:
         with path.open('rb') as file:
             kind = kind_of(file)

@@ -12,7 +12,7 @@ import torch
 
 from ..errors import CheckpointError
 from .file_kinds import CHECKPOINT_KINDS, kind_of
-from .reading import first_line, read_file
+from .reading import check_is_file, first_line, read_file
 
 HUB_FILES = ('model.safetensors', 'pytorch_model.bin')
 RETRIES = 2  # after a failed attempt, with pauses of 1 and 2 seconds
@@ -45,6 +45,16 @@ def read_checkpoint(source: str | Path) -> Any:
             :mod:`~evit_mm.checkpoint.allowed_types`.
     """
     return read_file(local_path(source))
+
+
+def check_exists(source: str | Path) -> None:
+    """Raise a CheckpointError if a source is a local file that does not exist.
+
+    This is for an early error. A source in the network is not checked.
+    """
+    text = str(source)
+    if '://' not in text and not text.startswith(('hf-hub:', 'timm/')):
+        check_is_file(local_path(text))
 
 
 def local_path(source: str | Path) -> Path:

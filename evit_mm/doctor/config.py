@@ -14,11 +14,11 @@ from mmengine.registry import MODELS, init_default_scope
 from evit_mm.data.check import inspect_config_data
 from evit_mm.data.images import NUM_DECODED
 from evit_mm.data.layout import find_data
-from evit_mm.runner.build import config_faults, load_detector
+from evit_mm.runner.build import config_faults, load_detector, rehearse
 from evit_mm.runner.config import read_config
 from evit_mm.runner.data_config import DEFAULT_MODEL, config_text, data_models, describe
 
-from .findings import Finding, from_sentence, guarded
+from .findings import Finding, from_sentence, guarded, worst
 
 
 def check_config(config: str, checkpoint: str | None, all_images: bool) -> Iterator[Finding]:
@@ -27,11 +27,14 @@ def check_config(config: str, checkpoint: str | None, all_images: bool) -> Itera
     yield Finding('green', 'config', f'{config} can be read')
     for note in notes:
         yield from_sentence('yellow', 'config', note)
-    yield from guarded('data', lambda: check_data(cfg, all_images))
+    found = guarded('data', lambda: check_data(cfg, all_images))
     if checkpoint is None:
-        yield from guarded('model', lambda: check_model(cfg))
+        found += guarded('model', lambda: check_model(cfg))
     else:
-        yield from guarded('checkpoint', lambda: check_checkpoint(cfg, checkpoint))
+        found += guarded('checkpoint', lambda: check_checkpoint(cfg, checkpoint))
+    yield from found
+    if worst(found) != 'red':  # otherwise this fails for the same reason
+        yield from guarded('runs', lambda: check_runs(cfg))
 
 
 def check_folder(data: str, all_images: bool) -> Iterator[Finding]:
@@ -68,6 +71,13 @@ def check_model(cfg: Config) -> Iterator[Finding]:
     number = sum(parameter.numel() for parameter in model.parameters())
     text = f'{cfg.model.type} can be built: {number / 1e6:.2f} M parameters'
     yield Finding('green', 'model', text)
+
+
+def check_runs(cfg: Config) -> Iterator[Finding]:
+    """Build what a training and a test build, from the data sets to the evaluators."""
+    rehearse(cfg)
+    text = 'data loaders, optimizer, schedules, hooks and evaluators can be built'
+    yield Finding('green', 'runs', text)
 
 
 def check_checkpoint(cfg: Config, checkpoint: str) -> Iterator[Finding]:

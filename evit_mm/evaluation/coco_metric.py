@@ -5,8 +5,10 @@ Configs import this module by ``custom_imports`` because it needs mmdet.
 
 from __future__ import annotations
 
+import io
 import itertools
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -156,7 +158,9 @@ class HotCocoMetric(CocoMetric):
         evaluator.params.use_cats = of_classes
         evaluator.evaluate()
         evaluator.accumulate()
-        stats = dict(zip(PRECISIONS + RECALLS, summarize(evaluator), strict=True))
+        with redirect_stdout(table := io.StringIO()):
+            stats = dict(zip(PRECISIONS + RECALLS, summarize(evaluator), strict=True))
+        logger.info('\n' + table.getvalue().rstrip())
 
         if not of_classes:
             return {item: float(f'{stats[item]:.3f}') for item in items}

@@ -4,31 +4,39 @@ from __future__ import annotations
 
 import copy
 import logging
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import mmengine.device.utils
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.dist import is_distributed, master_only
+from mmengine.dist import is_distributed, is_main_process, master_only
 from mmengine.registry import RUNNERS, init_default_scope
 from mmengine.runner import Runner
 
-from ..checkpoint import check_state_dict, extract_state_dict
+from ..checkpoint import check_exists, check_state_dict, extract_state_dict
 from ..errors import ConfigError, EvitError
 from ..utils.files import write_atomically
-from .console import file_only
+from .config import checkpoints_of, name_fault
+from .console import file_only, prints_to_file, warnings_to_file
+from .evaluators import check_metrics
 from .faults import named_faults
-from .resuming import find_resumed
+from .resuming import find_resumed, resumed_from
+from .tracking import drop_trackers
 from .variables import follow_variables
 from .weights import read_fitting, read_start, unwrap
-from .work_dir import recorded_config
+from .work_dir import recorded_config, set_aside
 
 # default hooks of mmengine; mmengine accepts None only for these
 REMOVABLE = ('runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler', 'checkpoint')
+
+# the first hook call of these shows that a training or a test works
+BEGINNINGS = ('after_train_iter', 'after_val_epoch', 'after_test_iter')
 
 
 @RUNNERS.register_module()
@@ -43,7 +51,9 @@ class CheckedRunner(Runner):
     - Several processes without a GPU communicate with gloo.
     - The bases of the config follow its variables. See :mod:`evit_mm.runner.variables`.
     - The console shows less than the log file. See :mod:`evit_mm.runner.console`.
-    - Training writes the config to the work dir. Testing does not.
+    - Training changes nothing in the work dir before its first iteration has succeeded. It then
+      moves the files of an earlier training into a subfolder, unless it resumes, and writes the
+      config. A run that fails earlier also removes its log. Testing writes only its log.
     - ``default_hooks.NAME=None`` disables any default hook.
     - Hooks can define two additional methods. ``before_build(runner, splits)`` is called before the
       data sets and loops are built. ``on_exit(runner)`` is called at the end of training, also
@@ -56,15 +66,19 @@ class CheckedRunner(Runner):
 
     resumed: dict[str, Any] | None = None  # content of the checkpoint to resume from
     _evaluates = False
+    _begun = False  # whether an iteration or an evaluation has succeeded
+    _has_own_log = False  # False if another run of the same second writes to the same folder
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        with ExitStack() as self._while_built:
+        with ExitStack() as self._while_built, self._nothing_left():
             super().__init__(*args, **kwargs)
 
     @classmethod
     def from_cfg(cls, cfg: Any) -> CheckedRunner:
         """Build a runner as mmengine does."""
         cfg = follow_variables(copy.deepcopy(cfg) if isinstance(cfg, Config) else Config(cfg))
+        for source in checkpoints_of(cfg):
+            check_exists(source)
         resumed = find_resumed(cfg)
         with config_faults(cfg):
             runner = super().from_cfg(cfg)
@@ -73,9 +87,8 @@ class CheckedRunner(Runner):
 
     def train(self) -> torch.nn.Module:
         """Train as mmengine does."""
-        self.call_hook('before_build', splits=('train', 'val'))
-        with named_faults():
-            self._record_config()
+        with named_faults(), self._nothing_left(), warnings_to_file(self.logger):
+            self.call_hook('before_build', splits=('train', 'val'))
             try:
                 return super().train()
             finally:
@@ -83,10 +96,18 @@ class CheckedRunner(Runner):
 
     def test(self) -> dict[str, float]:
         """Test as mmengine does."""
-        self.call_hook('before_build', splits=('test',))
         self._evaluates = True
-        with named_faults():
+        with named_faults(), self._nothing_left(), warnings_to_file(self.logger):
+            self.call_hook('before_build', splits=('test',))
             return super().test()
+
+    def call_hook(self, fn_name: str, **kwargs: Any) -> None:
+        """Call the hooks as mmengine does. Before this, record a training that has begun."""
+        if not self._begun and fn_name in BEGINNINGS:
+            self._begun = True
+            if not self._evaluates:
+                self._record_start()
+        super().call_hook(fn_name, **kwargs)
 
     def load_checkpoint(self, filename: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Load a checkpoint that matches the model.
@@ -112,11 +133,27 @@ class CheckedRunner(Runner):
         """Do nothing. mmengine calls this for each runner, but only :meth:`train` writes it."""
 
     @master_only
-    def _record_config(self) -> None:
-        """Write the config to the work dir, unless it was read from there."""
+    def _record_start(self) -> None:
+        """Move the files of an earlier training, and write the config unless it is the source."""
         file, source = recorded_config(self), self.cfg.filename
-        if not (source and file.exists() and file.samefile(source)):
+        is_source = bool(source) and file.exists() and file.samefile(source)
+        resumed = resumed_from(self)
+        if resumed is None or Path(resumed).resolve().parent != Path(self.work_dir).resolve():
+            moved = set_aside(self.work_dir, self.timestamp, None if is_source else file)
+            if moved is not None:
+                self.logger.warning(f"the files of an earlier training are now in '{moved}'")
+        if not is_source:
             write_atomically(file, self.cfg.dump().encode())
+
+    @contextmanager
+    def _nothing_left(self) -> Iterator[None]:
+        """Remove the log of a run that fails before its first iteration."""
+        try:
+            yield
+        except BaseException:
+            if self._has_own_log and not self._begun:
+                shutil.rmtree(self.log_dir, ignore_errors=True)
+            raise
 
     def register_default_hooks(self, hooks: dict | None = None) -> None:
         """Register the default hooks that are not None."""
@@ -128,6 +165,8 @@ class CheckedRunner(Runner):
         if self.distributed and not is_distributed() and get_device() == 'cpu':
             torch.distributed.init_process_group('gloo')
         super().setup_env(env_cfg)
+        folder = Path(self.work_dir, self.timestamp)
+        self._has_own_log = is_main_process() and not folder.exists()
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: torch.nn.Module) -> torch.nn.Module:
         """Wrap the model as mmengine does, also without a GPU."""
@@ -152,22 +191,32 @@ class CheckedRunner(Runner):
         """
         logger = super().build_logger(*args, **kwargs)
         self._while_built.enter_context(file_only(logger))
+        self._while_built.enter_context(warnings_to_file(logger))
         return logger
 
     def build_train_loop(self, loop: Any) -> Any:
         """Build the training loop and its data set."""
-        with config_faults(self.cfg):
+        with config_faults(self.cfg), prints_to_file(self.logger):
             return super().build_train_loop(loop)
 
     def build_val_loop(self, loop: Any) -> Any:
-        """Build the validation loop and its data set."""
-        with config_faults(self.cfg):
-            return super().build_val_loop(loop)
+        """Build the validation loop and its data set, and check the metrics that hooks need."""
+        with config_faults(self.cfg), prints_to_file(self.logger):
+            built = super().build_val_loop(loop)
+        check_metrics(self, built.evaluator, self.hooks)
+        return built
 
     def build_test_loop(self, loop: Any) -> Any:
-        """Build the test loop and its data set."""
-        with config_faults(self.cfg):
-            return super().build_test_loop(loop)
+        """Build the test loop and its data set, and check its metrics."""
+        with config_faults(self.cfg), prints_to_file(self.logger):
+            built = super().build_test_loop(loop)
+        check_metrics(self, built.evaluator)
+        return built
+
+    def build_evaluator(self, evaluator: Any) -> Any:
+        """Build the evaluator. mmengine's warnings about metrics go only to the log file."""
+        with file_only(self.logger, errors=True):
+            return super().build_evaluator(evaluator)
 
     def build_optim_wrapper(self, optim_wrapper: Any) -> Any:
         """Build the optimizer. The list of its parameters goes only to the log file."""
@@ -192,6 +241,35 @@ def build_runner(cfg: Config, launcher: str = 'none') -> Runner:
         )
     with config_faults(cfg):
         return runner.from_cfg(cfg)
+
+
+def rehearse(cfg: Config) -> None:
+    """Build all that a training and a test of a config build, but write and run nothing.
+
+    Raises:
+        EvitError: :func:`~evit_mm.runner.train.train` or :func:`~evit_mm.runner.test.test` would
+            raise the same error.
+    """
+    cfg = copy.deepcopy(cfg)
+    drop_trackers(cfg)
+    with TemporaryDirectory() as cfg.work_dir:  # a runner needs one
+        runner = build_runner(cfg)
+        if cfg.get('train_cfg') is not None:
+            with config_faults(cfg):
+                runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+                runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)
+                assert runner.train_loop is not None
+                if runner.param_schedulers is not None:
+                    schedules = runner.build_param_scheduler(runner.param_schedulers)
+                    runner.param_schedulers = schedules
+            if cfg.get('val_cfg') is not None:
+                assert runner.val_loop is not None  # the property builds it
+        assert runner.test_loop is not None
+        runner.call_hook('before_run')
+        for handler in list(runner.logger.handlers):
+            if isinstance(handler, logging.FileHandler):  # its folder is about to be removed
+                handler.close()
+                runner.logger.removeHandler(handler)
 
 
 def load_detector(cfg: Config, checkpoint: str | Path) -> torch.nn.Module:
@@ -254,6 +332,9 @@ def config_faults(cfg: Mapping[str, Any]) -> Iterator[None]:
         raise
     except (AssertionError, KeyError, TypeError, ValueError) as error:
         text = str(error.args[0] if error.args else error)
+        named = name_fault(cfg, text)
+        if named is not None:
+            raise ConfigError(f'{getattr(cfg, "filename", None)}: {named}') from error
         said = text.replace('.__init__() got an unexpected keyword argument', ' has no argument')
         kind = '' if isinstance(error, ValueError) or said != text else f'{type(error).__name__}: '
         raise ConfigError(f'{getattr(cfg, "filename", None)}: {kind}{said}') from error

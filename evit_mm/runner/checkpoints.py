@@ -101,7 +101,8 @@ class SafeCheckpointHook(CheckpointHook):
         due = self.every_n_epochs(runner, self.interval, self.save_begin)
         if self.by_epoch and (due or self.save_last and self.is_last_train_epoch(runner)):
             share_state(runner)
-        super().after_train_epoch(runner)
+        with file_only(runner.logger):
+            super().after_train_epoch(runner)
 
     def after_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
@@ -110,12 +111,14 @@ class SafeCheckpointHook(CheckpointHook):
         due = self.every_n_train_iters(runner, self.interval, self.save_begin)
         if not self.by_epoch and (due or self.save_last and self.is_last_train_iter(runner)):
             share_state(runner)
-        super().after_train_iter(runner, batch_idx, data_batch, outputs)
+        with file_only(runner.logger):
+            super().after_train_iter(runner, batch_idx, data_batch, outputs)
 
     def after_val_epoch(self, runner: Any, metrics: dict[str, Any]) -> None:
         """Save the best checkpoint, and record it in the last checkpoint."""
         share_state(runner)
-        super().after_val_epoch(runner, metrics)
+        with file_only(runner.logger):
+            super().after_val_epoch(runner, metrics)
 
 
 def gradients_in_flight(runner: Any) -> dict[str, Tensor]:

@@ -8,9 +8,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import mmengine.registry
 from mmengine.config import Config
 from mmengine.logging import print_log
+from mmengine.registry import Registry
 from mmengine.runner import Runner
+from torch.utils.data import DataLoader
 
 from ..errors import ConfigError
 from ..utils.package_files import find_config, project_path
@@ -46,6 +49,16 @@ TEST_KEYS = (
     'rcnn',
 )
 
+KINDS = ('.py', '.json', '.yaml', '.yml')
+# smallest value and type of fields that are often set on the command line
+NUMBERS = {
+    **dict.fromkeys(('train_cfg.max_epochs', 'train_cfg.max_iters', 'train_cfg.val_interval'), 1),
+    **dict.fromkeys([f'{split}_dataloader.batch_size' for split in ('train', 'val', 'test')], 1),
+    **dict.fromkeys([f'{split}_dataloader.num_workers' for split in ('train', 'val', 'test')], 0),
+    'optim_wrapper.accumulative_counts': 1,
+    **dict.fromkeys(('optim_wrapper.optimizer.lr', 'optim_wrapper.optimizer.weight_decay'), 0.0),
+}
+
 
 def load_config(
     config: str | Path,
@@ -77,6 +90,10 @@ def read_config(
 ) -> tuple[Config, list[str]]:
     """Return what :func:`load_config` returns, and notes on settings without an effect."""
     config, options = find_config(config), dict(cfg_options or {})
+    if config.suffix not in KINDS:
+        raise ConfigError(
+            f"'{config}' is not a config; the name of a config ends in {', '.join(KINDS)}"
+        )
     try:  # a config is a Python program and can raise any exception
         cfg = Config.fromfile(str(config))
         source = read_source(Path(config))
@@ -106,6 +123,7 @@ def read_config(
                 f"{config}: '{key}' is missing or not a dict; define it or inherit it with _base_"
             )
     check_test_keys(cfg.model.get('test_cfg'), str(config))
+    check_numbers(cfg, str(config))
     if work_dir is not None:
         cfg.work_dir = work_dir
     elif cfg.get('work_dir') is None:
@@ -185,3 +203,80 @@ def check_test_keys(test_cfg: Any, name: str, where: str = 'model.test_cfg') -> 
             raise ConfigError(f"{name}: unknown key '{where}.{key}'{hint}")
         if key in ('rpn', 'rcnn'):
             check_test_keys(value, name, f'{where}.{key}')
+
+
+def check_numbers(cfg: Config, name: str) -> None:
+    """Reject values that are not numbers or too small, before anything is built from them."""
+    for key, least in NUMBERS.items():
+        value: Any = cfg.to_dict()
+        for part in key.split('.'):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        if value is None:
+            continue
+        kinds, what = (
+            ((int, float), 'a number') if isinstance(least, float) else (int, 'an integer')
+        )
+        if not isinstance(value, kinds) or isinstance(value, bool) or not value >= least:
+            raise ConfigError(f'{name}: {key} must be {what} of at least {least:g}, got {value!r}')
+
+
+def checkpoints_of(cfg: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the checkpoints that a run reads: ``load_from`` and those of the model."""
+    if cfg.get('load_from'):
+        yield str(cfg['load_from'])
+    for _, node in _nodes(cfg['model'], 'model'):
+        if node.get('type') == 'Pretrained' and isinstance(node.get('checkpoint'), str):
+            yield node['checkpoint']
+
+
+def name_fault(cfg: Mapping[str, Any], text: str) -> str | None:
+    """Return the message of a failed build with the key that it is about and a suggestion.
+
+    Args:
+        cfg: The config.
+        text: Message of mmengine about an unknown type, or of Python about an unknown argument.
+
+    Returns:
+        The message, or None for other errors.
+    """
+    known = _registered()
+    for path, node in _nodes(cfg.to_dict() if isinstance(cfg, Config) else cfg, ''):
+        kind = node.get('type', '')
+        # mmengine has no message of its own for an unknown optimizer
+        lost = path == 'optim_wrapper.optimizer' and 'None is not a callable' in text
+        if isinstance(kind, str) and (lost or text.startswith(f'{kind} is not in the ')):
+            hint = did_you_mean(kind.split('.')[-1], known)
+            first = f'{kind} is not in the registry' if lost else text.partition('. ')[0]
+            return f'{path}.type: {first}{hint}; correct the name, or import its module'
+        built = known.get(kind.split('.')[-1]) if isinstance(kind, str) else kind
+        if path.endswith('_dataloader'):
+            built = DataLoader
+        classes = built.__mro__ if inspect.isclass(built) else ()
+        for key in node:
+            unexpected = f".__init__() got an unexpected keyword argument '{key}'"
+            if any(f'{part.__name__}{unexpected}' in text for part in classes):
+                own = [vars(part)['__init__'] for part in classes if '__init__' in vars(part)]
+                arguments = [name for init in own for name in inspect.signature(init).parameters]
+                hint = did_you_mean(key, {*arguments} - {'self', 'args', 'kwargs'})
+                fix = hint or '; remove it or correct its name'
+                return f"{path}.{key}: {classes[0].__name__} has no argument '{key}'{fix}"
+    return None
+
+
+def _nodes(value: Any, path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the path and the content of each dict in a config."""
+    items: Any = ()
+    if isinstance(value, Mapping):
+        yield path, value
+        items = value.items()
+    elif isinstance(value, (list, tuple)):
+        items = enumerate(value)
+    for key, item in items:
+        yield from _nodes(item, f'{path}.{key}' if path else str(key))
+
+
+def _registered() -> dict[str, Any]:
+    """Return all registered classes by name."""
+    roots = [found for found in vars(mmengine.registry).values() if isinstance(found, Registry)]
+    registries = [*roots, *(child for root in roots for child in root.children.values())]
+    return {name: found for registry in registries for name, found in registry.module_dict.items()}

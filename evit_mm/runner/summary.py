@@ -1,7 +1,7 @@
 """Write ``summary.json`` and log a summary with the next commands.
 
-``summary.json`` in the work dir is written atomically: at the start of the training, after each
-epoch and each evaluation, and at the end, also after an exception.
+``summary.json`` in the work dir is written atomically: after the first iteration, after each epoch
+and each evaluation, and at the end, also after an exception.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ except ImportError:  # not available on Windows
 PACKAGES = ('evit_mm', 'torch', 'numpy', 'mmengine', 'mmcv', 'mmdet', 'mmpretrain', 'timm')
 FILE = 'summary.json'
 BEST = 'evit_mm_best'  # key of the message hub, which is saved in checkpoints
+SECONDS = 'evit_mm_seconds'  # key of meta in checkpoints
 MAIN_METRIC = 'coco/bbox_mAP'  # with classwise=True, the first metric is the AP of one class
 MIB = 2**20
 
@@ -87,8 +88,18 @@ class SummaryHook(Hook):
 
     def __init__(self) -> None:
         self.start: float | None = None  # None if this process writes no summary
-        self.finished = False
+        self.earlier = 0.0  # seconds until the checkpoint to resume from was saved
+        self.begun = self.finished = False
         self.facts: dict[str, Any] = {}
+
+    def after_load_checkpoint(self, runner: Any, checkpoint: dict) -> None:
+        """Read the time of the earlier runs."""
+        self.earlier = checkpoint.get('meta', {}).get(SECONDS, 0.0)
+
+    def before_save_checkpoint(self, runner: Any, checkpoint: dict) -> None:
+        """Save the time, so that it survives a loss of ``summary.json``."""
+        if self.start is not None:
+            checkpoint['meta'][SECONDS] = time.monotonic() - self.start
 
     def before_train(self, runner: Any) -> None:
         """Start the timer, and log the commit, versions and seed of the run."""
@@ -97,7 +108,7 @@ class SummaryHook(Hook):
         self.start = time.monotonic()
         file = resumed_from(runner)
         if file is not None:  # add the time of the earlier runs
-            self.start -= read_summary(Path(file).parent).get('seconds', 0.0)
+            self.start -= max(self.earlier, read_summary(Path(file).parent).get('seconds', 0.0))
         self.facts = {
             'command': [Path(sys.executable).name, *sys.argv],
             'seed': runner.seed,
@@ -106,7 +117,13 @@ class SummaryHook(Hook):
             'host': {'cores': os.cpu_count(), 'cpu': cpu(), 'gpu': _gpu()},
         }
         runner.logger.info(_provenance(runner, self.facts))
-        self.write(runner)
+
+    def after_train_iter(
+        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        """Write the file after the first iteration. A run that is refused does not change it."""
+        if not self.begun:
+            self.write(runner)
 
     def after_train_epoch(self, runner: Any) -> None:
         """Write the time of the epoch, in case the run is killed in the next one."""
@@ -125,29 +142,38 @@ class SummaryHook(Hook):
         self.on_exit(runner)
 
     def on_exit(self, runner: Any) -> None:
-        """Write the final summary and log it, once, also if the training was interrupted."""
-        summary = self.write(runner)
-        if summary is not None:
+        """Write the final summary and log it, once, also if the training was interrupted.
+
+        A run without an iteration or an evaluation writes nothing.
+        """
+        if self.start is not None and (self.begun or self.finished):
+            summary = self.summary(runner)
+            if self.begun:
+                self.write(runner, summary)
             runner.logger.info(describe(runner, summary))
         self.start = None
 
-    def write(self, runner: Any) -> dict[str, Any] | None:
-        """Write the file and return its content. A full disk gives only a warning."""
+    def write(self, runner: Any, summary: Mapping[str, Any] | None = None) -> None:
+        """Write the file. A full disk gives only a warning."""
         if self.start is None:
-            return None
+            return
+        self.begun = True
+        try:
+            write_json(Path(runner.work_dir, FILE), summary or self.summary(runner), indent=1)
+        except OSError as error:
+            runner.logger.warning(f'{FILE} cannot be written ({error.strerror or error})')
+
+    def summary(self, runner: Any) -> dict[str, Any]:
+        """Return the content of the file."""
+        assert self.start is not None
         best = best_so_far(runner)
-        summary = {
+        return {
             'finished': self.finished,
             'best': best and {**best, 'checkpoint': _best_file(runner, best['metric'])},
             'seconds': time.monotonic() - self.start,
             'peak_memory_mib': peak_memory(),
             **self.facts,
         }
-        try:
-            write_json(Path(runner.work_dir, FILE), summary, indent=1)
-        except OSError as error:
-            runner.logger.warning(f'{FILE} cannot be written ({error.strerror or error})')
-        return summary
 
 
 def _provenance(runner: Any, facts: Mapping[str, Any]) -> str:

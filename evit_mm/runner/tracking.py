@@ -92,17 +92,26 @@ class TrackingHook(Hook):
         self.painter: Any = None  # a visualizer without backends
         self.read: Any = None  # an ImageReader
         self.folder = ''  # of the images
+        self.saved = False
 
     @master_only
     def before_train(self, runner: Any) -> None:
-        """Mark the resumed step in TensorBoard, and save the id of the MLflow run."""
+        """Mark the resumed step in TensorBoard, and keep the id of the MLflow run."""
         if 'tensorboard' in self.trackers and resumed_from(runner):
             self._forget_after(runner)
         if 'mlflow' in self.trackers:
             os.environ.pop(MLFLOW_RUN, None)
             mlflow = runner.visualizer.get_backend(BACKENDS['mlflow']).experiment
             self.state['mlflow'] = mlflow.active_run().info.run_id
-        write_json(Path(runner.work_dir, STATE), self.state)
+
+    @master_only
+    def after_train_iter(
+        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        """Save the ids of the logs after the first iteration."""
+        if not self.saved:
+            write_json(Path(runner.work_dir, STATE), self.state)
+        self.saved = True
 
     def before_val_epoch(self, runner: Any) -> None:
         """Reset the number of images to draw. Only detectors get pictures."""

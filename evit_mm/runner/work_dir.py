@@ -1,4 +1,4 @@
-"""Read the logs and find the checkpoints in a work dir."""
+"""Read the logs, find the checkpoints and move the files of an earlier training in a work dir."""
 
 from __future__ import annotations
 
@@ -46,6 +46,32 @@ def pointed_at(work_dir: str | Path) -> Path | None:
 def recorded_config(runner: Any) -> Path:
     """Return the path of the config with all overrides in the work dir, as in mmengine."""
     return Path(runner.work_dir, Path(runner.cfg.filename or f'{runner.timestamp}.py').name)
+
+
+def set_aside(work_dir: str | Path, timestamp: str, config: Path | None) -> Path | None:
+    """Move the files of an earlier training into a subfolder, so that nothing is mixed or lost.
+
+    Args:
+        work_dir: Work dir of both trainings.
+        timestamp: Time of the new training. Its log stays in place.
+        config: Recorded config of the earlier training, or None to leave it in place.
+
+    Returns:
+        The subfolder, or None if there was no earlier training.
+    """
+    folder = Path(work_dir)
+    own = [folder / name for name in ('summary.json', 'last_checkpoint', 'tracking.json')]
+    files = [file for file in own if file.is_file()]
+    files += [file for kind in ('epoch', 'iter', 'best') for file in folder.glob(f'{kind}_*.pth')]
+    if not files:
+        return None
+    files += [config] if config is not None and config.is_file() else []
+    files += [log.parent for log in folder.glob('*/vis_data') if log.parent.name != timestamp]
+    moved = folder / f'before_{timestamp}'
+    moved.mkdir()
+    for file in files:
+        file.rename(moved / file.name)
+    return moved
 
 
 def last_checkpoints(work_dir: str | Path) -> list[Path]:

@@ -12,6 +12,7 @@ from .text import did_you_mean
 
 PACKAGE = Path(__file__).resolve().parents[1]
 MIM = PACKAGE / '.mim'
+LISTED = 5  # maximum number of files in a message
 
 
 def project_path(name: str) -> Path:
@@ -34,5 +35,11 @@ def find_config(config: str | Path) -> Path:
     name = path.name.removesuffix('.py')
     if name in own and str(path.parent) in ('.', 'configs'):
         return own[name]
+    if path.is_dir():
+        files = ', '.join(sorted(file.name for file in path.glob('*.py'))[:LISTED])
+        raise ConfigError(
+            f"config '{config}' is a folder; give a config file"
+            f'{f" in it, for example one of {files}" if files else ""}'
+        )
     hint = did_you_mean(name, own, n=3) or f"; the configs are in '{project_path('configs')}'"
     raise ConfigError(f"config '{config}' does not exist{hint}")

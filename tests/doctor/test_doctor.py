@@ -313,8 +313,9 @@ step('mmcv.nms cpu', broken)
 
 def test_a_good_config_is_green(shapes, tmp_path):
     found = examine(tmp_path, shapes)
-    assert [finding.topic for finding in only(found, 'green')] == ['config', 'data', 'model']
-    assert len(found) == 3
+    topics = ['config', 'data', 'model', 'runs']
+    assert [finding.topic for finding in only(found, 'green')] == topics and len(found) == 4
+    assert [path.name for path in tmp_path.iterdir()] == ['tiny.py']  # nothing is written
     model = MODELS.build(Config.fromfile(tmp_path / 'tiny.py').model)
     millions = sum(math.prod(p.shape) for p in model.parameters()) / 1e6
     assert found[2].text == f'RetinaNet can be built: {millions:.2f} M parameters'
@@ -335,6 +336,21 @@ def test_a_model_that_cannot_be_built_is_a_red_line(shapes, tmp_path):
     (finding,) = only(found, 'red')
     assert [f.topic for f in found] == ['config', 'data', 'model'] and finding is found[2]
     assert 'out_chanels' in finding.text and 'TypeError' not in finding.text
+
+
+@pytest.mark.parametrize(
+    ('extra', 'named'),
+    [
+        ("train_cfg['max_epoch'] = 3", 'train_cfg.max_epoch: '),
+        ('optim_wrapper = dict(optimizer=dict(lrr=1))', 'optim_wrapper.optimizer.lrr: '),
+        ("train_dataloader['batchsize'] = 3", 'train_dataloader.batchsize: '),
+        ("val_evaluator = dict(_delete_=True, type='VOCMetric')", 'coco/bbox_mAP'),
+    ],
+)
+def test_what_a_training_refuses_is_red(shapes, tmp_path, extra, named):
+    found = list(check_config(write_config(tmp_path, shapes, extra), None, False))
+    (finding,) = only(found, 'red')
+    assert finding.topic == 'runs' and named in finding.text
 
 
 def test_faults_and_notes_of_the_data(copy, tmp_path):
@@ -369,7 +385,7 @@ def test_a_checkpoint_is_fitted(shapes, tmp_path):
     path = tmp_path / 'model.pth'
     torch.save({'state_dict': model.state_dict()}, path)
     found = examine(tmp_path, shapes, str(path))
-    assert (found[-1].topic, found[-1].level) == ('checkpoint', 'green')
+    assert [(f.topic, f.level) for f in found[-2:]] == [('checkpoint', 'green'), ('runs', 'green')]
     state = {k: v for k, v in model.state_dict().items() if 'bbox_head' not in k}
     torch.save({'state_dict': state}, path)
     (finding,) = only(examine(tmp_path, shapes, str(path)), 'red')

@@ -2,13 +2,14 @@
 
 import logging
 import sys
+import warnings
 from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
 from mmengine.logging import MessageHub
 
-from evit_mm.runner.console import ConsoleLoggerHook
+from evit_mm.runner.console import ConsoleLoggerHook, prints_to_file, warnings_to_file
 
 LEFT = 'left 1:01:02'
 
@@ -68,5 +69,46 @@ def test_evaluations_tell_how_far_they_are_and_their_figures(runner, capsys):
     assert shown(runner, 'after_test_iter', capsys, 7) == [f'evaluating  4/7  {LEFT}']
     said = shown(runner, 'after_val_epoch', capsys, 1, a=0.25, number=3)
     assert said == ['epoch  8/12  evaluated: a: 0.2500  number: 3']
+    six = {f'coco/bbox_mAP{part}': 0.1 for part in ('', '_50', '_75', '_s', '_m')}
+    said = shown(runner, 'after_val_epoch', capsys, 1, **six, a=0.25)  # one is missing
+    assert said[0].count(': 0.1000') == 5
+    said = shown(runner, 'after_val_epoch', capsys, 1, **six, **{'coco/bbox_mAP_l': -1.0}, a=0.25)
+    assert said == [
+        'epoch  8/12  evaluated: coco/bbox_mAP_copypaste: 0.100 0.100 0.100 0.100 0.100 -1.000  '
+        'a: 0.2500'
+    ]
     runner.log_processor.by_epoch = False
     assert shown(runner, 'after_val_epoch', capsys, 1) == ['evaluated: no result']
+
+
+def test_the_console_speaks_again_after_an_evaluation_and_after_its_failure(capsys, runner):
+    hook = ConsoleLoggerHook(interval=4)
+    runner.logger.handlers = [logging.StreamHandler(sys.stdout)]
+    runner.logger.handlers[0].setLevel(logging.INFO)
+    for end in (lambda: hook.after_val_epoch(runner, {}), lambda: hook.on_exit(runner)):
+        for index in range(20):
+            runner.logger.info('seen')
+            hook.after_val_iter(runner, index)
+        runner.logger.info('a table')
+        end()
+        runner.logger.info('seen')
+        said = capsys.readouterr().out
+        assert said.count('seen') == 21 and 'a table' not in said
+
+
+def test_what_libraries_print_and_warn_is_in_the_file_only(capsys, runner, tmp_path):
+    file = logging.FileHandler(tmp_path / 'log')
+    runner.logger.addHandler(file)
+    quiet = prints_to_file(runner.logger), warnings_to_file(runner.logger)
+    with pytest.warns(UserWarning) as own, quiet[0], quiet[1]:
+        sys.stdout.write('loading annotations')
+        warnings.warn_explicit('theirs', UserWarning, '/a/mmdet/x.py', 3)
+        warnings.warn_explicit('mine', UserWarning, '/a/mine/x.py', 3)
+    text = (tmp_path / 'log').read_text()
+    assert 'loading annotations' in text and '/a/mmdet/x.py: UserWarning: theirs' in text
+    assert [str(warning.message) for warning in own] == ['mine'] and 'mine' not in text
+    assert capsys.readouterr().out == ''
+    with pytest.raises(KeyError), prints_to_file(runner.logger):
+        sys.stdout.write('before the error')
+        raise KeyError
+    assert 'before the error' in (tmp_path / 'log').read_text()

@@ -19,6 +19,7 @@ from evit_mm.runner.resuming import find_last_good, find_resumed, resumed_from
 from evit_mm.runner.train import train as run_training
 from evit_mm.utils.files import write_atomically
 from tests.kills import OFTEN, RecordHook, differences, run_kills
+from tests.runner.test_loop import run as run_layers
 from tests.trainings import write_config
 
 COMMON = """
@@ -172,6 +173,103 @@ def test_the_seed_of_the_checkpoint_counts_and_another_is_refused(tmp_path):
         assert resumed_from(runner) == file
     for options in ({'resume': False}, {}):
         assert find_resumed(Config({'work_dir': str(tmp_path), **options})) is None
+
+
+# --- settings that have changed
+
+
+def optim(lr=0.05, **options):
+    return {'optimizer': {'type': 'SGD', 'lr': lr, 'momentum': 0.9, **options}}
+
+
+def schedule(epochs, warm_up=4, **options):
+    """A warm-up by iterations, a cosine by iterations and steps by epochs."""
+    return [
+        {'type': 'LinearLR', 'start_factor': 0.1, 'by_epoch': False, 'end': warm_up},
+        {'type': 'CosineAnnealingLR', 'T_max': epochs, 'convert_to_iter_based': True},
+        {'type': 'MultiStepLR', 'milestones': [epochs - 1], 'gamma': 0.5, **options},
+    ]
+
+
+OLD = {
+    'param_scheduler': schedule(3),
+    'optim_wrapper': optim(),
+    'train_cfg': {'max_epochs': 2},
+    'custom_hooks': [{'type': 'ResumedOptimizerHook'}],
+}
+SAVED = {'by_epoch': False, 'interval': 1}
+
+
+def rates(runner, number):
+    return list(runner.message_hub.get_scalar('train/lr').data[0][-number:])
+
+
+@pytest.fixture(scope='module')
+def old_run(tmp_path_factory):
+    """A run with a checkpoint after each of its iterations, three per epoch."""
+    folder = tmp_path_factory.mktemp('old')
+    hooks = [*OLD['custom_hooks'], {'type': 'SafeCheckpointHook', 'interval': 1}]
+    run_layers(folder, checkpoint=SAVED, **{**OLD, 'custom_hooks': hooks})
+    return folder
+
+
+@pytest.mark.parametrize(
+    ('options', 'named'),
+    [
+        ({'param_scheduler': schedule(5)}, 'param_scheduler.1.T_max (9, now 15)'),
+        ({'param_scheduler': schedule(3, warm_up=8)}, 'param_scheduler.0.end (4, now 8)'),
+        ({'param_scheduler': schedule(3)[:2]}, 'len(param_scheduler) (3, now 2)'),
+        ({'param_scheduler': schedule(3)[1:]}, 'len(param_scheduler) (3, now 2)'),
+        ({'optim_wrapper': optim(lr=0.01)}, 'optim_wrapper.optimizer.lr (0.05, now 0.01)'),
+        ({'param_scheduler': None}, 'len(param_scheduler) (3, now 0)'),
+    ],
+)
+def test_learning_rates_after_a_resume_are_those_of_the_config(old_run, tmp_path, options, named):
+    config = {**OLD, 'train_cfg': {'max_epochs': 5}, **options}
+    whole, _ = run_layers(tmp_path / 'whole', **config)
+    for file, done in (('iter_2', 2), ('iter_6', 6), ('epoch_1', 3)):
+        resumed, _ = run_layers(tmp_path / file, old_run / f'{file}.pth', **config)
+        assert rates(resumed, 15 - done) == rates(whole, 15)[done:]
+        (log,) = (tmp_path / file).glob('*/*.log')
+        assert ' in train_cfg.max_epochs (2, now 5), ' in log.read_text()
+        assert f', {named}' in log.read_text()
+
+
+def test_a_resume_with_other_settings_keeps_the_state_of_the_optimizer(old_run, tmp_path):
+    config = {**OLD, 'optim_wrapper': optim(weight_decay=0.25, momentum=0.5)}
+    resumed, _ = run_layers(tmp_path, old_run / 'iter_6.pth', **config)
+    (group,) = resumed.optim_wrapper.optimizer.param_groups
+    assert (group['weight_decay'], group['momentum']) == (0.25, 0.5)
+    saved = torch.load(old_run / 'iter_6.pth')['optimizer']['state']
+    state = resumed.optim_wrapper.optimizer.state_dict()['state']
+    assert len(state) == len(saved) == 6
+    for key, values in saved.items():
+        assert torch.equal(state[key]['momentum_buffer'], values['momentum_buffer'])
+
+
+def test_a_resume_with_another_batch_size_counts_epochs(old_run, tmp_path):
+    config = {**OLD, 'train_cfg': {'max_epochs': 4}, 'batch_size': 2}
+    whole, _ = run_layers(tmp_path / 'whole', **config)
+    resumed, _ = run_layers(tmp_path / 'resumed', old_run / 'epoch_2.pth', **config)
+    assert rates(resumed, 10) == rates(whole, 20)[10:]
+    (log,) = (tmp_path / 'resumed').glob('*/*.log')
+    assert 'batches per epoch (3, now 5)' in log.read_text()
+
+
+def test_an_unchanged_config_is_resumed_without_a_word(old_run, tmp_path):
+    resumed, _ = run_layers(tmp_path, old_run / 'iter_4.pth', **OLD)
+    (log,) = tmp_path.glob('*/*.log')
+    assert 'differs' not in log.read_text() and resumed.iter == 6
+
+
+def test_a_schedule_of_evaluations_cannot_change(tmp_path):
+    plateau = {'type': 'ReduceOnPlateauLR', 'monitor': 'mean', 'by_epoch': True, 'patience': 1}
+    config = {**OLD, 'param_scheduler': [plateau]}
+    run_layers(tmp_path, checkpoint=SAVED, **config)
+    run_layers(tmp_path / 'same', tmp_path / 'iter_6.pth', **config)
+    with pytest.raises(ConfigError, match='ReduceOnPlateau.* cannot be changed'):
+        config = {**OLD, 'param_scheduler': [{**plateau, 'patience': 2}]}
+        run_layers(tmp_path / 'other', tmp_path / 'iter_6.pth', **config)
 
 
 class FullDiskHook(Hook):

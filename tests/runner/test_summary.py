@@ -93,11 +93,22 @@ def test_the_console_is_short_and_the_file_has_all(trained):
     assert f' loss: {loss} ' in log  # the very figure of the file
     assert float(best) == pytest.approx(read_scores(work)[0], abs=5e-4)
     assert 'AP' not in re.search(r'^epoch 1/2  iteration 3/3.*', said, re.M)[0]
-    hidden = ('paramwise_options', 'Hooks will be executed', 'Exp name:')
+    hidden = ('paramwise_options', 'Hooks will be executed', 'Exp name:', 'Saving checkpoint')
+    hidden += ('loading annotations', 'Evaluating bbox', 'area=   all', 'Epoch(val)')
     for text in (*hidden, 'Epoch(train)', 'System environment', 'runner_type ='):
         assert text in log and text not in said
+    evaluations = (
+        r'^epoch (\d)/2  evaluated: coco/bbox_mAP_copypaste: (\d\.\d{3})( -?\d\.\d{3}){5}$'
+    )
+    found = re.findall(evaluations, said, re.M)
+    assert [epoch for epoch, *_ in found] == ['1', '2']
+    assert [float(score) for _, score, _ in found] == read_scores(work)
+    lines = said.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith('epoch 1/2  iteration 1/3'))
+    end = next(i for i, line in enumerate(lines) if 'finished after' in line)
+    assert end - start == 6 + 2 + 2  # iterations, evaluations and their progress
     assert not set('\r\b\x1b') & set(said)
-    assert 'epoch 2/2  evaluated: coco/bbox_mAP: ' in said and 'evaluating  1/1' in said
+    assert said.count('evaluating  1/1') == 2
     assert 'finished after 2 of 2 epochs' in said and 'finished after 2 of 2 epochs' in log
 
 
@@ -327,6 +338,8 @@ def test_only_the_first_process_writes_and_the_end_is_told_once(tmp_path, monkey
     assert not list(tmp_path.iterdir()) and not runner.logger.info.called
     monkeypatch.setattr(summary, 'is_main_process', lambda: True)
     hook.before_train(runner)
+    assert not list(tmp_path.iterdir())
+    hook.after_train_iter(runner, 0)
     assert read(tmp_path)['finished'] is False and read(tmp_path)['best'] is None
     hook.after_train(runner)
     hook.after_run(runner)

@@ -18,7 +18,7 @@ from mmengine.registry import RUNNERS
 from evit_mm.checkpoint import read_checkpoint
 from evit_mm.data import make_shapes
 from evit_mm.errors import CheckpointError, ConfigError, DataError, EvitError
-from evit_mm.runner.build import set_device
+from evit_mm.runner.build import rehearse, set_device
 from evit_mm.runner.config import load_config
 from evit_mm.runner.resuming import find_resumed
 from evit_mm.runner.test import test as run_test
@@ -177,7 +177,7 @@ def test_resume_with_another_optimizer_is_refused(trained, tmp_path, optimizer):
 
 
 @pytest.mark.parametrize('rate', [1e-3, 5e-4])
-def test_resume_with_another_rate_says_which_one_counts(trained, tmp_path, rate):
+def test_resume_with_another_rate_takes_the_one_of_the_config(trained, tmp_path, rate):
     config, checkpoint = trained
     options = {
         'train_cfg.max_epochs': 3,
@@ -186,9 +186,8 @@ def test_resume_with_another_rate_says_which_one_counts(trained, tmp_path, rate)
     }
     runner = train(config, str(tmp_path), resume=str(checkpoint), cfg_options=options, device='cpu')
     log = next(tmp_path.glob('*/*.log')).read_text()
-    said = 'resumes with the learning rate 0.001 and the schedule of the checkpoint, not with the'
-    assert (said in log) == (rate != 1e-3)
-    assert {g['initial_lr'] for g in runner.optim_wrapper.param_groups} == {1e-3}
+    assert ('optim_wrapper.optimizer.lr (0.001, now 0.0005)' in log) == (rate != 1e-3)
+    assert {g['initial_lr'] for g in runner.optim_wrapper.param_groups} == {rate}
 
 
 def test_scaled_rate_reaches_the_optimizer_and_amp_needs_a_gpu(trained, tmp_path):
@@ -332,8 +331,16 @@ def test_truncated_checkpoint_is_named(trained, tmp_path):
         ({'model': 3}, "'model' is missing"),
         ({'model.backbone.frozen_stage': 1}, "EfficientViT has no argument 'frozen_stage'"),
         ({'model.backbon.arch': 'm0'}, "RetinaNet has no argument 'backbon'"),
+        ({'model.backbone.arc': 'm0'}, "model.backbone.arc: Eff.* 'arc' .did you mean 'arch'"),
+        ({'optim_wrapper.optimizer.lrr': 1}, "optimizer.lrr: Fused.* 'lrr' .did you mean 'lr'"),
+        ({'train_cfg.max_epoch': 1}, "train_cfg.max_epoch: Exact.* .did you mean 'max_epochs'"),
+        ({'train_dataloader.batchsize': 1}, "train_dataloader.batchsize: .*mean 'batch_size'"),
+        ({'optim_wrapper.optimizer.type': 'AdamX'}, 'optim_wrapper.optimizer.type: AdamX is not'),
         ({'train_dataloder.batch_size': 4}, "unknown key 'train_dataloder' .did you mean"),
-        ({'model.backbone.type': 'EfficientVit'}, 'EfficientVit is not in the'),
+        (
+            {'model.backbone.type': 'EfficientVit'},
+            r"backbone.type: EfficientVit is not in the .* .did you mean 'EfficientViT'",
+        ),
         ({'train_dataloader.dataset.pipelin': []}, "no argument 'pipelin'"),
     ],
 )
@@ -347,6 +354,13 @@ def test_missing_and_broken_configs_devices_and_sources_are_named(trained, tmp_p
     config, checkpoint = trained
     with pytest.raises(ConfigError, match=r"config 'no\.py' does not exist"):
         load_config('no.py')
+    with pytest.raises(
+        ConfigError, match=r'is a folder; give .* in it, for example one of tiny\.py'
+    ):
+        load_config(Path(config).parent)
+    (tmp_path / 'README.md').write_text('')
+    with pytest.raises(ConfigError, match=r"README\.md' is not a config; .* ends in \.py"):
+        load_config(tmp_path / 'README.md')
     (tmp_path / 'broken.py').write_text('a = (')
     with pytest.raises(ConfigError, match=r"broken\.py' cannot be read"):
         load_config(tmp_path / 'broken.py')
@@ -494,11 +508,15 @@ def test_tools_print_one_line_for_a_mendable_error(tmp_path):
     ('options', 'message'),
     [
         ({'val_evaluator.metric': 'foo'}, 'metric should be one of'),
-        ({'train_dataloader.batch_size': 0}, 'tiny.py: batch_size should be a positive'),
-        ({'val_dataloader.batch_size': 'abc'}, 'tiny.py: batch_size should be a positive'),
-        ({'train_cfg.max_epochs': 'abc'}, "invalid literal for int.*'abc'"),
+        ({'train_dataloader.batch_size': 0}, 'tiny.py: train_dataloader.batch_size must be an int'),
+        ({'val_dataloader.batch_size': 'abc'}, "val_dataloader.batch_size must be .*, got 'abc'"),
+        ({'train_cfg.max_epochs': 'abc'}, "train_cfg.max_epochs must be an integer .*, got 'abc'"),
+        ({'train_cfg.val_interval': 0}, 'train_cfg.val_interval must be .* at least 1, got 0'),
+        ({'train_cfg.max_epochs': True}, 'train_cfg.max_epochs must be .*, got True'),
+        ({'optim_wrapper.optimizer.lr': -1}, 'optimizer.lr must be a number of at least 0, got -1'),
+        ({'optim_wrapper.optimizer.lr': float('nan')}, 'optimizer.lr must be .*, got nan'),
         ({'train_dataloader.dataset.indices': 'abc'}, 'tiny.py: TypeError'),
-        ({'optim_wrapper.optimizer.lr': 'abc'}, 'tiny.py: TypeError'),
+        ({'optim_wrapper.optimizer.lr': 'fast'}, "optimizer.lr must be a number .*, got 'fast'"),
         ({'model.backbone.init_cfg': 'x'}, 'init_cfg must be a dict'),
         ({'model.backbone.init_cfg': {'type': 'Pretrained'}}, 'has no checkpoint'),
         (
@@ -510,6 +528,54 @@ def test_tools_print_one_line_for_a_mendable_error(tmp_path):
 def test_values_that_cannot_be_are_named(trained, tmp_path, options, message):
     with pytest.raises(EvitError, match=message):
         train(trained[0], str(tmp_path), cfg_options=options, device='cpu')
+
+
+@pytest.mark.parametrize(
+    ('extra', 'message'),
+    [
+        ('val_evaluator = dict(_delete_=True, type="VOCMetric")', 'bbox_mAP.*choose.*pascal_voc/m'),
+        ('val_evaluator["metric"] = "segm"', "metric='segm', but RetinaNet predicts no masks"),
+        ('test_evaluator = dict(test_evaluator, metric=["bbox", "segm"])', "metric='segm', but R"),
+        (
+            'val_evaluator["metric_items"] = ["mAP_50"]',
+            'does not give .*; choose from coco/bbox_mA',
+        ),
+        ('default_hooks["checkpoint"] = dict(save_best="coco/mAP")', 'save_best.*did you mean'),
+        ('default_hooks["checkpoint"] = dict(save_best="auto")', None),
+        (
+            'val_evaluator.update(classwise=True)\n'
+            'default_hooks["checkpoint"] = dict(save_best="coco/star_precision")',
+            None,
+        ),
+        (
+            'custom_hooks = [dict(type="EarlyStoppingHook", monitor="coco/AP", rule="less")]',
+            'EarlyStoppingHook.monitor is',
+        ),
+        ('load_from = "gone.pth"', "checkpoint 'gone.pth' does not exist"),
+        ('model["backbone"]["init_cfg"] = dict(type="Pretrained", checkpoint="gone.pth")', 'gone'),
+    ],
+)
+def test_what_a_rehearsal_refuses_a_training_refuses_before_its_first_image(
+    data, tmp_path, monkeypatch, extra, message
+):
+    config = load_config(write_config(tmp_path, data, extra), work_dir=str(tmp_path / 'work'))
+    if message is None:
+        rehearse(config)
+    else:
+        with pytest.raises(EvitError, match=message):
+            rehearse(config)
+    assert [path.name for path in tmp_path.iterdir()] == ['tiny.py']  # nothing is written
+    if message is not None and 'test_evaluator' not in extra:
+        monkeypatch.setattr('evit_mm.runner.loop.ExactTrainLoop.run', lambda loop: 1 / 0)
+        with pytest.raises(EvitError, match=message):
+            train(config.filename, str(tmp_path / 'work'), device='cpu')
+
+
+def test_a_missing_checkpoint_is_named_before_the_data_are_read(data, tmp_path):
+    config = write_config(tmp_path, data)
+    options = {'test_dataloader.dataset.data_root': 'gone', 'test_evaluator.ann_file': 'gone'}
+    with pytest.raises(CheckpointError, match="'gone.pth' does not exist"):
+        run_test(config, 'gone.pth', work_dir=str(tmp_path), cfg_options=options, device='cpu')
 
 
 def test_folders_that_cannot_be_made_and_seeds_are_named_first(trained, tmp_path):

@@ -1,8 +1,12 @@
 """What a training left in its work dir, read back."""
 
+import hashlib
 import json
 import os
 
+import pytest
+
+from evit_mm.errors import CheckpointError, ConfigError, DataError
 from evit_mm.runner.work_dir import (
     find_checkpoint,
     last_checkpoints,
@@ -10,6 +14,7 @@ from evit_mm.runner.work_dir import (
     pointed_at,
     read_scalars,
 )
+from tests.runner.test_loop import run as run_layers
 
 
 def test_steps_that_a_resumed_run_repeats_are_read_once(tmp_path):
@@ -67,3 +72,78 @@ def test_torn_lines_and_logs_without_steps_are_counted_and_kept(tmp_path):
         (tmp_path / name / 'vis_data').mkdir(parents=True)
         (tmp_path / name / 'vis_data' / 'scalars.json').write_text(text)
     assert read_scalars(tmp_path) == ([{'iter': 1, 'step': 1}, {'step': 1, 'AP': 0.5}], 2)
+
+
+# --- what a training leaves alone
+
+HOOKS = [{'type': 'SummaryHook'}, {'type': 'BestMetricHook'}]
+SAVED = {'interval': 1, 'save_best': 'mean', 'rule': 'greater'}
+
+
+def contents(folder):
+    """Return all paths below a folder with the digests of the files."""
+    return {
+        str(path.relative_to(folder)): path.is_file() and hashlib.md5(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob('*'))
+    }
+
+
+def finished(folder):
+    """Train in a folder, and date the log back: runs of one second would share it."""
+    run_layers(folder, checkpoint=SAVED, custom_hooks=HOOKS)
+    (log,) = folder.glob('*/*.log')
+    os.rename(log.parent, folder / '20200101_000000')
+
+
+@pytest.mark.parametrize(
+    ('options', 'error'),
+    [
+        ({'model': {'type': 'Layers', 'unknown': 1}}, ConfigError),
+        ({'optim_wrapper': {'optimizer': {'type': 'SGD', 'lr': 0.1, 'lrr': 1}}}, ConfigError),
+        ({'train_cfg': {'max_epoch': 3}}, ConfigError),
+        ({'train_cfg': {'max_epochs': 3}, 'broken': range(10)}, DataError),  # when it is read
+        ({'load_from': 'absent.pth'}, CheckpointError),
+        ({'resume': True, 'train_cfg': {'max_epoch': 3}}, ConfigError),
+    ],
+)
+def test_a_refused_training_changes_nothing_in_its_work_dir(tmp_path, options, error):
+    finished(tmp_path)
+    before = contents(tmp_path)
+    assert {'summary.json', 'epoch_2.pth', 'last_checkpoint'} <= set(before)
+    options = {'experiment_name': f'{tmp_path} again', **options}
+    with pytest.raises(error):
+        run_layers(tmp_path, checkpoint=SAVED, custom_hooks=HOOKS, **options)
+    assert contents(tmp_path) == before
+
+
+def test_a_new_training_moves_the_files_of_an_earlier_one(tmp_path):
+    finished(tmp_path)
+    (tmp_path / 'notes.txt').write_text('mine')
+    before = contents(tmp_path)
+    again = {'experiment_name': f'{tmp_path} again', 'train_cfg': {'max_epochs': 1}}
+    run_layers(tmp_path, checkpoint=SAVED, custom_hooks=HOOKS, **again)
+    (moved,) = tmp_path.glob('before_*')
+    names = ('epoch_1.pth', 'epoch_2.pth', 'summary.json', 'last_checkpoint')
+    for name in names:
+        assert hashlib.md5((moved / name).read_bytes()).hexdigest() == before[name]
+    assert (moved / '20200101_000000').is_dir() and (tmp_path / 'notes.txt').exists()
+    assert {path.name for path in tmp_path.glob('epoch_*')} == {'epoch_1.pth'}
+    entries, _ = read_scalars(tmp_path)
+    assert len([entry for entry in entries if 'mean' in entry]) == 1
+    assert f"an earlier training are now in '{moved}'" in next(tmp_path.glob('*/*.log')).read_text()
+
+
+def test_a_resumed_training_recovers_its_best_result_and_time_from_the_checkpoint(tmp_path):
+    finished(tmp_path)
+    first = json.loads((tmp_path / 'summary.json').read_text())
+    (tmp_path / 'summary.json').unlink()
+    options = {
+        'resume': True,
+        'experiment_name': f'{tmp_path} again',
+        'train_cfg': {'max_epochs': 3},
+    }
+    run_layers(tmp_path, checkpoint={**SAVED, 'save_best': None}, custom_hooks=HOOKS[:1], **options)
+    found = json.loads((tmp_path / 'summary.json').read_text())
+    assert found['best'] == first['best'] and first['best']['value']
+    assert found['seconds'] > 0.9 * first['seconds'] > 0
+    assert not list(tmp_path.glob('before_*'))

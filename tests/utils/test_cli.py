@@ -4,6 +4,7 @@ import argparse
 import os
 import random
 import runpy
+import signal
 import subprocess
 import sys
 
@@ -34,13 +35,12 @@ def fail(error, cause=None):
         ),
         (CheckpointError('b.pth: no'), None, 'error: b.pth: no'),
         (DataError('c.json: no'), None, 'error: c.json: no'),
-        (KeyboardInterrupt(), None, 'stopped'),
     ],
 )
 def test_a_tool_ends_with_one_line(error, cause, said, monkeypatch):
     monkeypatch.delenv(cli.DEBUG, raising=False)
     with pytest.raises(SystemExit) as caught:
-        cli.run_tool(fail(error, cause), 'stopped')
+        cli.run_tool(fail(error, cause), 'go on')
     assert str(caught.value).startswith(said)
     assert ('EVIT_MM_DEBUG' in str(caught.value)) == ('EVIT' in said)
 
@@ -63,9 +63,59 @@ def test_a_bug_is_not_made_a_line_of():
     assert cli.run_tool(lambda: 3) == 3
 
 
-def test_ctrl_c_without_a_word_of_the_tool():
-    with pytest.raises(SystemExit, match='^interrupted$'):
-        cli.run_tool(fail(KeyboardInterrupt()))
+@pytest.mark.parametrize(
+    ('number', 'status', 'said'),
+    [(signal.SIGINT, 130, 'interrupted'), (signal.SIGTERM, 143, 'terminated')],
+)
+@pytest.mark.parametrize('then', ['', 'run it again'])
+def test_a_signal_ends_a_tool_with_a_sentence_and_the_status_of_a_shell(
+    number, status, said, then, capsys, request
+):
+    # it is ignored where the tests were started in the background of a shell
+    interrupt = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, interrupt))
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as caught:
+        cli.run_tool(lambda: signal.raise_signal(number), then)
+    assert caught.value.code == status
+    assert capsys.readouterr().err == f'{said}; {then}\n' if then else f'{said}\n'
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize('kind', [SyntaxError, ConfigError])
+def test_an_interrupt_that_a_library_has_renamed_is_one(kind, capsys):
+    def tool():
+        try:
+            raise KeyboardInterrupt
+        except BaseException as error:  # as in mmengine's Config.pretty_text
+            raise kind('cannot be formatted') from error
+
+    with pytest.raises(SystemExit, match='^130$'):
+        cli.run_tool(tool)
+    assert capsys.readouterr().err == 'interrupted\n'
+
+
+START = """
+import os, signal, sys
+class Interrupt:  # Ctrl-C while the named module is being imported
+    def find_spec(self, name, *_):
+        if name == 'mmengine':
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupt())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('words', [['tools/train.py', 'x.py'], ['-m', 'evit_mm', 'predict']])
+def test_ctrl_c_while_modules_load_ends_a_tool_without_a_traceback(words, tmp_path):
+    (tmp_path / 'sitecustomize.py').write_text(START)
+    command = ['env', '--default-signal=INT', sys.executable, *words]
+    env = {**os.environ, 'PYTHONPATH': f'{tmp_path}:{ROOT}'}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGINT and not done.stderr + done.stdout
+    command[-len(words) :] = ['-c', 'import evit_mm']  # other programs are not changed
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert 'KeyboardInterrupt' in done.stderr
 
 
 @pytest.mark.parametrize(

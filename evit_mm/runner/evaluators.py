@@ -1,0 +1,88 @@
+"""Check before a training that the evaluator gives the metrics that are asked of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from mmengine.evaluator import BaseMetric
+from mmengine.hooks import CheckpointHook, EarlyStoppingHook, Hook
+
+from ..errors import ConfigError
+from ..utils.text import did_you_mean
+from .weights import unwrap
+
+
+def check_metrics(runner: Any, evaluator: Any, hooks: Iterable[Hook] = ()) -> None:
+    """Check an evaluator against the model of a runner, and against hooks that need its metrics.
+
+    Raises:
+        ConfigError: A hook needs a metric that never comes, or the evaluator needs masks and the
+            model predicts only boxes.
+    """
+    metrics = getattr(evaluator, 'metrics', [])
+    for metric in metrics:
+        if 'segm' in getattr(metric, 'metrics', ()) and not _has_masks(unwrap(runner.model)):
+            raise ConfigError(
+                f"{runner.cfg.filename}: {type(metric).__name__} has metric='segm', but "
+                f"{type(unwrap(runner.model)).__name__} predicts no masks; use metric='bbox'"
+            )
+    for hook in hooks:
+        if isinstance(hook, CheckpointHook) and hook.save_best:
+            for name in hook.key_indicators:
+                _check_name(runner, 'default_hooks.checkpoint.save_best', name, metrics)
+        elif isinstance(hook, EarlyStoppingHook):
+            _check_name(runner, 'EarlyStoppingHook.monitor', hook.monitor, metrics)
+
+
+def _check_name(runner: Any, key: str, name: str, metrics: list[BaseMetric]) -> None:
+    known = [metric_names(metric) for metric in metrics]
+    if name == 'auto' or any(_gives(metric, name) for metric in metrics) or not metrics:
+        return
+    names = [name for names in known for name in names or ()]
+    prefixes = sorted({f'{metric.prefix}/...' for metric in metrics})
+    fix = f'choose from {", ".join(names or prefixes)}'
+    kinds = ', '.join(type(metric).__name__ for metric in metrics)
+    raise ConfigError(
+        f"{runner.cfg.filename}: {key} is '{name}', which val_evaluator ({kinds}) does not "
+        f'give{did_you_mean(name, names)}; {fix}'
+    )
+
+
+def _gives(metric: BaseMetric, name: str) -> bool:
+    """Return whether a metric gives a value of this name, or cannot be known not to."""
+    names = metric_names(metric)
+    if names is None:
+        return not metric.prefix or name.startswith(f'{metric.prefix}/')
+    of_class = getattr(metric, 'classwise', False) and name.endswith('_precision')
+    return name in names or of_class
+
+
+def metric_names(metric: BaseMetric) -> list[str] | None:
+    """Return the names of the values of mmdet's CocoMetric and VOCMetric, or None for others."""
+    from mmdet.evaluation import CocoMetric, VOCMetric
+
+    from ..evaluation.coco_metric import PRECISIONS, RECALLS
+
+    names: list[str] = []
+    if isinstance(metric, CocoMetric):
+        if metric.format_only:
+            return []
+        for kind in metric.metrics:
+            if kind == 'proposal_fast':
+                names += [f'AR@{number}' for number in metric.proposal_nums]
+            elif kind == 'proposal':
+                names += metric.metric_items or RECALLS
+            else:
+                names += [f'{kind}_{item}' for item in metric.metric_items or PRECISIONS]
+    elif isinstance(metric, VOCMetric) and metric.metric == 'mAP':
+        names += ['mAP', *(f'AP{int(threshold * 100):02d}' for threshold in metric.iou_thrs)]
+    else:
+        return None
+    return [f'{metric.prefix}/{name}' for name in names]
+
+
+def _has_masks(model: Any) -> bool:
+    """Return whether a part of a model is named for masks, as in all of mmdet's such models."""
+    parts = (f'{name} {type(module).__name__}'.lower() for name, module in model.named_modules())
+    return any(word in part for part in parts for word in ('mask', 'panoptic', 'segm'))
