@@ -29,13 +29,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--auto-scale-lr', action='store_true', help=text)
     text = 'use deterministic algorithms only'
     parser.add_argument('--deterministic', action='store_true', help=text)
-    parser.add_argument(
-        '--track',
-        nargs='+',
-        default=(),
-        metavar='NAME',
-        help='also log scalars and pictures of predictions to tensorboard, mlflow or wandb',
-    )
+    text = 'also log scalars and pictures to tensorboard, mlflow or wandb'
+    parser.add_argument('--track', nargs='+', default=(), metavar='NAME', help=text)
     parser.add_argument('--seed', type=int, help='random seed')
     add_device(parser)
     add_cfg_options(parser)

@@ -60,7 +60,7 @@ def markdown(content: Mapping[str, Any]) -> str:
     if not content.get('about'):
         return NOT_RUN
     about = content['about']
-    lines = ['# On a GPU', '']
+    lines = [f'# On a GPU: {about["device"]}', '']
     if about.get('tiny'):
         lines += ['**This is a rehearsal at tiny sizes. Do not use its figures.**', '']
     lines += [
