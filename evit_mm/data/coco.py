@@ -17,7 +17,11 @@ from .images import some
 
 def is_number(value: Any) -> bool:
     """Return whether a value of a JSON file is a finite number."""
-    return isinstance(value, (int, float)) and math.isfinite(value)
+    return isinstance(value, (int, float)) and value is not True and math.isfinite(value)
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and value is not True and value > 0
 
 
 def _is_box(value: Any) -> bool:
@@ -28,7 +32,7 @@ Kind = tuple[str, Callable[[Any], bool]]  # description of a valid value, and a 
 ID: Kind = ('an integer or a string', lambda value: isinstance(value, (int, str)))
 NUMBER: Kind = ('a finite number', is_number)
 NAME: Kind = ('a non-empty string', lambda value: isinstance(value, str) and bool(value))
-PIXELS: Kind = ('a positive integer', lambda value: isinstance(value, int) and value > 0)
+PIXELS: Kind = ('a positive integer', _is_size)
 BOX: Kind = ('four finite numbers [x, y, width, height]', _is_box)
 FLAG: Kind = ('0 or 1', lambda value: isinstance(value, int) and value in (0, 1))
 FIELDS: dict[str, dict[str, Kind]] = {

@@ -25,7 +25,7 @@ def loaded_counts(
     """Return what the loader of a ``CocoDataset`` config loads.
 
     Raises:
-        DataError: ``indices`` contains an image that does not exist.
+        DataError: ``indices`` is invalid or contains an image that does not exist.
     """
     filter_cfg = None if dataset.get('test_mode') else dataset.get('filter_cfg')
     indices = dataset.get('indices')
@@ -35,6 +35,10 @@ def loaded_counts(
         number = counted(len(coco['images']), 'image')
         raise DataError(
             f'indices is {indices}, but the file has only {number}; correct it'
+        ) from None
+    except TypeError:
+        raise DataError(
+            f'indices is {indices!r}; use a number of images or a list of their places'
         ) from None
 
 

@@ -97,7 +97,7 @@ def training_notes(counts: Counts, coco: Mapping[str, Entries]) -> Iterator[str]
     if OTHER in skipped:
         entries, _ = skipped[OTHER]
         all_names = {category['id']: category['name'] for category in coco['categories']}
-        others = list(dict.fromkeys(all_names[entry['category_id']] for entry in entries))
+        others = list(dict.fromkeys(all_names.get(entry['category_id']) for entry in entries))
         yield (
             f'training skips {counted(len(entries), "object")} of categories that '
             f'metainfo.classes does not have ({some(others)})'

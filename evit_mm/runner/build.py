@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
 import shutil
 from collections.abc import Iterator, Mapping
@@ -68,8 +69,12 @@ class CheckedRunner(Runner):
     _evaluates = False
     _begun = False  # whether an iteration or an evaluation has succeeded
     _has_own_log = False  # False if another run of the same second writes to the same folder
+    _numbers = itertools.count(1)  # of the runs in this process
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # mmengine would share logger and visualizer between runs of the same second and name
+        if (number := next(self._numbers)) > 1:
+            kwargs['experiment_name'] = f'{kwargs.get("experiment_name") or "run"}_{number}'
         with ExitStack() as self._while_built, self._nothing_left():
             super().__init__(*args, **kwargs)
 

@@ -202,7 +202,7 @@ def _values(data: str | Path, found: DataFolder, base: Config) -> dict[str, Any]
         }
 
     train = dataset(found.train, base.train_dataloader.dataset)
-    train['filter_cfg'] = {'filter_empty_gt': False}
+    train['filter_cfg'] = {'filter_empty_gt': False, 'min_size': 0}
     val = dataset(found.val, base.val_dataloader.dataset)
     return {
         'data_root': os.path.join(root, ''),
@@ -227,7 +227,7 @@ def _values(data: str | Path, found: DataFolder, base: Config) -> dict[str, Any]
 COMMENTS = {
     'classes': 'in the order of the annotation files',
     'scale': 'longer and shorter side of an image in pixels; the aspect ratio is kept',
-    'train_dataloader': 'images without objects are used as background',
+    'train_dataloader': 'images without objects are background, and small images are used, too',
     'max_epochs': f'about {ITERATIONS} iterations',
     'auto_scale_lr': '--auto-scale-lr scales the learning rate from this batch size',
 }

@@ -116,6 +116,8 @@ class TrackingHook(Hook):
     def before_val_epoch(self, runner: Any) -> None:
         """Reset the number of images to draw. Only detectors get pictures."""
         self.left = 0 if is_classifier(runner.cfg) else IMAGES
+        if not self.left:
+            return
         self.painter = type(runner.visualizer)()
         self.painter.dataset_meta = complete_palette(runner.visualizer.dataset_meta)
         dataset = runner.val_dataloader.dataset

@@ -302,7 +302,9 @@ def _write_copy(source: Source, values: Mapping[str, Any], folder: Path) -> Path
         if name in values and node.end_lineno and node.end_col_offset:
             line, column = node.end_lineno - 1, node.end_col_offset  # bytes of UTF-8
             between = '\n' if isinstance(node, BLOCKS) else '; '
-            added = f'{between}{name} = {values[name]!r}'.encode()
+            # mmengine would replace {{ fileDirname }} in a value
+            value = repr(values[name]).replace('{{', '{\\x7b')
+            added = f'{between}{name} = {value}'.encode()
             lines[line] = lines[line][:column] + added + lines[line][column:]
     copy = folder / source.file.name
     # mmengine uses the first assignment to _base_

@@ -394,7 +394,7 @@ def test_boxes_at_the_edges(box, skipped, counted, tmp_path):
 
 
 def test_masks_are_asked_for_where_they_are_loaded(tmp_path):
-    coco = boxed(INSIDE, INSIDE, (5, 5, 0, 0, 0))
+    coco = boxed(INSIDE, (30, 20, 9, 9, 81), (5, 5, 0, 0, 0))
     coco['annotations'][0]['segmentation'] = {'size': [40, 60], 'counts': [400, 20, 1980]}
     for training, number in ((True, '1 of 2'), (False, '2 of 3')):
         assert len(check_boxed(tmp_path, coco, training=training)) == 1  # the box without area

@@ -215,8 +215,8 @@ def test_yolo_images_without_labels_are_background(tmp_path):
     data = find_data(root)
     assert boxes(data.train) == {'train0.jpg': [], 'train1.jpg': [CAT]}
     assert data.notes == (
-        '1 images have no label file and count as background (images/train/train0.jpg)',
-        '1 objects without area were left out (train1.txt, line 1)',
+        'images have no label file and count as background: 1 (images/train/train0.jpg)',
+        'objects without area were left out: 1 (train1.txt, line 1)',
     )
     shutil.rmtree(root / 'labels')
     assert said(root).startswith("'DIR': no image has a label file; put the label of images/NAME")
@@ -279,7 +279,7 @@ def test_images_elsewhere_are_read_and_named(tmp_path):
     (root / 'data.yaml').write_text(text)
     data = find_data(root)
     assert boxes(data.train) == {'far.png': [('dog', CAT[1])], 'train0.jpg': [CAT]}
-    assert data.notes == (f'1 images are outside the data folder ({far})',)
+    assert data.notes == (f'images are outside the data folder: 1 ({far})',)
     assert data.train.first_image == far
     (tmp_path / 'far' / 'labels' / 'far.txt').write_text('0 0.5 0.5 0.25 0.2')  # also a change
     os.utime(tmp_path / 'far' / 'labels' / 'far.txt', (1, 1))
@@ -313,7 +313,7 @@ def test_voc_difficult_objects_do_not_count_as_in_its_evaluation(tmp_path):
         for k, v in truth(s.ann_file).items()
     }
     assert crowds == {'0.jpg': [1]} | {f'{k}.jpg': [0] for k in range(1, 6)}
-    assert '1 difficult objects became crowds' in data.notes[1]
+    assert 'difficult objects became crowds' in data.notes[1]
 
 
 def test_voc_sizes_are_read_from_the_image_where_the_file_has_none(tmp_path):
@@ -375,7 +375,7 @@ def test_voc_lists_and_images_must_exist(tmp_path):
     data = find_data(root)
     assert sorted(boxes(data.train)) == ['0.jpg', '1.jpg'] and sorted(boxes(data.val)) == ['2.jpg']
     (note,) = data.notes
-    assert note.startswith('3 annotation files are in no list of ImageSets/Main (3.xml')
+    assert note.startswith('annotation files are in no list of ImageSets/Main: 3 (3.xml')
     (root / 'JPEGImages' / '2.jpg').unlink()
     assert said(root).startswith("'DIR/Annotations/2.xml': image '2.jpg' does not exist; put")
 
@@ -457,7 +457,7 @@ def test_labelme_shapes_give_boxes(tmp_path):
         ('sun', [15, 5, 10, 10]),
     ]
     assert data.train.classes == ('bus', 'cat', 'dog', 'sun') and len(data.notes) == 2
-    assert data.notes[1].startswith('6 LabelMe shapes of the kind line have no box and were left')
+    assert data.notes[1].startswith('LabelMe shapes of the kind line have no box and were left')
     exports.write(root / 'labels.txt', '__ignore__\n_background_\nsun\ndog\n')
     assert find_data(root).train.classes == ('sun', 'dog', 'bus', 'cat')
     (root / '2.json').write_text('{"shapes": [')
@@ -510,7 +510,7 @@ def test_label_studio_regions_give_boxes(result, expected, tmp_path):
     found = {**boxes(data.train), **boxes(data.val)}
     assert found.pop('my 0.jpg') == [('dog', [0, 0, 20, 15])]
     assert len(found) == 7 and only(found) == expected
-    assert '1 tasks have no annotation and were left out (task 9)' in data.notes
+    assert 'tasks have no annotation and were left out: 1 (task 9)' in data.notes
 
 
 @pytest.mark.parametrize(
@@ -552,7 +552,7 @@ def test_a_grouping_class_is_named_and_left_out(cells, tmp_path):
     data = find_data(tmp_path / 'set')
     assert data.train.classes == ('RBC', 'WBC', 'Platelets')
     (note,) = data.notes
-    assert note == '1 class without boxes only groups the others and was left out (blood)'
+    assert note == 'classes without boxes that only group others were left out: 1 (blood)'
 
 
 def test_a_grouping_class_of_the_same_name_is_left_out(tmp_path):

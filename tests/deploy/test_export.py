@@ -607,7 +607,7 @@ def test_unwritable_places_and_unusable_images_are_named(derive, tmp_path):
     with pytest.raises(ConfigError, match='no image found in .*--check'):
         derive(tmp_path / 'b.onnx', check=tmp_path / 'in')
     (tmp_path / 'in' / 'a.jpg').write_bytes(b'\xff\xd8\xff\xe0 broken')
-    with pytest.raises(DataError, match=r"a\.jpg' cannot be decoded"):
+    with pytest.raises(DataError, match=r"a\.jpg': the image cannot be decoded"):
         derive(tmp_path / 'b.onnx', check=tmp_path / 'in')
     cv2.imwrite(str(tmp_path / 'in' / 'a.jpg'), np.zeros((2000, 3, 3), np.uint8))
     with pytest.raises(DataError, match='3x2000 pixels are too thin'):

@@ -60,19 +60,20 @@ def program(folder, text):
 
 def test_a_data_folder_is_recognised_and_checked(tmp_path):
     root = yolo(tmp_path / 'set')
-    first, second = check_folder(str(root), False)
+    first, *notes, last = check_folder(str(root), False)
     assert first == Finding(
         'green',
         'data',
         f"'{root}' is in YOLO format: 2 images for training, 2 for validation, "
         '2 classes (cat, dog)',
     )
-    assert second.level == 'green' and second.text.startswith('no errors found')
+    assert last.level == 'green' and last.text.startswith('no errors found')
+    assert {note.level for note in notes} == {'yellow'}
     (root / 'labels' / 'val' / 'val0.txt').unlink()
     (root / 'images' / 'train' / 'train0.jpg').write_bytes(b'broken')
-    broken, background = only(list(check_folder(str(root), True)), 'yellow')
-    assert broken.text == '1 images cannot be read and were left out (train0.jpg)'
-    assert background.text.startswith('1 images have no label file and count as background')
+    broken, background, *_ = only(list(check_folder(str(root), True)), 'yellow')
+    assert broken.text == 'images cannot be read and were left out: 1 (train0.jpg)'
+    assert background.text.startswith('images have no label file and count as background')
     (root / 'data.yaml').unlink()
     (fault,) = guarded('data', lambda: check_folder(str(root), False))
     assert (fault.level, fault.fix) == ('red', 'arrange the data like one of these')

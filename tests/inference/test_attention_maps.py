@@ -354,7 +354,7 @@ def test_what_cannot_be_looked_at_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r'model\.backbone is .*; this tool needs'):
         visualize_attention(other, 'random', image, out)
     (tmp_path / 'broken.jpg').write_bytes(b'no image')
-    with pytest.raises(DataError, match=r"broken\.jpg' cannot be decoded"):
+    with pytest.raises(DataError, match=r"broken\.jpg': the image cannot be decoded"):
         visualize_attention(DETECTOR, 'random', tmp_path / 'broken.jpg', out, None, OPTIONS)
     thin = write_image(tmp_path / 'thin.png', 3000, 2)
     with pytest.raises(DataError, match='2x3000 pixels are too thin to resize'):

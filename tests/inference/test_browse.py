@@ -165,7 +165,7 @@ def test_boxes_are_drawn_where_they_are_at_any_size():
         'data_samples': DetDataSample(gt_instances=instances),
     }
     tile, text = room._Painter(metainfo).tile(packed, 'a.png')
-    assert text == 'a.png, 160 x 160, 1 objects'
+    assert text == 'a.png, 160 x 160, 1 object'
     picture = tile.astype(int)
     assert picture.shape == (320, 320, 3)
     green = (picture[..., 1] - picture[..., 0]) > 60

@@ -623,7 +623,7 @@ def test_an_official_file_of_another_size_is_refused_by_the_test_tool(data, tmp_
 
 def test_what_is_for_detectors_alone_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r'must end in \.pkl for a classifier'):
-        run_test(BASE, 'x.pth', out='x.json')
+        run_test(BASE, None, out='x.json')
     with pytest.raises(ConfigError, match='is a classifier, not a detector'):
         inference.predict(BASE, 'x.pth', tmp_path, tmp_path / 'out')
 

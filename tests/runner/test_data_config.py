@@ -145,9 +145,12 @@ def test_options_of_the_first_run_are_in_the_config(tmp_path):
     expected = load_config(plain)
     # the names of the file's variables change what refers to them
     expected.train_cfg.max_epochs = expected.param_scheduler[1].T_max = 7
-    for loader in (expected.train_dataloader, expected.val_dataloader, expected.test_dataloader):
-        for step in loader.dataset.pipeline:
+    loaders = (expected.train_dataloader, expected.val_dataloader, expected.test_dataloader)
+    pipelines = [loader.dataset.pipeline for loader in loaders]
+    for pipeline in (*pipelines, expected.train_pipeline, expected.test_pipeline):
+        for step in pipeline:
             step.update({'scale': (96, 64)} if step.type == 'Resize' else {})
+    expected.changes.Resize.scale = (96, 64)
     expected.merge_from_dict(options)
     found = load_config(file)
     assert {**found, 'work_dir': 0} == {**expected, 'work_dir': 0}

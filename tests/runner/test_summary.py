@@ -94,7 +94,7 @@ def test_the_console_is_short_and_the_file_has_all(trained):
     assert float(best) == pytest.approx(read_scores(work)[0], abs=5e-4)
     assert 'AP' not in re.search(r'^epoch 1/2  iteration 3/3.*', said, re.M)[0]
     hidden = ('paramwise_options', 'Hooks will be executed', 'Exp name:', 'Saving checkpoint')
-    hidden += ('loading annotations', 'Evaluating bbox', 'area=   all', 'Epoch(val)')
+    hidden += ('Evaluating bbox', 'area=   all', 'Epoch(val)')
     for text in (*hidden, 'Epoch(train)', 'System environment', 'runner_type ='):
         assert text in log and text not in said
     evaluations = (

@@ -262,8 +262,14 @@ def test_logs_lie_in_the_work_dir_under_the_names_of_the_run(tmp_path, monkeypat
 
 def test_classifiers_get_no_pictures(tmp_path):
     hook = tracking.TrackingHook(['tensorboard'], {})
+    loader = SimpleNamespace(dataset=SimpleNamespace())
     for scope, number in (('mmpretrain', 0), ('mmdet', 8)):
-        hook.before_val_epoch(SimpleNamespace(cfg={'default_scope': scope}, visualizer=Mock()))
+        runner = SimpleNamespace(
+            cfg={'default_scope': scope},
+            visualizer=Mock(dataset_meta={}),
+            val_dataloader=loader,
+        )
+        hook.before_val_epoch(runner)
         assert hook.left == number
 
 

@@ -313,7 +313,7 @@ def test_wrong_names_and_values_are_refused(line, said, tmp_path):
     'text',
     [
         'max_epoch = 3\ntrain_cfg = dict(max_epochs=max_epoch)',
-        "dataset_type = 'CocoDataset'\nbackend_args = None",
+        "dataset_type = 'TolerantCocoDataset'\nbackend_args = None",
         "metainfo = dict(classes=('a', 'b', 'c'))\n"
         'train_dataloader = dict(dataset=dict(metainfo=metainfo))',
         'lr = 0.1\nweight_decay = lr / 2\n'

@@ -68,7 +68,7 @@ def read(source: Source, files: list[Path]) -> Content:
     categories = [(c['id'], c['name']) for coco in read_files.values() for c in coco['categories']]
     content.classes = list(dict.fromkeys(name for key, name in categories if key not in grouping))
     for name in grouping.values():
-        source.notes.add('class without boxes only groups the others and was left out', name)
+        source.notes.add('classes without boxes that only group others were left out', name)
     for file, coco in read_files.items():
         _add_images(content, coco, file, source)
     return content

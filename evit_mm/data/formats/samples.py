@@ -81,8 +81,8 @@ class Notes:
 
     def sentences(self) -> list[str]:
         """Return one sentence per kind, with the number of cases and the first places."""
-        counted = [f'{len(v)} {kind} ({some(v)})' for kind, v in self._places.items()]
-        return [*self._said, *counted]
+        cases = [f'{kind}: {len(v)} ({some(v)})' for kind, v in self._places.items()]
+        return [*self._said, *cases]
 
 
 @dataclass(frozen=True)
