@@ -113,6 +113,7 @@ class TrackingHook(Hook):
             write_json(Path(runner.work_dir, STATE), self.state)
         self.saved = True
 
+    @master_only
     def before_val_epoch(self, runner: Any) -> None:
         """Reset the number of images to draw. Only detectors get pictures."""
         self.left = 0 if is_classifier(runner.cfg) else IMAGES

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from types import SimpleNamespace
 
 import psutil
@@ -451,8 +452,9 @@ def test_training_time_is_the_mean_step_times_all_steps():
 def process_of_the_run(parent):
     """Return the process that trains, once there is one."""
     for child in parent.children():
-        if 'spawn_main' in ' '.join(child.cmdline()):
-            return child
+        with suppress(psutil.NoSuchProcess):  # it has just ended
+            if 'spawn_main' in ' '.join(child.cmdline()):
+                return child
     return None
 
 
