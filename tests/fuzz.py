@@ -30,7 +30,7 @@ from mmengine.registry import MODELS, init_default_scope
 
 from evit_mm.checkpoint import extract_state_dict, fit_state_dict, read_checkpoint
 from evit_mm.data import check_coco
-from evit_mm.data.layout import find_splits
+from evit_mm.data.layout import find_data
 from evit_mm.errors import ConfigError, DataError, EvitError
 from evit_mm.models import EfficientViT, EfficientViTFPN
 from evit_mm.runner.build import config_faults
@@ -388,7 +388,7 @@ def splits_are_found(data):
     text = json.dumps(mutated(data, valid_coco()))
     (folder() / 'annotations' / 'instances_train.json').write_text(text)
     with suppress(DataError):
-        train, _ = find_splits(folder())
+        train = find_data(folder()).train
         assert train.num_images > 0 and train.classes
 
 

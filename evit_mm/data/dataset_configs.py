@@ -14,7 +14,8 @@ from .coco import read_coco
 from .images import IMAGE_SUFFIXES
 from .pipeline import FROM_FILE, loading_steps, step_name
 
-TOLERANT = 'TolerantCocoDataset'  # in coco_dataset.py, which needs mmdet
+# in coco_dataset.py and evaluation/coco_metric.py, which need mmdet
+TOLERANT, HOT_METRIC = 'TolerantCocoDataset', 'HotCocoMetric'
 
 
 def find_datasets(cfg: Config, split: str, *types: str) -> Iterator[Mapping[str, Any]]:
@@ -42,7 +43,7 @@ def coco_evaluators(cfg: Config, split: str) -> list[Mapping[str, Any]]:
     """Return the configs of a split's evaluators that compute COCO's metrics."""
     found = cfg.get(f'{split}_evaluator') or []
     evaluators = [found] if isinstance(found, Mapping) else found
-    return [e for e in evaluators if type_name(e) in ('CocoMetric', 'HotCocoMetric')]
+    return [e for e in evaluators if type_name(e) in ('CocoMetric', HOT_METRIC)]
 
 
 def type_name(component: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ from ..errors import DataError
 from ..utils.text import counted
 from .coco import DEFAULTS, AnnotationFile, ids_of, read_annotations
 from .counts import Counts, converted_counts, evaluation_counts, training_counts
-from .dataset_configs import TOLERANT, dataset_paths, type_name
+from .dataset_configs import HOT_METRIC, TOLERANT, dataset_paths, type_name
 from .images import some
 from .statements import evaluation_notes
 
@@ -84,7 +84,7 @@ def check_evaluator(
     Returns:
         Errors, notes, and what the evaluator counts. This is None if it cannot be known.
     """
-    own, where = type_name(evaluator) == 'HotCocoMetric', f'{split}_evaluator'
+    own, where = type_name(evaluator) == HOT_METRIC, f'{split}_evaluator'
     faults = list(_option_faults(evaluator, file.coco, where))
     notes: list[str] = []
     found = _counted(evaluator, file, ann_file, classes, loaded)
@@ -118,7 +118,7 @@ def _counted(
 
     Returns None if the file is remote, or does not belong to the data set.
     """
-    path, own = evaluator.get('ann_file'), type_name(evaluator) == 'HotCocoMetric'
+    path, own = evaluator.get('ann_file'), type_name(evaluator) == HOT_METRIC
     if not path:
         return file, converted_counts(loaded)
     if '://' in path:
@@ -140,7 +140,7 @@ def _ids(entries: Entries) -> set[Any]:
 
 def repair_faults(file: AnnotationFile, evaluators: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Name the missing fields that the readers need and do not fill in."""
-    pycocotools = [e for e in evaluators if type_name(e) != 'HotCocoMetric']
+    pycocotools = [e for e in evaluators if type_name(e) != HOT_METRIC]
     fixes = [f"set type='{TOLERANT}' in the data set"] * (not file.tolerant)
     fixes += ["set type='HotCocoMetric' in the evaluator"] * bool(pycocotools)
     for key, places in file.repairs.items():

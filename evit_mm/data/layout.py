@@ -68,12 +68,6 @@ def find_data(root: str | Path) -> DataFolder:
     return DataFolder(recognised.name, splits[0], splits[1], tuple(notes))
 
 
-def find_splits(root: str | Path) -> tuple[CocoSplit, CocoSplit]:
-    """Return the training and the validation split of a data folder. See :func:`find_data`."""
-    data = find_data(root)
-    return data.train, data.val
-
-
 def _with_same_classes(train: CocoSplit, val: CocoSplit) -> tuple[CocoSplit, CocoSplit]:
     if train.classes != val.classes:
         raise DataError(

@@ -28,7 +28,7 @@ from ..data.layout import CocoSplit, DataFolder, find_data
 from ..errors import ConfigError
 from ..utils.files import write_atomically
 from ..utils.package_files import project_path
-from ..utils.text import did_you_mean
+from ..utils.text import counted, did_you_mean
 from .config import load_config
 
 DEFAULT_MODEL = 'rtmdet_m0'
@@ -118,11 +118,13 @@ def _keep_or_write(
 
 def describe(data: str | Path, found: DataFolder) -> list[str]:
     """Return sentences on what a data folder contains and what was left out."""
-    numbers = f'{found.train.num_images} images for training, {found.val.num_images} for validation'
     classes = found.train.classes
+    images = counted(found.train.num_images, 'image')
+    numbers = f'{images} for training, {found.val.num_images} for validation'
     shown = ', '.join(classes[:5]) + (', ...' if len(classes) > 5 else '')
+    names = f'{counted(len(classes), "class")} ({shown})'
     return [
-        f"data: '{data}' is in {found.format} format: {numbers}, {len(classes)} classes ({shown})",
+        f"data: '{data}' is in {found.format} format: {numbers}, {names}",
         *(f'note: {note}' for note in found.notes),
     ]
 
@@ -255,7 +257,8 @@ def _merge(values: dict[str, Any], merged: Config, key: list[str]) -> None:
 
 
 def _head(data: str | Path, found: DataFolder, base: Path, options: Mapping[str, Any]) -> list[str]:
-    numbers = f'{found.train.num_images} images, {len(found.train.classes)} classes'
+    images = counted(found.train.num_images, 'image')
+    numbers = f'{images}, {counted(len(found.train.classes), "class")}'
     head = [
         f'{base.stem} on your data ({found.format} format, {numbers}), from scratch.',
         '',

@@ -21,7 +21,7 @@ from evit_mm.compare.benchmark import median_and_quartiles, time_interleaved
 from evit_mm.compare.complexity import detector_macs
 from evit_mm.compare.table import Row, markdown, ranking
 from evit_mm.data import make_shapes
-from evit_mm.data.layout import find_splits
+from evit_mm.data.layout import find_data
 from evit_mm.errors import CheckpointError, ConfigError, DataError
 from evit_mm.runner.build import load_detector
 from tests.conftest import ROOT
@@ -179,7 +179,8 @@ def test_wrong_names_and_numbers_are_refused(shapes, tmp_path):
 
 
 def test_splits_are_found_in_the_usual_layouts(shapes, copy):
-    train, val = find_splits(shapes)
+    data = find_data(shapes)
+    train, val = data.train, data.val
     assert (train.num_images, val.num_images) == (16, 8) and train.img_dir == shapes / 'train'
     assert train.classes == ('circle', 'square', 'triangle', 'star', 'cross')
     (copy / 'images').mkdir()
@@ -189,7 +190,8 @@ def test_splits_are_found_in_the_usual_layouts(shapes, copy):
         if split == 'val':
             file.rename(file.with_name('instances_val2017.json'))
             (copy / 'images' / 'val').rename(copy / 'val2017')
-    train, val = find_splits(copy)
+    data = find_data(copy)
+    train, val = data.train, data.val
     assert (train.img_dir, val.img_dir) == (copy / 'images' / 'train', copy / 'val2017')
 
 

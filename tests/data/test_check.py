@@ -12,7 +12,7 @@ from pycocotools.coco import COCO
 from evit_mm.data import SHAPE_CLASSES, check_coco, check_config_data, make_shapes
 from evit_mm.data.check import inspect_config_data
 from evit_mm.data.images import spread
-from evit_mm.data.layout import find_splits
+from evit_mm.data.layout import find_data
 from evit_mm.data.shapes import _place, shape_mask
 from evit_mm.errors import DataError
 from tests.conftest import ROOT
@@ -320,7 +320,7 @@ def test_a_split_knows_its_first_image_and_its_boxes(tmp_path):
     root = make_shapes(tmp_path / 'set', 2, 3, size=(80, 48), quiet=True)
     edit(root, lambda coco: coco['annotations'][0].update(iscrowd=1))
     coco = json.loads((root / 'annotations' / 'instances_val.json').read_text())
-    _, val = find_splits(root)
+    val = find_data(root).val
     assert val.first_image == root / 'val' / '000001.jpg' and val.num_images == 3
     assert val.first_size == cv2.imread(str(val.first_image)).shape[1::-1] == (80, 48)
     assert sum(val.num_boxes.values()) == sum(not a['iscrowd'] for a in coco['annotations'])

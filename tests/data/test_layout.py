@@ -8,7 +8,7 @@ import pytest
 from mmdet.datasets import CocoDataset
 from mmengine.registry import init_default_scope
 
-from evit_mm.data.layout import dataset_config, find_data, find_splits
+from evit_mm.data.layout import dataset_config, find_data
 from evit_mm.errors import DataError
 
 
@@ -48,7 +48,8 @@ def write(root, names='instances_{}.json', folder='{}', categories=((7, 'cat'), 
 )
 def test_files_are_found_in_the_usual_places(names, folder, tmp_path):
     root = write(tmp_path / 'set', names, folder)
-    for name, split in zip(('train', 'val'), find_splits(str(root)), strict=True):
+    data = find_data(str(root))
+    for name, split in {'train': data.train, 'val': data.val}.items():
         assert split.ann_file == root / 'annotations' / names.format(name)
         assert split.img_dir == root / folder.format(name)
         assert split.first_image == split.img_dir / f'{name}0.png'
@@ -59,27 +60,28 @@ def test_files_are_found_in_the_usual_places(names, folder, tmp_path):
 def test_the_first_place_is_taken(tmp_path):
     root = write(write(tmp_path / 'set', folder='images'), folder='{}')
     write(root, 'instances_{}2017.json', categories=((7, 'hen'), (4, 'cow')))
-    for split, name in zip(find_splits(root), ('train', 'val'), strict=True):
+    data = find_data(root)
+    for name, split in {'train': data.train, 'val': data.val}.items():
         assert split.img_dir == root / name and split.classes == ('cat', 'dog')
 
 
 def test_what_is_missing_is_named(tmp_path):
     with pytest.raises(DataError, match="'.*gone' does not exist; give the folder with its"):
-        find_splits(tmp_path / 'gone')
+        find_data(tmp_path / 'gone')
     root = write(tmp_path / 'set')
     val = root / 'annotations' / 'instances_val.json'
     text = val.read_text()
     val.write_text(text.replace('cat"', 'cow"'))
     with pytest.raises(DataError, match=r"train.json' has the categories .*'cat'.* but .*'cow'"):
-        find_splits(root)
+        find_data(root)
     val.write_text(text.replace('val0', 'val9'))
     looked = r"'\S+/set/val', '\S+/set/images/val', '\S+/set/images', '\S+/set'$"
     with pytest.raises(DataError, match=rf"'val9\.png' of .* does not exist; .* {looked}"):
-        find_splits(root)
+        find_data(root)
     (root / 'annotations' / 'instances_train.json').unlink()
     val.write_text(text)
     with pytest.raises(DataError, match="has no images for the split 'train'; add some"):
-        find_splits(root)
+        find_data(root)
 
 
 def test_without_validation_images_some_training_images_take_their_place(tmp_path):
@@ -93,7 +95,7 @@ def test_without_validation_images_some_training_images_take_their_place(tmp_pat
 def test_mmdet_loads_a_split_with_its_own_classes(tmp_path):
     init_default_scope('mmdet')
     root = write(tmp_path / 'set')
-    _, val = find_splits(root)
+    val = find_data(root).val
     steps = [{'type': 'LoadImageFromFile'}]
     dataset = CocoDataset(test_mode=True, **dataset_config(val, steps))
     assert dataset.metainfo['classes'] == ('cat', 'dog')
