@@ -12,6 +12,7 @@ import logging
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from ..errors import DataError
 from ..utils.text import counted
 from .check_images import image_data_faults
 from .coco import read_annotations
+from .concatenated import metainfo_faults, mixed_faults
 from .counts import Counts, training_counts
 from .counts_table import counts_table
 from .dataset_configs import (
@@ -33,23 +35,27 @@ from .dataset_configs import (
     coco_datasets,
     coco_evaluators,
     dataset_paths,
+    evaluates_each,
     is_remote,
+    misnamed_classes,
     type_name,
 )
 from .evaluators import check_evaluator, loaded_counts, repair_faults
 from .images import NUM_DECODED, UNDECODABLE, some, spread
 from .masks import is_loadable
-from .overlap import shared_images
+from .overlap import MOST_LISTED, shared_images
 from .pipeline import ImageReader
 from .statements import (
     grouping_notes,
     image_sizes,
+    listed_twice,
     nothing_to_train_on,
     repair_notes,
     training_notes,
 )
 
 Entries = Sequence[Mapping[str, Any]]
+LARGEST_COMPARED = 100_000_000  # bytes of a training file that a test reads, about two seconds
 
 
 @dataclass
@@ -115,10 +121,13 @@ def inspect_config_data(
         training = split == 'train'
         found, noted = image_data_faults(cfg, split), []
         datasets = list(coco_datasets(cfg, split))
-        evaluators = [] if training else coco_evaluators(cfg, split)
-        for place, dataset in enumerate(datasets, 1):
+        mixed = len(datasets) > 1 and not evaluates_each(cfg, split)
+        parts = []
+        found += metainfo_faults(cfg, split)
+        for place, dataset in enumerate(datasets):
+            evaluators = [] if training or mixed else coco_evaluators(cfg, split, place)
             key = repr((dataset, training, [_without_outputs(e) for e in evaluators]))
-            name = split if len(datasets) == 1 else f'{split} {place}'
+            name = split if len(datasets) == 1 else f'{split} {place + 1}'
             if key in seen and seen[key] in loaded:
                 both = f'{seen[key]} and {name}'
                 loaded = {both if k == seen[key] else k: v for k, v in loaded.items()}
@@ -127,19 +136,25 @@ def inspect_config_data(
                 continue
             seen[key] = name
             paths = dataset_paths(dataset)
-            checked = _check(
-                dataset, split, evaluators if len(datasets) == 1 else (), num_decoded, **paths
-            )
+            if misnamed := misnamed_classes(dataset):
+                found.append(misnamed)
+                continue
+            checked = _check(dataset, split, evaluators, num_decoded, **paths)
             found += [*checked.faults, *_num_classes_faults(cfg, paths['classes'])]
             noted += checked.notes
             if checked.counts is not None:
                 loaded[name] = checked
+                parts.append(checked.counts.images)
+        if mixed and not training:
+            found += mixed_faults(parts, coco_evaluators(cfg, split), split)
         if training and replaced:
             noted += [fault for fault in found if UNDECODABLE in fault]
             found = [fault for fault in found if UNDECODABLE not in fault]
         report.faults += [f'{split}: {fault}' for fault in found]
         report.notes += [f'{split}: {note}' for note in noted]
     report.counts = {name: checked.counts for name, checked in loaded.items() if checked.counts}
+    if 'train' not in splits:
+        loaded = {**_training_sets(cfg), **loaded}
     report.notes += _differences(loaded, report.shared)
     report.faults = list(dict.fromkeys(report.faults))
     report.notes = list(dict.fromkeys(report.notes))
@@ -246,6 +261,7 @@ def _check(
     if split == 'train':
         faults += nothing_to_train_on(loaded, coco)
         notes += training_notes(loaded, coco)
+    notes += listed_twice(checked.counts)
     for evaluator in scored:
         found, noted, counts = check_evaluator(evaluator, file, ann_file, classes, loaded, split)
         checked.faults += found
@@ -258,6 +274,23 @@ def _check(
     checked.faults = [*(named + fault for fault in faults), *checked.faults]
     checked.notes = [named + note for note in notes]
     return checked
+
+
+def _training_sets(cfg: Config) -> dict[str, _Checked]:
+    """Return what the training loads, to compare an evaluation with it.
+
+    Data sets with errors and very large files are left out.
+    """
+    loaded = {}
+    for place, dataset in enumerate(coco_datasets(cfg, 'train')):
+        paths = dataset_paths(dataset)
+        ann_file, classes = Path(paths['ann_file']), paths['classes']
+        with suppress(OSError, DataError):
+            if not is_remote(dataset) and ann_file.stat().st_size <= LARGEST_COMPARED:
+                coco = read_annotations(ann_file, type_name(dataset) == TOLERANT).coco
+                counts = loaded_counts(dataset, coco, classes)
+                loaded[f'train {place}'] = _Checked([], [], paths['img_dir'], counts, coco)
+    return loaded
 
 
 def _differences(loaded: Mapping[str, _Checked], shared: dict[str, int]) -> Iterator[str]:
@@ -342,7 +375,14 @@ def _image_faults(
             'check data_prefix.img or copy the images there'
         )
     else:
-        yield from _decoding_faults(images, img_dir, num_decoded, pipeline)
+        empty = [name for name in names[:MOST_LISTED] if not (img_dir / name).stat().st_size]
+        if empty:
+            yield (
+                f"{len(empty)} of {counted(len(images), 'image')} in '{img_dir}' {UNDECODABLE}, "
+                f'because the files are empty ({some(empty)}); replace them or remove their entries'
+            )
+        else:
+            yield from _decoding_faults(images, img_dir, num_decoded, pipeline)
 
 
 def _decoding_faults(

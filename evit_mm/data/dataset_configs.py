@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.fileio import list_from_file
 
 from ..errors import DataError
 from .coco import read_coco
@@ -16,6 +17,7 @@ from .pipeline import FROM_FILE, loading_steps, step_name
 
 # in coco_dataset.py and evaluation/coco_metric.py, which need mmdet
 TOLERANT, HOT_METRIC = 'TolerantCocoDataset', 'HotCocoMetric'
+COCO_TYPES = ('CocoDataset', TOLERANT)
 
 
 def find_datasets(cfg: Config, split: str, *types: str) -> Iterator[Mapping[str, Any]]:
@@ -36,13 +38,30 @@ def _unwrap(dataset: Any, types: tuple[str, ...]) -> Iterator[Mapping[str, Any]]
 
 def coco_datasets(cfg: Config, split: str) -> Iterator[Mapping[str, Any]]:
     """Yield the configs of the data sets in COCO format of a split. See ``find_datasets``."""
-    return find_datasets(cfg, split, 'CocoDataset', TOLERANT)
+    return find_datasets(cfg, split, *COCO_TYPES)
 
 
-def coco_evaluators(cfg: Config, split: str) -> list[Mapping[str, Any]]:
-    """Return the configs of a split's evaluators that compute COCO's metrics."""
+def coco_datasets_in(dataset: Any) -> Iterator[Mapping[str, Any]]:
+    """Yield the configs of data sets in COCO format in a config of data sets."""
+    return _unwrap(dataset, COCO_TYPES)
+
+
+def evaluates_each(cfg: Config, split: str) -> bool:
+    """Return whether each of several data sets of a split has an evaluator of its own."""
+    evaluator = cfg.get(f'{split}_evaluator')
+    return isinstance(evaluator, Mapping) and type_name(evaluator) == 'MultiDatasetsEvaluator'
+
+
+def coco_evaluators(cfg: Config, split: str, place: int = 0) -> list[Mapping[str, Any]]:
+    """Return the configs of a split's evaluators that compute COCO's metrics.
+
+    ``place`` chooses one of the evaluators of mmdet's ``MultiDatasetsEvaluator``.
+    """
     found = cfg.get(f'{split}_evaluator') or []
-    evaluators = [found] if isinstance(found, Mapping) else found
+    evaluators = [found] if isinstance(found, Mapping) else list(found)
+    if evaluates_each(cfg, split):
+        metrics = evaluators[0].get('metrics') or []
+        evaluators = [metrics] if isinstance(metrics, Mapping) else list(metrics)[place:][:1]
     return [e for e in evaluators if type_name(e) in ('CocoMetric', HOT_METRIC)]
 
 
@@ -62,19 +81,39 @@ def is_remote(dataset: Mapping[str, Any]) -> bool:
 def dataset_paths(dataset: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of :func:`~evit_mm.data.check_coco` for a ``CocoDataset`` config."""
     root = Path(dataset.get('data_root') or '')
-    classes = (dataset.get('metainfo') or {}).get('classes')
-    if classes is None:
-        from mmdet.datasets import CocoDataset
-
-        classes = CocoDataset.METAINFO['classes']
     pipeline = dataset.get('pipeline') or []
     return {
         'ann_file': root / (dataset.get('ann_file') or ''),
         'img_dir': root / (dataset.get('data_prefix') or {}).get('img', ''),
-        'classes': classes,
+        'classes': metainfo_of(dataset)['classes'],
         'with_mask': any(step.get('with_mask') for step in pipeline),
         'pipeline': pipeline,
     }
+
+
+def metainfo_of(dataset: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the metainfo that a ``CocoDataset`` config gives, as mmengine completes it.
+
+    A string that names a file stands for the lines of the file.
+    """
+    from mmdet.datasets import CocoDataset
+
+    metainfo = {**CocoDataset.METAINFO, **(dataset.get('metainfo') or {})}
+    if metainfo['classes'] is None:
+        metainfo['classes'] = CocoDataset.METAINFO['classes']
+    for key, value in metainfo.items():
+        if isinstance(value, str) and Path(value).is_file():
+            metainfo[key] = tuple(list_from_file(value))
+    return metainfo
+
+
+def misnamed_classes(dataset: Mapping[str, Any]) -> str:
+    """Return an error if the metainfo has the classes under another name, such as ``CLASSES``."""
+    metainfo = dataset.get('metainfo') or {}
+    for key in metainfo:
+        if 'classes' not in metainfo and key.lower() in ('classes', 'class', 'class_names'):
+            return f"metainfo has '{key}', which mmdet 3 does not read; rename it to 'classes'"
+    return ''
 
 
 def image_suffixes(cfg: Config) -> tuple[str, ...]:

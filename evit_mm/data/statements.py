@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -199,6 +201,30 @@ def _twice_note(counts: Counts) -> Iterator[str]:
         yield (
             f'{counted(len(ids), "object")} with nearly the same box and class as another '
             f'({ids_of(ids)}); remove those that are annotated twice'
+        )
+
+
+def listed_twice(counts: Counts) -> Iterator[str]:
+    """Name the files of several images whose objects differ."""
+    ids: dict[str, list[Any]] = defaultdict(list)
+    for image in counts.images:
+        ids[os.path.normpath(image['file_name'])].append(image['id'])
+    objects: dict[Any, Counter[Any]] = {
+        key: Counter() for own in ids.values() if len(own) > 1 for key in own
+    }
+    for a in counts.used if objects else ():
+        if a['image_id'] in objects:
+            objects[a['image_id']][(a['category_id'], *a['bbox'])] += 1
+    differ = [
+        name
+        for name, own in ids.items()
+        if len(own) > 1 and any(objects[key] != objects[own[0]] for key in own)
+    ]
+    if differ:
+        yield (
+            f'{counted(len(differ), "file")} with several image ids and other objects for each '
+            f'({some(differ)}), so objects of the one are background for the other; give the '
+            'objects of a file one image id'
         )
 
 

@@ -425,7 +425,7 @@ def test_so_many_images_are_decoded(tmp_path):
         coco['images'][index] = {**image, 'id': index + 1, 'file_name': f'{index}.png'}
         pixels = np.zeros((40, 60) if index else (60, 40), np.uint8)
         cv2.imwrite(str(tmp_path / f'{index}.png'), pixels)
-    (tmp_path / '1.png').write_bytes(b'')
+    (tmp_path / '1.png').write_bytes(b'-')
     differing = "images in '.*' have a different size .*0.png is 40x60, not 60x40"
     (fault,) = check_boxed(tmp_path, coco)  # every third: at most eight
     assert re.match(f'1 of 7 checked {differing}', fault)
@@ -454,8 +454,8 @@ def test_each_finding_on_a_config_names_its_split_once(copy):
         ['model.roi_head.bbox_head.num_classes', 'is', '6'],
         ['model.roi_head.mask_head.num_classes', 'is', '7'],
     ]
-    (copy / 'train' / '000005.jpg').write_bytes(b'')
-    (copy / 'val' / '000002.jpg').write_bytes(b'')
+    (copy / 'train' / '000005.jpg').write_bytes(b'-')
+    (copy / 'val' / '000002.jpg').write_bytes(b'-')
     assert found(['train', 'val'])[0] == []  # not among the eight
     faults, notes = found(['train', 'val'], None)
     assert [fault.split(':')[0] for fault in faults] == ['train', 'val'] and len(notes) == 1
@@ -467,3 +467,40 @@ def test_each_finding_on_a_config_names_its_split_once(copy):
     assert found(['train', 'val'], None, **remote) == ([], [])
     other = f'{copy}/annotations/../annotations/instances_val.json'
     assert not found(['val'], **{'val_evaluator.ann_file': other})[0]
+
+
+def test_empty_image_files_are_named_wherever_they_are(copy):
+    names = sorted(path.name for path in (copy / 'val').iterdir())
+    unchecked = next(name for name in names if name not in spread(names, 8))
+    (copy / 'val' / unchecked).write_bytes(b'')
+    (fault,), _ = check(copy)
+    assert f'cannot be decoded, because the files are empty ({unchecked}); replace' in fault
+
+
+def test_a_test_alone_says_that_its_images_are_training_images(copy, monkeypatch):
+    cfg = config_for(copy)
+    notes = inspect_config_data(cfg, ('test',)).notes
+    assert not [note for note in notes if 'training' in note]
+    cfg.test_dataloader.dataset.update(cfg.train_dataloader.dataset, test_mode=True)
+    cfg.test_evaluator.ann_file = str(copy / 'annotations' / 'instances_train.json')
+    report = inspect_config_data(cfg, ('test',))
+    (note,) = (note for note in report.notes if 'training' in note)
+    assert note.startswith('test: training has 60 of 60 images too')
+    assert [*report.counts] == ['test'] and 'images that are also in train' in report.table
+    monkeypatch.setattr('evit_mm.data.check.LARGEST_COMPARED', 10)
+    notes = inspect_config_data(cfg, ('test',)).notes
+    assert not [note for note in notes if 'training' in note]
+
+
+def test_a_file_under_two_image_ids(tmp_path):
+    coco = boxed((5, 5, 20, 20, 400), (30, 5, 20, 20, 400))
+    coco['images'].append({**coco['images'][0], 'id': 2, 'file_name': 'a/./0.png'})
+    coco['annotations'][1]['image_id'] = 2
+    expected = '1 file with several image ids and other objects for each (a/0.png), so objects of'
+    for training in (True, False):
+        (note,) = check_boxed(tmp_path, coco, training=training)
+        assert note.startswith(expected)
+        # the same objects twice, which gives the image a larger weight
+        same = {**coco['annotations'][0], 'image_id': 2, 'id': 1}
+        even = {**coco, 'annotations': [coco['annotations'][0], same]}
+        assert not check_boxed(tmp_path, even, training=training)
