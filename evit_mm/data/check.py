@@ -117,16 +117,18 @@ def inspect_config_data(
     seen: dict[str, str] = {}
     replaced = (cfg.get('train_cfg') or {}).get('corrupt_images') == 'replace'
     loaded: dict[str, _Checked] = {}
+    images: dict[str, Entries] = {}
     for split in splits:
         training = split == 'train'
         found, noted = image_data_faults(cfg, split), []
         datasets = list(coco_datasets(cfg, split))
         mixed = len(datasets) > 1 and not evaluates_each(cfg, split)
-        parts = []
+        keys = []
         found += metainfo_faults(cfg, split)
         for place, dataset in enumerate(datasets):
             evaluators = [] if training or mixed else coco_evaluators(cfg, split, place)
             key = repr((dataset, training, [_without_outputs(e) for e in evaluators]))
+            keys.append(key)
             name = split if len(datasets) == 1 else f'{split} {place + 1}'
             if key in seen and seen[key] in loaded:
                 both = f'{seen[key]} and {name}'
@@ -144,8 +146,9 @@ def inspect_config_data(
             noted += checked.notes
             if checked.counts is not None:
                 loaded[name] = checked
-                parts.append(checked.counts.images)
+                images[key] = checked.counts.images
         if mixed and not training:
+            parts = [images[key] for key in keys if key in images]
             found += mixed_faults(parts, coco_evaluators(cfg, split), split)
         if training and replaced:
             noted += [fault for fault in found if UNDECODABLE in fault]

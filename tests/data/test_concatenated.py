@@ -82,6 +82,9 @@ def test_the_file_of_an_evaluator_has_the_images_of_all_data_sets(parts, tmp_pat
     cfg = config(tmp_path, parts, evaluator=metric(tmp_path / 'both.json'))
     assert not inspect_config_data(cfg, ('test',)).faults
     assert ap('HotCocoMetric', tmp_path / 'both.json', both) == 1
+    cfg.val_dataloader, cfg.val_evaluator = cfg.test_dataloader, metric(tmp_path / 'a.json')
+    (fault,) = inspect_config_data(cfg, ('test', 'val')).faults
+    assert fault.startswith('val: val_evaluator.ann_file')
     cfg = config(tmp_path, parts, evaluator=metric(tmp_path / 'nothing.json'))
     (fault,) = inspect_config_data(cfg, ('test',)).faults
     assert fault.startswith("test: test_evaluator.ann_file: annotation file '")
