@@ -105,6 +105,7 @@ val_dataloader = dict(loader, dataset=dict(pipeline=test_pipeline, **data))
 test_dataloader = val_dataloader
 model['backbone']['in_channels'] = {channels}
 model['test_cfg']['max_per_img'] = 20
+model['bbox_head']['stacked_convs'] = 1  # a small graph to export
 model['data_preprocessor'] = {preprocessor!r}
 train_cfg = dict(max_epochs=1, val_interval=1)
 """
