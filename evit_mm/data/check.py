@@ -36,7 +36,7 @@ from .dataset_configs import (
     is_remote,
     type_name,
 )
-from .evaluators import check_evaluator, loaded_counts, repair_faults
+from .evaluators import check_evaluator, detector_notes, loaded_counts, repair_faults
 from .images import NUM_DECODED, UNDECODABLE, some, spread
 from .masks import is_loadable
 from .overlap import shared_images
@@ -133,6 +133,7 @@ def inspect_config_data(
             found += [*checked.faults, *_num_classes_faults(cfg, paths['classes'])]
             noted += checked.notes
             if checked.counts is not None:
+                noted += [] if training else detector_notes(cfg, checked.counts)
                 loaded[name] = checked
         if training and replaced:
             noted += [fault for fault in found if UNDECODABLE in fault]
