@@ -106,7 +106,7 @@ def check_evaluator(
         if '://' not in evaluator['ann_file']:
             faults.append(
                 f"{where}.ann_file is '{evaluator['ann_file']}' but {split}_dataloader reads "
-                f"'{ann_file}'; set {where}.ann_file={ann_file}"
+                f"'{ann_file}'; set it to '{ann_file}'"
             )
         return faults, notes, None
     file, counts = found

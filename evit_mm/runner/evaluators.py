@@ -38,6 +38,13 @@ def check_metrics(runner: Any, evaluator: Any, hooks: Iterable[Hook] = ()) -> No
         )
     for hook in hooks:
         if isinstance(hook, CheckpointHook) and hook.save_best:
+            first = metrics[0] if metrics else None
+            if 'auto' in hook.key_indicators and getattr(first, 'classwise', False):
+                raise ConfigError(
+                    f"{runner.cfg.filename}: save_best='auto' takes the first metric, which is "
+                    'the AP of one class because of classwise=True; name the metric, such as '
+                    "save_best='coco/bbox_mAP'"
+                )
             for name in hook.key_indicators:
                 _check_name(runner, 'default_hooks.checkpoint.save_best', name, metrics)
         elif isinstance(hook, EarlyStoppingHook):

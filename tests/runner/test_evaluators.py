@@ -43,6 +43,15 @@ def test_two_evaluators_with_the_same_names():
     check(evaluators({}, {'metric': 'proposal'}))
 
 
+def test_the_best_checkpoint_by_the_first_metric():
+    hook = CheckpointHook(save_best='auto')
+    evaluator = evaluators({'classwise': True})
+    assert next(iter(evaluator.evaluate(1))) == 'coco/cat_precision'
+    with pytest.raises(ConfigError, match="'auto' takes the first metric, which is the AP of one"):
+        check(evaluator, hook)
+    check(evaluators({}), hook)
+
+
 @pytest.mark.parametrize(('thresholds', 'known'), [([0.5, 0.6], False), ([0.5, 0.75], True)])
 @pytest.mark.parametrize('kind', ['CocoMetric', 'HotCocoMetric'])
 def test_the_best_checkpoint_by_a_threshold_that_is_not_evaluated(kind, thresholds, known):
