@@ -111,7 +111,7 @@ def check_evaluator(
         return faults, notes, None
     file, counts = found
     alone = own or not evaluator.get('ann_file')  # the evaluated images alone count
-    notes += _filter_notes(loaded, alone, split)
+    notes += _filter_notes(loaded, alone)
     if evaluator.get('ann_file'):
         notes += _subset_notes(loaded, file.coco, own)
         faults += _id_faults(counts, where) if type_name(evaluator) == 'CocoMetric' else ()
@@ -296,7 +296,7 @@ def _limit_notes(counts: Counts, evaluator: Mapping[str, Any], where: str) -> It
         f'exceed {np.mean(bounds):.3f}'
     )
     if len(nums) < 3 or nums[2] < most:
-        text += f'; set {where}.proposal_nums=(1, 100, {most}) for a mAP_50 that counts all'
+        text += f'; for a mAP_50 that counts all, set proposal_nums=(1, 100, {most}) in {where}'
     yield text
 
 
@@ -319,7 +319,7 @@ def _id_notes(counts: Counts) -> Iterator[str]:
         )
 
 
-def _filter_notes(loaded: Counts, alone: bool, split: str) -> Iterator[str]:
+def _filter_notes(loaded: Counts, alone: bool) -> Iterator[str]:
     """Say which images a data set without test_mode=True leaves out of an evaluation."""
     every = len(_ids(loaded.images)) + sum(map(len, loaded.skipped_images.values()))
     effects = {
@@ -339,8 +339,8 @@ def _filter_notes(loaded: Counts, alone: bool, split: str) -> Iterator[str]:
         if images:
             yield (
                 f'evaluation skips {len(images):,} of {counted(every, "image")} {effect} '
-                f'({some([image["file_name"] for image in images])}); set '
-                f'{split}_dataloader.dataset.test_mode=True'
+                f'({some([image["file_name"] for image in images])}); set test_mode=True in the '
+                'data set'
             )
 
 

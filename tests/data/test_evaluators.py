@@ -316,8 +316,8 @@ def test_more_objects_than_detections_that_count(write):
         faults, (note,) = said(config(path, evaluator={'type': kind, **options}))
         assert not faults and note == (
             'mAP counts at most 100 detections of a class in an image, but 1 image has more '
-            'objects of one class (up to 151), so mAP cannot exceed 0.832; set '
-            'test_evaluator.proposal_nums=(1, 100, 151) for a mAP_50 that counts all'
+            'objects of one class (up to 151), so mAP cannot exceed 0.832; for a '
+            'mAP_50 that counts all, set proposal_nums=(1, 100, 151) in test_evaluator'
         )
         options = {'proposal_nums': (1, 100, 151)}
         assert ap(kind, path, coco, **options) == 0.832
@@ -363,7 +363,7 @@ def test_an_evaluation_that_filters_images(write):
         assert not faults and note == (
             'evaluation skips 1 of 4 images without an annotation of a class '
             '(filter_cfg.filter_empty_gt), so detections on them do not count and the AP is too '
-            'high (0.png); set test_dataloader.dataset.test_mode=True'
+            'high (0.png); set test_mode=True in the data set'
         )
         filters['evaluator']['ann_file'] = None
         assert said(config(path, **filters, test_mode=False))[1] == [note]
