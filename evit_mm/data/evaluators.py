@@ -100,7 +100,7 @@ def check_evaluator(
     """
     own, where = type_name(evaluator) == HOT_METRIC, f'{split}_evaluator'
     faults = list(_option_faults(evaluator, file.coco, where))
-    notes = list(_threshold_notes(evaluator, where))
+    notes = list(_option_notes(evaluator, where))
     found = _counted(evaluator, file, ann_file, classes, loaded)
     if found is None:
         if '://' not in evaluator['ann_file']:
@@ -257,9 +257,19 @@ def _option_faults(
         )
 
 
-def _threshold_notes(evaluator: Mapping[str, Any], where: str) -> Iterator[str]:
+def _option_notes(evaluator: Mapping[str, Any], where: str) -> Iterator[str]:
+    """Name options with which metrics of COCO have another meaning or do not exist."""
+    if not {'bbox', 'segm'} & set(_metrics(evaluator)):
+        return
+    third = sorted(_proposal_nums(evaluator))[2:3]
+    if third and third[0] < MOST:
+        yield (
+            f'{where}.proposal_nums has {third[0]} in the third place by size, so mAP_50, mAP_75, '
+            f'mAP_s, mAP_m and mAP_l count only {third[0]} detections of a class in an image, and '
+            f'mAP counts {MOST}; use three numbers, such as (1, 10, 100)'
+        )
     missing = not_evaluated(evaluator.get('iou_thrs'))
-    if missing and {'bbox', 'segm'} & set(_metrics(evaluator)):
+    if missing:
         lacking = ' and no '.join(str(THRESHOLDS[name]) for name in missing)
         yield f'{where}.iou_thrs has no {lacking}, so there is no {" and no ".join(missing)}'
 

@@ -325,7 +325,15 @@ def test_more_objects_than_detections_that_count(write):
         _, (note,) = said(config(path, evaluator={'type': kind, **options}))
         assert note.endswith('so mAP cannot exceed 0.832')
     coco['annotations'] = coco['annotations'][:-51]
-    assert said(config(write(coco))) == [[], []]
+    path = write(coco)
+    assert said(config(path)) == [[], []]
+    for kind in METRICS:
+        options = {'proposal_nums': (1, 2, 5, 100)}
+        assert ap(kind, path, coco, **options) == 1
+        # five of the 100 cats of the first image and one of the second, and every dog
+        assert ap(kind, path, coco, 'bbox_mAP_50', **options) == 0.53 == round((6 / 101 + 1) / 2, 3)
+        faults, (note,) = said(config(path, evaluator={'type': kind, **options}))
+        assert not faults and 'mAP_s, mAP_m and mAP_l count only 5 detections of a class' in note
 
 
 def test_more_objects_than_the_detector_finds(write):
