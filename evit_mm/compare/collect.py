@@ -56,7 +56,8 @@ def collect(
         if last < epochs:
             row.failures.append(f"'{work_dir}': evaluated up to epoch {last} of {epochs}")
             continue
-        row.metrics.append({key: evaluated[-1][PREFIX + key] for key in METRICS})
+        figures = {key: evaluated[-1].get(PREFIX + key) for key in METRICS}
+        row.metrics.append({key: value for key, value in figures.items() if value is not None})
         row.minutes.append(training_seconds(scalars) / 60)
     scale, _ = alike['the test scale']
     for row in rows.values():

@@ -256,7 +256,8 @@ def _train_and_evaluate(run: Run, device: str | None) -> None:
     last, content = found
     metrics = test(config, str(last), work_dir=work_dir, device=device)
     # mmdet returns no metrics if no box was found
-    figures = {name: metrics.get(PREFIX + name, 0.0) for name in METRICS}
+    figures = {name: metrics[PREFIX + name] for name in METRICS if PREFIX + name in metrics}
+    figures = figures or dict.fromkeys(METRICS, 0.0)
     meta = {'dataset_meta': content['meta']['dataset_meta']}
     write_checkpoint(content['state_dict'], run.folder / 'weights.pth', meta)
     result = {'metrics': figures, 'seconds': training_seconds(scalars)}

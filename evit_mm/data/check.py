@@ -40,7 +40,7 @@ from .dataset_configs import (
     misnamed_classes,
     type_name,
 )
-from .evaluators import check_evaluator, loaded_counts, repair_faults
+from .evaluators import check_evaluator, detector_notes, loaded_counts, repair_faults
 from .images import NUM_DECODED, UNDECODABLE, some, spread
 from .masks import is_loadable
 from .overlap import MOST_LISTED, shared_images
@@ -145,6 +145,7 @@ def inspect_config_data(
             found += [*checked.faults, *_num_classes_faults(cfg, paths['classes'])]
             noted += checked.notes
             if checked.counts is not None:
+                noted += [] if training else detector_notes(cfg, checked.counts)
                 loaded[name] = checked
                 images[key] = checked.counts.images
         if mixed and not training:

@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 from pycocotools.cocoeval import Params
 
 Entry = Mapping[str, Any]
@@ -21,6 +22,10 @@ IGNORE, OUTSIDE, EMPTY, OTHER = 'ignore', 'outside', 'empty', 'other class'
 NO_OBJECT, TOO_SMALL, NOT_CHOSEN = 'filter_empty_gt', 'min_size', 'indices'
 # pycocotools' area ranges: all, small, medium, large
 AREAS = dict(zip(Params('bbox').areaRngLbl, Params('bbox').areaRng, strict=True))
+# the recalls at which AP takes the precision
+RECALLS = Params('bbox').recThrs
+# IoU threshold of mmdet's metrics that have one of their own
+THRESHOLDS = {'mAP_50': 0.5, 'mAP_75': 0.75}
 
 
 @dataclass(frozen=True)
@@ -125,6 +130,17 @@ def evaluation_counts(
         (ignored if out else objects).append(annotation)
     not_run = [image for image in coco['images'] if image['id'] not in ids]
     return Counts(categories, run, used, objects, ignored, {NOT_CHOSEN: not_run}, {OTHER: others})
+
+
+def not_evaluated(iou_thrs: float | Sequence[float] | None) -> list[str]:
+    """Return the metrics of mmdet whose IoU threshold is not among those of an evaluator.
+
+    Args:
+        iou_thrs: As in CocoMetric. None stands for 0.50, 0.55 to 0.95.
+    """
+    if iou_thrs is None:
+        return []
+    return [name for name, own in THRESHOLDS.items() if own not in np.atleast_1d(iou_thrs)]
 
 
 def converted_counts(loaded: Counts) -> Counts:

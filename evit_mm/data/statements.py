@@ -13,6 +13,7 @@ import numpy as np
 from ..utils.text import counted
 from .coco import ids_of
 from .counts import (
+    AREAS,
     EMPTY,
     IGNORE,
     NO_OBJECT,
@@ -162,6 +163,8 @@ def evaluation_notes(counts: Counts, coco: Mapping[str, Entries]) -> Iterator[st
             f'evaluation ignores {counted(len(negative), "object")} whose area is negative or '
             f"above COCO's largest ({_ids(negative)}); correct the area"
         )
+    said = {a['id'] for a in lost + thin}
+    yield from _area_notes([a for a in counts.objects if a['id'] not in said])
     beyond = _beyond(counts.objects, sizes)
     if beyond:
         boxes = counted(len(beyond), 'box')
@@ -173,6 +176,34 @@ def evaluation_notes(counts: Counts, coco: Mapping[str, Entries]) -> Iterator[st
     absent = _absent(counts)
     if absent:
         yield f'evaluation has no object of {some(absent)}, so the AP is the mean of the others'
+
+
+def _area_notes(objects: Entries) -> Iterator[str]:
+    """Name objects whose area cannot be right and puts them into another of COCO's sizes."""
+    of_box = [a['bbox'][2] * a['bbox'][3] for a in objects]
+    same = len(objects) > 1 and len({a['area'] for a in objects}) == 1 and len(set(of_box)) > 1
+    limits = [high for name, (_, high) in AREAS.items() if name in ('small', 'medium')]
+    wrong: dict[str, list[Mapping[str, Any]]] = {}
+    for annotation, box in zip(objects, of_box, strict=True):
+        area, (w, h) = annotation['area'], annotation['bbox'][2:]
+        if np.searchsorted(limits, area) == np.searchsorted(limits, box):
+            continue
+        if same:
+            why = f'is {area} for all objects'
+        elif area > (w + 1) * (h + 1):
+            why = 'is larger than the box'
+        elif area < max(w, h) / 2 and not annotation.get('segmentation'):
+            # a mask of several parts can be that small
+            why = 'is smaller than that of a line through the box'
+        else:
+            continue
+        wrong.setdefault(why, []).append(annotation)
+    for why, entries in wrong.items():
+        yield (
+            f'evaluation takes {counted(len(entries), "object")} for another size than the box '
+            f'has ({_ids(entries)}), because the area {why}, so mAP_s, mAP_m and mAP_l are wrong; '
+            'set area to width times height of the box, or remove it so that HotCocoMetric does'
+        )
 
 
 def _twice(counts: Counts) -> list[Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import redirect_stdout
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,6 +21,7 @@ from mmengine.logging import MMLogger
 from terminaltables import AsciiTable
 
 from ..data.coco_dataset import TolerantCOCO
+from ..data.counts import THRESHOLDS, not_evaluated
 from ..errors import ConfigError, DataError
 from ..utils.text import counted
 from .coco_eval import precision, summarize
@@ -41,19 +42,22 @@ class HotCocoMetric(CocoMetric):
 
     The annotation file is read by :class:`~evit_mm.data.coco_dataset.TolerantCOCO`.
 
-    The values differ from CocoMetric in three cases, where pycocotools or mmdet is wrong:
+    The values differ from CocoMetric in four cases, where pycocotools or mmdet is wrong:
 
     - Only the images that were evaluated count. If the data set has ``indices``, CocoMetric counts
       every object of the other images as not found. The log says how many images count.
     - An object with the id 0 can be matched.
     - With ``classwise=True``, each class gets its own value even if the categories of the file are
       not sorted by id.
+    - ``iou_thrs`` may be a number or a list. If 0.5 or 0.75 is not in it, the results, the log and
+      the table of classes have no mAP_50 or mAP_75. CocoMetric fails with a list. With an array, it
+      returns -1 for them, and its table of classes takes the first and the sixth threshold.
 
     The values can also differ for invalid input, such as duplicate ids or NaN in boxes.
 
     Raises:
-        ConfigError: ``metric_items`` contains an unknown metric, or COCO cannot compute AP with
-            ``proposal_nums``.
+        ConfigError: ``metric_items`` contains a metric that is unknown or whose IoU threshold is
+            not in ``iou_thrs``, or COCO cannot compute AP with ``proposal_nums``.
     """
 
     _coco_api: Any
@@ -74,6 +78,13 @@ class HotCocoMetric(CocoMetric):
             raise ConfigError(
                 f'metric_items has the unknown metric {unknown[0]!r}; choose from '
                 f'{", ".join(known)}'
+            )
+        self.missing = not_evaluated(self.iou_thrs)
+        absent = [item for item in self.metric_items or () if item in self.missing]
+        if absent:
+            raise ConfigError(
+                f'metric_items has {absent[0]}, but iou_thrs has no {THRESHOLDS[absent[0]]}; add '
+                f'it to iou_thrs, or remove {absent[0]}'
             )
         numbers = tuple(self.proposal_nums)
         if self.metrics != ['proposal_fast'] and (len(numbers) < 3 or 100 not in numbers):
@@ -142,7 +153,7 @@ class HotCocoMetric(CocoMetric):
         of_classes = metric != 'proposal'
         items = self.metric_items
         if items is None:
-            items = PRECISIONS if of_classes else RECALLS
+            items = self._known(PRECISIONS) if of_classes else RECALLS
         with_masks = metric == 'segm'
         # hotcoco needs integer ids for images and classes, mmdet accepts any sortable ids
         dataset = self._coco_api.dataset
@@ -160,15 +171,19 @@ class HotCocoMetric(CocoMetric):
         evaluator.accumulate()
         with redirect_stdout(table := io.StringIO()):
             stats = dict(zip(PRECISIONS + RECALLS, summarize(evaluator), strict=True))
-        logger.info('\n' + table.getvalue().rstrip())
+        lines = dict(zip(stats, table.getvalue().splitlines(), strict=True))
+        logger.info('\n'.join(['', *(lines[name] for name in self._known(stats))]))
 
         if not of_classes:
             return {item: float(f'{stats[item]:.3f}') for item in items}
         figures = {}
         if self.classwise:
-            figures.update(self._of_classes(precision(evaluator), logger))
+            thresholds = evaluator.params.iou_thrs
+            figures.update(self._of_classes(precision(evaluator), thresholds, logger))
         figures.update({f'{metric}_{item}': float(round(stats[item], 3)) for item in items})
-        values = ' '.join(f'{stats[name]:.3f}' for name in PRECISIONS)
+        values = ' '.join(
+            '-' if name in self.missing else f'{stats[name]:.3f}' for name in PRECISIONS
+        )
         logger.info(f'{metric}_mAP_copypaste: {values}')
         return figures
 
@@ -224,14 +239,22 @@ class HotCocoMetric(CocoMetric):
         found.update_anns(ids=np.arange(1, len(masks) + 1), area=area)
         return found
 
-    def _of_classes(self, values: np.ndarray, logger: MMLogger) -> dict[str, float]:
+    def _known(self, names: Iterable[str]) -> list[str]:
+        """Return the metrics whose IoU threshold is evaluated."""
+        return [name for name in names if name not in self.missing]
+
+    def _of_classes(
+        self, values: np.ndarray, thresholds: list[float], logger: MMLogger
+    ) -> dict[str, float]:
         """Return the AP of each class and log a table, given precision ``(T, R, K, A, M)``."""
         figures: dict[str, float] = {}
-        table = [['category', *PRECISIONS]]
+        names = self._known(PRECISIONS)
+        places = [thresholds.index(THRESHOLDS[name]) for name in names if name in THRESHOLDS]
+        table = [['category', *names]]
         for place, category in enumerate(sorted(self.cat_ids)):
             name = self._coco_api.load_cats([category])[0]['name']
             own = values[:, :, place, :, -1]
-            cuts = (own[..., 0], own[0, :, 0], own[5, :, 0], *(own[..., i] for i in (1, 2, 3)))
+            cuts = [own[..., 0], *(own[i, :, 0] for i in places), *(own[..., i] for i in (1, 2, 3))]
             row = [round(_mean(cut[cut > -1]), 3) for cut in cuts]
             figures[f'{name}_precision'] = row[0]
             table.append([name, *map(str, row)])

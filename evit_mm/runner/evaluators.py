@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import CheckpointHook, EarlyStoppingHook, Hook
 
+from ..data.counts import not_evaluated
 from ..errors import ConfigError
 from ..utils.text import did_you_mean
 from .weights import unwrap
@@ -27,8 +29,22 @@ def check_metrics(runner: Any, evaluator: Any, hooks: Iterable[Hook] = ()) -> No
                 f"{runner.cfg.filename}: {type(metric).__name__} has metric='segm', but "
                 f"{type(unwrap(runner.model)).__name__} predicts no masks; use metric='bbox'"
             )
+    names = Counter(name for metric in metrics for name in metric_names(metric) or ())
+    twice = [name for name, number in names.items() if number > 1]
+    if twice:
+        raise ConfigError(
+            f"{runner.cfg.filename}: two evaluators give a metric '{twice[0]}', which mmengine "
+            "refuses after the evaluation; give each its own prefix, such as prefix='other'"
+        )
     for hook in hooks:
         if isinstance(hook, CheckpointHook) and hook.save_best:
+            first = metrics[0] if metrics else None
+            if 'auto' in hook.key_indicators and getattr(first, 'classwise', False):
+                raise ConfigError(
+                    f"{runner.cfg.filename}: save_best='auto' takes the first metric, which is "
+                    'the AP of one class because of classwise=True; name the metric, such as '
+                    "save_best='coco/bbox_mAP'"
+                )
             for name in hook.key_indicators:
                 _check_name(runner, 'default_hooks.checkpoint.save_best', name, metrics)
         elif isinstance(hook, EarlyStoppingHook):
@@ -74,7 +90,9 @@ def metric_names(metric: BaseMetric) -> list[str] | None:
             elif kind == 'proposal':
                 names += metric.metric_items or RECALLS
             else:
-                names += [f'{kind}_{item}' for item in metric.metric_items or PRECISIONS]
+                missing = not_evaluated(metric.iou_thrs)
+                items = metric.metric_items or PRECISIONS
+                names += [f'{kind}_{item}' for item in items if item not in missing]
     elif isinstance(metric, VOCMetric) and metric.metric == 'mAP':
         names += ['mAP', *(f'AP{int(threshold * 100):02d}' for threshold in metric.iou_thrs)]
     else:

@@ -634,6 +634,17 @@ def test_full_trainings_are_collected_into_the_same_table(tmp_path):
     assert 'published' not in collect_text(folders[:1], tmp_path / 'other')
 
 
+def test_a_metric_that_was_not_evaluated_is_not_in_the_table(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules[collect.__module__], 'count_detector', lambda *_: None)
+    folder = work_dir(tmp_path, 'mobilenetv2', 28.3)
+    (scalars,) = folder.glob('*/vis_data/scalars.json')
+    scalars.write_text(scalars.read_text().replace('coco/bbox_mAP_75', 'coco/other'))
+    (row,) = collect([folder], tmp_path / 'out')
+    assert len(row.values('mAP_50')) == 1 and row.values('mAP_75') == []
+    line = (tmp_path / 'out' / 'table.md').read_text().partition('| MobileNetV2')[2]
+    assert line.split('|')[2:4] == [' 28.3 ', ' - ']
+
+
 @pytest.mark.parametrize(
     ('change', 'match'),
     [

@@ -359,14 +359,14 @@ def check_boxed(folder, coco, **options):
     return [text.removeprefix(f"'{folder}/a.json': ") for text in faults + notes]
 
 
-INSIDE = (0, 0, 60, 40, 9)
+INSIDE = (0, 0, 60, 40, 2400)
 
 
 @pytest.mark.parametrize(
     ('box', 'skipped', 'counted'),
     [
         ((5, 5, 1, 1, 0.5), '', ''),
-        ((-1, -1, 62, 42, 9), '', ''),  # one pixel on each side may come from rounding
+        ((-1, -1, 62, 42, 2604), '', ''),  # one pixel on each side may come from rounding
         ((59, 39, 2, 2, 9), '', ''),
         ((5, 5, 0.9, 9, 9), 'skips 1 box without area', 'counts 1 box with a side below'),
         ((5, 5, 9, 0.9, 9), 'skips 1 box without area', 'counts 1 box with a side below'),

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import io
 import json
+import re
 import shutil
 
 import cv2
@@ -17,7 +18,9 @@ from mmengine.registry import init_default_scope
 
 from evit_mm.data.check import check_config_data, inspect_config_data
 from evit_mm.data.coco_dataset import TolerantCocoDataset
-from evit_mm.errors import DataError
+from evit_mm.data.counts import evaluation_counts
+from evit_mm.data.statements import evaluation_notes
+from evit_mm.errors import ConfigError, DataError
 from evit_mm.evaluation.coco_metric import HotCocoMetric
 
 CLASSES = ('cat', 'dog')
@@ -208,6 +211,197 @@ def test_the_ap_of_classes_whose_ids_are_not_sorted(write):
     (fault,), _ = said(config(path, evaluator={**PLAIN, 'classwise': True}))
     assert "CocoMetric would swap the AP of the classes; set type='HotCocoMetric'" in fault
     assert said(config(path, evaluator={'classwise': True})) == [[], []]
+
+
+@pytest.mark.parametrize(
+    ('thresholds', 'missing', 'text'),
+    [
+        ([0.8], {'mAP_50', 'mAP_75'}, 'iou_thrs has no 0.5 and no 0.75'),
+        ([0.25, 0.3, 0.35, 0.4, 0.45, 0.55, 0.75], {'mAP_50'}, 'iou_thrs has no 0.5,'),
+        (0.5, {'mAP_75'}, 'iou_thrs has no 0.75, so there is no mAP_75'),
+        ([0.75, 0.5], set(), None),
+    ],
+)
+def test_thresholds_of_ones_own(thresholds, missing, text, write):
+    path = write(made())
+    options = {'iou_thrs': thresholds, 'classwise': True}
+    for item in ('mAP', 'mAP_50', 'mAP_75'):
+        if item in missing:
+            with pytest.raises(KeyError, match=item):
+                ap('HotCocoMetric', path, made(), f'bbox_{item}', **options)
+            with pytest.raises(ConfigError, match=f'metric_items has {item}'):
+                ap('HotCocoMetric', path, made(), metric_items=[item], **options)
+        else:
+            assert ap('HotCocoMetric', path, made(), f'bbox_{item}', **options) == 1
+        faults, _ = said(config(path, evaluator={'metric_items': [item], **options}))
+        assert [f'metric_items has {item}' in fault for fault in faults] == [True] * (
+            item in missing
+        )
+    faults, notes = said(config(path, evaluator=options))
+    assert not faults and [text in note for note in notes] == [True] * bool(missing)
+    # pycocotools needs an array, and mmdet's table of classes takes the first and the sixth
+    with pytest.raises((TypeError, ValueError)):
+        ap('CocoMetric', path, made(), iou_thrs=thresholds)
+    for given in (options, {'iou_thrs': thresholds}, {**options, 'iou_thrs': np.array([0.8])}):
+        (fault,), _ = said(config(path, evaluator={**PLAIN, **given}))
+        assert "CocoMetric ends in an error or in wrong figures; set type='HotCocoMetric'" in fault
+    with pytest.raises(IndexError):
+        ap('CocoMetric', path, made(), iou_thrs=np.array([0.8]), classwise=True)
+    array = {'iou_thrs': np.array([0.8])}
+    assert ap('CocoMetric', path, made(), 'bbox_mAP_50', **array) == -1
+    faults, (note,) = said(config(path, evaluator={**PLAIN, **array}))
+    assert not faults and 'there is no mAP_50 and no mAP_75' in note
+
+
+def test_an_area_that_cannot_be_right(write):
+    def sizes(path):
+        return [ap('HotCocoMetric', path, coco, f'bbox_mAP_{size}') for size in 'sml']
+
+    coco = made()
+    for annotation in coco['annotations'][:2]:
+        annotation.update(bbox=[5, 5, 60, 50], area=3000, segmentation=[[5, 5, 65, 5, 65, 55]])
+    assert sizes(write(coco)) == [1, 1, -1] and said(config(write(coco))) == [[], []]
+    for areas, figures, text in (
+        ([1.0, 1.0, 1.0, 1.0], [1, -1, -1], '2 objects for another size .* is 1.0 for all objects'),
+        ([5.0, 8.0, 600, 600], [1, -1, -1], '2 objects .*1, 2.* smaller than that of a line'),
+        ([0.5, 3000, 600, 600], [1, 1, -1], '1 object .*annotation 1.* smaller than that'),
+        ([3000, 3000, 2400, 2400], [-1, 1, -1], '2 objects .*3, 4.* larger than the box'),
+    ):
+        for annotation, area in zip(coco['annotations'], areas, strict=True):
+            annotation.update(area=area, segmentation=[])
+        path = write(coco)
+        assert sizes(path) == figures
+        faults, (note,) = said(config(path))
+        assert not faults and re.search(text, note), note
+        assert note.endswith('or remove it so that HotCocoMetric does')
+        assert said(config(path, evaluator={'ann_file': None})) == [[], []]  # takes the boxes
+    for annotation in coco['annotations']:
+        del annotation['area']
+    assert sizes(write(coco)) == [1, 1, -1]
+    # a mask of two small parts, and a box that was rounded
+    coco['annotations'][0].update(area=20, segmentation=[[5, 5, 9, 5, 9, 10], [61, 50, 65, 55]])
+    coco['annotations'][2].update(bbox=[5, 5, 31.6, 31.6], area=32 * 33)
+    faults, (note,) = said(config(write(coco)))
+    assert not faults and "without 'area'" in note
+
+
+@pytest.mark.parametrize(
+    'name',
+    [
+        'cocoeval/instances_val2014_100.json',
+        *(f'coco_mini/annotations/instances_{split}2017.json' for split in ('train', 'val')),
+        'bccd/annotations/instances_trainval.json',
+    ],
+)
+def test_no_area_of_real_data_is_wrong(name, real_data):
+    folder, _, file = name.partition('/')
+    coco = json.loads((real_data(folder) / file).read_text())
+    notes = list(evaluation_notes(evaluation_counts(coco), coco))
+    assert len(coco['annotations']) > 400 and not [note for note in notes if 'the area' in note]
+
+
+def test_more_objects_than_detections_that_count(write):
+    coco = made()
+    one = coco['annotations'][0]
+    boxes = [[2 * (k % 40), 2 * (k // 40), 2, 2] for k in range(150)]
+    coco['annotations'] += [
+        {**one, 'id': 10 + k, 'bbox': b, 'area': 4} for k, b in enumerate(boxes)
+    ]
+    path = write(coco)
+    # 101 of the 152 cats, so a recall of 0.664: 67 of 101 precisions; and every dog
+    for kind in METRICS:
+        options = {'proposal_nums': (1, 10, 100)}
+        assert ap(kind, path, coco, **options) == 0.832 == round((67 / 101 + 1) / 2, 3)
+        assert ap(kind, path, coco, 'bbox_mAP_50', **options) == 0.832
+        faults, (note,) = said(config(path, evaluator={'type': kind, **options}))
+        assert not faults and note == (
+            'mAP counts at most 100 detections of a class in an image, but 1 image has more '
+            'objects of one class (up to 151), so mAP cannot exceed 0.832; for a '
+            'mAP_50 that counts all, set proposal_nums=(1, 100, 151) in test_evaluator'
+        )
+        options = {'proposal_nums': (1, 100, 151)}
+        assert ap(kind, path, coco, **options) == 0.832
+        assert ap(kind, path, coco, 'bbox_mAP_50', **options) == 1
+        _, (note,) = said(config(path, evaluator={'type': kind, **options}))
+        assert note.endswith('so mAP cannot exceed 0.832')
+    coco['annotations'] = coco['annotations'][:-51]
+    path = write(coco)
+    assert said(config(path)) == [[], []]
+    for kind in METRICS:
+        options = {'proposal_nums': (1, 2, 5, 100)}
+        assert ap(kind, path, coco, **options) == 1
+        # five of the 100 cats of the first image and one of the second, and every dog
+        assert ap(kind, path, coco, 'bbox_mAP_50', **options) == 0.53 == round((6 / 101 + 1) / 2, 3)
+        faults, (note,) = said(config(path, evaluator={'type': kind, **options}))
+        assert not faults and 'mAP_s, mAP_m and mAP_l count only 5 detections of a class' in note
+
+
+def test_more_objects_than_the_detector_finds(write):
+    coco = made(3)
+    path = write(coco)
+    cfg = config(path)
+    for test_cfg, key in (
+        ({'max_per_img': 1}, 'test_cfg.max_per_img is 1'),
+        ({'rcnn': {'max_per_img': 1}}, 'test_cfg.rcnn.max_per_img is 1'),
+    ):
+        cfg.model = {'test_cfg': test_cfg}
+        notes = inspect_config_data(cfg, ('test',)).notes
+        assert notes == [
+            f'test: model.{key}, but 3 images have more objects (up to 2), so at most 50.0% of the '
+            'objects can be found; increase it'
+        ]
+    for most in (2, -1):
+        cfg.model = {'test_cfg': {'max_per_img': most}}
+        assert said(cfg) == [[], []]
+
+
+def test_an_evaluation_that_filters_images(write):
+    coco = made(4)
+    coco['annotations'] = coco['annotations'][2:]
+    for image in coco['images'][:3]:
+        image['height'] = 70
+    path = write(coco)
+    false = {'id': 99, 'image_id': 0, 'category_id': 3, 'bbox': [1, 1, 30, 30], 'area': 900}
+    shown = {**coco, 'annotations': [false | {'iscrowd': 0}, *coco['annotations']]}
+    some = {**shown, 'images': shown['images'][1:]}
+    for kind in METRICS:
+        assert ap(kind, path, shown) == 0.875 and ap(kind, path, some) == 1
+        filters = {'filter_cfg': {'filter_empty_gt': True}, 'evaluator': {'type': kind}}
+        faults, (note,) = said(config(path, **filters, test_mode=False))
+        assert not faults and note == (
+            'evaluation skips 1 of 4 images without an annotation of a class '
+            '(filter_cfg.filter_empty_gt), so detections on them do not count and the AP is too '
+            'high (0.png); set test_mode=True in the data set'
+        )
+        filters['evaluator']['ann_file'] = None
+        assert said(config(path, **filters, test_mode=False))[1] == [note]
+        assert said(config(path, **filters)) == [[], []]
+    large = {**coco, 'images': coco['images'][:3]}
+    small = {'filter_cfg': {'min_size': 65}, 'test_mode': False}
+    for kind, figure, text in (
+        ('CocoMetric', 0.663, 'min_size, but CocoMetric counts their objects as not found'),
+        ('HotCocoMetric', 1, 'min_size, so their objects and detections do not count (3.png)'),
+    ):
+        assert ap(kind, path, large) == figure
+        faults, notes = said(config(path, **small, evaluator={'type': kind}))
+        assert not faults and text in notes[0] and len(notes) == 1
+
+
+def test_each_evaluator_of_a_list(write):
+    coco, other = made(), made()
+    for annotation in other['annotations']:
+        annotation['bbox'] = [50, 30, 20, 30]  # as many, elsewhere
+    path, file = write(coco), write(other, 'other.json')
+    assert ap('HotCocoMetric', path, coco) == 1 and ap('HotCocoMetric', file, coco) == 0
+    cfg = config(path)
+    mine = dict(cfg.test_evaluator)
+    cfg.test_evaluator = [mine, {**mine, 'prefix': 'other', 'ann_file': str(file)}]
+    (fault,) = inspect_config_data(cfg, ('test',)).faults
+    assert f"is '{file}' but test_dataloader reads '{path}'" in fault
+    for annotation, own in zip(other['annotations'], coco['annotations'], strict=True):
+        annotation['bbox'] = [value + 0.4 for value in own['bbox']]  # rounded in the other file
+    write(other, 'other.json')
+    assert said(cfg) == [[], []]
 
 
 def test_a_missing_area(write):

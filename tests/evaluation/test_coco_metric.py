@@ -167,7 +167,7 @@ def test_every_figure_of_boxes_masks_and_classes_is_pycocotools(made, nums, both
 def test_proposals_and_thresholds_of_ones_own_are_pycocotools(made, both):
     for options in (
         {'metric': 'proposal'},
-        {'iou_thrs': np.array([0.3, 0.5])},
+        {'iou_thrs': np.array([0.3, 0.5, 0.75])},
         {'proposal_nums': (100, 1, 10)},
     ):
         assert both(made, **options)[1] == 1
