@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unicodedata import is_normalized
 
 from mmengine.config import Config
 from mmengine.logging import print_log
@@ -37,7 +38,16 @@ from .dataset_configs import (
     type_name,
 )
 from .evaluators import check_evaluator, loaded_counts, repair_faults
-from .images import NUM_DECODED, UNDECODABLE, some, spread
+from .images import (
+    NUM_DECODED,
+    OTHER_FOLDERS,
+    OTHER_FORM,
+    UNDECODABLE,
+    NamedFiles,
+    difference,
+    some,
+    spread,
+)
 from .masks import is_loadable
 from .overlap import shared_images
 from .pipeline import ImageReader
@@ -337,12 +347,44 @@ def _image_faults(
     if missing and not img_dir.is_dir():
         yield f"image folder '{img_dir}' does not exist; check data_root and data_prefix.img"
     elif missing:
-        yield (
-            f"{len(missing)} of {len(images)} images are not in '{img_dir}' ({some(missing)}); "
-            'check data_prefix.img or copy the images there'
-        )
+        yield from _missing_faults(missing, len(images), img_dir)
     else:
         yield from _decoding_faults(images, img_dir, num_decoded, pipeline)
+
+
+def _missing_faults(missing: Sequence[str], number: int, img_dir: Path) -> Iterator[str]:
+    """Say why images are missing: often their files have another name."""
+    files = NamedFiles(path.relative_to(img_dir).as_posix() for path in img_dir.rglob('*'))
+    found = {name: files.find(name) for name in missing}
+    renamed: dict[str, dict[str, str]] = {}
+    for name, (file, *others) in ((name, fits or ['']) for name, fits in found.items()):
+        cause = difference(name, file) if file and not others else ''
+        renamed.setdefault(cause, {})[name] = file
+    for cause, names in renamed.items():
+        lost = f"{len(names)} of {number} images are not in '{img_dir}' ({some([*names])})"
+        if not cause:
+            yield f'{lost}; check data_prefix.img or copy the images there'
+            continue
+        name, file = next(iter(names.items()))
+        yield (
+            f"{lost}; the files are there under names with {cause} ('{file}' for "
+            f"'{name}'); {_renaming(cause, names, img_dir)}"
+        )
+
+
+def _renaming(cause: str, names: Mapping[str, str], img_dir: Path) -> str:
+    """Return how to correct the names of images that have these files."""
+    if cause == OTHER_FORM:
+        form = 'NFC' if all(is_normalized('NFC', file) for file in names.values()) else 'NFD'
+        return f"write file_name in the form {form}, with unicodedata.normalize('{form}', name)"
+    if cause == OTHER_FOLDERS:
+        added = {file.removesuffix(name) for name, file in names.items()}
+        lacking = [file for name, file in names.items() if not file.endswith(f'/{name}')]
+        if len(added) == 1 and not lacking:
+            return f"set data_prefix.img to '{img_dir / added.pop()}'"
+        if all((img_dir.parent / name).is_file() for name in names):
+            return f"set data_prefix.img to '{img_dir.parent}'"
+    return 'write file_name as the path of the file below this folder, with /'
 
 
 def _decoding_faults(

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import shutil
+import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -591,6 +592,84 @@ def test_one_coco_file_of_another_program_is_divided(file, images, cells, tmp_pa
     assert 0.1 < data.val.num_images / 205 < 0.3 and len(data.notes) == 1
 
 
+def coco_set(root, names, files, folders=('train', 'valid')):
+    """A COCO file for each split, with a cat on each image; ``{}`` becomes the split."""
+    for folder in folders:
+        for file in files:
+            picture(root / file.format(folder))
+        size = {'width': 40, 'height': 30}
+        images = [{'id': k, 'file_name': n.format(folder), **size} for k, n in enumerate(names, 1)]
+        about = {'category_id': 1, 'bbox': CAT[1]}
+        cats = [{'id': i['id'], 'image_id': i['id'], **about} for i in images]
+        coco = {'images': images, 'annotations': cats, 'categories': [{'id': 1, 'name': 'cat'}]}
+        exports.write(root / folder / 'labels.json', json.dumps(coco))
+    return root
+
+
+BEAR = unicodedata.normalize('NFD', 'B\u00e4r')
+
+
+@pytest.mark.parametrize(
+    ('name', 'file', 'note'),
+    [
+        ('a{}.jpg', '{}/a{}.jpg', None),
+        ('a{}.jpg', '{}/data/a{}.jpg', None),  # FiftyOne
+        ('images/a{}.jpg', '{}/images/a{}.jpg', None),
+        ('a{}.jpg', '{}/images/a{}.jpg', None),
+        ('images/1/a{}.jpg', '{}/images/a{}.jpg', 'other folders'),  # Label Studio
+        ('../images/a{}.jpg', '{}/b/a{}.jpg', 'other folders'),
+        ('/home/me/{}/a{}.jpg', '{}/a{}.jpg', 'other folders'),
+        ('C:\\my\\a{}.jpg', '{}/a{}.jpg', 'other folders'),
+        ('a{}.jpg', 'some/where/a{}.jpg', 'other folders'),
+        ('images\\a{}.jpg', '{}/images/a{}.jpg', 'slashes instead of backslashes'),
+        ('images\\\\a{}.jpg', '{}/images/a{}.jpg', 'slashes instead of backslashes'),
+        ('a{}.JPG', '{}/a{}.jpg', 'other upper and lower case letters'),
+        ('B\u00e4r{}.jpg', f'{{}}/{BEAR}{{}}.jpg', 'another Unicode form'),
+    ],
+)
+def test_images_of_coco_files_are_found_under_the_names_of_other_systems(
+    name, file, note, tmp_path
+):
+    name, file = (text.replace('{}', '{0}') for text in (name, file))
+    data = find_data(coco_set(tmp_path, [name], [file]))
+    for split, folder in ((data.train, 'train'), (data.val, 'valid')):
+        assert split.first_image == tmp_path / file.format(folder)
+        assert boxes(split) == {split.first_image.name: [CAT]}
+    pairs = [f"'{file.format(f)}' for '{name.format(f)}'" for f in ('train', 'valid')]
+    said = f'files were found under names with {note}: 2 ({", ".join(pairs)})'
+    assert data.notes == ((said,) if note else ())
+
+
+def test_a_name_that_may_mean_several_images_is_refused(tmp_path):
+    files = ['{}/a/x{}.jpg', '{}/b/x{}.jpg']
+    with_place = [file.replace('{}', '{0}') for file in files]
+    assert said(coco_set(tmp_path / 'several', ['c/x{0}.jpg'], with_place)).startswith(
+        "1 of 1 images of 'DIR/train/labels.json' do not exist, or have several files of this "
+        "name (c/xtrain.jpg); put them into 'DIR/images/train' under the names in the file"
+    )
+    root = coco_set(tmp_path / 'one', ['a/x{0}.jpg', 'b/x{0}.jpg'], with_place[:1])
+    assert said(root).startswith(
+        "'DIR/train/labels.json': the images 'a/xtrain.jpg' and 'b/xtrain.jpg' are both found as "
+        "'DIR/train/a/xtrain.jpg'; put"
+    )
+    root = coco_set(tmp_path / 'splits', ['x.jpg'], ['train/x.jpg'])  # not one of valid
+    assert said(root).startswith("1 of 1 images of 'DIR/valid/labels.json' do not exist")
+
+
+def test_coco_of_its_own_layout_is_converted_if_names_differ(cells, tmp_path):
+    (tmp_path / 'annotations').mkdir()
+    (tmp_path / 'images').symlink_to(cells / 'images')
+    for split in ('train', 'val'):
+        coco = exports.coco_of(cells, split)
+        last = coco['images'][-1]
+        last['file_name'] = f'C:\\cells\\{last["file_name"]}'
+        exports.write(tmp_path / 'annotations' / f'instances_{split}.json', json.dumps(coco))
+    data = find_data(tmp_path)
+    for name, split in (('train', data.train), ('val', data.val)):
+        assert truth(split.ann_file) == truth(cells / 'annotations' / f'instances_{name}.json')
+    assert data.notes[0].startswith('files were found under names with other folders: 2 (')
+
+
 def test_a_split_is_made_by_names(tmp_path):
     root = voc(tmp_path / 'set', number=40)
     data = find_data(root)
@@ -676,6 +755,15 @@ def test_a_training_in_the_data_folder_changes_nothing(tmp_path):
     picture(root / 'work_dirs' / 'run' / 'pictures' / 'a.jpg')
     exports.write(root / 'work_dirs' / 'run' / 'a.yaml', 'names: [a]\ntrain: b')
     assert find_data(root) == before
+
+
+def test_links_to_folders_are_followed(tmp_path):
+    voc(tmp_path / 'far')
+    (tmp_path / 'set').mkdir()
+    (tmp_path / 'set' / 'near').symlink_to(tmp_path / 'far')
+    (tmp_path / 'far' / 'back').symlink_to(tmp_path / 'set')  # without an end
+    data = find_data(tmp_path / 'set')
+    assert data.train.num_images + data.val.num_images == 6 and len(data.notes) == 1
 
 
 def test_processes_that_come_together_convert_once(tmp_path):

@@ -18,6 +18,7 @@ from filelock import FileLock
 
 from ...errors import DataError
 from ...utils.files import read_json_dict, write_json
+from ..coco import read_json
 from . import coco_json, cvat, label_studio, labelme, voc, yolo
 from .samples import (
     UNSPLIT,
@@ -27,7 +28,6 @@ from .samples import (
     divide,
     images_in,
     is_image,
-    read_json,
     relative_name,
     split_of,
 )
@@ -36,7 +36,7 @@ CACHE = '.evit_mm'
 RECORD = 'source.json'
 OUTPUT = 'work_dirs'  # of trainings that were started in the data folder
 VERSION = 1  # of the converted files; increase it when a reader changes what it returns
-READ = ('.json', '.xml', '.yaml', '.yml', '.txt')  # besides the images
+READ = ('.json', '.xml', '.yaml', '.yml', '.txt', '.data', '.names')  # besides the images
 SNIFFED = 5  # JSON files per folder that are opened to recognise a format
 LOOKED = ', '.join(kind.LOOKED for kind in (coco_json, yolo, voc, cvat, labelme, label_studio))
 
@@ -70,8 +70,15 @@ def scan(root: Path) -> Source:
 
 
 def _visible(root: Path) -> Iterator[Path]:
-    for parent, folders, names in os.walk(root):
-        folders[:] = [name for name in folders if not name.startswith('.') and name != OUTPUT]
+    for parent, folders, names in os.walk(root, followlinks=True):
+        above = {os.path.realpath(path) for path in [Path(parent), *Path(parent).parents]}
+        folders[:] = [
+            name
+            for name in folders
+            if not name.startswith('.')
+            and name != OUTPUT
+            and os.path.realpath(os.path.join(parent, name)) not in above  # a link would not end
+        ]
         inner = Path(parent).relative_to(root)
         for name in names:
             file = inner / name

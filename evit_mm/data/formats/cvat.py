@@ -7,6 +7,7 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 from ...errors import DataError
+from ..images import with_slashes
 from .samples import (
     UNSPLIT,
     Content,
@@ -19,7 +20,6 @@ from .samples import (
     rotated,
     split_in_name,
     split_of,
-    with_slashes,
 )
 
 LOOKED = 'annotations.xml (CVAT for images 1.1)'

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import DataError
+from ..coco import read_json
 from ..images import IMAGE_SUFFIXES
 from .samples import (
     Content,
@@ -17,7 +18,6 @@ from .samples import (
     bounds,
     is_image,
     numbers,
-    read_json,
     rotated,
     split_of,
 )

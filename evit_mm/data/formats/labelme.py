@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import DataError
+from ..coco import read_json
+from ..images import with_slashes
 from .samples import (
     Content,
     Sample,
@@ -15,10 +17,8 @@ from .samples import (
     bounds,
     images_in,
     numbers,
-    read_json,
     read_text,
     split_of,
-    with_slashes,
 )
 
 LOOKED = '*.json beside the images (LabelMe)'

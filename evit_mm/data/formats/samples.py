@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import math
 import os
 import re
@@ -17,7 +16,7 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from ...errors import DataError
-from ..images import IMAGE_SUFFIXES, some
+from ..images import IMAGE_SUFFIXES, NamedFiles, difference, some
 
 SPLITS = {
     **dict.fromkeys(('train', 'training'), 'train'),
@@ -103,6 +102,27 @@ class Source:
     def with_suffix(self, *suffixes: str) -> list[Path]:
         """Return the files with one of these suffixes, in any case."""
         return [file for file in self.files if file.suffix.lower() in suffixes]
+
+    @functools.cached_property
+    def _named(self) -> NamedFiles:
+        return NamedFiles(file.as_posix() for file in self.files)
+
+    def find(self, name: str, split: str = '') -> Path | None:
+        """Return the one file that a name means, with a note, or None.
+
+        A file in a folder of another split does not count.
+        """
+        found = [
+            file for file in self._named.find(name) if split in ('', split_of(Path(file)) or split)
+        ]
+        return self.found(name, self.root / found[0]) if len(found) == 1 else None
+
+    def found(self, name: str, path: Path) -> Path:
+        """Note a file that has another name, and return it."""
+        file = relative_name(path, self.root)
+        kind = f'files were found under names with {difference(name, file)}'
+        self.notes.add(kind, f"'{file}' for '{name}'")
+        return path
 
     def sample(self, path: Path, size: Sequence[Any] = ()) -> Sample | None:
         """Return an image without objects, or None with a note if its size is unknown."""
@@ -214,11 +234,6 @@ def is_image(file: Path) -> bool:
     return file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith('.')
 
 
-def with_slashes(path: str) -> str:
-    """Return a path that may have been written on Windows with slashes."""
-    return path.strip().replace('\\', '/')
-
-
 def is_positive(value: Any) -> bool:
     """Return whether a value, also as text, is a positive finite number."""
     try:
@@ -284,20 +299,6 @@ def read_text(file: Path) -> str:
         raise DataError(f"'{file}' is not UTF-8 text; save it in UTF-8") from None
     except OSError as error:
         raise DataError(f"'{file}' cannot be read: {error}") from None
-
-
-def read_json(file: Path) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        DataError: The file is not valid JSON.
-    """
-    try:
-        return json.loads(read_text(file))
-    except ValueError as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"'{file}' is not valid JSON ({error}); export it again") from None
 
 
 def read_xml(file: Path) -> ElementTree.Element:

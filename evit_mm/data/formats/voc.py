@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ...errors import DataError
+from ..images import with_slashes
 from .samples import (
     UNSPLIT,
     Content,
@@ -18,7 +19,6 @@ from .samples import (
     read_xml,
     root_tag,
     split_of,
-    with_slashes,
 )
 
 LOOKED = 'Annotations/*.xml or *.xml beside the images (Pascal VOC)'
