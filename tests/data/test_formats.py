@@ -223,6 +223,52 @@ def test_yolo_images_without_labels_are_background(tmp_path):
     assert said(root).startswith("'DIR': no image has a label file; put the label of images/NAME")
 
 
+def darknet(root, lists=('train', 'valid'), line='data/obj_{0}_data/{0}.jpg'):
+    """The folder that CVAT exports as YOLO 1.1, with four images of a cat per split."""
+    about = ['classes = 2', 'names = data/obj.names', 'backup = backup/']
+    for split in lists:
+        lines = [line.format(f'{split}{k}').replace(f'{split}{k}_', f'{split}_') for k in range(4)]
+        for number in range(4):
+            image = picture(root / f'obj_{split}_data' / f'{split}{number}.jpg')
+            exports.write(image.with_suffix('.txt'), '0 0.5 0.5 0.25 0.2\n')
+        exports.write(root / f'{split}.txt', '\r\n'.join(lines))
+        about.append(f'{split}=data/{split}.txt')
+    exports.write(root / 'obj.data', '\n'.join(about))
+    exports.write(root / 'obj.names', 'cat\ngroßer Hund\n\n')
+    return root
+
+
+def test_yolo_of_darknet_is_read(tmp_path):
+    data = find_data(darknet(tmp_path / 'a'))
+    assert data.format == 'YOLO' and data.val.classes == ('cat', 'großer Hund')
+    assert boxes(data.val) == {f'valid{k}.jpg': [CAT] for k in range(4)} and data.notes == ()
+    one = find_data(darknet(tmp_path / 'one', ['train']))
+    assert one.train.num_images + one.val.num_images == 4 and one.val.num_images
+    assert one.notes[0].startswith('no validation split found; ')
+    far = find_data(darknet(tmp_path / 'far', line='/content/darknet/obj_{0}_data/{0}.jpg'))
+    assert boxes(far.val) == boxes(data.val)
+    assert far.notes[0].startswith('files were found under names with other folders: 8 (')
+
+
+@pytest.mark.parametrize(
+    ('file', 'text', 'message'),
+    [
+        ('obj.data', 'train = train.txt', "'DIR/obj.data': 'names' is missing or not a list"),
+        (
+            'obj.data',
+            'train = a.txt\nnames = gone',
+            "'DIR/obj.data': 'names' is 'gone', which does",
+        ),
+        ('obj.data', 'train = a\nnames = obj.names', "'DIR/obj.data': 'train' is 'a', which does"),
+        ('obj.names', '\n', "'DIR/obj.data': 'names' is missing or not a list; add the class"),
+        ('valid.txt', 'data/gone.jpg', "'DIR/valid.txt', line 1: image 'data/gone.jpg' does not"),
+    ],
+)
+def test_wrong_files_of_darknet_are_named(file, text, message, tmp_path):
+    exports.write(darknet(tmp_path) / file, text)
+    assert said(tmp_path).startswith(message)
+
+
 LABEL = "'DIR/labels/val/val1.txt', line 2: "
 
 

@@ -3,8 +3,8 @@
 The rules are those of Ultralytics. ``train`` and ``val`` are a folder, a list file, or a list of
 these. The label file of ``images/a.jpg`` is ``labels/a.txt``, and an image without one has no
 objects. Darknet, and CVAT as "YOLO 1.1", write ``obj.data`` instead of ``data.yaml``: lines such as
-``train = data/train.txt``, where ``names`` is a file with one class per line. Their paths start at
-the folder of the program, so a file that is not there is looked for by the end of its path.
+``train = data/train.txt``, where ``names`` is a file with one class per line and ``data/`` is the
+folder of ``obj.data``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .samples import (
     relative_name,
 )
 
-NAMES = ('data.yaml', 'data.yml', 'dataset.yaml', 'dataset.yml')
+NAMES = ('data.yaml', 'data.yml', 'dataset.yaml', 'dataset.yml', 'obj.data')
 LOOKED = 'data.yaml or obj.data (YOLO)'
 KEYS = {'train': ('train',), 'val': ('val', 'valid', 'validation')}
 SLACK = 0.05  # a box may extend a little beyond its image
@@ -139,9 +139,10 @@ def _images(key: str, config: Mapping[str, Any], file: Path, source: Source) -> 
 def _resolve(entry: str, config: Mapping[str, Any], file: Path, key: str, source: Source) -> Path:
     """Return the path of an entry, with ``path`` and without, as exports have it."""
     entry, base = with_slashes(entry), config.get('path')
-    inside = entry.removeprefix('../')  # Roboflow writes ../train/images and means train/images
+    # Roboflow writes ../train/images and means train/images; data/ is of Darknet
+    names = (entry.removeprefix('../'), entry, entry.removeprefix('data/'))
     bases = [file.parent / with_slashes(base)] if isinstance(base, str) and base else []
-    tried = [folder / name for name in (inside, entry) for folder in (*bases, file.parent)]
+    tried = [folder / name for name in names for folder in (*bases, file.parent)]
     found = next((path for path in tried if path.exists()), None) or source.find(entry)
     if found is None:
         looked = ', '.join(f"'{path}'" for path in dict.fromkeys(tried))
@@ -161,7 +162,8 @@ def _listed(file: Path, source: Source) -> Iterator[Path]:
         name = with_slashes(line)
         if not name or Path(name).name.startswith('.'):
             continue
-        tried = [folder / name for folder in (file.parent, source.root)]
+        names = (name, name.removeprefix('data/'))
+        tried = [folder / n for n in names for folder in (file.parent, source.root)]
         found = next((path for path in tried if path.is_file()), None) or source.find(name)
         if found is None:
             raise DataError(
