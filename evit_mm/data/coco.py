@@ -20,8 +20,13 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and value is not True and math.isfinite(value)
 
 
+def _is_integer(value: Any) -> bool:
+    # tables that were read with pandas have 128.0; mmdet and pycocotools accept it
+    return isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+
+
 def _is_size(value: Any) -> bool:
-    return isinstance(value, int) and value is not True and value > 0
+    return _is_integer(value) and value is not True and value > 0
 
 
 def _is_box(value: Any) -> bool:
@@ -29,12 +34,12 @@ def _is_box(value: Any) -> bool:
 
 
 Kind = tuple[str, Callable[[Any], bool]]  # description of a valid value, and a test for it
-ID: Kind = ('an integer or a string', lambda value: isinstance(value, (int, str)))
+ID: Kind = ('an integer or a string', lambda value: isinstance(value, str) or _is_integer(value))
 NUMBER: Kind = ('a finite number', is_number)
 NAME: Kind = ('a non-empty string', lambda value: isinstance(value, str) and bool(value))
 PIXELS: Kind = ('a positive integer', _is_size)
 BOX: Kind = ('four finite numbers [x, y, width, height]', _is_box)
-FLAG: Kind = ('0 or 1', lambda value: isinstance(value, int) and value in (0, 1))
+FLAG: Kind = ('0 or 1', lambda value: isinstance(value, (int, float)) and value in (0, 1))
 FIELDS: dict[str, dict[str, Kind]] = {
     'images': {'id': ID, 'file_name': NAME, 'width': PIXELS, 'height': PIXELS},
     'annotations': {
@@ -134,6 +139,7 @@ def repaired(coco: Any, boxes: bool = True) -> tuple[Any, dict[str, list[Any]]]:
     - A missing or null ``iscrowd`` becomes 0.
     - A box with a negative width or height, as annotation programs write for a box that was drawn
       from right to left, keeps its corners and gets a positive width and height.
+    - A size or an id of an image such as 128.0 becomes 128. This is not counted as a repair.
 
     Args:
         coco: Content of an annotation file. It is not changed.
@@ -143,6 +149,8 @@ def repaired(coco: Any, boxes: bool = True) -> tuple[Any, dict[str, list[Any]]]:
         The repaired content, and the ids of the repaired annotations for each field.
     """
     repairs: dict[str, list[Any]] = {'area': [], 'iscrowd': [], 'bbox': []}
+    if isinstance(coco, Mapping) and isinstance(coco.get('images'), list):
+        coco = {**coco, 'images': [_with_integers(image) for image in coco['images']]}
     if not isinstance(coco, Mapping) or not isinstance(coco.get('annotations'), list):
         return coco, repairs
     annotations = []
@@ -156,6 +164,14 @@ def repaired(coco: Any, boxes: bool = True) -> tuple[Any, dict[str, list[Any]]]:
             annotation = {**annotation, **changes} if changes else annotation
         annotations.append(annotation)
     return {**coco, 'annotations': annotations}, repairs
+
+
+def _with_integers(image: Any) -> Any:
+    if not isinstance(image, Mapping):
+        return image
+    values = {key: image.get(key) for key in ('id', 'width', 'height')}
+    floats = {k: int(v) for k, v in values.items() if isinstance(v, float) and v.is_integer()}
+    return {**image, **floats} if floats else image
 
 
 def _changes(annotation: Mapping[str, Any], boxes: bool) -> dict[str, Any]:
