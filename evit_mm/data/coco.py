@@ -221,6 +221,18 @@ def examine(
     return sound, faults
 
 
+def rotation_of(annotation: Mapping[str, Any]) -> float:
+    """Return the degrees, clockwise, by which an object is rotated although its box is not.
+
+    CVAT exports a rotated box to COCO's format as the box before its rotation, with the angle in
+    ``attributes.rotation``. A mask in RLE has its own box.
+    """
+    attributes = annotation.get('attributes')
+    angle: Any = attributes.get('rotation') if isinstance(attributes, Mapping) else None
+    in_rle = isinstance(annotation.get('segmentation'), Mapping)
+    return float(angle) if is_number(angle) and not in_rle else 0.0
+
+
 def ids_of(ids: Sequence[Any]) -> str:
     """Return ``'annotation 3'`` or ``'annotations 3, 5'`` for a message."""
     return f'annotation{"s" * (len(ids) != 1)} {some(ids)}'

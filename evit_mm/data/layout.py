@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
-from .coco import read_coco
+from .coco import read_coco, rotation_of
 from .formats import convert, recognise, scan
 from .formats.coco_json import grouping_classes, image_folders, own_file
 
@@ -48,8 +48,8 @@ def find_data(root: str | Path) -> DataFolder:
 
     COCO's own layout is read as it is: ``annotations/instances_{train,val}.json`` or
     ``annotations/instances_{train,val}2017.json``, with the images in a folder named after the
-    split, in ``images/``, or in ``root`` itself. Everything else is converted once. See
-    :mod:`evit_mm.data.formats`.
+    split, in ``images/``, or in ``root`` itself, if nothing of it needs a change. Everything else
+    is converted once. See :mod:`evit_mm.data.formats`.
 
     Raises:
         DataError: The format is not known or not clear, or a file has errors.
@@ -62,7 +62,9 @@ def find_data(root: str | Path) -> DataFolder:
         contents = {root / file: read_coco(root / file) for file in (train, val)}
         found = [_find(root, file, coco) for file, coco in contents.items()]
         own = [split for split in found if split is not None]
-        if len(own) == 2 and not grouping_classes(list(contents.values())):
+        annotations = [a for coco in contents.values() for a in coco['annotations']]
+        changed = grouping_classes(list(contents.values())) or any(map(rotation_of, annotations))
+        if len(own) == 2 and not changed:
             return DataFolder('COCO', *_with_same_classes(*own))
     converted, notes = convert(source, recognised)
     splits = [_in_folder(root, file, read_coco(file)) for file in converted]

@@ -447,7 +447,7 @@ def cvat(root, shapes, more=''):
         ('<box label="cat" xtl="15" ytl="12" xbr="25" ybr="18"/>', [15, 12, 10, 6]),
         ('<box label="cat" xtl="15" ytl="12" xbr="25" ybr="18" rotation="90"/>', [17, 10, 6, 10]),
         ('<polygon label="cat" points="1,2;5.5,2;5,9"/>', [1, 2, 4.5, 7]),
-        ('<mask label="cat" rle="1" left="3" top="4" width="5" height="6"/>', [3, 4, 5, 6]),
+        ('<mask label="cat" rle="2,9,19" left="3" top="4" width="5" height="6"/>', [3, 4, 5, 6]),
         ('<ellipse label="cat" cx="9" cy="8" rx="2" ry="3"/>', [7, 5, 4, 6]),
         ('<polyline label="cat" points="1,2;5,2;5,9"/>', None),
         ('<box label="" xtl="15" ytl="12" xbr="25" ybr="18"/>', None),
@@ -461,6 +461,26 @@ def test_cvat_shapes_give_boxes(shape, box, tmp_path):
     expected = [('cat', box)] if box else []
     assert only(boxes(data.train)) == [*expected, ('dog', [0, 0, 5, 5])]
     assert len(data.notes) == 1 + (box is None or 'rotation' in shape)
+
+
+def test_cvat_masks_keep_their_pixels(tmp_path):
+    """CVAT counts along the rows of the box, COCO down the columns of the image."""
+    runs = [2, 3, 1, 4, 0, 5, 15]
+    shape = '<mask label="cat" rle="{}" left="3" top="4" width="5" height="{}"/>'
+    shapes = shape.format(', '.join(map(str, runs)), 6)
+    shapes += ''.join(shape.format(r, h) for r, h in (('', 6), ('3,4', 6), ('0,2000', 400)))
+    data = find_data(cvat(tmp_path / 'set', shapes))
+    coco = COCO(str(data.train.ann_file))
+    first, *others = coco.loadAnns(coco.getAnnIds(coco.getImgIds()[0]))
+    expected = np.zeros((30, 40), int)
+    flat = [value for k, run in enumerate(runs) for value in [k % 2] * run]
+    for k, value in enumerate(flat):
+        expected[4 + k // 5, 3 + k % 5] = value
+    np.testing.assert_array_equal(coco.annToMask(first), expected)
+    assert first['area'] == expected.sum() == 12
+    assert [other['bbox'][3] for other in others] == [6, 6, 400]
+    assert not any('segmentation' in other for other in others)
+    assert data.notes[1].startswith('masks do not fit into their box, and only the box is used: 18')
 
 
 def test_cvat_for_video_and_missing_images_are_refused(tmp_path):
@@ -513,6 +533,21 @@ def test_labelme_shapes_give_boxes(tmp_path):
     assert said(root).startswith("'DIR/2.json', shape 1: 'points' is not a list of [x, y]; draw")
     (root / '1.jpg').unlink()
     assert said(root).startswith("'DIR/1.json': the image 'C:/pictures/1.jpg' of imagePath does")
+
+
+def test_labelme_says_what_it_makes_of_turned_boxes_and_masks(tmp_path):
+    corners = [[5, 0], [10, 5], [5, 10], [0, 5]]
+    shapes = [
+        {'label': 'cat', 'points': corners, 'shape_type': kind}
+        for kind in ('rotation', 'oriented_rectangle')
+    ]
+    mask = {'label': 'cat', 'points': [[1, 2], [4, 4]], 'shape_type': 'mask', 'mask': 'iVBO'}
+    data = find_data(labelme(tmp_path / 'set', [*shapes, mask]))
+    assert only(boxes(data.train)) == [('cat', [0, 0, 10, 10])] * 2 + [('cat', [1, 2, 3, 2])]
+    assert [note.partition(' (')[0] for note in data.notes[1:]] == [
+        'rotated boxes were replaced by the upright box around them: 12',
+        'masks gave only their box: 6',
+    ]
 
 
 def region(key='rectanglelabels', name='cat', size=(40, 30), **value):
@@ -714,6 +749,41 @@ def test_coco_of_its_own_layout_is_converted_if_names_differ(cells, tmp_path):
     for name, split in (('train', data.train), ('val', data.val)):
         assert truth(split.ann_file) == truth(cells / 'annotations' / f'instances_{name}.json')
     assert data.notes[0].startswith('files were found under names with other folders: 2 (')
+
+
+def test_rotated_boxes_that_cvat_wrote_to_coco_become_upright(cells, tmp_path):
+    """CVAT writes the box before its rotation. cv2.boxPoints is the oracle."""
+    (tmp_path / 'images').symlink_to(cells / 'images')
+    expected = {}
+    for split in ('train', 'val'):
+        coco = exports.coco_of(cells, split)
+        for number, annotation in enumerate(coco['annotations']):
+            x, y, w, h = annotation['bbox']
+            angle = (0, 40.0, -170, 'left')[number % 4] if number < 9 else 0
+            annotation['attributes'] = {'occluded': False, 'rotation': angle}
+            if number % 4 in (1, 2) and number < 9:
+                points = cv2.boxPoints(((x + w / 2, y + h / 2), (w, h), angle))
+                low, high = points.min(axis=0), points.max(axis=0)
+                expected[split, annotation['id']] = [*low, *(high - low)]
+            else:
+                expected[split, annotation['id']] = [x, y, w, h]
+        exports.write(tmp_path / 'annotations' / f'instances_{split}.json', json.dumps(coco))
+    data = find_data(tmp_path)
+    found = {
+        (name, a['id']): a['bbox']
+        for name, split in (('train', data.train), ('val', data.val))
+        for a in json.loads(split.ann_file.read_text())['annotations']
+    }
+    originals = {
+        split: [a['id'] for a in exports.coco_of(cells, split)['annotations']]
+        for split in ('train', 'val')
+    }
+    assert all(ids == [*range(1, len(ids) + 1)] for ids in originals.values())
+    assert found.keys() == expected.keys()
+    for key, box in expected.items():
+        np.testing.assert_allclose(found[key], box, atol=1e-3)
+    (note,) = data.notes
+    assert note.startswith('rotated boxes were replaced by the upright box around them: 8 (annot')
 
 
 def test_a_split_is_made_by_names(tmp_path):

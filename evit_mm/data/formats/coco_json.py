@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import DataError
-from ..coco import read_coco
+from ..coco import read_coco, rotation_of
 from ..images import some, with_slashes
 from .samples import Content, Sample, Source, split_in_name, split_of
 
@@ -122,6 +122,13 @@ def _add_images(content: Content, coco: Mapping[str, Any], file: Path, source: S
         found['name'] = names[annotation['category_id']]
         if not isinstance(found.get('segmentation', []), (list, dict)):
             raise DataError(f"'{path}': annotation {annotation['id']} has no valid segmentation")
+        degrees = rotation_of(annotation)
+        if degrees and not found.get('segmentation'):
+            x, y, w, h = annotation['bbox']
+            place = f'annotation {annotation["id"]}'
+            x1, y1, x2, y2 = source.upright((x, y, x + w, y + h), degrees, place)
+            found.update(bbox=[x1, y1, x2 - x1, y2 - y1], area=(x2 - x1) * (y2 - y1))
+            found['attributes'] = {**found['attributes'], 'rotation': 0}
         samples[annotation['image_id']].objects.append(found)
 
 

@@ -5,6 +5,10 @@ from __future__ import annotations
 import re
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as mask_api
 
 from ...errors import DataError
 from ..images import with_slashes
@@ -17,7 +21,6 @@ from .samples import (
     numbers,
     read_xml,
     root_tag,
-    rotated,
     split_in_name,
     split_of,
 )
@@ -79,6 +82,7 @@ def _add_shapes(
     for number, shape in enumerate(image, 1):
         where = f'{place}, {shape.tag} {number}'
         polygon: list[float] = []
+        mask: dict[str, Any] = {}
         if shape.tag == 'box':
             corners = numbers(map(shape.get, CORNERS), file, where)
         elif shape.tag == 'polygon':
@@ -87,11 +91,13 @@ def _add_shapes(
                 source.notes.add('polygons with fewer than three points were left out', where)
                 continue
             corners = list(bounds(polygon))
-        elif shape.tag == 'mask':  # only its box; the mask itself is not read
-            left, top, width, height = numbers(
-                map(shape.get, ('left', 'top', 'width', 'height')), file, where
-            )
-            corners = [left, top, left + width, top + height]
+        elif shape.tag == 'mask':
+            box = numbers(map(shape.get, ('left', 'top', 'width', 'height')), file, where)
+            corners = [box[0], box[1], box[0] + box[2], box[1] + box[3]]
+            runs = numbers(filter(None, (shape.get('rle') or '').split(',')), file, where)
+            mask = _mask([int(v) for v in runs], [int(v) for v in box], sample.size)
+            if not mask:
+                source.notes.add('masks do not fit into their box, and only the box is used', where)
         elif shape.tag == 'ellipse':
             x, y, rx, ry = numbers(map(shape.get, ('cx', 'cy', 'rx', 'ry')), file, where)
             corners = [x - rx, y - ry, x + rx, y + ry]
@@ -101,7 +107,27 @@ def _add_shapes(
             continue
         degrees = numbers([shape.get('rotation', '0')], file, where)[0]
         if degrees:
-            middle = ((corners[0] + corners[2]) / 2, (corners[1] + corners[3]) / 2)
-            corners = list(bounds(rotated(corners, degrees, middle)))
-            source.notes.add('rotated boxes were replaced by the upright box around them', where)
-        source.add_object(sample, (shape.get('label') or '').strip(), corners, where, polygon)
+            corners = source.upright(corners, degrees, where)
+        source.add_object(
+            sample, (shape.get('label') or '').strip(), corners, where, polygon, **mask
+        )
+
+
+def _mask(runs: list[int], box: list[int], size: tuple[int, int]) -> dict[str, Any]:
+    """Return a mask as COCO's compressed RLE and its area, or nothing if it does not fit.
+
+    Args:
+        runs: Lengths of the runs of background and object, in turn, along the rows of the box.
+        box: Left, top, width and height in pixels.
+        size: Width and height of the image.
+    """
+    left, top, width, height = box
+    inside = min(box) >= 0 and left + width <= size[0] and top + height <= size[1]
+    if not inside or min(runs, default=0) < 0 or sum(runs) != width * height:
+        return {}
+    pixels = np.zeros(size[::-1], np.uint8, order='F')
+    values = np.repeat(np.arange(len(runs)) % 2, runs)
+    pixels[top : top + height, left : left + width] = values.reshape(height, width)
+    rle = mask_api.encode(pixels)
+    rle['counts'] = rle['counts'].decode()
+    return {'segmentation': rle, 'area': int(values.sum())}

@@ -18,7 +18,6 @@ from .samples import (
     bounds,
     is_image,
     numbers,
-    rotated,
     split_of,
 )
 
@@ -150,11 +149,8 @@ def _add_regions(
         polygon = [v * scale[i % 2] for i, v in enumerate(polygon)]
         degrees = numbers([value.get('rotation') or 0], file, where)[0]
         if degrees and not polygon:
-            is_box = 'radiusX' not in value
-            middle = ((corners[0] + corners[2]) / 2, (corners[1] + corners[3]) / 2)
-            pivot = (corners[0], corners[1]) if is_box else middle
-            corners = list(bounds(rotated(corners, degrees, pivot)))
-            source.notes.add('rotated boxes were replaced by the upright box around them', where)
+            pivot = None if 'radiusX' in value else (corners[0], corners[1])
+            corners = source.upright(corners, degrees, where, pivot)
         labels = [v for k, v in value.items() if k.endswith('labels') and v]
         name = labels[0] if labels else names.get(region.get('id'), [])
         if len(name) > 1:

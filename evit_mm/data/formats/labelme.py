@@ -11,6 +11,7 @@ from ...errors import DataError
 from ..coco import read_json
 from ..images import with_slashes
 from .samples import (
+    ROTATED,
     Content,
     Sample,
     Source,
@@ -22,7 +23,8 @@ from .samples import (
 )
 
 LOOKED = '*.json beside the images (LabelMe)'
-BOXED = ('rectangle', 'polygon', 'circle', 'mask')
+TURNED = ('rotation', 'oriented_rectangle')  # the first is of X-AnyLabeling; four corners
+BOXED = ('rectangle', 'polygon', 'circle', 'mask', *TURNED)
 NO_CLASS = ('__ignore__', '_background_')  # in LabelMe's labels.txt
 
 
@@ -80,9 +82,13 @@ def _add_shapes(sample: Sample, shapes: Any, file: Path, source: Source) -> None
         if kind == 'circle' and len(points) == 4:  # the centre and a point on the circle
             x, y, radius = points[0], points[1], math.dist(points[:2], points[2:])
             points = [x - radius, y - radius, x + radius, y + radius]
-        if len(points) < (6 if kind == 'polygon' else 4):
+        if len(points) < (4 if kind in ('rectangle', 'circle', 'mask') else 6):
             source.notes.add('shapes with too few points were left out', f'{file.name}, {place}')
             continue
+        if kind in TURNED:
+            source.notes.add(ROTATED, f'{file.name}, {place}')
+        if kind == 'mask':
+            source.notes.add('masks gave only their box', f'{file.name}, {place}')
         name = str(shape.get('label') or '').strip()
         # shapes of the same group are the parts of one object
         group = shape.get('group_id')

@@ -25,6 +25,7 @@ SPLITS = {
 }
 UNSPLIT = ''  # images that no file or folder assigns to a split
 VAL_SHARE = 0.2
+ROTATED = 'rotated boxes were replaced by the upright box around them'
 DIGITS = 6  # of a pixel; percentages and fractions give integers with an error near 1e-13
 ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # EXIF values that swap width and height
 Box = list[float]
@@ -134,6 +135,26 @@ class Source:
             return None
         return Sample(path, found)
 
+    def upright(
+        self,
+        corners: Sequence[float],
+        degrees: float,
+        place: object,
+        pivot: tuple[float, float] | None = None,
+    ) -> list[float]:
+        """Return the corners of the upright box around a rotated one, with a note.
+
+        The pivot is the middle of the box by default. Positive angles are clockwise.
+        """
+        x1, y1, x2, y2 = corners
+        x, y = pivot or ((x1 + x2) / 2, (y1 + y2) / 2)
+        sine, cosine = math.sin(math.radians(degrees)), math.cos(math.radians(degrees))
+        points: list[float] = []
+        for right, down in ((x1 - x, y1 - y), (x2 - x, y1 - y), (x2 - x, y2 - y), (x1 - x, y2 - y)):
+            points += [x + right * cosine - down * sine, y + right * sine + down * cosine]
+        self.notes.add(ROTATED, place)
+        return list(bounds(points))
+
     def add_object(
         self,
         sample: Sample,
@@ -141,9 +162,12 @@ class Source:
         corners: Sequence[float],
         place: object,
         polygon: Sequence[float] = (),
-        crowd: bool = False,
+        **fields: Any,
     ) -> None:
-        """Add an object with the corners ``(x1, y1, x2, y2)``, or a note that it was left out."""
+        """Add an object with the corners ``(x1, y1, x2, y2)``, or a note that it was left out.
+
+        ``fields`` are those of COCO's annotation.
+        """
         x1, x2 = sorted(corners[::2])
         y1, y2 = sorted(corners[1::2])
         if not name:
@@ -152,11 +176,11 @@ class Source:
             self.notes.add('objects without area were left out', place)
         else:
             box = [round(value, DIGITS) for value in (x1, y1, x2 - x1, y2 - y1)]
-            found = {'name': name, 'bbox': box, 'area': box[2] * box[3], 'iscrowd': int(crowd)}
+            found = {'name': name, 'bbox': box, 'area': box[2] * box[3], 'iscrowd': 0}
             if len(polygon) >= 6:
                 outline = [round(value, DIGITS) for value in polygon]
                 found.update(segmentation=[outline], area=polygon_area(outline))
-            sample.objects.append(found)
+            sample.objects.append(found | fields)
 
 
 def split_of(file: Path) -> str:
@@ -271,20 +295,6 @@ def polygon_area(polygon: Sequence[float]) -> float:
 def bounds(points: Sequence[float]) -> tuple[float, float, float, float]:
     """Return the corners ``(x1, y1, x2, y2)`` of the box around points ``[x, y, x, y, ...]``."""
     return min(points[::2]), min(points[1::2]), max(points[::2]), max(points[1::2])
-
-
-def rotated(corners: Sequence[float], degrees: float, pivot: tuple[float, float]) -> list[float]:
-    """Return the four corners ``[x, y, ...]`` of a box that is rotated clockwise about a point."""
-    x1, y1, x2, y2 = corners
-    sine, cosine = math.sin(math.radians(degrees)), math.cos(math.radians(degrees))
-    points = []
-    for x, y in ((x1, y1), (x2, y1), (x2, y2), (x1, y2)):
-        right, down = x - pivot[0], y - pivot[1]
-        points += [
-            pivot[0] + right * cosine - down * sine,
-            pivot[1] + right * sine + down * cosine,
-        ]
-    return points
 
 
 def read_text(file: Path) -> str:

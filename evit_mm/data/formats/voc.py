@@ -109,7 +109,7 @@ def _sample(source: Source, file: Path, folder: Path) -> Sample | None:
             kind = "difficult objects became crowds, which as in VOC's evaluation do not count"
             source.notes.add(kind, place)
         name = (found.findtext('name') or '').strip()
-        source.add_object(sample, name, corners, place, crowd=difficult)
+        source.add_object(sample, name, corners, place, iscrowd=int(difficult))
     return sample
 
 
