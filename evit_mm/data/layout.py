@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import DataError
 from .coco import read_coco, rotation_of
-from .formats import convert, recognise, scan
+from .formats import convert, note_test_split, recognise, scan
 from .formats.coco_json import grouping_classes, image_folders, own_file
 
 
@@ -65,7 +65,9 @@ def find_data(root: str | Path) -> DataFolder:
         annotations = [a for coco in contents.values() for a in coco['annotations']]
         changed = grouping_classes(list(contents.values())) or any(map(rotation_of, annotations))
         if len(own) == 2 and not changed:
-            return DataFolder('COCO', *_with_same_classes(*own))
+            note_test_split(source)
+            said = tuple(source.notes.sentences())
+            return DataFolder('COCO', *_with_same_classes(*own), said)
     converted, notes = convert(source, recognised)
     splits = [_in_folder(root, file, read_coco(file)) for file in converted]
     return DataFolder(recognised.name, splits[0], splits[1], tuple(notes))

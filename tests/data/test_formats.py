@@ -786,6 +786,41 @@ def test_rotated_boxes_that_cvat_wrote_to_coco_become_upright(cells, tmp_path):
     assert note.startswith('rotated boxes were replaced by the upright box around them: 8 (annot')
 
 
+@pytest.mark.parametrize('writer', exports.WRITERS, ids=lambda writer: writer.__name__)
+def test_a_test_split_is_named_and_not_used(writer, cells, tmp_path):
+    """The validation images become the test split."""
+    root = tmp_path / 'set'
+    writer(exports.small_set(cells, tmp_path / 'coco'), root)
+    names = {
+        'val': 'test',
+        'valid': 'test',
+        'Validation': 'Test',
+        'obj_valid_data': 'obj_test_data',
+    }
+    for path in sorted(root.rglob('*'), reverse=True):
+        if path.stem in names:
+            path.rename(path.with_name(names[path.stem] + path.suffix))
+    for path in (*root.glob('*.yaml'), *root.glob('*.xml'), *root.glob('*.data')):
+        text = path.read_text().replace('val: images/val', 'test: images/test')
+        text = text.replace('subset="Validation"', 'subset="Test"').replace('valid', 'test')
+        path.write_text(text)
+    data = find_data(root)
+    assert data.train.num_images + data.val.num_images == 6
+    found = [note for note in data.notes if note.startswith('images of the test split are not us')]
+    assert len(found) == 1 and 'are not used: 6 (' in found[0], data.notes
+
+
+def test_a_test_split_beside_the_own_layout_is_named(cells, tmp_path):
+    root = exports.small_set(cells, tmp_path)
+    assert find_data(root).notes == ()
+    picture(root / 'test' / 'a.jpg')
+    exports.write(root / 'annotations' / 'instances_test.json', '{}')
+    assert find_data(root).notes == (
+        'annotation files of the test split are not used: 1 (annotations/instances_test.json)',
+        'images of the test split are not used: 1 (test/a.jpg)',
+    )
+
+
 def test_a_split_is_made_by_names(tmp_path):
     root = voc(tmp_path / 'set', number=40)
     data = find_data(root)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from .samples import (
 CACHE = '.evit_mm'
 RECORD = 'source.json'
 OUTPUT = 'work_dirs'  # of trainings that were started in the data folder
-VERSION = 1  # of the converted files; increase it when a reader changes what it returns
+VERSION = 2  # of the converted files; increase it when a reader changes what it returns
 READ = ('.json', '.xml', '.yaml', '.yml', '.txt', '.data', '.names')  # besides the images
 SNIFFED = 5  # JSON files per folder that are opened to recognise a format
 LOOKED = ', '.join(kind.LOOKED for kind in (coco_json, yolo, voc, cvat, labelme, label_studio))
@@ -205,12 +205,15 @@ def _convert(source: Source, recognised: Recognised) -> tuple[list[Path], list[s
     outside = sorted(source.outside)
     for path in filter(lambda path: is_image(Path(path)), outside):
         source.notes.add('images are outside the data folder', path)
+    samples = [sample for split in ('train', 'val') for sample in content.splits.get(split, [])]
+    paths = {*content.unused, *(sample.path for sample in samples)}
+    used = {relative_name(path, source.root) for path in paths if path}
+    tested = {relative_name(sample.path, source.root) for sample in content.splits.get('test', [])}
+    note_test_split(source, tested, used)
+    known = used | tested
     if recognised.name not in ('COCO', 'YOLO'):  # there, other images are not part of the data
-        samples = [sample for split in content.splits.values() for sample in split]
-        paths = {*content.unused, *(sample.path for sample in samples)}
-        used = {relative_name(path, source.root) for path in paths if path}
         for file in source.files:
-            if is_image(file) and file.as_posix() not in used and split_of(file) != 'test':
+            if is_image(file) and file.as_posix() not in known and split_of(file) != 'test':
                 source.notes.add('images have no annotation and were left out', file)
     notes = source.notes.sentences()
     _check_content(content, source.root)
@@ -222,6 +225,24 @@ def _convert(source: Source, recognised: Recognised) -> tuple[list[Path], list[s
     digest = _digest(source, recognised, outside)
     write_json(record, {'digest': digest, 'outside': outside, 'notes': notes})
     return [*files.values()], notes
+
+
+def note_test_split(
+    source: Source, listed: Collection[str] = (), used: Collection[str] = ()
+) -> None:
+    """Note the images and the COCO files of a test split.
+
+    Args:
+        source: Files of the folder.
+        listed: Images that its files assign to the test split.
+        used: Images that are used nevertheless.
+    """
+    for file in source.files:
+        test = file.as_posix() in listed or split_of(file) == 'test'
+        if is_image(file) and test and file.as_posix() not in used:
+            source.notes.add('images of the test split are not used', file)
+        elif coco_json.has_usual_name(file) and coco_json.split_of_file(file) == 'test':
+            source.notes.add('annotation files of the test split are not used', file)
 
 
 def _split(content: Content, source: Source) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,10 @@ def read(source: Source) -> Content:
             else:
                 _add_labels(sample, label, content.classes, source)
             content.add(split, sample)
+    if config.get('test'):
+        with suppress(DataError):  # exports can name a test split that they do not contain
+            for image in _images('test', config, file, source):
+                content.add('test', Sample(image, (0, 0)))  # only to name it
     if not labelled:
         raise DataError(
             f"'{source.root}': no image has a label file; put the label of images/NAME.jpg into "
