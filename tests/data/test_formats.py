@@ -113,6 +113,10 @@ def yolo(root, yaml='names: [cat, dog]', line='0 0.5 0.5 0.25 0.2', suffix='.jpg
 
 
 CAT = ('cat', [15, 12, 10, 6])
+BOX = '<box label="cat" xtl="15" ytl="12" xbr="25" ybr="18"/>'
+SHAPE = {'label': 'cat', 'points': [[25, 18], [15, 12]], 'shape_type': 'rectangle'}
+WRITTEN_BEAR = 'B\u00e4r'
+BEAR = unicodedata.normalize('NFD', WRITTEN_BEAR)  # on the disk of a Mac
 
 
 def only(found):
@@ -267,6 +271,18 @@ def test_yolo_of_darknet_is_read(tmp_path):
 def test_wrong_files_of_darknet_are_named(file, text, message, tmp_path):
     exports.write(darknet(tmp_path) / file, text)
     assert said(tmp_path).startswith(message)
+
+
+def test_yolo_labels_are_found_in_another_unicode_form(tmp_path):
+    root = yolo(tmp_path)
+    for folder, name, number in (('images', BEAR, '0.jpg'), ('labels', WRITTEN_BEAR, '0.txt')):
+        file = root / folder / 'train' / f'train{number}'
+        file.rename(file.with_name(f'{name}{number}'))
+    (root / 'labels' / 'train' / 'train1.txt').rename(root / 'labels' / 'val' / 'train1.txt')
+    data = find_data(root)
+    assert boxes(data.train) == {f'{BEAR}0.jpg': [CAT], 'train1.jpg': []}  # not of another folder
+    assert data.notes[0].startswith('files were found under names with another Unicode form: 1 (')
+    assert data.notes[1].startswith('images have no label file and count as background: 1 (im')
 
 
 LABEL = "'DIR/labels/val/val1.txt', line 2: "
@@ -626,6 +642,52 @@ def test_label_studio_needs_its_images(tmp_path):
     assert said(tmp_path).startswith("'DIR/a.json', task 5: image 'x.jpg' is not in 'DIR'; copy")
 
 
+def test_label_studio_prefers_the_folder_of_the_task(tmp_path):
+    tasks = []
+    for number, folder in enumerate(('a', 'b')):
+        size = (40 * (number + 1), 30)
+        picture(tmp_path / 'images' / folder / '0.jpg', *size)
+        data = {'image': f'/data/local-files/?d=somewhere/images/{folder}/0.jpg'}
+        result = [region(size=size, **RECTANGLE)]
+        tasks.append({'id': number, 'annotations': [{'result': result}], 'data': data})
+    exports.write(tmp_path / 'a.json', json.dumps(tasks))
+    data = find_data(tmp_path)
+    paths = {
+        image['file_name']: image['width']
+        for split in (data.train, data.val)
+        for image in json.loads(split.ann_file.read_text())['images']
+    }
+    assert paths == {'images/a/0.jpg': 40, 'images/b/0.jpg': 80}
+    exports.write(tmp_path / 'a.json', json.dumps([{**tasks[0], 'data': {'image': '0.jpg'}}]))
+    assert said(tmp_path) == (
+        "'DIR/a.json', task 0: '0.jpg' can be images/a/0.jpg, images/b/0.jpg; keep one of them"
+    )
+
+
+@pytest.mark.parametrize(
+    ('make', 'folders', 'note'),
+    [
+        (voc, ('images', 'annotations'), 'other folders'),  # as on Kaggle
+        (lambda root: labelme(root, [SHAPE], 'C:\\me\\{}.jpg'), ('images', 'labels'), 'other fold'),
+        (lambda root: cvat(root, BOX), (BEAR, '.'), 'another Unicode form'),
+    ],
+    ids=['voc', 'labelme', 'cvat'],
+)
+def test_images_in_another_folder_are_found_by_their_names(make, folders, note, tmp_path):
+    root = make(tmp_path / 'set')
+    for path in sorted(root.rglob('*.*')):
+        folder = root / folders[path.suffix != '.jpg']
+        folder.mkdir(exist_ok=True)
+        name = path.name if folders[0] != BEAR or path.suffix != '.jpg' else BEAR + path.name
+        path.rename(folder / name)
+    if folders[0] == BEAR:
+        path = root / 'annotations.xml'
+        path.write_text(path.read_text().replace('name="', f'name="{WRITTEN_BEAR}/{WRITTEN_BEAR}'))
+    data = find_data(root)
+    assert data.train.num_images + data.val.num_images == 6 and only(boxes(data.train)) == [CAT]
+    assert f'files were found under names with {note}' in data.notes[-1]
+
+
 # --- COCO, and what holds for all
 
 
@@ -685,9 +747,6 @@ def coco_set(root, names, files, folders=('train', 'valid')):
         coco = {'images': images, 'annotations': cats, 'categories': [{'id': 1, 'name': 'cat'}]}
         exports.write(root / folder / 'labels.json', json.dumps(coco))
     return root
-
-
-BEAR = unicodedata.normalize('NFD', 'B\u00e4r')
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def read(source: Source) -> Content:
             subset = image.get('subset') or ''
             split = split_in_name(subset) or split_of(Path(name)) or split_in_name(file.stem)
             place = f"image {number} '{name}'"
-            sample = source.sample(_image(source.root, file, name, subset, place), _size(image))
+            sample = source.sample(_image(source, file, name, subset, place), _size(image))
             if sample is not None:
                 _add_shapes(sample, image, path, place, source)
                 content.add(split or split_of(file) or UNSPLIT, sample)
@@ -64,16 +64,17 @@ def _size(image: ElementTree.Element) -> list[str | None]:
     return [image.get('width'), image.get('height')]
 
 
-def _image(root: Path, file: Path, name: str, subset: str, place: str) -> Path:
-    folder = root / file.parent
+def _image(source: Source, file: Path, name: str, subset: str, place: str) -> Path:
+    folder = source.root / file.parent
     places = [folder / 'images' / subset, folder / 'images', folder / subset, folder]
-    for found in (place / part for part in (name, Path(name).name) for place in places):
-        if name and found.is_file():
-            return found
-    raise DataError(
-        f"'{root / file}', {place} does not exist; export with 'Save images', or put the images "
-        f"into '{folder / 'images'}'"
-    )
+    found = next((p / name for p in places if name and (p / name).is_file()), None)
+    found = found or source.find(name, split_in_name(subset))
+    if found is None:
+        raise DataError(
+            f"'{source.root / file}', {place} does not exist; export with 'Save images', or put "
+            f"the images into '{folder / 'images'}'"
+        )
+    return found
 
 
 def _add_shapes(

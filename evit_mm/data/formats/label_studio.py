@@ -10,19 +10,18 @@ from typing import Any
 
 from ...errors import DataError
 from ..coco import read_json
-from ..images import IMAGE_SUFFIXES
+from ..images import IMAGE_SUFFIXES, some, with_slashes
 from .samples import (
     Content,
     Sample,
     Source,
     bounds,
-    is_image,
     numbers,
     split_of,
 )
 
 LOOKED = 'a JSON export of Label Studio'
-UPLOAD = re.compile('[0-9a-f]{8}-')  # Label Studio puts this before the name of an uploaded file
+UPLOAD = re.compile('^[0-9a-f]{8}-')  # Label Studio puts this before the name of an uploaded file
 
 
 def is_label_studio(content: Any) -> bool:
@@ -42,7 +41,6 @@ def is_minimal(content: Any) -> bool:
 def read(source: Source, files: list[Path]) -> Content:
     """Read the exports."""
     content = Content()
-    images = {file.name: file for file in reversed(source.files) if is_image(file)}
     for file in files:
         path = source.root / file
         for number, task in enumerate(read_json(path), 1):
@@ -50,7 +48,7 @@ def read(source: Source, files: list[Path]) -> Content:
             regions = _regions(task, place, source)
             if regions is None:
                 continue
-            image = _image(task, images, path, place)
+            image = _image(task, source, path, place)
             sample = source.sample(source.root / image, _size(regions))
             if sample is not None:
                 _add_regions(sample, regions, path, place, source)
@@ -83,7 +81,7 @@ def _size(regions: list[Mapping[str, Any]]) -> list[Any]:
     return [region.get('original_width'), region.get('original_height')]
 
 
-def _image(task: Mapping[str, Any], images: Mapping[str, Path], file: Path, place: str) -> Path:
+def _image(task: Mapping[str, Any], source: Source, file: Path, place: str) -> Path:
     names = []
     for value in (*task['data'].values(), task.get('file_upload')):
         if not isinstance(value, str):
@@ -91,17 +89,19 @@ def _image(task: Mapping[str, Any], images: Mapping[str, Path], file: Path, plac
         address = urllib.parse.urlparse(value)
         # a local file is /data/local-files/?d=FOLDER/NAME
         local = urllib.parse.parse_qs(address.query).get('d', [address.path])[0]
-        name = urllib.parse.unquote(local).replace('\\', '/').rpartition('/')[2]
+        folder, slash, name = with_slashes(urllib.parse.unquote(local)).rpartition('/')
         if name.lower().endswith(IMAGE_SUFFIXES):
-            names += [name, UPLOAD.sub('', name, count=1) if UPLOAD.match(name) else name]
-    found = next((images[name] for name in names if name in images), None)
-    if found is None:
-        name = names[0] if names else 'of the task'
+            names += [f'{folder}{slash}{n}' for n in dict.fromkeys((name, UPLOAD.sub('', name, 1)))]
+    found = next((files for name in names if (files := source.named.find(name))), [])
+    if len(found) != 1:
+        name = Path(names[0]).name if names else 'of the task'
+        if found:
+            raise DataError(f"'{file}', {place}: '{name}' can be {some(found)}; keep one of them")
         raise DataError(
             f"'{file}', {place}: image '{name}' is not in '{file.parent}'; copy the images there, "
             'because the export does not contain them'
         )
-    return found
+    return Path(found[0])
 
 
 def _add_regions(

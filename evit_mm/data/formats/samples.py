@@ -105,7 +105,8 @@ class Source:
         return [file for file in self.files if file.suffix.lower() in suffixes]
 
     @functools.cached_property
-    def _named(self) -> NamedFiles:
+    def named(self) -> NamedFiles:
+        """The files by the names that another program or system has written."""
         return NamedFiles(file.as_posix() for file in self.files)
 
     def find(self, name: str, split: str = '') -> Path | None:
@@ -113,10 +114,8 @@ class Source:
 
         A file in a folder of another split does not count.
         """
-        found = [
-            file for file in self._named.find(name) if split in ('', split_of(Path(file)) or split)
-        ]
-        return self.found(name, self.root / found[0]) if len(found) == 1 else None
+        files = [f for f in self.named.find(name) if split in ('', split_of(Path(f)) or split)]
+        return self.found(name, self.root / files[0]) if len(files) == 1 else None
 
     def found(self, name: str, path: Path) -> Path:
         """Note a file that has another name, and return it."""

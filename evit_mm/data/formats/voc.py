@@ -84,7 +84,8 @@ def _sample(source: Source, file: Path, folder: Path) -> Sample | None:
     tree = read_xml(path)
     if tree.tag != 'annotation':
         return None
-    image = _image(source.root, file, folder, with_slashes(tree.findtext('filename') or ''))
+    name = with_slashes(tree.findtext('filename') or '')
+    image = _image(source.root, file, folder, name) or source.find(name, split_of(file))
     if image is None:
         raise DataError(
             f"'{path}': image '{tree.findtext('filename')}' does not exist; put '{file.stem}.jpg' "
@@ -108,8 +109,8 @@ def _sample(source: Source, file: Path, folder: Path) -> Sample | None:
         if difficult:
             kind = "difficult objects became crowds, which as in VOC's evaluation do not count"
             source.notes.add(kind, place)
-        name = (found.findtext('name') or '').strip()
-        source.add_object(sample, name, corners, place, iscrowd=int(difficult))
+        label = (found.findtext('name') or '').strip()
+        source.add_object(sample, label, corners, place, iscrowd=int(difficult))
     return sample
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from ...errors import DataError
-from ..images import with_slashes
+from ..images import OTHER_FOLDERS, difference, with_slashes
 from .samples import (
     Content,
     Sample,
@@ -87,7 +87,7 @@ def read(source: Source) -> Content:
             sample = source.sample(image)
             if sample is None:
                 continue
-            label = _label_file(image)
+            label = _label_file(image, source)
             labelled += label is not None
             if label is None:
                 name = relative_name(image, source.root)
@@ -178,14 +178,20 @@ def _listed(file: Path, source: Source) -> Iterator[Path]:
         yield Path(os.path.normpath(found))
 
 
-def _label_file(image: Path) -> Path | None:
+def _label_file(image: Path, source: Source) -> Path | None:
     """Return the label file of an image: in labels/ instead of images/, or beside the image."""
     places = [image.with_suffix('.txt')]
     parts = list(image.parts)
     if 'images' in parts[:-1]:
         last = len(parts) - 2 - parts[-2::-1].index('images')
         places.insert(0, Path(*parts[:last], 'labels', *parts[last + 1 :]).with_suffix('.txt'))
-    return next((place for place in places if place.is_file()), None)
+    found = next((place for place in places if place.is_file()), None)
+    names = [relative_name(place, source.root) for place in places] if found is None else []
+    for name in names:
+        for file in source.named.find(name):
+            if difference(name, file) != OTHER_FOLDERS:
+                return source.found(name, source.root / file)
+    return found
 
 
 def _add_labels(sample: Sample, file: Path, classes: Sequence[str], source: Source) -> None:
