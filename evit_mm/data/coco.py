@@ -114,7 +114,7 @@ def read_annotations(ann_file: str | Path, tolerant: bool) -> AnnotationFile:
 
 
 def read_json(ann_file: str | Path) -> Any:
-    """Read a JSON file in UTF-8, with or without a byte order mark, in any locale.
+    """Read a JSON file with :func:`read_text`.
 
     Raises:
         DataError: The file does not exist, cannot be read, or is not valid JSON.
@@ -123,13 +123,23 @@ def read_json(ann_file: str | Path) -> Any:
     if not ann_file.is_file():
         raise DataError(_missing(ann_file))
     try:
-        return json.loads(ann_file.read_text(encoding='utf-8-sig'))
-    except OSError as error:
-        raise DataError(f"annotation file '{ann_file}' cannot be read: {error}") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"'{ann_file}' is not in UTF-8 ({error}); save it as UTF-8") from None
-    except ValueError as error:
+        return json.loads(read_text(ann_file))
+    except json.JSONDecodeError as error:
         raise DataError(f"'{ann_file}' is not valid JSON ({error}); export it again") from None
+
+
+def read_text(file: Path) -> str:
+    """Read a text file in UTF-8, with or without a byte order mark, in any locale.
+
+    Raises:
+        DataError: The file cannot be read or has another encoding.
+    """
+    try:
+        return file.read_text(encoding='utf-8-sig')
+    except UnicodeDecodeError as error:
+        raise DataError(f"'{file}' is not in UTF-8 ({error}); save it as UTF-8") from None
+    except OSError as error:
+        raise DataError(f"'{file}' cannot be read: {error}") from None
 
 
 def repaired(coco: Any, boxes: bool = True) -> tuple[Any, dict[str, list[Any]]]:

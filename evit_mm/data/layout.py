@@ -9,8 +9,9 @@ from typing import Any
 
 from ..errors import DataError
 from .coco import read_coco, rotation_of
-from .formats import convert, note_test_split, recognise, scan
+from .formats import convert, note_unused, recognise, scan
 from .formats.coco_json import grouping_classes, image_folders, own_file
+from .formats.samples import Content
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def find_data(root: str | Path) -> DataFolder:
         annotations = [a for coco in contents.values() for a in coco['annotations']]
         changed = grouping_classes(list(contents.values())) or any(map(rotation_of, annotations))
         if len(own) == 2 and not changed:
-            note_test_split(source)
+            note_unused(source, 'COCO', Content())
             said = tuple(source.notes.sentences())
             return DataFolder('COCO', *_with_same_classes(*own), said)
     converted, notes = convert(source, recognised)

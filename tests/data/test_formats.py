@@ -389,6 +389,13 @@ def test_voc_sizes_are_read_from_the_image_where_the_file_has_none(tmp_path):
     assert {image[1:] for image in truth(data.train.ann_file)} == {(40, 30)}
 
 
+def test_voc_sizes_may_be_written_as_floats(tmp_path):
+    root = voc(tmp_path / 'set')
+    for path in root.glob('*.xml'):
+        path.write_text(path.read_text().replace('>40<', '>40.0<').replace('>30<', '>3e1<'))
+    assert {image[1:] for image in truth(find_data(root).train.ann_file)} == {(40, 30)}
+
+
 def test_voc_challenge_data_counts_pixels_from_one(tmp_path):
     inner = '<source><database>The VOC2007 Database</database></source>'
     data = find_data(voc(tmp_path / 'set', inner))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,11 @@ OUTPUT = 'work_dirs'  # of trainings that were started in the data folder
 VERSION = 2  # of the converted files; increase it when a reader changes what it returns
 READ = ('.json', '.xml', '.yaml', '.yml', '.txt', '.data', '.names')  # besides the images
 SNIFFED = 5  # JSON files per folder that are opened to recognise a format
+JSON_KINDS = {
+    'COCO': coco_json.is_coco,
+    'LabelMe': labelme.is_labelme,
+    'Label Studio': label_studio.is_label_studio,
+}
 LOOKED = ', '.join(kind.LOOKED for kind in (coco_json, yolo, voc, cvat, labelme, label_studio))
 
 
@@ -138,20 +143,12 @@ def _sniff_jsons(source: Source) -> tuple[dict[str, list[Path]], list[DataError]
         except DataError as error:
             broken.append(error)
             continue
-        found.setdefault(_kind_of(content), []).append(file)
+        kind = next((name for name, test in JSON_KINDS.items() if test(content)), '')
+        found.setdefault(kind, []).append(file)
         if label_studio.is_minimal(content):
             text = f"'{source.root / file}' is Label Studio's JSON-MIN; export the project as JSON"
             broken.append(DataError(text))
     return found, broken
-
-
-def _kind_of(content: Any) -> str:
-    tests = {
-        'COCO': coco_json.is_coco,
-        'LabelMe': labelme.is_labelme,
-        'Label Studio': label_studio.is_label_studio,
-    }
-    return next((name for name, test in tests.items() if test(content)), '')
 
 
 def convert(source: Source, recognised: Recognised) -> tuple[list[Path], list[str]]:
@@ -205,16 +202,7 @@ def _convert(source: Source, recognised: Recognised) -> tuple[list[Path], list[s
     outside = sorted(source.outside)
     for path in filter(lambda path: is_image(Path(path)), outside):
         source.notes.add('images are outside the data folder', path)
-    samples = [sample for split in ('train', 'val') for sample in content.splits.get(split, [])]
-    paths = {*content.unused, *(sample.path for sample in samples)}
-    used = {relative_name(path, source.root) for path in paths if path}
-    tested = {relative_name(sample.path, source.root) for sample in content.splits.get('test', [])}
-    note_test_split(source, tested, used)
-    known = used | tested
-    if recognised.name not in ('COCO', 'YOLO'):  # there, other images are not part of the data
-        for file in source.files:
-            if is_image(file) and file.as_posix() not in known and split_of(file) != 'test':
-                source.notes.add('images have no annotation and were left out', file)
+    note_unused(source, recognised.name, content)
     notes = source.notes.sentences()
     _check_content(content, source.root)
     files = _files(source)
@@ -227,22 +215,26 @@ def _convert(source: Source, recognised: Recognised) -> tuple[list[Path], list[s
     return [*files.values()], notes
 
 
-def note_test_split(
-    source: Source, listed: Collection[str] = (), used: Collection[str] = ()
-) -> None:
-    """Note the images and the COCO files of a test split.
+def note_unused(source: Source, kind: str, content: Content) -> None:
+    """Note the files of a test split, and images without an annotation.
 
     Args:
         source: Files of the folder.
-        listed: Images that its files assign to the test split.
-        used: Images that are used nevertheless.
+        kind: Name of the format.
+        content: What was read.
     """
+    named: dict[str, str] = {}
+    for split, samples in content.splits.items():
+        named |= {relative_name(sample.path, source.root): split for sample in samples}
     for file in source.files:
-        test = file.as_posix() in listed or split_of(file) == 'test'
-        if is_image(file) and test and file.as_posix() not in used:
+        if not is_image(file):
+            if coco_json.has_usual_name(file) and coco_json.split_of_file(file) == 'test':
+                source.notes.add('annotation files of the test split are not used', file)
+        elif named.get(file.as_posix(), split_of(file)) == 'test':
             source.notes.add('images of the test split are not used', file)
-        elif coco_json.has_usual_name(file) and coco_json.split_of_file(file) == 'test':
-            source.notes.add('annotation files of the test split are not used', file)
+        elif file.as_posix() not in named and kind not in ('COCO', 'YOLO'):
+            # in these two, other images are not part of the data
+            source.notes.add('images have no annotation and were left out', file)
 
 
 def _split(content: Content, source: Source) -> None:

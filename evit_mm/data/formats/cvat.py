@@ -91,7 +91,7 @@ def _add_shapes(
             if len(polygon) % 2 or len(polygon) < 6:
                 source.notes.add('polygons with fewer than three points were left out', where)
                 continue
-            corners = list(bounds(polygon))
+            corners = bounds(polygon)
         elif shape.tag == 'mask':
             box = numbers(map(shape.get, ('left', 'top', 'width', 'height')), file, where)
             corners = [box[0], box[1], box[0] + box[2], box[1] + box[3]]

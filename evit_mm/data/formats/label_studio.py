@@ -135,7 +135,7 @@ def _add_regions(
             polygon = numbers((v for point in points for v in point[:2]), file, where)
             if len(polygon) != 2 * len(points):
                 raise DataError(f"'{file}', {where}: 'points' is not a list of [x, y]; correct it")
-            corners = list(bounds(polygon))
+            corners = bounds(polygon)
         else:
             if region.get('type') in ('brushlabels', 'keypointlabels', 'brush', 'keypoint'):
                 kind = f'Label Studio regions of the kind {region["type"]} have no box'

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import DataError
-from ..coco import read_json
+from ..coco import read_json, read_text
 from ..images import with_slashes
 from .samples import (
     ROTATED,
@@ -18,7 +18,6 @@ from .samples import (
     bounds,
     images_in,
     numbers,
-    read_text,
     split_of,
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cmath
 import functools
 import hashlib
 import math
@@ -48,11 +49,13 @@ class Sample:
 
 @dataclass
 class Content:
-    """The content of a data folder: the images of each split, and the classes in order."""
+    """The content of a data folder: the images of each split, and the classes in order.
+
+    Only the splits for training and validation, and :data:`UNSPLIT`, are used.
+    """
 
     splits: dict[str, list[Sample]] = field(default_factory=dict)
     classes: list[str] = field(default_factory=list)
-    unused: set[Path | None] = field(default_factory=set)  # images that a note names
 
     def add(self, split: str, sample: Sample) -> None:
         """Add an image to a split."""
@@ -124,11 +127,11 @@ class Source:
         self.notes.add(kind, f"'{file}' for '{name}'")
         return path
 
-    def sample(self, path: Path, size: Sequence[Any] = ()) -> Sample | None:
+    def sample(self, path: Path, size: Sequence[Any] = (0, 0)) -> Sample | None:
         """Return an image without objects, or None with a note if its size is unknown."""
         self.reads(path)
-        known = [int(side) for side in size if is_positive(side)]
-        found = (known[0], known[1]) if len(known) == 2 else image_size(path)
+        width, height = map(_side, size)
+        found = (width, height) if width and height else image_size(path)
         if found is None:
             self.notes.add('images cannot be read and were left out', path.name)
             return None
@@ -146,13 +149,11 @@ class Source:
         The pivot is the middle of the box by default. Positive angles are clockwise.
         """
         x1, y1, x2, y2 = corners
-        x, y = pivot or ((x1 + x2) / 2, (y1 + y2) / 2)
-        sine, cosine = math.sin(math.radians(degrees)), math.cos(math.radians(degrees))
-        points: list[float] = []
-        for right, down in ((x1 - x, y1 - y), (x2 - x, y1 - y), (x2 - x, y2 - y), (x1 - x, y2 - y)):
-            points += [x + right * cosine - down * sine, y + right * sine + down * cosine]
+        middle = complex(*(pivot or ((x1 + x2) / 2, (y1 + y2) / 2)))
+        turn = cmath.rect(1, math.radians(degrees))
+        points = [middle + turn * (complex(x, y) - middle) for x in (x1, x2) for y in (y1, y2)]
         self.notes.add(ROTATED, place)
-        return list(bounds(points))
+        return bounds([side for point in points for side in (point.real, point.imag)])
 
     def add_object(
         self,
@@ -257,12 +258,12 @@ def is_image(file: Path) -> bool:
     return file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith('.')
 
 
-def is_positive(value: Any) -> bool:
-    """Return whether a value, also as text, is a positive finite number."""
+def _side(value: Any) -> int:
+    """Return a side of an image in pixels, or 0 if a file does not give it."""
     try:
-        return math.isfinite(float(value)) and float(value) > 0
-    except (TypeError, ValueError):
-        return False
+        return max(int(float(value)), 0)
+    except (TypeError, ValueError, OverflowError):
+        return 0
 
 
 def numbers(values: Iterable[Any], file: Path, place: str) -> list[float]:
@@ -291,23 +292,9 @@ def polygon_area(polygon: Sequence[float]) -> float:
     return abs(sum(x[i - 1] * y[i] - x[i] * y[i - 1] for i in range(len(x)))) / 2
 
 
-def bounds(points: Sequence[float]) -> tuple[float, float, float, float]:
-    """Return the corners ``(x1, y1, x2, y2)`` of the box around points ``[x, y, x, y, ...]``."""
-    return min(points[::2]), min(points[1::2]), max(points[::2]), max(points[1::2])
-
-
-def read_text(file: Path) -> str:
-    """Read a text file in UTF-8, with or without a byte order mark.
-
-    Raises:
-        DataError: The file cannot be read or has another encoding.
-    """
-    try:
-        return file.read_text(encoding='utf-8-sig')
-    except UnicodeDecodeError:
-        raise DataError(f"'{file}' is not UTF-8 text; save it in UTF-8") from None
-    except OSError as error:
-        raise DataError(f"'{file}' cannot be read: {error}") from None
+def bounds(points: Sequence[float]) -> list[float]:
+    """Return the corners ``[x1, y1, x2, y2]`` of the box around points ``[x, y, x, y, ...]``."""
+    return [min(points[::2]), min(points[1::2]), max(points[::2]), max(points[1::2])]
 
 
 def read_xml(file: Path) -> ElementTree.Element:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ...errors import DataError
+from ..coco import read_text
 from ..images import with_slashes
 from .samples import (
     UNSPLIT,
@@ -15,7 +16,6 @@ from .samples import (
     Source,
     images_in,
     numbers,
-    read_text,
     read_xml,
     root_tag,
     split_of,
@@ -49,7 +49,8 @@ def read(source: Source) -> Content:
             split = listed.pop(_stem(file, folder), None) if has_lists else split_of(file)
             if split is None:
                 source.notes.add('annotation files are in no list of ImageSets/Main', file.name)
-                content.unused |= {_image(source.root, file, folder, '')}
+                if image := _image(source.root, file, folder, ''):
+                    content.add('unlisted', Sample(image, (0, 0)))
             elif (sample := _sample(source, file, folder)) is not None:
                 content.add(split, sample)
         if listed:

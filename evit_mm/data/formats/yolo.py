@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from ...errors import DataError
+from ..coco import read_text
 from ..images import OTHER_FOLDERS, difference, with_slashes
 from .samples import (
     Content,
@@ -26,7 +27,6 @@ from .samples import (
     bounds,
     is_image,
     numbers,
-    read_text,
     relative_name,
 )
 
