@@ -114,7 +114,7 @@ def read_annotations(ann_file: str | Path, tolerant: bool) -> AnnotationFile:
 
 
 def read_json(ann_file: str | Path) -> Any:
-    """Read a JSON file with :func:`read_text`.
+    """Read a JSON file in UTF-8, with or without a byte order mark, in any locale.
 
     Raises:
         DataError: The file does not exist, cannot be read, or is not valid JSON.
