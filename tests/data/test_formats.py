@@ -791,8 +791,8 @@ def test_a_name_that_may_mean_several_images_is_refused(tmp_path):
     files = ['{}/a/x{}.jpg', '{}/b/x{}.jpg']
     with_place = [file.replace('{}', '{0}') for file in files]
     assert said(coco_set(tmp_path / 'several', ['c/x{0}.jpg'], with_place)).startswith(
-        "1 of 1 images of 'DIR/train/labels.json' do not exist, or have several files of this "
-        "name (c/xtrain.jpg); put them into 'DIR/images/train' under the names in the file"
+        "'DIR/train/labels.json': the image 'c/xtrain.jpg' can be train/a/xtrain.jpg, "
+        'train/b/xtrain.jpg; put the images into the folders that the file names'
     )
     root = coco_set(tmp_path / 'one', ['a/x{0}.jpg', 'b/x{0}.jpg'], with_place[:1])
     assert said(root).startswith(

@@ -111,11 +111,16 @@ def _add_images(content: Content, coco: Mapping[str, Any], file: Path, source: S
         source.reads(image_file)
         samples[image['id']] = Sample(image_file, (image['width'], image['height']))
         content.add(split_of_file(file), samples[image['id']])
+    lost = [name for name in missing if len(source.named.find(name)) < 2]
+    if lost:
+        raise DataError(
+            f"{len(lost)} of {len(coco['images'])} images of '{path}' do not exist ({some(lost)}); "
+            f"put them into '{source.root / 'images' / split_of_file(file)}'"
+        )
     if missing:
         raise DataError(
-            f"{len(missing)} of {len(coco['images'])} images of '{path}' do not exist, or have "
-            f'several files of this name ({some(missing)}); put them into '
-            f"'{source.root / 'images' / split_of_file(file)}' under the names in the file"
+            f"'{path}': the image '{missing[0]}' can be {some(source.named.find(missing[0]))}; put "
+            'the images into the folders that the file names'
         )
     for annotation in coco['annotations']:
         found = {k: v for k, v in annotation.items() if k not in ('id', 'image_id', 'category_id')}
