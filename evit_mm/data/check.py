@@ -9,7 +9,6 @@ statements of this module are about one of the two or about both.
 from __future__ import annotations
 
 import logging
-import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -20,8 +19,6 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.registry import init_default_scope
-from rich.console import Console
-from rich.progress import track
 
 from ..errors import DataError
 from ..utils.text import counted
@@ -41,16 +38,17 @@ from .dataset_configs import (
     type_name,
 )
 from .evaluators import check_evaluator, detector_notes, loaded_counts, repair_faults
-from .images import NUM_DECODED, UNDECODABLE, some, spread
+from .image_files import image_file_faults
+from .images import NUM_DECODED, UNDECODABLE, some
 from .masks import is_loadable
-from .overlap import MOST_LISTED, shared_images
-from .pipeline import ImageReader
+from .overlap import shared_images
 from .statements import (
     grouping_notes,
     image_sizes,
     listed_twice,
     nothing_to_train_on,
     repair_notes,
+    rotation_notes,
     training_notes,
 )
 
@@ -254,12 +252,13 @@ def _check(
         *_class_faults(coco['categories'], classes),
     ]
     notes = [*(repair_notes(file.repairs) if file.tolerant else ()), *grouping_notes(coco, classes)]
+    notes += rotation_notes(coco)
     try:
         loaded = loaded_counts(dataset, coco, classes)
     except DataError as error:
         faults.append(str(error))
         loaded = training_counts(coco, classes)
-    faults += _image_faults(loaded.images, checked.img_dir, num_decoded, pipeline)
+    faults += image_file_faults(loaded.images, checked.img_dir, num_decoded, pipeline)
     checked.counts = loaded
     masked = loaded.used if with_mask else []
     if split == 'train':
@@ -360,70 +359,6 @@ def _class_faults(categories: Entries, classes: Sequence[str] | str | None) -> I
         yield (
             'metainfo.classes is not in the order of the categories, so class names would be '
             f'swapped; set metainfo.classes={tuple(in_file_order)}'
-        )
-
-
-def _image_faults(
-    images: Entries, img_dir: Path, num_decoded: int | None, pipeline: Sequence[Any]
-) -> Iterator[str]:
-    # listing each folder once is faster than one stat call per image
-    folders = {(img_dir / image['file_name']).parent for image in images}
-    present = {path for folder in folders if folder.is_dir() for path in folder.iterdir()}
-    names = [image['file_name'] for image in images]
-    missing = [name for name in names if img_dir / name not in present]
-    if missing and not img_dir.is_dir():
-        yield f"image folder '{img_dir}' does not exist; check data_root and data_prefix.img"
-    elif missing:
-        yield (
-            f"{len(missing)} of {len(images)} images are not in '{img_dir}' ({some(missing)}); "
-            'check data_prefix.img or copy the images there'
-        )
-    else:
-        empty = [name for name in names[:MOST_LISTED] if not (img_dir / name).stat().st_size]
-        if empty:
-            yield (
-                f"{len(empty)} of {counted(len(images), 'image')} in '{img_dir}' {UNDECODABLE}, "
-                f'because the files are empty ({some(empty)}); replace them or remove their entries'
-            )
-        else:
-            yield from _decoding_faults(images, img_dir, num_decoded, pipeline)
-
-
-def _decoding_faults(
-    images: Entries, img_dir: Path, num_decoded: int | None, pipeline: Sequence[Any]
-) -> Iterator[str]:
-    read = ImageReader(pipeline)
-    if num_decoded is not None:
-        images = spread(images, num_decoded)
-    bar = track(
-        images,
-        f'decoding {img_dir}',
-        console=Console(stderr=True),
-        disable=num_decoded is not None or not sys.stderr.isatty(),
-    )
-    broken, differing = [], []
-    for image in bar:
-        try:
-            pixels = read(img_dir / image['file_name'])
-        except DataError as error:
-            broken.append(f'{image["file_name"]}{str(error).partition(UNDECODABLE)[2]}')
-            continue
-        if pixels.shape[:2] != (image['height'], image['width']):
-            size = f'{pixels.shape[1]}x{pixels.shape[0]}'
-            said = f'{image["width"]}x{image["height"]}'
-            differing.append(f'{image["file_name"]} is {size}, not {said}')
-    opened = f"of {len(images)} checked images in '{img_dir}'"
-    if broken:
-        yield (
-            f'{len(broken)} {opened} {UNDECODABLE} ({some(broken)}); replace them or remove their '
-            'entries'
-        )
-    if differing:
-        yield (
-            f'{len(differing)} {opened} have a different size in the annotation file '
-            f'({some(differing)}), so boxes would be misplaced; correct width and height. If '
-            'the images have an EXIF rotation and the annotations ignore it, set '
-            "color_type='color_ignore_orientation' in LoadImageFromFile"
         )
 
 

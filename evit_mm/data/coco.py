@@ -20,8 +20,13 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and value is not True and math.isfinite(value)
 
 
+def _is_integer(value: Any) -> bool:
+    # tables that were read with pandas have 128.0; mmdet and pycocotools accept it
+    return isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+
+
 def _is_size(value: Any) -> bool:
-    return isinstance(value, int) and value is not True and value > 0
+    return _is_integer(value) and value is not True and value > 0
 
 
 def _is_box(value: Any) -> bool:
@@ -29,12 +34,12 @@ def _is_box(value: Any) -> bool:
 
 
 Kind = tuple[str, Callable[[Any], bool]]  # description of a valid value, and a test for it
-ID: Kind = ('an integer or a string', lambda value: isinstance(value, (int, str)))
+ID: Kind = ('an integer or a string', lambda value: isinstance(value, str) or _is_integer(value))
 NUMBER: Kind = ('a finite number', is_number)
 NAME: Kind = ('a non-empty string', lambda value: isinstance(value, str) and bool(value))
 PIXELS: Kind = ('a positive integer', _is_size)
 BOX: Kind = ('four finite numbers [x, y, width, height]', _is_box)
-FLAG: Kind = ('0 or 1', lambda value: isinstance(value, int) and value in (0, 1))
+FLAG: Kind = ('0 or 1', lambda value: isinstance(value, (int, float)) and value in (0, 1))
 FIELDS: dict[str, dict[str, Kind]] = {
     'images': {'id': ID, 'file_name': NAME, 'width': PIXELS, 'height': PIXELS},
     'annotations': {
@@ -118,13 +123,23 @@ def read_json(ann_file: str | Path) -> Any:
     if not ann_file.is_file():
         raise DataError(_missing(ann_file))
     try:
-        return json.loads(ann_file.read_text(encoding='utf-8-sig'))
-    except OSError as error:
-        raise DataError(f"annotation file '{ann_file}' cannot be read: {error}") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"'{ann_file}' is not in UTF-8 ({error}); save it as UTF-8") from None
-    except ValueError as error:
+        return json.loads(read_text(ann_file))
+    except json.JSONDecodeError as error:
         raise DataError(f"'{ann_file}' is not valid JSON ({error}); export it again") from None
+
+
+def read_text(file: Path) -> str:
+    """Read a text file in UTF-8, with or without a byte order mark, in any locale.
+
+    Raises:
+        DataError: The file cannot be read or has another encoding.
+    """
+    try:
+        return file.read_text(encoding='utf-8-sig')
+    except UnicodeDecodeError as error:
+        raise DataError(f"'{file}' is not in UTF-8 ({error}); save it as UTF-8") from None
+    except OSError as error:
+        raise DataError(f"'{file}' cannot be read: {error}") from None
 
 
 def repaired(coco: Any, boxes: bool = True) -> tuple[Any, dict[str, list[Any]]]:
@@ -134,6 +149,7 @@ def repaired(coco: Any, boxes: bool = True) -> tuple[Any, dict[str, list[Any]]]:
     - A missing or null ``iscrowd`` becomes 0.
     - A box with a negative width or height, as annotation programs write for a box that was drawn
       from right to left, keeps its corners and gets a positive width and height.
+    - A size or an id of an image such as 128.0 becomes 128. This is not counted as a repair.
 
     Args:
         coco: Content of an annotation file. It is not changed.
@@ -143,6 +159,8 @@ def repaired(coco: Any, boxes: bool = True) -> tuple[Any, dict[str, list[Any]]]:
         The repaired content, and the ids of the repaired annotations for each field.
     """
     repairs: dict[str, list[Any]] = {'area': [], 'iscrowd': [], 'bbox': []}
+    if isinstance(coco, Mapping) and isinstance(coco.get('images'), list):
+        coco = {**coco, 'images': [_with_integers(image) for image in coco['images']]}
     if not isinstance(coco, Mapping) or not isinstance(coco.get('annotations'), list):
         return coco, repairs
     annotations = []
@@ -156,6 +174,14 @@ def repaired(coco: Any, boxes: bool = True) -> tuple[Any, dict[str, list[Any]]]:
             annotation = {**annotation, **changes} if changes else annotation
         annotations.append(annotation)
     return {**coco, 'annotations': annotations}, repairs
+
+
+def _with_integers(image: Any) -> Any:
+    if not isinstance(image, Mapping):
+        return image
+    values = {key: image.get(key) for key in ('id', 'width', 'height')}
+    floats = {k: int(v) for k, v in values.items() if isinstance(v, float) and v.is_integer()}
+    return {**image, **floats} if floats else image
 
 
 def _changes(annotation: Mapping[str, Any], boxes: bool) -> dict[str, Any]:
@@ -203,6 +229,18 @@ def examine(
         known = {item['id'] for item in sound.get(part, ())}
         sound['annotations'] = [a for a in sound['annotations'] if a[key] in known]
     return sound, faults
+
+
+def rotation_of(annotation: Mapping[str, Any]) -> float:
+    """Return the degrees, clockwise, by which an object is rotated although its box is not.
+
+    CVAT exports a rotated box to COCO's format as the box before its rotation, with the angle in
+    ``attributes.rotation``. A mask in RLE has its own box.
+    """
+    attributes = annotation.get('attributes')
+    angle: Any = attributes.get('rotation') if isinstance(attributes, Mapping) else None
+    in_rle = isinstance(annotation.get('segmentation'), Mapping)
+    return float(angle) if is_number(angle) and not in_rle else 0.0
 
 
 def ids_of(ids: Sequence[Any]) -> str:

@@ -1,9 +1,10 @@
-"""Find images."""
+"""Find images, also by names that another program or system has written."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+import unicodedata
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 from ..errors import DataError
@@ -12,6 +13,7 @@ IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 MAX_NAMED = 5
 NUM_DECODED = 8  # images decoded per split, enough to find a systematic error
 UNDECODABLE = 'cannot be decoded'
+OTHER_FOLDERS, OTHER_FORM = 'other folders', 'another Unicode form'
 Item = TypeVar('Item')
 
 
@@ -44,6 +46,61 @@ def is_hidden(path: Path) -> bool:
 def spread(items: Sequence[Item], most: int) -> Sequence[Item]:
     """Return at most ``most`` evenly spaced items."""
     return items[:: max(-(-len(items) // most), 1)]
+
+
+def with_slashes(path: str) -> str:
+    """Return a path that may have been written on Windows with slashes."""
+    return path.strip().replace('\\', '/')
+
+
+class NamedFiles:
+    """Files that are found by names which another program or system has written.
+
+    A name fits a file if both end with the same file name. The folders before it may differ, and so
+    may slashes, the Unicode form of letters (macOS has its own), and upper and lower case.
+
+    Args:
+        files: Paths relative to a folder, with slashes.
+    """
+
+    def __init__(self, files: Iterable[str]) -> None:
+        self._files: dict[str, list[str]] = {}
+        for file in files:
+            self._files.setdefault(_parts(file)[-1], []).append(file)
+
+    def find(self, name: str) -> list[str]:
+        """Return the files that a name may mean: those with the most folders of the name."""
+        parts = _parts(name) or ['']
+        found = self._files.get(parts[-1], [])
+        last = _composed(name).rpartition('/')[2]
+        scores = [(_common_end(parts, _parts(f)), _composed(f).endswith(last)) for f in found]
+        return [file for file, score in zip(found, scores, strict=True) if score == max(scores)]
+
+
+def _composed(path: str) -> str:
+    return unicodedata.normalize('NFC', with_slashes(path))
+
+
+def _parts(path: str) -> list[str]:
+    parts = PurePosixPath(_composed(path).casefold()).parts
+    return [part for part in parts if part.strip('/') and part != '..']
+
+
+def _common_end(left: Sequence[str], right: Sequence[str]) -> int:
+    pairs = zip(reversed(left), reversed(right), strict=False)
+    return next((k for k, (a, b) in enumerate(pairs) if a != b), min(len(left), len(right)))
+
+
+def difference(name: str, file: str) -> str:
+    """Return what the path of a file has that a name which means this file does not have."""
+    slashed = PurePosixPath(with_slashes(name))
+    end = PurePosixPath(*PurePosixPath(file).parts[-len(slashed.parts) :])
+    if slashed == end and '\\' in name:
+        return 'slashes instead of backslashes'
+    if slashed == end or _parts(str(slashed)) != _parts(str(end)):
+        return OTHER_FOLDERS
+    same = _composed(str(slashed)) == _composed(str(end))
+    return OTHER_FORM if same else 'other upper and lower case letters'
 
 
 def some(items: Sequence[object]) -> str:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
-from .coco import read_coco
-from .formats import convert, recognise, scan
-from .formats.coco_json import grouping_classes, own_file
+from .coco import read_coco, rotation_of
+from .formats import convert, note_unused, recognise, scan
+from .formats.coco_json import grouping_classes, image_folders, own_file
+from .formats.samples import Content
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,8 @@ def find_data(root: str | Path) -> DataFolder:
 
     COCO's own layout is read as it is: ``annotations/instances_{train,val}.json`` or
     ``annotations/instances_{train,val}2017.json``, with the images in a folder named after the
-    split, in ``images/``, or in ``root`` itself. Everything else is converted once. See
-    :mod:`evit_mm.data.formats`.
+    split, in ``images/``, or in ``root`` itself, if nothing of it needs a change. Everything else
+    is converted once. See :mod:`evit_mm.data.formats`.
 
     Raises:
         DataError: The format is not known or not clear, or a file has errors.
@@ -60,9 +61,14 @@ def find_data(root: str | Path) -> DataFolder:
     train, val = (own_file(source.files, split) for split in ('train', 'val'))
     if recognised.name == 'COCO' and train and val:
         contents = {root / file: read_coco(root / file) for file in (train, val)}
-        if not grouping_classes(list(contents.values())):
-            splits = [_find(root, file, coco) for file, coco in contents.items()]
-            return DataFolder('COCO', *_with_same_classes(*splits))
+        found = [_find(root, file, coco) for file, coco in contents.items()]
+        own = [split for split in found if split is not None]
+        annotations = [a for coco in contents.values() for a in coco['annotations']]
+        changed = grouping_classes(list(contents.values())) or any(map(rotation_of, annotations))
+        if len(own) == 2 and not changed:
+            note_unused(source, 'COCO', Content())
+            said = tuple(source.notes.sentences())
+            return DataFolder('COCO', *_with_same_classes(*own), said)
     converted, notes = convert(source, recognised)
     splits = [_in_folder(root, file, read_coco(file)) for file in converted]
     return DataFolder(recognised.name, splits[0], splits[1], tuple(notes))
@@ -77,19 +83,12 @@ def _with_same_classes(train: CocoSplit, val: CocoSplit) -> tuple[CocoSplit, Coc
     return train, val
 
 
-def _find(root: Path, ann_file: Path, coco: dict[str, Any]) -> CocoSplit:
-    """Find the images of an annotation file in COCO's own layout."""
-    first = coco['images'][0]
-    stem = ann_file.stem.removeprefix('instances_')
-    folders = [root / stem, root / 'images' / stem, root / 'images', root]
-    img_dir = next((f for f in folders if (f / first['file_name']).is_file()), None)
-    if img_dir is None:
-        looked = ', '.join(f"'{folder}'" for folder in folders)
-        raise DataError(
-            f"image '{first['file_name']}' of '{ann_file}' does not exist; put the images in one "
-            f'of the folders {looked}'
-        )
-    return _in_folder(img_dir, ann_file, coco)
+def _find(root: Path, ann_file: Path, coco: dict[str, Any]) -> CocoSplit | None:
+    """Return a split in COCO's own layout, if one folder has all of its images."""
+    names = [image['file_name'] for image in coco['images']]
+    folders = [root / folder for folder in image_folders(ann_file.relative_to(root))]
+    img_dir = next((f for f in folders if all((f / name).is_file() for name in names)), None)
+    return None if img_dir is None else _in_folder(img_dir, ann_file, coco)
 
 
 def _in_folder(img_dir: Path, ann_file: Path, coco: dict[str, Any]) -> CocoSplit:

@@ -11,7 +11,7 @@ import hotcoco
 import numpy as np
 
 from ..utils.text import counted
-from .coco import ids_of
+from .coco import ids_of, rotation_of
 from .counts import (
     AREAS,
     EMPTY,
@@ -62,6 +62,17 @@ def grouping_notes(coco: Mapping[str, Entries], classes: Sequence[str] | None) -
                 'others, so it only groups them; remove it from metainfo.classes, and reduce '
                 'num_classes by one'
             )
+
+
+def rotation_notes(coco: Mapping[str, Entries]) -> Iterator[str]:
+    """Count rotated objects whose box is the one before the rotation, as CVAT exports them."""
+    rotated = [annotation['id'] for annotation in coco['annotations'] if rotation_of(annotation)]
+    if rotated:
+        yield (
+            f'{counted(len(rotated), "object")} with attributes.rotation ({ids_of(rotated)}), '
+            'whose boxes CVAT writes as they were before the rotation; export the task as '
+            "'CVAT for images 1.1', or use --data DIR, which takes the upright box around each"
+        )
 
 
 def nothing_to_train_on(counts: Counts, coco: Mapping[str, Entries]) -> Iterator[str]:

@@ -52,6 +52,21 @@ def yolo(root, out, folders=('train', 'val')):
     write(out / 'data.yaml', f'path: .\ntrain: {train}\nval: {val}\nnames:\n{names}\n')
 
 
+def darknet(root, out):
+    """obj.data with lists of images, and labels beside the images: YOLO 1.1 of CVAT."""
+    yolo(root, out, folders=('train', 'valid'))
+    for split in ('train', 'valid'):
+        (out / 'images' / split).rename(out / f'obj_{split}_data')
+        for label in (out / 'labels' / split).iterdir():
+            label.rename(out / f'obj_{split}_data' / label.name)
+        images = [f for f in sorted((out / f'obj_{split}_data').iterdir()) if f.suffix != '.txt']
+        write(out / f'{split}.txt', ''.join(f'data/obj_{split}_data/{f.name}\n' for f in images))
+    (out / 'data.yaml').unlink()
+    write(out / 'obj.names', ''.join(f'{name}\n' for name in class_names(root)))
+    lines = ['classes = 3', *(f'{split} = data/{split}.txt' for split in ('train', 'valid'))]
+    write(out / 'obj.data', '\n'.join([*lines, 'names = data/obj.names', 'backup = backup/\n']))
+
+
 def voc_xml(image, objects, difficult=0):
     boxes = ''.join(
         f'<object><name>{escape(n)}</name><difficult>{difficult}</difficult><bndbox>'
@@ -184,7 +199,7 @@ def roboflow(root, out):
         write(out / folder / '_annotations.coco.json', json.dumps(coco))
 
 
-WRITERS = (yolo, voc, voc_folders, cvat, labelme, label_studio, roboflow)
+WRITERS = (yolo, darknet, voc, voc_folders, cvat, labelme, label_studio, roboflow)
 
 
 def small_set(source, out, number=6):

@@ -1,6 +1,7 @@
 import json
 import re
 import shutil
+import unicodedata
 
 import cv2
 import numpy as np
@@ -204,10 +205,81 @@ def test_what_a_training_skips_is_said_of_trainings_only(copy, change, skipped, 
         assert all(f"instances_val.json': {kind} " in note for note in notes)
 
 
+def test_rotated_objects_whose_boxes_are_not_are_counted(copy):
+    def rotate(coco):
+        for annotation, degrees in zip(coco['annotations'], (40, 0.0, -5.5, 'left'), strict=False):
+            annotation['attributes'] = {'rotation': degrees}
+
+    edit(copy, rotate)
+    faults, (note,) = check(copy)
+    assert not faults and '2 objects with attributes.rotation (annotations 1, 3), whose' in note
+
+
 def test_an_evaluation_without_objects_is_noted(copy):
     edit(copy, lambda coco: coco['annotations'].clear())
     faults, (note,) = check(copy)
     assert not faults and 'every AP will be -1' in note
+
+
+BEAR = 'B\u00e4r'
+
+
+@pytest.mark.parametrize(
+    ('name', 'file', 'message'),
+    [
+        (
+            'images\\{}',
+            'images/{}',
+            "slashes instead of backslashes ('images/1.jpg' for 'images\\1.jpg'); write file_name "
+            'as the path of the file below this folder, with /',
+        ),
+        (
+            f'{BEAR}{{}}',
+            unicodedata.normalize('NFD', BEAR) + '{}',
+            'form NFD, with unicodedata.normalize(',
+        ),
+        (
+            unicodedata.normalize('NFD', BEAR) + '{}',
+            f'{BEAR}{{}}',
+            'write file_name in the form NFC',
+        ),
+        ('A{}', 'a{}', "other upper and lower case letters ('a1.jpg' for 'A1.jpg'); write"),
+        ('{}', 'a/b/{}', "('a/b/1.jpg' for '1.jpg'); set data_prefix.img to 'DIR/a/b'"),
+        ('val/{}', '{}', "('1.jpg' for 'val/1.jpg'); set data_prefix.img to 'DIR/..'"),
+        ('C:\\me\\{}', '{}', "('1.jpg' for 'C:\\me\\1.jpg'); write file_name as the path"),
+        ('../other/{}', 'a/{}', "('a/1.jpg' for '../other/1.jpg'); write file_name as the path"),
+        ('{}', '{}.jpg', '(1.jpg, 2.jpg); check data_prefix.img or copy the images there'),
+    ],
+)
+def test_images_under_another_name_are_named_with_their_cause(copy, name, file, message):
+    folder = copy / 'val'
+    coco = json.loads((copy / 'annotations' / 'instances_val.json').read_text())
+    for number, image in enumerate(coco['images'][:2], 1):
+        target = folder / file.format(f'{number}.jpg')
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (folder / image['file_name']).rename(target)
+        image['file_name'] = name.format(f'{number}.jpg')
+    (copy / 'annotations' / 'instances_val.json').write_text(json.dumps(coco))
+    (fault,), _ = check(copy)
+    assert f"2 of 40 images are not in '{folder}' (" in fault
+    assert message.replace('DIR/..', str(copy)).replace('DIR', str(folder)) in fault
+
+
+def test_each_cause_of_missing_images_is_named_for_itself(copy):
+    folder = copy / 'val'
+    (folder / '000001.jpg').rename(folder / 'A.JPG')
+    (folder / '000002.jpg').unlink()
+    for name in ('a', 'b'):
+        (folder / name).mkdir()
+        shutil.copy(folder / '000004.jpg', folder / name / '000003.jpg')
+    (folder / '000003.jpg').unlink()
+    edit(copy, lambda c: c['images'][0].update(file_name='a.jpg'))
+    faults, _ = check(copy)
+    assert [fault.partition(': ')[2].partition(' images')[0] for fault in faults] == [
+        '1 of 40',
+        '2 of 40',
+    ]
+    assert '(000002.jpg, 000003.jpg); check' in faults[1]
 
 
 def make_all(key, value):

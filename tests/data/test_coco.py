@@ -2,9 +2,12 @@
 
 import json
 
+import evit_mm.ops  # noqa: F401  # isort: skip - before mmdet imports mmcv.ops
 import pytest
+from mmdet.datasets import CocoDataset
 
 from evit_mm.data.coco import NOUNS, is_number, read_coco, repaired
+from evit_mm.data.coco_dataset import TolerantCocoDataset
 from evit_mm.data.images import some
 from evit_mm.errors import DataError
 from evit_mm.utils.text import counted
@@ -36,7 +39,7 @@ def faults(coco, folder, *parts):
         ('images', 'id', 1.5, 'an integer or a string'),
         ('images', 'file_name', '', 'a non-empty string'),
         ('images', 'width', 0, 'a positive integer'),
-        ('images', 'height', 2.0, 'a positive integer'),
+        ('images', 'height', 2.5, 'a positive integer'),
         ('annotations', 'id', None, 'an integer or a string'),
         ('annotations', 'image_id', [1], 'an integer or a string'),
         ('annotations', 'category_id', {}, 'an integer or a string'),
@@ -44,7 +47,7 @@ def faults(coco, folder, *parts):
         ('annotations', 'bbox', 'abcd', 'four finite numbers [x, y, width, height]'),
         ('annotations', 'area', float('inf'), 'a finite number'),
         ('annotations', 'iscrowd', 2, '0 or 1'),
-        ('annotations', 'iscrowd', 0.0, '0 or 1'),
+        ('annotations', 'iscrowd', 0.5, '0 or 1'),
         ('categories', 'id', 0.5, 'an integer or a string'),
         ('categories', 'name', 3, 'a non-empty string'),
     ],
@@ -67,6 +70,34 @@ def test_a_wrong_or_missing_field_is_named(part, field, wrong, kind, tmp_path):
     else:
         name = f'number {number}' if field == 'id' else some(names)
         assert found[0] == f"'{field}' is missing in 1 of {noun} ({name}); add it"
+
+
+def test_integers_that_were_written_as_floats_mean_the_same(tmp_path):
+    """Tables that were read with pandas have 128.0. mmdet's data set is the oracle."""
+    coco = content()
+    coco['images'][0].update(id=3, width=128, height=96)
+    coco['annotations'][0]['image_id'] = coco['annotations'][1]['image_id'] = 3
+    coco['annotations'][0]['bbox'] = [100, 90, 50, 50]  # clipped
+    keys = ('id', 'image_id', 'category_id', 'iscrowd', 'width', 'height')
+    floats = {
+        part: [{k: float(v) if k in keys else v for k, v in item.items()} for item in items]
+        for part, items in coco.items()
+    }
+    assert faults(floats, tmp_path) == []
+    (image,) = read_coco(tmp_path / 'a.json')['images']
+    assert image == coco['images'][0] and {type(image[k]) for k in ('id', 'width')} == {int}
+    (tmp_path / 'b.json').write_text(json.dumps(coco))
+    options = {'metainfo': {'classes': ('cat',)}, 'data_prefix': {'img': ''}, 'pipeline': []}
+    loaded = [
+        kind(ann_file=str(tmp_path / name), **options)
+        for kind, name in (
+            (CocoDataset, 'b.json'),
+            (CocoDataset, 'a.json'),
+            (TolerantCocoDataset, 'a.json'),
+        )
+    ]
+    first, *others = [[dataset.get_data_info(0)] for dataset in loaded]
+    assert len(first[0]['instances']) == 2 and all(other == first for other in others)
 
 
 def test_ids_are_unique_and_lead_somewhere(tmp_path):

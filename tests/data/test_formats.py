@@ -5,6 +5,7 @@ import json
 import os
 import random
 import shutil
+import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -112,6 +113,10 @@ def yolo(root, yaml='names: [cat, dog]', line='0 0.5 0.5 0.25 0.2', suffix='.jpg
 
 
 CAT = ('cat', [15, 12, 10, 6])
+BOX = '<box label="cat" xtl="15" ytl="12" xbr="25" ybr="18"/>'
+SHAPE = {'label': 'cat', 'points': [[25, 18], [15, 12]], 'shape_type': 'rectangle'}
+WRITTEN_BEAR = 'B\u00e4r'
+BEAR = unicodedata.normalize('NFD', WRITTEN_BEAR)  # on the disk of a Mac
 
 
 def only(found):
@@ -222,6 +227,64 @@ def test_yolo_images_without_labels_are_background(tmp_path):
     assert said(root).startswith("'DIR': no image has a label file; put the label of images/NAME")
 
 
+def darknet(root, lists=('train', 'valid'), line='data/obj_{0}_data/{0}.jpg'):
+    """The folder that CVAT exports as YOLO 1.1, with four images of a cat per split."""
+    about = ['classes = 2', 'names = data/obj.names', 'backup = backup/']
+    for split in lists:
+        lines = [line.format(f'{split}{k}').replace(f'{split}{k}_', f'{split}_') for k in range(4)]
+        for number in range(4):
+            image = picture(root / f'obj_{split}_data' / f'{split}{number}.jpg')
+            exports.write(image.with_suffix('.txt'), '0 0.5 0.5 0.25 0.2\n')
+        exports.write(root / f'{split}.txt', '\r\n'.join(lines))
+        about.append(f'{split}=data/{split}.txt')
+    exports.write(root / 'obj.data', '\n'.join(about))
+    exports.write(root / 'obj.names', 'cat\ngroßer Hund\n\n')
+    return root
+
+
+def test_yolo_of_darknet_is_read(tmp_path):
+    data = find_data(darknet(tmp_path / 'a'))
+    assert data.format == 'YOLO' and data.val.classes == ('cat', 'großer Hund')
+    assert boxes(data.val) == {f'valid{k}.jpg': [CAT] for k in range(4)} and data.notes == ()
+    one = find_data(darknet(tmp_path / 'one', ['train']))
+    assert one.train.num_images + one.val.num_images == 4 and one.val.num_images
+    assert one.notes[0].startswith('no validation split found; ')
+    far = find_data(darknet(tmp_path / 'far', line='/content/darknet/obj_{0}_data/{0}.jpg'))
+    assert boxes(far.val) == boxes(data.val)
+    assert far.notes[0].startswith('files were found under names with other folders: 8 (')
+
+
+@pytest.mark.parametrize(
+    ('file', 'text', 'message'),
+    [
+        ('obj.data', 'train = train.txt', "'DIR/obj.data': 'names' is missing or not a list"),
+        (
+            'obj.data',
+            'train = a.txt\nnames = gone',
+            "'DIR/obj.data': 'names' is 'gone', which does",
+        ),
+        ('obj.data', 'train = a\nnames = obj.names', "'DIR/obj.data': 'train' is 'a', which does"),
+        ('obj.names', '\n', "'DIR/obj.data': 'names' is missing or not a list; add the class"),
+        ('valid.txt', 'data/gone.jpg', "'DIR/valid.txt', line 1: image 'data/gone.jpg' does not"),
+    ],
+)
+def test_wrong_files_of_darknet_are_named(file, text, message, tmp_path):
+    exports.write(darknet(tmp_path) / file, text)
+    assert said(tmp_path).startswith(message)
+
+
+def test_yolo_labels_are_found_in_another_unicode_form(tmp_path):
+    root = yolo(tmp_path)
+    for folder, name, number in (('images', BEAR, '0.jpg'), ('labels', WRITTEN_BEAR, '0.txt')):
+        file = root / folder / 'train' / f'train{number}'
+        file.rename(file.with_name(f'{name}{number}'))
+    (root / 'labels' / 'train' / 'train1.txt').rename(root / 'labels' / 'val' / 'train1.txt')
+    data = find_data(root)
+    assert boxes(data.train) == {f'{BEAR}0.jpg': [CAT], 'train1.jpg': []}  # not of another folder
+    assert data.notes[0].startswith('files were found under names with another Unicode form: 1 (')
+    assert data.notes[1].startswith('images have no label file and count as background: 1 (im')
+
+
 LABEL = "'DIR/labels/val/val1.txt', line 2: "
 
 
@@ -326,6 +389,13 @@ def test_voc_sizes_are_read_from_the_image_where_the_file_has_none(tmp_path):
     assert {image[1:] for image in truth(data.train.ann_file)} == {(40, 30)}
 
 
+def test_voc_sizes_may_be_written_as_floats(tmp_path):
+    root = voc(tmp_path / 'set')
+    for path in root.glob('*.xml'):
+        path.write_text(path.read_text().replace('>40<', '>40.0<').replace('>30<', '>3e1<'))
+    assert {image[1:] for image in truth(find_data(root).train.ann_file)} == {(40, 30)}
+
+
 def test_voc_challenge_data_counts_pixels_from_one(tmp_path):
     inner = '<source><database>The VOC2007 Database</database></source>'
     data = find_data(voc(tmp_path / 'set', inner))
@@ -400,7 +470,7 @@ def cvat(root, shapes, more=''):
         ('<box label="cat" xtl="15" ytl="12" xbr="25" ybr="18"/>', [15, 12, 10, 6]),
         ('<box label="cat" xtl="15" ytl="12" xbr="25" ybr="18" rotation="90"/>', [17, 10, 6, 10]),
         ('<polygon label="cat" points="1,2;5.5,2;5,9"/>', [1, 2, 4.5, 7]),
-        ('<mask label="cat" rle="1" left="3" top="4" width="5" height="6"/>', [3, 4, 5, 6]),
+        ('<mask label="cat" rle="2,9,19" left="3" top="4" width="5" height="6"/>', [3, 4, 5, 6]),
         ('<ellipse label="cat" cx="9" cy="8" rx="2" ry="3"/>', [7, 5, 4, 6]),
         ('<polyline label="cat" points="1,2;5,2;5,9"/>', None),
         ('<box label="" xtl="15" ytl="12" xbr="25" ybr="18"/>', None),
@@ -414,6 +484,26 @@ def test_cvat_shapes_give_boxes(shape, box, tmp_path):
     expected = [('cat', box)] if box else []
     assert only(boxes(data.train)) == [*expected, ('dog', [0, 0, 5, 5])]
     assert len(data.notes) == 1 + (box is None or 'rotation' in shape)
+
+
+def test_cvat_masks_keep_their_pixels(tmp_path):
+    """CVAT counts along the rows of the box, COCO down the columns of the image."""
+    runs = [2, 3, 1, 4, 0, 5, 15]
+    shape = '<mask label="cat" rle="{}" left="3" top="4" width="5" height="{}"/>'
+    shapes = shape.format(', '.join(map(str, runs)), 6)
+    shapes += ''.join(shape.format(r, h) for r, h in (('', 6), ('3,4', 6), ('0,2000', 400)))
+    data = find_data(cvat(tmp_path / 'set', shapes))
+    coco = COCO(str(data.train.ann_file))
+    first, *others = coco.loadAnns(coco.getAnnIds(coco.getImgIds()[0]))
+    expected = np.zeros((30, 40), int)
+    flat = [value for k, run in enumerate(runs) for value in [k % 2] * run]
+    for k, value in enumerate(flat):
+        expected[4 + k // 5, 3 + k % 5] = value
+    np.testing.assert_array_equal(coco.annToMask(first), expected)
+    assert first['area'] == expected.sum() == 12
+    assert [other['bbox'][3] for other in others] == [6, 6, 400]
+    assert not any('segmentation' in other for other in others)
+    assert data.notes[1].startswith('masks do not fit into their box, and only the box is used: 18')
 
 
 def test_cvat_for_video_and_missing_images_are_refused(tmp_path):
@@ -466,6 +556,21 @@ def test_labelme_shapes_give_boxes(tmp_path):
     assert said(root).startswith("'DIR/2.json', shape 1: 'points' is not a list of [x, y]; draw")
     (root / '1.jpg').unlink()
     assert said(root).startswith("'DIR/1.json': the image 'C:/pictures/1.jpg' of imagePath does")
+
+
+def test_labelme_says_what_it_makes_of_turned_boxes_and_masks(tmp_path):
+    corners = [[5, 0], [10, 5], [5, 10], [0, 5]]
+    shapes = [
+        {'label': 'cat', 'points': corners, 'shape_type': kind}
+        for kind in ('rotation', 'oriented_rectangle')
+    ]
+    mask = {'label': 'cat', 'points': [[1, 2], [4, 4]], 'shape_type': 'mask', 'mask': 'iVBO'}
+    data = find_data(labelme(tmp_path / 'set', [*shapes, mask]))
+    assert only(boxes(data.train)) == [('cat', [0, 0, 10, 10])] * 2 + [('cat', [1, 2, 3, 2])]
+    assert [note.partition(' (')[0] for note in data.notes[1:]] == [
+        'rotated boxes were replaced by the upright box around them: 12',
+        'masks gave only their box: 6',
+    ]
 
 
 def region(key='rectanglelabels', name='cat', size=(40, 30), **value):
@@ -544,6 +649,52 @@ def test_label_studio_needs_its_images(tmp_path):
     assert said(tmp_path).startswith("'DIR/a.json', task 5: image 'x.jpg' is not in 'DIR'; copy")
 
 
+def test_label_studio_prefers_the_folder_of_the_task(tmp_path):
+    tasks = []
+    for number, folder in enumerate(('a', 'b')):
+        size = (40 * (number + 1), 30)
+        picture(tmp_path / 'images' / folder / '0.jpg', *size)
+        data = {'image': f'/data/local-files/?d=somewhere/images/{folder}/0.jpg'}
+        result = [region(size=size, **RECTANGLE)]
+        tasks.append({'id': number, 'annotations': [{'result': result}], 'data': data})
+    exports.write(tmp_path / 'a.json', json.dumps(tasks))
+    data = find_data(tmp_path)
+    paths = {
+        image['file_name']: image['width']
+        for split in (data.train, data.val)
+        for image in json.loads(split.ann_file.read_text())['images']
+    }
+    assert paths == {'images/a/0.jpg': 40, 'images/b/0.jpg': 80}
+    exports.write(tmp_path / 'a.json', json.dumps([{**tasks[0], 'data': {'image': '0.jpg'}}]))
+    assert said(tmp_path) == (
+        "'DIR/a.json', task 0: '0.jpg' can be images/a/0.jpg, images/b/0.jpg; keep one of them"
+    )
+
+
+@pytest.mark.parametrize(
+    ('make', 'folders', 'note'),
+    [
+        (voc, ('images', 'annotations'), 'other folders'),  # as on Kaggle
+        (lambda root: labelme(root, [SHAPE], 'C:\\me\\{}.jpg'), ('images', 'labels'), 'other fold'),
+        (lambda root: cvat(root, BOX), (BEAR, '.'), 'another Unicode form'),
+    ],
+    ids=['voc', 'labelme', 'cvat'],
+)
+def test_images_in_another_folder_are_found_by_their_names(make, folders, note, tmp_path):
+    root = make(tmp_path / 'set')
+    for path in sorted(root.rglob('*.*')):
+        folder = root / folders[path.suffix != '.jpg']
+        folder.mkdir(exist_ok=True)
+        name = path.name if folders[0] != BEAR or path.suffix != '.jpg' else BEAR + path.name
+        path.rename(folder / name)
+    if folders[0] == BEAR:
+        path = root / 'annotations.xml'
+        path.write_text(path.read_text().replace('name="', f'name="{WRITTEN_BEAR}/{WRITTEN_BEAR}'))
+    data = find_data(root)
+    assert data.train.num_images + data.val.num_images == 6 and only(boxes(data.train)) == [CAT]
+    assert f'files were found under names with {note}' in data.notes[-1]
+
+
 # --- COCO, and what holds for all
 
 
@@ -589,6 +740,151 @@ def test_one_coco_file_of_another_program_is_divided(file, images, cells, tmp_pa
     expected = truth(cells / 'annotations' / 'instances_train.json')
     assert {**truth(data.train.ann_file), **truth(data.val.ann_file)} == expected
     assert 0.1 < data.val.num_images / 205 < 0.3 and len(data.notes) == 1
+
+
+def coco_set(root, names, files, folders=('train', 'valid')):
+    """A COCO file for each split, with a cat on each image; ``{}`` becomes the split."""
+    for folder in folders:
+        for file in files:
+            picture(root / file.format(folder))
+        size = {'width': 40, 'height': 30}
+        images = [{'id': k, 'file_name': n.format(folder), **size} for k, n in enumerate(names, 1)]
+        about = {'category_id': 1, 'bbox': CAT[1]}
+        cats = [{'id': i['id'], 'image_id': i['id'], **about} for i in images]
+        coco = {'images': images, 'annotations': cats, 'categories': [{'id': 1, 'name': 'cat'}]}
+        exports.write(root / folder / 'labels.json', json.dumps(coco))
+    return root
+
+
+@pytest.mark.parametrize(
+    ('name', 'file', 'note'),
+    [
+        ('a{}.jpg', '{}/a{}.jpg', None),
+        ('a{}.jpg', '{}/data/a{}.jpg', None),  # FiftyOne
+        ('images/a{}.jpg', '{}/images/a{}.jpg', None),
+        ('a{}.jpg', '{}/images/a{}.jpg', None),
+        ('images/1/a{}.jpg', '{}/images/a{}.jpg', 'other folders'),  # Label Studio
+        ('../images/a{}.jpg', '{}/b/a{}.jpg', 'other folders'),
+        ('/home/me/{}/a{}.jpg', '{}/a{}.jpg', 'other folders'),
+        ('C:\\my\\a{}.jpg', '{}/a{}.jpg', 'other folders'),
+        ('a{}.jpg', 'some/where/a{}.jpg', 'other folders'),
+        ('images\\a{}.jpg', '{}/images/a{}.jpg', 'slashes instead of backslashes'),
+        ('images\\\\a{}.jpg', '{}/images/a{}.jpg', 'slashes instead of backslashes'),
+        ('a{}.JPG', '{}/a{}.jpg', 'other upper and lower case letters'),
+        ('B\u00e4r{}.jpg', f'{{}}/{BEAR}{{}}.jpg', 'another Unicode form'),
+    ],
+)
+def test_images_of_coco_files_are_found_under_the_names_of_other_systems(
+    name, file, note, tmp_path
+):
+    name, file = (text.replace('{}', '{0}') for text in (name, file))
+    data = find_data(coco_set(tmp_path, [name], [file]))
+    for split, folder in ((data.train, 'train'), (data.val, 'valid')):
+        assert split.first_image == tmp_path / file.format(folder)
+        assert boxes(split) == {split.first_image.name: [CAT]}
+    pairs = [f"'{file.format(f)}' for '{name.format(f)}'" for f in ('train', 'valid')]
+    said = f'files were found under names with {note}: 2 ({", ".join(pairs)})'
+    assert data.notes == ((said,) if note else ())
+
+
+def test_a_name_that_may_mean_several_images_is_refused(tmp_path):
+    files = ['{}/a/x{}.jpg', '{}/b/x{}.jpg']
+    with_place = [file.replace('{}', '{0}') for file in files]
+    assert said(coco_set(tmp_path / 'several', ['c/x{0}.jpg'], with_place)).startswith(
+        "'DIR/train/labels.json': the image 'c/xtrain.jpg' can be train/a/xtrain.jpg, "
+        'train/b/xtrain.jpg; put the images into the folders that the file names'
+    )
+    root = coco_set(tmp_path / 'one', ['a/x{0}.jpg', 'b/x{0}.jpg'], with_place[:1])
+    assert said(root).startswith(
+        "'DIR/train/labels.json': the images 'a/xtrain.jpg' and 'b/xtrain.jpg' are both found as "
+        "'DIR/train/a/xtrain.jpg'; put"
+    )
+    root = coco_set(tmp_path / 'splits', ['x.jpg'], ['train/x.jpg'])  # not one of valid
+    assert said(root).startswith("1 of 1 images of 'DIR/valid/labels.json' do not exist")
+
+
+def test_coco_of_its_own_layout_is_converted_if_names_differ(cells, tmp_path):
+    (tmp_path / 'annotations').mkdir()
+    (tmp_path / 'images').symlink_to(cells / 'images')
+    for split in ('train', 'val'):
+        coco = exports.coco_of(cells, split)
+        last = coco['images'][-1]
+        last['file_name'] = f'C:\\cells\\{last["file_name"]}'
+        exports.write(tmp_path / 'annotations' / f'instances_{split}.json', json.dumps(coco))
+    data = find_data(tmp_path)
+    for name, split in (('train', data.train), ('val', data.val)):
+        assert truth(split.ann_file) == truth(cells / 'annotations' / f'instances_{name}.json')
+    assert data.notes[0].startswith('files were found under names with other folders: 2 (')
+
+
+def test_rotated_boxes_that_cvat_wrote_to_coco_become_upright(cells, tmp_path):
+    """CVAT writes the box before its rotation. cv2.boxPoints is the oracle."""
+    (tmp_path / 'images').symlink_to(cells / 'images')
+    expected = {}
+    for split in ('train', 'val'):
+        coco = exports.coco_of(cells, split)
+        for number, annotation in enumerate(coco['annotations']):
+            x, y, w, h = annotation['bbox']
+            angle = (0, 40.0, -170, 'left')[number % 4] if number < 9 else 0
+            annotation['attributes'] = {'occluded': False, 'rotation': angle}
+            if number % 4 in (1, 2) and number < 9:
+                points = cv2.boxPoints(((x + w / 2, y + h / 2), (w, h), angle))
+                low, high = points.min(axis=0), points.max(axis=0)
+                expected[split, annotation['id']] = [*low, *(high - low)]
+            else:
+                expected[split, annotation['id']] = [x, y, w, h]
+        exports.write(tmp_path / 'annotations' / f'instances_{split}.json', json.dumps(coco))
+    data = find_data(tmp_path)
+    found = {
+        (name, a['id']): a['bbox']
+        for name, split in (('train', data.train), ('val', data.val))
+        for a in json.loads(split.ann_file.read_text())['annotations']
+    }
+    originals = {
+        split: [a['id'] for a in exports.coco_of(cells, split)['annotations']]
+        for split in ('train', 'val')
+    }
+    assert all(ids == [*range(1, len(ids) + 1)] for ids in originals.values())
+    assert found.keys() == expected.keys()
+    for key, box in expected.items():
+        np.testing.assert_allclose(found[key], box, atol=1e-3)
+    (note,) = data.notes
+    assert note.startswith('rotated boxes were replaced by the upright box around them: 8 (annot')
+
+
+@pytest.mark.parametrize('writer', exports.WRITERS, ids=lambda writer: writer.__name__)
+def test_a_test_split_is_named_and_not_used(writer, cells, tmp_path):
+    """The validation images become the test split."""
+    root = tmp_path / 'set'
+    writer(exports.small_set(cells, tmp_path / 'coco'), root)
+    names = {
+        'val': 'test',
+        'valid': 'test',
+        'Validation': 'Test',
+        'obj_valid_data': 'obj_test_data',
+    }
+    for path in sorted(root.rglob('*'), reverse=True):
+        if path.stem in names:
+            path.rename(path.with_name(names[path.stem] + path.suffix))
+    for path in (*root.glob('*.yaml'), *root.glob('*.xml'), *root.glob('*.data')):
+        text = path.read_text().replace('val: images/val', 'test: images/test')
+        text = text.replace('subset="Validation"', 'subset="Test"').replace('valid', 'test')
+        path.write_text(text)
+    data = find_data(root)
+    assert data.train.num_images + data.val.num_images == 6
+    found = [note for note in data.notes if note.startswith('images of the test split are not us')]
+    assert len(found) == 1 and 'are not used: 6 (' in found[0], data.notes
+
+
+def test_a_test_split_beside_the_own_layout_is_named(cells, tmp_path):
+    root = exports.small_set(cells, tmp_path)
+    assert find_data(root).notes == ()
+    picture(root / 'test' / 'a.jpg')
+    exports.write(root / 'annotations' / 'instances_test.json', '{}')
+    assert find_data(root).notes == (
+        'annotation files of the test split are not used: 1 (annotations/instances_test.json)',
+        'images of the test split are not used: 1 (test/a.jpg)',
+    )
 
 
 def test_a_split_is_made_by_names(tmp_path):
@@ -676,6 +972,15 @@ def test_a_training_in_the_data_folder_changes_nothing(tmp_path):
     picture(root / 'work_dirs' / 'run' / 'pictures' / 'a.jpg')
     exports.write(root / 'work_dirs' / 'run' / 'a.yaml', 'names: [a]\ntrain: b')
     assert find_data(root) == before
+
+
+def test_links_to_folders_are_followed(tmp_path):
+    voc(tmp_path / 'far')
+    (tmp_path / 'set').mkdir()
+    (tmp_path / 'set' / 'near').symlink_to(tmp_path / 'far')
+    (tmp_path / 'far' / 'back').symlink_to(tmp_path / 'set')  # without an end
+    data = find_data(tmp_path / 'set')
+    assert data.train.num_images + data.val.num_images == 6 and len(data.notes) == 1
 
 
 def test_processes_that_come_together_convert_once(tmp_path):

@@ -18,6 +18,7 @@ from filelock import FileLock
 
 from ...errors import DataError
 from ...utils.files import read_json_dict, write_json
+from ..coco import read_json
 from . import coco_json, cvat, label_studio, labelme, voc, yolo
 from .samples import (
     UNSPLIT,
@@ -27,7 +28,6 @@ from .samples import (
     divide,
     images_in,
     is_image,
-    read_json,
     relative_name,
     split_of,
 )
@@ -35,9 +35,14 @@ from .samples import (
 CACHE = '.evit_mm'
 RECORD = 'source.json'
 OUTPUT = 'work_dirs'  # of trainings that were started in the data folder
-VERSION = 1  # of the converted files; increase it when a reader changes what it returns
-READ = ('.json', '.xml', '.yaml', '.yml', '.txt')  # besides the images
+VERSION = 2  # of the converted files; increase it when a reader changes what it returns
+READ = ('.json', '.xml', '.yaml', '.yml', '.txt', '.data', '.names')  # besides the images
 SNIFFED = 5  # JSON files per folder that are opened to recognise a format
+JSON_KINDS = {
+    'COCO': coco_json.is_coco,
+    'LabelMe': labelme.is_labelme,
+    'Label Studio': label_studio.is_label_studio,
+}
 LOOKED = ', '.join(kind.LOOKED for kind in (coco_json, yolo, voc, cvat, labelme, label_studio))
 
 
@@ -70,8 +75,15 @@ def scan(root: Path) -> Source:
 
 
 def _visible(root: Path) -> Iterator[Path]:
-    for parent, folders, names in os.walk(root):
-        folders[:] = [name for name in folders if not name.startswith('.') and name != OUTPUT]
+    for parent, folders, names in os.walk(root, followlinks=True):
+        above = {os.path.realpath(path) for path in [Path(parent), *Path(parent).parents]}
+        folders[:] = [
+            name
+            for name in folders
+            if not name.startswith('.')
+            and name != OUTPUT
+            and os.path.realpath(os.path.join(parent, name)) not in above  # a link would not end
+        ]
         inner = Path(parent).relative_to(root)
         for name in names:
             file = inner / name
@@ -131,20 +143,12 @@ def _sniff_jsons(source: Source) -> tuple[dict[str, list[Path]], list[DataError]
         except DataError as error:
             broken.append(error)
             continue
-        found.setdefault(_kind_of(content), []).append(file)
+        kind = next((name for name, test in JSON_KINDS.items() if test(content)), '')
+        found.setdefault(kind, []).append(file)
         if label_studio.is_minimal(content):
             text = f"'{source.root / file}' is Label Studio's JSON-MIN; export the project as JSON"
             broken.append(DataError(text))
     return found, broken
-
-
-def _kind_of(content: Any) -> str:
-    tests = {
-        'COCO': coco_json.is_coco,
-        'LabelMe': labelme.is_labelme,
-        'Label Studio': label_studio.is_label_studio,
-    }
-    return next((name for name, test in tests.items() if test(content)), '')
 
 
 def convert(source: Source, recognised: Recognised) -> tuple[list[Path], list[str]]:
@@ -198,13 +202,7 @@ def _convert(source: Source, recognised: Recognised) -> tuple[list[Path], list[s
     outside = sorted(source.outside)
     for path in filter(lambda path: is_image(Path(path)), outside):
         source.notes.add('images are outside the data folder', path)
-    if recognised.name not in ('COCO', 'YOLO'):  # there, other images are not part of the data
-        samples = [sample for split in content.splits.values() for sample in split]
-        paths = {*content.unused, *(sample.path for sample in samples)}
-        used = {relative_name(path, source.root) for path in paths if path}
-        for file in source.files:
-            if is_image(file) and file.as_posix() not in used and split_of(file) != 'test':
-                source.notes.add('images have no annotation and were left out', file)
+    note_unused(source, recognised.name, content)
     notes = source.notes.sentences()
     _check_content(content, source.root)
     files = _files(source)
@@ -215,6 +213,28 @@ def _convert(source: Source, recognised: Recognised) -> tuple[list[Path], list[s
     digest = _digest(source, recognised, outside)
     write_json(record, {'digest': digest, 'outside': outside, 'notes': notes})
     return [*files.values()], notes
+
+
+def note_unused(source: Source, kind: str, content: Content) -> None:
+    """Note the files of a test split, and images without an annotation.
+
+    Args:
+        source: Files of the folder.
+        kind: Name of the format.
+        content: What was read.
+    """
+    named: dict[str, str] = {}
+    for split, samples in content.splits.items():
+        named |= {relative_name(sample.path, source.root): split for sample in samples}
+    for file in source.files:
+        if not is_image(file):
+            if coco_json.has_usual_name(file) and coco_json.split_of_file(file) == 'test':
+                source.notes.add('annotation files of the test split are not used', file)
+        elif named.get(file.as_posix(), split_of(file)) == 'test':
+            source.notes.add('images of the test split are not used', file)
+        elif file.as_posix() not in named and kind not in ('COCO', 'YOLO'):
+            # in these two, other images are not part of the data
+            source.notes.add('images have no annotation and were left out', file)
 
 
 def _split(content: Content, source: Source) -> None:

@@ -1,7 +1,8 @@
 """COCO files under other names than COCO's own, for example those of Roboflow.
 
 Roboflow writes ``train/_annotations.coco.json`` and ``valid/_annotations.coco.json`` beside the
-images, CVAT ``annotations/instances_default.json`` and Label Studio ``result.json``.
+images, CVAT ``annotations/instances_default.json``, Label Studio ``result.json`` and FiftyOne
+``labels.json`` beside ``data/``.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import DataError
-from ..coco import read_coco
-from .samples import Content, Sample, Source, split_in_name, split_of, with_slashes
+from ..coco import read_coco, rotation_of
+from ..images import some, with_slashes
+from .samples import Content, Sample, Source, split_in_name, split_of
 
 LOOKED = 'annotations/instances_train.json or train/_annotations.coco.json (COCO)'
 
@@ -93,31 +95,60 @@ def _add_images(content: Content, coco: Mapping[str, Any], file: Path, source: S
     path = source.root / file
     names = {category['id']: category['name'] for category in coco['categories']}
     samples: dict[Any, Sample] = {}
+    missing: list[str] = []
+    named: dict[Path, str] = {}
     for image in coco['images']:
-        name = with_slashes(image['file_name'])
-        size = (image['width'], image['height'])
-        image_file = _image(source.root, file, name)
+        name = image['file_name']
+        image_file = _image(source, file, name)
+        if image_file is None:
+            missing.append(name)
+            continue
+        if named.setdefault(image_file, name) != name:
+            raise DataError(
+                f"'{path}': the images '{named[image_file]}' and '{name}' are both found as "
+                f"'{image_file}'; put the images into the folders that the file names"
+            )
         source.reads(image_file)
-        samples[image['id']] = Sample(image_file, size)
+        samples[image['id']] = Sample(image_file, (image['width'], image['height']))
         content.add(split_of_file(file), samples[image['id']])
+    lost = [name for name in missing if len(source.named.find(name)) < 2]
+    if lost:
+        raise DataError(
+            f"{len(lost)} of {len(coco['images'])} images of '{path}' do not exist ({some(lost)}); "
+            f"put them into '{source.root / 'images' / split_of_file(file)}'"
+        )
+    if missing:
+        raise DataError(
+            f"'{path}': the image '{missing[0]}' can be {some(source.named.find(missing[0]))}; put "
+            'the images into the folders that the file names'
+        )
     for annotation in coco['annotations']:
         found = {k: v for k, v in annotation.items() if k not in ('id', 'image_id', 'category_id')}
         found['name'] = names[annotation['category_id']]
         if not isinstance(found.get('segmentation', []), (list, dict)):
             raise DataError(f"'{path}': annotation {annotation['id']} has no valid segmentation")
+        degrees = rotation_of(annotation)
+        if degrees and not found.get('segmentation'):
+            x, y, w, h = annotation['bbox']
+            place = f'annotation {annotation["id"]}'
+            x1, y1, x2, y2 = source.upright((x, y, x + w, y + h), degrees, place)
+            found.update(bbox=[x1, y1, x2 - x1, y2 - y1], area=(x2 - x1) * (y2 - y1))
+            found['attributes'] = {**found['attributes'], 'rotation': 0}
         samples[annotation['image_id']].objects.append(found)
 
 
-def _image(root: Path, file: Path, name: str) -> Path:
-    folder = root / file.parent
-    split = split_of_file(file)
-    places = [folder, root / 'images' / split, root / split, root / 'images', root]
-    places += [root / 'images' / 'default']
-    for place in places:
-        if (place / name).is_file():
-            return place / name
-    looked = ', '.join(f"'{place}'" for place in dict.fromkeys(places))
-    raise DataError(
-        f"image '{name}' of '{root / file}' does not exist; put the images in one of the folders "
-        f'{looked}'
-    )
+def image_folders(file: Path) -> list[Path]:
+    """Return the folders where the images of an annotation file usually are."""
+    stem, split, images = file.stem.removeprefix('instances_'), split_of_file(file), Path('images')
+    beside = [file.parent, file.parent / 'data', file.parent / 'images']
+    usual = [Path(stem), images / stem, Path(split), images / split, images, Path()]
+    return [*dict.fromkeys([*beside, *usual, images / 'default'])]
+
+
+def _image(source: Source, file: Path, name: str) -> Path | None:
+    for written in dict.fromkeys((name, with_slashes(name))):
+        for folder in image_folders(file):
+            path = source.root / folder / written
+            if path.is_file():
+                return path if written == name else source.found(name, path)
+    return source.find(name, split_of_file(file))

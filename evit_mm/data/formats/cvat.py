@@ -5,8 +5,13 @@ from __future__ import annotations
 import re
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as mask_api
 
 from ...errors import DataError
+from ..images import with_slashes
 from .samples import (
     UNSPLIT,
     Content,
@@ -16,10 +21,8 @@ from .samples import (
     numbers,
     read_xml,
     root_tag,
-    rotated,
     split_in_name,
     split_of,
-    with_slashes,
 )
 
 LOOKED = 'annotations.xml (CVAT for images 1.1)'
@@ -47,7 +50,7 @@ def read(source: Source) -> Content:
             subset = image.get('subset') or ''
             split = split_in_name(subset) or split_of(Path(name)) or split_in_name(file.stem)
             place = f"image {number} '{name}'"
-            sample = source.sample(_image(source.root, file, name, subset, place), _size(image))
+            sample = source.sample(_image(source, file, name, subset, place), _size(image))
             if sample is not None:
                 _add_shapes(sample, image, path, place, source)
                 content.add(split or split_of(file) or UNSPLIT, sample)
@@ -61,16 +64,17 @@ def _size(image: ElementTree.Element) -> list[str | None]:
     return [image.get('width'), image.get('height')]
 
 
-def _image(root: Path, file: Path, name: str, subset: str, place: str) -> Path:
-    folder = root / file.parent
+def _image(source: Source, file: Path, name: str, subset: str, place: str) -> Path:
+    folder = source.root / file.parent
     places = [folder / 'images' / subset, folder / 'images', folder / subset, folder]
-    for found in (place / part for part in (name, Path(name).name) for place in places):
-        if name and found.is_file():
-            return found
-    raise DataError(
-        f"'{root / file}', {place} does not exist; export with 'Save images', or put the images "
-        f"into '{folder / 'images'}'"
-    )
+    found = next((p / name for p in places if name and (p / name).is_file()), None)
+    found = found or source.find(name, split_in_name(subset))
+    if found is None:
+        raise DataError(
+            f"'{source.root / file}', {place} does not exist; export with 'Save images', or put "
+            f"the images into '{folder / 'images'}'"
+        )
+    return found
 
 
 def _add_shapes(
@@ -79,6 +83,7 @@ def _add_shapes(
     for number, shape in enumerate(image, 1):
         where = f'{place}, {shape.tag} {number}'
         polygon: list[float] = []
+        mask: dict[str, Any] = {}
         if shape.tag == 'box':
             corners = numbers(map(shape.get, CORNERS), file, where)
         elif shape.tag == 'polygon':
@@ -86,12 +91,14 @@ def _add_shapes(
             if len(polygon) % 2 or len(polygon) < 6:
                 source.notes.add('polygons with fewer than three points were left out', where)
                 continue
-            corners = list(bounds(polygon))
-        elif shape.tag == 'mask':  # only its box; the mask itself is not read
-            left, top, width, height = numbers(
-                map(shape.get, ('left', 'top', 'width', 'height')), file, where
-            )
-            corners = [left, top, left + width, top + height]
+            corners = bounds(polygon)
+        elif shape.tag == 'mask':
+            box = numbers(map(shape.get, ('left', 'top', 'width', 'height')), file, where)
+            corners = [box[0], box[1], box[0] + box[2], box[1] + box[3]]
+            runs = numbers(filter(None, (shape.get('rle') or '').split(',')), file, where)
+            mask = _mask([int(v) for v in runs], [int(v) for v in box], sample.size)
+            if not mask:
+                source.notes.add('masks do not fit into their box, and only the box is used', where)
         elif shape.tag == 'ellipse':
             x, y, rx, ry = numbers(map(shape.get, ('cx', 'cy', 'rx', 'ry')), file, where)
             corners = [x - rx, y - ry, x + rx, y + ry]
@@ -101,7 +108,27 @@ def _add_shapes(
             continue
         degrees = numbers([shape.get('rotation', '0')], file, where)[0]
         if degrees:
-            middle = ((corners[0] + corners[2]) / 2, (corners[1] + corners[3]) / 2)
-            corners = list(bounds(rotated(corners, degrees, middle)))
-            source.notes.add('rotated boxes were replaced by the upright box around them', where)
-        source.add_object(sample, (shape.get('label') or '').strip(), corners, where, polygon)
+            corners = source.upright(corners, degrees, where)
+        source.add_object(
+            sample, (shape.get('label') or '').strip(), corners, where, polygon, **mask
+        )
+
+
+def _mask(runs: list[int], box: list[int], size: tuple[int, int]) -> dict[str, Any]:
+    """Return a mask as COCO's compressed RLE and its area, or nothing if it does not fit.
+
+    Args:
+        runs: Lengths of the runs of background and object, in turn, along the rows of the box.
+        box: Left, top, width and height in pixels.
+        size: Width and height of the image.
+    """
+    left, top, width, height = box
+    inside = min(box) >= 0 and left + width <= size[0] and top + height <= size[1]
+    if not inside or min(runs, default=0) < 0 or sum(runs) != width * height:
+        return {}
+    pixels = np.zeros(size[::-1], np.uint8, order='F')
+    values = np.repeat(np.arange(len(runs)) % 2, runs)
+    pixels[top : top + height, left : left + width] = values.reshape(height, width)
+    rle = mask_api.encode(pixels)
+    rle['counts'] = rle['counts'].decode()
+    return {'segmentation': rle, 'area': int(values.sum())}

@@ -9,21 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import DataError
-from ..images import IMAGE_SUFFIXES
+from ..coco import read_json
+from ..images import IMAGE_SUFFIXES, some, with_slashes
 from .samples import (
     Content,
     Sample,
     Source,
     bounds,
-    is_image,
     numbers,
-    read_json,
-    rotated,
     split_of,
 )
 
 LOOKED = 'a JSON export of Label Studio'
-UPLOAD = re.compile('[0-9a-f]{8}-')  # Label Studio puts this before the name of an uploaded file
+UPLOAD = re.compile('^[0-9a-f]{8}-')  # Label Studio puts this before the name of an uploaded file
 
 
 def is_label_studio(content: Any) -> bool:
@@ -43,7 +41,6 @@ def is_minimal(content: Any) -> bool:
 def read(source: Source, files: list[Path]) -> Content:
     """Read the exports."""
     content = Content()
-    images = {file.name: file for file in reversed(source.files) if is_image(file)}
     for file in files:
         path = source.root / file
         for number, task in enumerate(read_json(path), 1):
@@ -51,7 +48,7 @@ def read(source: Source, files: list[Path]) -> Content:
             regions = _regions(task, place, source)
             if regions is None:
                 continue
-            image = _image(task, images, path, place)
+            image = _image(task, source, path, place)
             sample = source.sample(source.root / image, _size(regions))
             if sample is not None:
                 _add_regions(sample, regions, path, place, source)
@@ -84,7 +81,7 @@ def _size(regions: list[Mapping[str, Any]]) -> list[Any]:
     return [region.get('original_width'), region.get('original_height')]
 
 
-def _image(task: Mapping[str, Any], images: Mapping[str, Path], file: Path, place: str) -> Path:
+def _image(task: Mapping[str, Any], source: Source, file: Path, place: str) -> Path:
     names = []
     for value in (*task['data'].values(), task.get('file_upload')):
         if not isinstance(value, str):
@@ -92,17 +89,19 @@ def _image(task: Mapping[str, Any], images: Mapping[str, Path], file: Path, plac
         address = urllib.parse.urlparse(value)
         # a local file is /data/local-files/?d=FOLDER/NAME
         local = urllib.parse.parse_qs(address.query).get('d', [address.path])[0]
-        name = urllib.parse.unquote(local).replace('\\', '/').rpartition('/')[2]
+        folder, slash, name = with_slashes(urllib.parse.unquote(local)).rpartition('/')
         if name.lower().endswith(IMAGE_SUFFIXES):
-            names += [name, UPLOAD.sub('', name, count=1) if UPLOAD.match(name) else name]
-    found = next((images[name] for name in names if name in images), None)
-    if found is None:
-        name = names[0] if names else 'of the task'
+            names += [f'{folder}{slash}{n}' for n in dict.fromkeys((name, UPLOAD.sub('', name, 1)))]
+    found = next((files for name in names if (files := source.named.find(name))), [])
+    if len(found) != 1:
+        name = Path(names[0]).name if names else 'of the task'
+        if found:
+            raise DataError(f"'{file}', {place}: '{name}' can be {some(found)}; keep one of them")
         raise DataError(
             f"'{file}', {place}: image '{name}' is not in '{file.parent}'; copy the images there, "
             'because the export does not contain them'
         )
-    return found
+    return Path(found[0])
 
 
 def _add_regions(
@@ -136,7 +135,7 @@ def _add_regions(
             polygon = numbers((v for point in points for v in point[:2]), file, where)
             if len(polygon) != 2 * len(points):
                 raise DataError(f"'{file}', {where}: 'points' is not a list of [x, y]; correct it")
-            corners = list(bounds(polygon))
+            corners = bounds(polygon)
         else:
             if region.get('type') in ('brushlabels', 'keypointlabels', 'brush', 'keypoint'):
                 kind = f'Label Studio regions of the kind {region["type"]} have no box'
@@ -150,11 +149,8 @@ def _add_regions(
         polygon = [v * scale[i % 2] for i, v in enumerate(polygon)]
         degrees = numbers([value.get('rotation') or 0], file, where)[0]
         if degrees and not polygon:
-            is_box = 'radiusX' not in value
-            middle = ((corners[0] + corners[2]) / 2, (corners[1] + corners[3]) / 2)
-            pivot = (corners[0], corners[1]) if is_box else middle
-            corners = list(bounds(rotated(corners, degrees, pivot)))
-            source.notes.add('rotated boxes were replaced by the upright box around them', where)
+            pivot = None if 'radiusX' in value else (corners[0], corners[1])
+            corners = source.upright(corners, degrees, where, pivot)
         labels = [v for k, v in value.items() if k.endswith('labels') and v]
         name = labels[0] if labels else names.get(region.get('id'), [])
         if len(name) > 1:

@@ -8,21 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import DataError
+from ..coco import read_json, read_text
+from ..images import with_slashes
 from .samples import (
+    ROTATED,
     Content,
     Sample,
     Source,
     bounds,
     images_in,
     numbers,
-    read_json,
-    read_text,
     split_of,
-    with_slashes,
 )
 
 LOOKED = '*.json beside the images (LabelMe)'
-BOXED = ('rectangle', 'polygon', 'circle', 'mask')
+TURNED = ('rotation', 'oriented_rectangle')  # the first is of X-AnyLabeling; four corners
+BOXED = ('rectangle', 'polygon', 'circle', 'mask', *TURNED)
 NO_CLASS = ('__ignore__', '_background_')  # in LabelMe's labels.txt
 
 
@@ -40,7 +41,7 @@ def read(source: Source) -> Content:
         if not is_labelme(labels):
             source.notes.add('JSON files are not from LabelMe and were left out', file)
             continue
-        image = _image(path, with_slashes(str(labels['imagePath'])))
+        image = _image(path, with_slashes(str(labels['imagePath'])), source)
         sample = source.sample(image, [labels.get('imageWidth'), labels.get('imageHeight')])
         if sample is not None:
             _add_shapes(sample, labels['shapes'], path, source)
@@ -54,10 +55,10 @@ def read(source: Source) -> Content:
     return content
 
 
-def _image(file: Path, name: str) -> Path:
+def _image(file: Path, name: str, source: Source) -> Path:
     places = [file.parent / name, file.parent / Path(name).name]
     found = next((place for place in places if name and place.is_file()), None)
-    found = found or images_in(file.parent).get(file.stem)
+    found = found or images_in(file.parent).get(file.stem) or source.find(name)
     if found is None:
         raise DataError(
             f"'{file}': the image '{name}' of imagePath does not exist; put it beside this file"
@@ -80,9 +81,13 @@ def _add_shapes(sample: Sample, shapes: Any, file: Path, source: Source) -> None
         if kind == 'circle' and len(points) == 4:  # the centre and a point on the circle
             x, y, radius = points[0], points[1], math.dist(points[:2], points[2:])
             points = [x - radius, y - radius, x + radius, y + radius]
-        if len(points) < (6 if kind == 'polygon' else 4):
+        if len(points) < (4 if kind in ('rectangle', 'circle', 'mask') else 6):
             source.notes.add('shapes with too few points were left out', f'{file.name}, {place}')
             continue
+        if kind in TURNED:
+            source.notes.add(ROTATED, f'{file.name}, {place}')
+        if kind == 'mask':
+            source.notes.add('masks gave only their box', f'{file.name}, {place}')
         name = str(shape.get('label') or '').strip()
         # shapes of the same group are the parts of one object
         group = shape.get('group_id')

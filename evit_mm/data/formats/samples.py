@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import cmath
 import functools
 import hashlib
-import json
 import math
 import os
 import re
@@ -17,7 +17,7 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from ...errors import DataError
-from ..images import IMAGE_SUFFIXES, some
+from ..images import IMAGE_SUFFIXES, NamedFiles, difference, some
 
 SPLITS = {
     **dict.fromkeys(('train', 'training'), 'train'),
@@ -26,6 +26,7 @@ SPLITS = {
 }
 UNSPLIT = ''  # images that no file or folder assigns to a split
 VAL_SHARE = 0.2
+ROTATED = 'rotated boxes were replaced by the upright box around them'
 DIGITS = 6  # of a pixel; percentages and fractions give integers with an error near 1e-13
 ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # EXIF values that swap width and height
 Box = list[float]
@@ -48,11 +49,13 @@ class Sample:
 
 @dataclass
 class Content:
-    """The content of a data folder: the images of each split, and the classes in order."""
+    """The content of a data folder: the images of each split, and the classes in order.
+
+    Only the splits for training and validation, and :data:`UNSPLIT`, are used.
+    """
 
     splits: dict[str, list[Sample]] = field(default_factory=dict)
     classes: list[str] = field(default_factory=list)
-    unused: set[Path | None] = field(default_factory=set)  # images that a note names
 
     def add(self, split: str, sample: Sample) -> None:
         """Add an image to a split."""
@@ -104,15 +107,53 @@ class Source:
         """Return the files with one of these suffixes, in any case."""
         return [file for file in self.files if file.suffix.lower() in suffixes]
 
-    def sample(self, path: Path, size: Sequence[Any] = ()) -> Sample | None:
+    @functools.cached_property
+    def named(self) -> NamedFiles:
+        """The files by the names that another program or system has written."""
+        return NamedFiles(file.as_posix() for file in self.files)
+
+    def find(self, name: str, split: str = '') -> Path | None:
+        """Return the one file that a name means, with a note, or None.
+
+        A file in a folder of another split does not count.
+        """
+        files = [f for f in self.named.find(name) if split in ('', split_of(Path(f)) or split)]
+        return self.found(name, self.root / files[0]) if len(files) == 1 else None
+
+    def found(self, name: str, path: Path) -> Path:
+        """Note a file that has another name, and return it."""
+        file = relative_name(path, self.root)
+        kind = f'files were found under names with {difference(name, file)}'
+        self.notes.add(kind, f"'{file}' for '{name}'")
+        return path
+
+    def sample(self, path: Path, size: Sequence[Any] = (0, 0)) -> Sample | None:
         """Return an image without objects, or None with a note if its size is unknown."""
         self.reads(path)
-        known = [int(side) for side in size if is_positive(side)]
-        found = (known[0], known[1]) if len(known) == 2 else image_size(path)
+        width, height = map(_side, size)
+        found = (width, height) if width and height else image_size(path)
         if found is None:
             self.notes.add('images cannot be read and were left out', path.name)
             return None
         return Sample(path, found)
+
+    def upright(
+        self,
+        corners: Sequence[float],
+        degrees: float,
+        place: object,
+        pivot: tuple[float, float] | None = None,
+    ) -> list[float]:
+        """Return the corners of the upright box around a rotated one, with a note.
+
+        The pivot is the middle of the box by default. Positive angles are clockwise.
+        """
+        x1, y1, x2, y2 = corners
+        middle = complex(*(pivot or ((x1 + x2) / 2, (y1 + y2) / 2)))
+        turn = cmath.rect(1, math.radians(degrees))
+        points = [middle + turn * (complex(x, y) - middle) for x in (x1, x2) for y in (y1, y2)]
+        self.notes.add(ROTATED, place)
+        return bounds([side for point in points for side in (point.real, point.imag)])
 
     def add_object(
         self,
@@ -121,9 +162,12 @@ class Source:
         corners: Sequence[float],
         place: object,
         polygon: Sequence[float] = (),
-        crowd: bool = False,
+        **fields: Any,
     ) -> None:
-        """Add an object with the corners ``(x1, y1, x2, y2)``, or a note that it was left out."""
+        """Add an object with the corners ``(x1, y1, x2, y2)``, or a note that it was left out.
+
+        ``fields`` are those of COCO's annotation.
+        """
         x1, x2 = sorted(corners[::2])
         y1, y2 = sorted(corners[1::2])
         if not name:
@@ -132,11 +176,11 @@ class Source:
             self.notes.add('objects without area were left out', place)
         else:
             box = [round(value, DIGITS) for value in (x1, y1, x2 - x1, y2 - y1)]
-            found = {'name': name, 'bbox': box, 'area': box[2] * box[3], 'iscrowd': int(crowd)}
+            found = {'name': name, 'bbox': box, 'area': box[2] * box[3], 'iscrowd': 0}
             if len(polygon) >= 6:
                 outline = [round(value, DIGITS) for value in polygon]
                 found.update(segmentation=[outline], area=polygon_area(outline))
-            sample.objects.append(found)
+            sample.objects.append(found | fields)
 
 
 def split_of(file: Path) -> str:
@@ -214,17 +258,12 @@ def is_image(file: Path) -> bool:
     return file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith('.')
 
 
-def with_slashes(path: str) -> str:
-    """Return a path that may have been written on Windows with slashes."""
-    return path.strip().replace('\\', '/')
-
-
-def is_positive(value: Any) -> bool:
-    """Return whether a value, also as text, is a positive finite number."""
+def _side(value: Any) -> int:
+    """Return a side of an image in pixels, or 0 if a file does not give it."""
     try:
-        return math.isfinite(float(value)) and float(value) > 0
-    except (TypeError, ValueError):
-        return False
+        return max(int(float(value)), 0)
+    except (TypeError, ValueError, OverflowError):
+        return 0
 
 
 def numbers(values: Iterable[Any], file: Path, place: str) -> list[float]:
@@ -253,51 +292,9 @@ def polygon_area(polygon: Sequence[float]) -> float:
     return abs(sum(x[i - 1] * y[i] - x[i] * y[i - 1] for i in range(len(x)))) / 2
 
 
-def bounds(points: Sequence[float]) -> tuple[float, float, float, float]:
-    """Return the corners ``(x1, y1, x2, y2)`` of the box around points ``[x, y, x, y, ...]``."""
-    return min(points[::2]), min(points[1::2]), max(points[::2]), max(points[1::2])
-
-
-def rotated(corners: Sequence[float], degrees: float, pivot: tuple[float, float]) -> list[float]:
-    """Return the four corners ``[x, y, ...]`` of a box that is rotated clockwise about a point."""
-    x1, y1, x2, y2 = corners
-    sine, cosine = math.sin(math.radians(degrees)), math.cos(math.radians(degrees))
-    points = []
-    for x, y in ((x1, y1), (x2, y1), (x2, y2), (x1, y2)):
-        right, down = x - pivot[0], y - pivot[1]
-        points += [
-            pivot[0] + right * cosine - down * sine,
-            pivot[1] + right * sine + down * cosine,
-        ]
-    return points
-
-
-def read_text(file: Path) -> str:
-    """Read a text file in UTF-8, with or without a byte order mark.
-
-    Raises:
-        DataError: The file cannot be read or has another encoding.
-    """
-    try:
-        return file.read_text(encoding='utf-8-sig')
-    except UnicodeDecodeError:
-        raise DataError(f"'{file}' is not UTF-8 text; save it in UTF-8") from None
-    except OSError as error:
-        raise DataError(f"'{file}' cannot be read: {error}") from None
-
-
-def read_json(file: Path) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        DataError: The file is not valid JSON.
-    """
-    try:
-        return json.loads(read_text(file))
-    except ValueError as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"'{file}' is not valid JSON ({error}); export it again") from None
+def bounds(points: Sequence[float]) -> list[float]:
+    """Return the corners ``[x1, y1, x2, y2]`` of the box around points ``[x, y, x, y, ...]``."""
+    return [min(points[::2]), min(points[1::2]), max(points[::2]), max(points[1::2])]
 
 
 def read_xml(file: Path) -> ElementTree.Element:

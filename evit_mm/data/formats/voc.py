@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ...errors import DataError
+from ..coco import read_text
+from ..images import with_slashes
 from .samples import (
     UNSPLIT,
     Content,
@@ -14,11 +16,9 @@ from .samples import (
     Source,
     images_in,
     numbers,
-    read_text,
     read_xml,
     root_tag,
     split_of,
-    with_slashes,
 )
 
 LOOKED = 'Annotations/*.xml or *.xml beside the images (Pascal VOC)'
@@ -49,7 +49,8 @@ def read(source: Source) -> Content:
             split = listed.pop(_stem(file, folder), None) if has_lists else split_of(file)
             if split is None:
                 source.notes.add('annotation files are in no list of ImageSets/Main', file.name)
-                content.unused |= {_image(source.root, file, folder, '')}
+                if image := _image(source.root, file, folder, ''):
+                    content.add('unlisted', Sample(image, (0, 0)))
             elif (sample := _sample(source, file, folder)) is not None:
                 content.add(split, sample)
         if listed:
@@ -84,7 +85,8 @@ def _sample(source: Source, file: Path, folder: Path) -> Sample | None:
     tree = read_xml(path)
     if tree.tag != 'annotation':
         return None
-    image = _image(source.root, file, folder, with_slashes(tree.findtext('filename') or ''))
+    name = with_slashes(tree.findtext('filename') or '')
+    image = _image(source.root, file, folder, name) or source.find(name, split_of(file))
     if image is None:
         raise DataError(
             f"'{path}': image '{tree.findtext('filename')}' does not exist; put '{file.stem}.jpg' "
@@ -108,8 +110,8 @@ def _sample(source: Source, file: Path, folder: Path) -> Sample | None:
         if difficult:
             kind = "difficult objects became crowds, which as in VOC's evaluation do not count"
             source.notes.add(kind, place)
-        name = (found.findtext('name') or '').strip()
-        source.add_object(sample, name, corners, place, crowd=difficult)
+        label = (found.findtext('name') or '').strip()
+        source.add_object(sample, label, corners, place, iscrowd=int(difficult))
     return sample
 
 

@@ -2,19 +2,24 @@
 
 The rules are those of Ultralytics. ``train`` and ``val`` are a folder, a list file, or a list of
 these. The label file of ``images/a.jpg`` is ``labels/a.txt``, and an image without one has no
-objects.
+objects. Darknet, and CVAT as "YOLO 1.1", write ``obj.data`` instead of ``data.yaml``: lines such as
+``train = data/train.txt``, where ``names`` is a file with one class per line and ``data/`` is the
+folder of ``obj.data``.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from ...errors import DataError
+from ..coco import read_text
+from ..images import OTHER_FOLDERS, difference, with_slashes
 from .samples import (
     Content,
     Sample,
@@ -22,20 +27,18 @@ from .samples import (
     bounds,
     is_image,
     numbers,
-    read_text,
     relative_name,
-    with_slashes,
 )
 
-NAMES = ('data.yaml', 'data.yml', 'dataset.yaml', 'dataset.yml')
-LOOKED = 'data.yaml (YOLO)'
+NAMES = ('data.yaml', 'data.yml', 'dataset.yaml', 'dataset.yml', 'obj.data')
+LOOKED = 'data.yaml or obj.data (YOLO)'
 KEYS = {'train': ('train',), 'val': ('val', 'valid', 'validation')}
 SLACK = 0.05  # a box may extend a little beyond its image
 
 
 def find(source: Source) -> list[Path]:
-    """Return the YAML file that describes a YOLO data set, or all candidates."""
-    files = [f for f in source.with_suffix('.yaml', '.yml') if len(f.parts) == 1]
+    """Return the file that describes a YOLO data set, or all candidates."""
+    files = [f for f in source.with_suffix('.yaml', '.yml', '.data') if len(f.parts) == 1]
     return [f for f in files if f.name.lower() in NAMES or _describes(source.root / f)]
 
 
@@ -48,6 +51,9 @@ def _describes(file: Path) -> bool:
 
 
 def _load(file: Path) -> dict[str, Any]:
+    if file.suffix.lower() == '.data':
+        pairs = (line.partition('=') for line in read_text(file).splitlines())
+        return {key.strip(): value.strip() for key, _, value in pairs}
     try:
         # the base loader keeps class names such as "no" and "01" as they are written
         content = yaml.load(read_text(file), Loader=yaml.BaseLoader)  # noqa: S506
@@ -66,7 +72,10 @@ def read(source: Source) -> Content:
         raise DataError(f"'{source.root}' has several YOLO files ({found}); keep one of them")
     file = source.root / files[0]
     config = _load(file)
-    content = Content(classes=_class_names(config.get('names'), file))
+    names = config.get('names')
+    if file.suffix.lower() == '.data' and isinstance(names, str):
+        names = _lines(_resolve(names, config, file, 'names', source))
+    content = Content(classes=_class_names(names, file))
     labelled = 0
     for split, keys in KEYS.items():
         key = next((key for key in keys if config.get(key)), None)
@@ -74,12 +83,11 @@ def read(source: Source) -> Content:
             if split == 'train':
                 raise DataError(f"'{file}': 'train' is missing; add the folder of its images")
             continue
-        images = dict.fromkeys(_images(config[key], config.get('path'), file, key))
-        for image in images:
+        for image in dict.fromkeys(_images(key, config, file, source)):
             sample = source.sample(image)
             if sample is None:
                 continue
-            label = _label_file(image)
+            label = _label_file(image, source)
             labelled += label is not None
             if label is None:
                 name = relative_name(image, source.root)
@@ -87,6 +95,10 @@ def read(source: Source) -> Content:
             else:
                 _add_labels(sample, label, content.classes, source)
             content.add(split, sample)
+    if config.get('test'):
+        with suppress(DataError):  # exports can name a test split that they do not contain
+            for image in _images('test', config, file, source):
+                content.add('test', Sample(image, (0, 0)))  # only to name it
     if not labelled:
         raise DataError(
             f"'{source.root}': no image has a label file; put the label of images/NAME.jpg into "
@@ -111,30 +123,32 @@ def _class_names(names: Any, file: Path) -> list[str]:
     return list(names)
 
 
-def _images(value: Any, base: Any, file: Path, key: str) -> Iterator[Path]:
+def _images(key: str, config: Mapping[str, Any], file: Path, source: Source) -> Iterator[Path]:
     """Yield the images of a split."""
+    value = config[key]
     for entry in value if isinstance(value, list) else [value]:
         if not isinstance(entry, str):
             raise DataError(f"'{file}': '{key}' is not a path or a list of paths; correct it")
-        path = _resolve(entry, base, file, key)
+        path = _resolve(entry, config, file, key, source)
         if path.is_dir():
             images = [image for image in sorted(path.rglob('*')) if is_image(image)]
             if not images:
                 raise DataError(f"'{file}': '{key}' is '{entry}', which has no images; add some")
             yield from images
         elif path.suffix.lower() == '.txt':
-            yield from _listed(path, file.parent)
+            yield from _listed(path, source)
         else:
             raise DataError(f"'{file}': '{key}' is '{entry}', but it must be a folder or a .txt")
 
 
-def _resolve(entry: str, base: Any, file: Path, key: str) -> Path:
+def _resolve(entry: str, config: Mapping[str, Any], file: Path, key: str, source: Source) -> Path:
     """Return the path of an entry, with ``path`` and without, as exports have it."""
-    entry = with_slashes(entry)
-    inside = entry.removeprefix('../')  # Roboflow writes ../train/images and means train/images
+    entry, base = with_slashes(entry), config.get('path')
+    # Roboflow writes ../train/images and means train/images; data/ is of Darknet
+    names = (entry.removeprefix('../'), entry, entry.removeprefix('data/'))
     bases = [file.parent / with_slashes(base)] if isinstance(base, str) and base else []
-    tried = [folder / name for name in (inside, entry) for folder in (*bases, file.parent)]
-    found = next((path for path in tried if path.exists()), None)
+    tried = [folder / name for name in names for folder in (*bases, file.parent)]
+    found = next((path for path in tried if path.exists()), None) or source.find(entry)
     if found is None:
         looked = ', '.join(f"'{path}'" for path in dict.fromkeys(tried))
         raise DataError(
@@ -144,13 +158,18 @@ def _resolve(entry: str, base: Any, file: Path, key: str) -> Path:
     return Path(os.path.normpath(found))
 
 
-def _listed(file: Path, root: Path) -> Iterator[Path]:
+def _lines(file: Path) -> list[str]:
+    return [line.strip() for line in read_text(file).splitlines() if line.strip()]
+
+
+def _listed(file: Path, source: Source) -> Iterator[Path]:
     for number, line in enumerate(read_text(file).splitlines(), 1):
         name = with_slashes(line)
         if not name or Path(name).name.startswith('.'):
             continue
-        tried = [folder / name for folder in (file.parent, root)]
-        found = next((path for path in tried if path.is_file()), None)
+        names = (name, name.removeprefix('data/'))
+        tried = [folder / n for n in names for folder in (file.parent, source.root)]
+        found = next((path for path in tried if path.is_file()), None) or source.find(name)
         if found is None:
             raise DataError(
                 f"'{file}', line {number}: image '{name}' does not exist; correct the path, "
@@ -159,14 +178,20 @@ def _listed(file: Path, root: Path) -> Iterator[Path]:
         yield Path(os.path.normpath(found))
 
 
-def _label_file(image: Path) -> Path | None:
+def _label_file(image: Path, source: Source) -> Path | None:
     """Return the label file of an image: in labels/ instead of images/, or beside the image."""
     places = [image.with_suffix('.txt')]
     parts = list(image.parts)
     if 'images' in parts[:-1]:
         last = len(parts) - 2 - parts[-2::-1].index('images')
         places.insert(0, Path(*parts[:last], 'labels', *parts[last + 1 :]).with_suffix('.txt'))
-    return next((place for place in places if place.is_file()), None)
+    found = next((place for place in places if place.is_file()), None)
+    names = [relative_name(place, source.root) for place in places] if found is None else []
+    for name in names:
+        for file in source.named.find(name):
+            if difference(name, file) != OTHER_FOLDERS:
+                return source.found(name, source.root / file)
+    return found
 
 
 def _add_labels(sample: Sample, file: Path, classes: Sequence[str], source: Source) -> None:
