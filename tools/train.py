@@ -7,6 +7,7 @@ import sys
 from evit_mm.runner.data_config import DEFAULT_MODEL, config_for_data, data_models
 from evit_mm.runner.train import train
 from evit_mm.utils.cli import add_cfg_options, add_device, add_launcher, parse_with_rank, run_tool
+from evit_mm.utils.distributed import is_first_process
 
 
 def parse_args() -> argparse.Namespace:
@@ -46,9 +47,9 @@ def main() -> None:
     args = vars(parse_args())
     data, model = args.pop('data'), args.pop('model') or DEFAULT_MODEL
     if data:
-        options = (args['work_dir'], args['cfg_options'])
-        args['config'], lines = config_for_data(data, model, *options)
-        print(*lines, sep='\n', flush=True)
+        args['config'], lines = config_for_data(data, model, args['work_dir'])
+        if is_first_process():
+            print(*lines, sep='\n', flush=True)
     train(**args)
 
 

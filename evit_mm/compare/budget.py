@@ -164,7 +164,7 @@ class Budget:
     def input_size(self) -> tuple[int, int]:
         """Return ``(width, height)`` of the first validation image after resizing and padding."""
         _, val = self.splits
-        width, height = mmcv.rescale_size(val.first_size, self.scale)
+        width, height = mmcv.rescale_size(val.sizes[0], self.scale)
         head = Config.fromfile(CONFIGS / HEADS[self.head])
         divisor = head.model.data_preprocessor.pad_size_divisor
         return -(-width // divisor) * divisor, -(-height // divisor) * divisor

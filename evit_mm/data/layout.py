@@ -24,7 +24,7 @@ class CocoSplit:
     num_images: int
     num_boxes: dict[str, int]  # per class, without crowds
     first_image: Path
-    first_size: tuple[int, int]  # width, height
+    sizes: tuple[tuple[int, int], ...]  # width and height of each image
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def _in_folder(img_dir: Path, ann_file: Path, coco: dict[str, Any]) -> CocoSplit
         num_images=len(images),
         num_boxes={name: boxes[identity] for identity, name in classes.items()},
         first_image=img_dir / first['file_name'],
-        first_size=(first['width'], first['height']),
+        sizes=tuple((image['width'], image['height']) for image in images),
     )
 
 

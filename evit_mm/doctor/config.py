@@ -6,6 +6,7 @@ this module only after evit_mm has been imported successfully.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 
 from mmengine.config import Config
@@ -13,10 +14,9 @@ from mmengine.registry import MODELS, init_default_scope
 
 from evit_mm.data.check import inspect_config_data
 from evit_mm.data.images import NUM_DECODED
-from evit_mm.data.layout import find_data
 from evit_mm.runner.build import config_faults, load_detector, rehearse
 from evit_mm.runner.config import read_config
-from evit_mm.runner.data_config import DEFAULT_MODEL, config_text, data_models, describe
+from evit_mm.runner.data_config import config_for_data
 
 from .findings import Finding, from_sentence, guarded, worst
 
@@ -39,13 +39,12 @@ def check_config(config: str, checkpoint: str | None, all_images: bool) -> Itera
 
 def check_folder(data: str, all_images: bool) -> Iterator[Finding]:
     """Recognise the format of a data folder, and check the config that training would write."""
-    found = find_data(data)
-    recognised, *notes = describe(data, found)
+    with tempfile.TemporaryDirectory() as folder:
+        file, (recognised, *notes, _) = config_for_data(data, work_dir=folder)
+        cfg, _ = read_config(file)
     yield Finding('green', 'data', recognised.removeprefix('data: '))
     for note in notes:
         yield Finding('yellow', 'data', note.removeprefix('note: '))
-    base = data_models()[DEFAULT_MODEL]
-    cfg = Config.fromstring(config_text(data, found, base), '.py')
     yield from guarded('data', lambda: check_data(cfg, all_images))
 
 

@@ -100,15 +100,15 @@ def read_config(
     except Exception as error:
         reason = f'{type(error).__name__}: {error}'
         raise ConfigError(f"config '{config}' cannot be read ({reason})") from error
-    variables = set(cfg.get('variables') or ())
+    read = {name for file in source.chain() for name in (*file.read, *file.read_of_bases)}
+    variables = {*(cfg.get('variables') or ())} & read
     known = {*RUNNER_KEYS, *TOOL_KEYS, *OTHER_KEYS, *variables}
     notes = list(_check_names(cfg, source, known))
-    _check_options(cfg, source, options, known)
+    _check_options(cfg, options, known, read)
     chosen = {name: value for name, value in options.items() if name in variables}
-    before = cfg
     cfg, idle = set_variables(cfg, source, chosen, known)
     for name in idle:
-        text = f"nothing in {config} depends on '{name}'; {_fix(before, name, 'remove it')}"
+        text = f"nothing in {config} depends on '{name}'; {_fix(cfg, name, 'remove it')}"
         if name in chosen:
             raise ConfigError(f'--cfg-options {name}: {text}')
         notes.append(text)
@@ -116,7 +116,7 @@ def read_config(
         cfg.merge_from_dict({k: v for k, v in options.items() if k not in chosen})
     except Exception as error:
         reason = f'{type(error).__name__}: {error}'
-        raise ConfigError(f"config '{config}' cannot be read ({reason})") from error
+        raise ConfigError(f'--cfg-options cannot be applied to {config} ({reason})') from error
     for key in ('model', 'test_dataloader'):
         if not isinstance(cfg.get(key), Mapping):
             raise ConfigError(
@@ -153,15 +153,15 @@ def _check_names(cfg: Config, source: Source, known: set[str]) -> Iterator[str]:
 
 
 def _check_options(
-    cfg: Config, source: Source, options: Mapping[str, Any], known: set[str]
+    cfg: Config, options: Mapping[str, Any], known: set[str], read: set[str]
 ) -> None:
     """Reject overrides of unknown keys, and of names that the config has read before."""
-    read = {name for file in source.chain() for name in (*file.read, *file.read_of_bases)}
     for option in options:
         key = option.split('.')[0]
-        if key not in cfg and key in (cfg.get('variables') or ()):
+        if key in (cfg.get('variables') or ()) and key not in {*cfg} & read:
+            fix = _fix(cfg, key, 'remove it')
             raise ConfigError(
-                f"--cfg-options {option}: nothing in {cfg.filename} depends on '{key}'; remove it"
+                f"--cfg-options {option}: nothing in {cfg.filename} depends on '{key}'; {fix}"
             )
         hint = did_you_mean(key, known - {key, *OTHER_KEYS})
         if key in known:
@@ -183,7 +183,10 @@ def _fix(cfg: Config, name: str, otherwise: str = 'set the keys that use it') ->
         for path, value in leaves(cfg.to_dict())
         if path[0] in RUNNER_KEYS and len(path) > 1 and isinstance(path[-1], str)
         if path[-1] == name
-        or (value == cfg[name] and (name.endswith(f'_{path[-1]}') or path[-1].endswith(f'_{name}')))
+        or (
+            value == cfg.get(name, ABSENT)
+            and (name.endswith(f'_{path[-1]}') or path[-1].endswith(f'_{name}'))
+        )
     ]
     return f'set the keys that use it, such as {" and ".join(uses[:2])}' if uses else otherwise
 

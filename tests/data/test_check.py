@@ -394,7 +394,7 @@ def test_a_split_knows_its_first_image_and_its_boxes(tmp_path):
     coco = json.loads((root / 'annotations' / 'instances_val.json').read_text())
     val = find_data(root).val
     assert val.first_image == root / 'val' / '000001.jpg' and val.num_images == 3
-    assert val.first_size == cv2.imread(str(val.first_image)).shape[1::-1] == (80, 48)
+    assert val.sizes[0] == cv2.imread(str(val.first_image)).shape[1::-1] == (80, 48)
     assert sum(val.num_boxes.values()) == sum(not a['iscrowd'] for a in coco['annotations'])
 
 

@@ -78,7 +78,7 @@ def test_boxes_and_ap_equal_those_of_coco(writer, cells, expected, tmp_path):
     for name, split in (('train', data.train), ('val', data.val)):
         assert truth(split.ann_file) == truth(cells / 'annotations' / f'instances_{name}.json')
         assert sorted(split.classes) == ['Platelets', 'RBC', 'WBC']
-        assert split.first_image.is_file() and split.first_size == (640, 480)
+        assert split.first_image.is_file() and split.sizes[0] == (640, 480)
     found = figures(data.val.ann_file)
     assert 0.05 < expected[0] < 0.9
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
@@ -209,7 +209,7 @@ def test_yolo_boxes_are_in_pixels_of_the_image_as_displayed(tmp_path):
     Image.open(path).save(path, exif=exif)
     assert cv2.imread(str(path)).shape[:2] == (40, 30)
     split = find_data(root).train
-    assert split.first_size == (30, 40)
+    assert split.sizes[0] == (30, 40)
     assert boxes(split)['train0.jpg'] == [('cat', [11.25, 16, 7.5, 8])]
 
 

@@ -54,7 +54,7 @@ def test_files_are_found_in_the_usual_places(names, folder, tmp_path):
         assert split.img_dir == root / folder.format(name)
         assert split.first_image == split.img_dir / f'{name}0.png'
         assert split.classes == ('cat', 'dog') and split.num_boxes == {'cat': 1, 'dog': 2}
-        assert split.num_images == 2 and split.first_size == (30, 20)
+        assert split.num_images == 2 and split.sizes[0] == (30, 20)
 
 
 def test_the_first_place_is_taken(tmp_path):

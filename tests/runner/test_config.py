@@ -66,3 +66,11 @@ def test_a_config_may_have_keys_of_its_own_but_a_command_line_may_not(tmp_path):
             load_config(path, {key: 1})
     path.write_text(path.read_text() + 'work_dir = "own"\n')
     assert load_config(path).work_dir == 'own' and load_config(path, work_dir='b').work_dir == 'b'
+
+
+@pytest.mark.parametrize('option', ['model.backbone.arch.depths', 'val_evaluator.metric.0'])
+def test_an_option_below_a_value_that_is_no_dict_is_named(option):
+    said = f'--cfg-options cannot be applied to .*shapes.py .*{option.split(".")[-2]}'
+    base = next(path for path in CONFIGS if 'shapes' in path.stem)
+    with pytest.raises(ConfigError, match=said):
+        load_config(base, {option: 1})

@@ -1,5 +1,6 @@
 """The bases of a config follow the variables that a child config or the command line sets."""
 
+import copy
 import logging
 import re
 import shutil
@@ -189,8 +190,11 @@ def test_the_runner_keeps_what_a_tool_has_set(tmp_path):
     assert cfg.train_dataloader.dataset.pipeline[2].scale == (64, 64)
     # also where it is the value of the base
     loaded = load_config(path, {'train_cfg.max_epochs': 30})
-    assert follow_variables(loaded).train_cfg.max_epochs == 30
+    assert follow_variables(copy.deepcopy(loaded)).train_cfg.max_epochs == 30
     assert load_config(path, {'max_epochs': 4}).train_cfg.max_epochs == 4
+    path = child(tmp_path, 'retinanet_evit_m4_bccd.py', 'batch_size = 4')
+    loaded = load_config(path, {'train_dataloader.batch_size': 8})
+    assert follow_variables(copy.deepcopy(loaded)).train_dataloader.batch_size == 8
 
 
 @pytest.mark.parametrize(
@@ -343,7 +347,7 @@ def test_variables_that_are_used_pass_without_a_note(text, tmp_path):
         ('retinanet_evit_m4_bccd', 'img_scale = (64, 64)',
          "nothing reads 'img_scale' (did you mean 'scale'?); remove it or use it"),
         ('retinanet_lite_evit_m0_coco', 'train_pipeline = []', "reads 'train_pipeline'; set"),
-        ('retinanet_mobilenetv2_coco', "arch = 'm2'", "depends on 'arch'; remove it"),
+        ('retinanet_mobilenetv2_coco', "arch = 'm2'", "nothing reads 'arch'; remove it"),
         ('retinanet_evit_m4_bccd',
          'scale = (64, 64)\nplain = [dict(type="LoadImageFromFile")]\n'
          'train_dataloader = dict(dataset=dict(pipeline=plain))\n'
