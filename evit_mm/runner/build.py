@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import itertools
 import logging
 import shutil
@@ -17,10 +18,12 @@ import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import is_distributed, is_main_process, master_only
+from mmengine.hooks import CheckpointHook
 from mmengine.registry import RUNNERS, init_default_scope
 from mmengine.runner import Runner
 
 from ..checkpoint import check_exists, check_state_dict, extract_state_dict
+from ..data.pipeline import dataset_reader
 from ..errors import ConfigError, EvitError
 from ..utils.files import write_atomically
 from .config import checkpoints_of, name_fault
@@ -28,6 +31,7 @@ from .console import file_only, prints_to_file, warnings_to_file
 from .evaluators import check_metrics
 from .faults import named_faults
 from .resuming import find_resumed, resumed_from
+from .run_length import check_batches, schedule_notes
 from .tracking import drop_trackers
 from .variables import follow_variables
 from .weights import read_fitting, read_start, unwrap
@@ -112,7 +116,14 @@ class CheckedRunner(Runner):
             self._begun = True
             if not self._evaluates:
                 self._record_start()
-        super().call_hook(fn_name, **kwargs)
+        if fn_name == 'before_train':
+            for note in schedule_notes(self):
+                self.logger.warning(note)
+        if fn_name != 'before_run':
+            super().call_hook(fn_name, **kwargs)
+            return
+        with config_faults(self.cfg):  # some hooks build their parts here
+            super().call_hook(fn_name, **kwargs)
 
     def load_checkpoint(self, filename: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Load a checkpoint that matches the model.
@@ -165,6 +176,21 @@ class CheckedRunner(Runner):
         kept = {k: v for k, v in (hooks or {}).items() if v is not None or k in REMOVABLE}
         super().register_default_hooks(kept)
 
+    def register_hooks(self, *args: Any, **kwargs: Any) -> None:
+        """Register the hooks, and check arguments that they pass on without looking at them."""
+        super().register_hooks(*args, **kwargs)
+        for hook in self.hooks:
+            # mmpretrain's VisualizationHook
+            passed = getattr(hook, 'draw_args', {})
+            takes: Any = getattr(self.visualizer, 'visualize_cls', None)
+            if isinstance(hook, CheckpointHook):
+                passed, takes = hook.args, self.save_checkpoint
+            known = inspect.signature(takes).parameters if takes else passed
+            for key in passed:
+                if key not in known:  # name_fault recognises Python's own sentence
+                    name = type(hook).__name__
+                    raise TypeError(f"{name}.__init__() got an unexpected keyword argument '{key}'")
+
     def setup_env(self, env_cfg: dict) -> None:
         """Set up the environment as mmengine does, but join other processes also without a GPU."""
         if self.distributed and not is_distributed() and get_device() == 'cpu':
@@ -202,12 +228,15 @@ class CheckedRunner(Runner):
     def build_train_loop(self, loop: Any) -> Any:
         """Build the training loop and its data set."""
         with config_faults(self.cfg), prints_to_file(self.logger):
-            return super().build_train_loop(loop)
+            built = super().build_train_loop(loop)
+        self._check_loader(built, 'train')
+        return built
 
     def build_val_loop(self, loop: Any) -> Any:
         """Build the validation loop and its data set, and check the metrics that hooks need."""
         with config_faults(self.cfg), prints_to_file(self.logger):
             built = super().build_val_loop(loop)
+        self._check_loader(built, 'val')
         check_metrics(self, built.evaluator, self.hooks)
         return built
 
@@ -215,8 +244,15 @@ class CheckedRunner(Runner):
         """Build the test loop and its data set, and check its metrics."""
         with config_faults(self.cfg), prints_to_file(self.logger):
             built = super().build_test_loop(loop)
+        self._check_loader(built, 'test')
         check_metrics(self, built.evaluator)
         return built
+
+    def _check_loader(self, loop: Any, split: str) -> None:
+        """Check the data loader of a loop before its first batch."""
+        with config_faults(self.cfg):
+            dataset_reader(loop.dataloader.dataset)
+        check_batches(loop.dataloader, split, self.cfg.filename)
 
     def build_evaluator(self, evaluator: Any) -> Any:
         """Build the evaluator. mmengine's warnings about metrics go only to the log file."""
@@ -248,14 +284,17 @@ def build_runner(cfg: Config, launcher: str = 'none') -> Runner:
         return runner.from_cfg(cfg)
 
 
-def rehearse(cfg: Config) -> None:
+def rehearse(cfg: Config) -> list[str]:
     """Build all that a training and a test of a config build, but write and run nothing.
+
+    Returns:
+        The warnings that the training would log before its first iteration.
 
     Raises:
         EvitError: :func:`~evit_mm.runner.train.train` or :func:`~evit_mm.runner.test.test` would
             raise the same error.
     """
-    cfg = copy.deepcopy(cfg)
+    cfg, notes = copy.deepcopy(cfg), []
     drop_trackers(cfg)
     with TemporaryDirectory() as cfg.work_dir:  # a runner needs one
         runner = build_runner(cfg)
@@ -267,14 +306,17 @@ def rehearse(cfg: Config) -> None:
                 if runner.param_schedulers is not None:
                     schedules = runner.build_param_scheduler(runner.param_schedulers)
                     runner.param_schedulers = schedules
+                    notes = schedule_notes(runner)
             if cfg.get('val_cfg') is not None:
                 assert runner.val_loop is not None  # the property builds it
         assert runner.test_loop is not None
-        runner.call_hook('before_run')
+        with config_faults(cfg):
+            runner.call_hook('before_run')
         for handler in list(runner.logger.handlers):
             if isinstance(handler, logging.FileHandler):  # its folder is about to be removed
                 handler.close()
                 runner.logger.removeHandler(handler)
+    return notes
 
 
 def load_detector(cfg: Config, checkpoint: str | Path) -> torch.nn.Module:

@@ -553,6 +553,25 @@ def test_values_that_cannot_be_are_named(trained, tmp_path, options, message):
             'custom_hooks = [dict(type="EarlyStoppingHook", monitor="coco/AP", rule="less")]',
             'EarlyStoppingHook.monitor is',
         ),
+        (
+            'train_dataloader.update(batch_size=32, drop_last=True, batch_sampler=None)',
+            'train_dataloader has no batch, because the data set has .* drop_last is True; set',
+        ),
+        (
+            'val_dataloader = dict(loader, batch_size=32, drop_last=True)',
+            'val_dataloader has no batch',
+        ),
+        (
+            'default_hooks["checkpoint"] = dict(intervall=3)',
+            r"default_hooks.checkpoint.intervall: .* \(did you mean 'interval'\?\)",
+        ),
+        ('default_hooks["checkpoint"] = dict(max_keep_ckpts=3, published_keys=["meta"])', None),
+        ('custom_hooks = [dict(type="EMAHook", momentumm=1e-4)]', "has no argument 'momentumm'"),
+        (
+            'train_pipeline = [dict(type="LoadImageFromFile", imdecode_backend="turbojpeg")]\n'
+            'train_dataloader["dataset"] = dict(data, pipeline=train_pipeline)',
+            'PyTurboJPEG is not installed; run pip install PyTurboJPEG|mmcv.use_backend',
+        ),
         ('load_from = "gone.pth"', "checkpoint 'gone.pth' does not exist"),
         ('model["backbone"]["init_cfg"] = dict(type="Pretrained", checkpoint="gone.pth")', 'gone'),
     ],
