@@ -8,7 +8,8 @@ import itertools
 import logging
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,6 +22,7 @@ from mmengine.dist import is_distributed, is_main_process, master_only
 from mmengine.hooks import CheckpointHook
 from mmengine.registry import RUNNERS, init_default_scope
 from mmengine.runner import Runner
+from mmengine.visualization import Visualizer
 
 from ..checkpoint import check_exists, check_state_dict, extract_state_dict
 from ..data.pipeline import dataset_reader
@@ -58,7 +60,8 @@ class CheckedRunner(Runner):
     - The console shows less than the log file. See :mod:`evit_mm.runner.console`.
     - Training changes nothing in the work dir before its first iteration has succeeded. It then
       moves the files of an earlier training into a subfolder, unless it resumes, and writes the
-      config. A run that fails earlier also removes its log. Testing writes only its log.
+      config, also for the trackers. A run that fails earlier removes its log and starts none of a
+      tracker. Testing writes only its log.
     - ``default_hooks.NAME=None`` disables any default hook.
     - Hooks can define two additional methods. ``before_build(runner, splits)`` is called before the
       data sets and loops are built. ``on_exit(runner)`` is called at the end of training, also
@@ -70,6 +73,7 @@ class CheckedRunner(Runner):
     """
 
     resumed: dict[str, Any] | None = None  # content of the checkpoint to resume from
+    made_work_dir = False  # whether the work dir is new
     _evaluates = False
     _begun = False  # whether an iteration or an evaluation has succeeded
     _has_own_log = False  # False if another run of the same second writes to the same folder
@@ -114,6 +118,7 @@ class CheckedRunner(Runner):
         """Call the hooks as mmengine does. Before this, record a training that has begun."""
         if not self._begun and fn_name in BEGINNINGS:
             self._begun = True
+            self._record_config()
             if not self._evaluates:
                 self._record_start()
         if fn_name == 'before_train':
@@ -163,12 +168,14 @@ class CheckedRunner(Runner):
 
     @contextmanager
     def _nothing_left(self) -> Iterator[None]:
-        """Remove the log of a run that fails before its first iteration."""
+        """Remove the log of a run that fails before its first iteration, and a new work dir."""
         try:
             yield
         except BaseException:
             if self._has_own_log and not self._begun:
                 shutil.rmtree(self.log_dir, ignore_errors=True)
+                if self.made_work_dir:
+                    _remove_empty(self.work_dir)
             raise
 
     def register_default_hooks(self, hooks: dict | None = None) -> None:
@@ -214,6 +221,16 @@ class CheckedRunner(Runner):
                 'find_unused_parameters': self.cfg.get('find_unused_parameters', False),
             }
         return super().wrap_model(model_wrapper_cfg, model)
+
+    def build_visualizer(self, *args: Any, **kwargs: Any) -> Visualizer:
+        """Build the visualizer, but keep the config from its backends until the run has begun.
+
+        mmengine would give it to them at once, and a tracker starts its log with it.
+        """
+        built = super().build_visualizer(*args, **kwargs)
+        self._record_config = partial(built.add_config, self.cfg)
+        built.add_config = lambda _: None
+        return built
 
     def build_logger(self, *args: Any, **kwargs: Any) -> logging.Logger:
         """Build mmengine's logger and hide INFO messages on the console until the runner is built.
@@ -273,6 +290,7 @@ class CheckedRunner(Runner):
 def build_runner(cfg: Config, launcher: str = 'none') -> Runner:
     """Build the runner of a config. The default type is :class:`CheckedRunner`."""
     cfg.launcher = launcher
+    made = not Path(cfg.work_dir).exists()
     make_folder('--work-dir', cfg.work_dir)
     runner = RUNNERS.get(cfg.get('runner_type', 'CheckedRunner'))
     if runner is None:
@@ -280,8 +298,21 @@ def build_runner(cfg: Config, launcher: str = 'none') -> Runner:
             f"{cfg.filename}: unknown runner_type '{cfg.runner_type}'; use CheckedRunner, or "
             'import the module of your runner in custom_imports'
         )
-    with config_faults(cfg):
-        return runner.from_cfg(cfg)
+    try:
+        with config_faults(cfg):
+            built = runner.from_cfg(cfg)
+    except BaseException:
+        if made:
+            _remove_empty(cfg.work_dir)
+        raise
+    if isinstance(built, CheckedRunner):
+        built.made_work_dir = made
+    return built
+
+
+def _remove_empty(folder: str) -> None:
+    with suppress(OSError):  # it has files
+        Path(folder).rmdir()
 
 
 def rehearse(cfg: Config) -> list[str]:
