@@ -592,6 +592,18 @@ def test_what_a_rehearsal_refuses_a_training_refuses_before_its_first_image(
             train(config.filename, str(tmp_path / 'work'), device='cpu')
 
 
+def test_a_training_warns_as_its_rehearsal_does(data, tmp_path, monkeypatch):
+    config = write_config(tmp_path, data, 'param_scheduler = [dict(type="StepLR", step_size=2)]')
+    (note,) = rehearse(load_config(config, work_dir=str(tmp_path / 'work')))
+    assert 'param_scheduler.0 (StepLR) has step_size 2, but the run has 2 epochs' in note
+    loop = 'evit_mm.runner.loop.ExactTrainLoop.run'
+    monkeypatch.setattr(loop, lambda loop: loop.runner.call_hook('before_train'))
+    train(config, str(tmp_path / 'work'), device='cpu')
+    (log,) = (tmp_path / 'work').glob('*/*.log')
+    (line,) = [line for line in log.read_text().splitlines() if 'StepLR' in line and 'but' in line]
+    assert line.endswith(note) and 'WARNING' in line
+
+
 def test_a_missing_checkpoint_is_named_before_the_data_are_read(data, tmp_path):
     config = write_config(tmp_path, data)
     options = {'test_dataloader.dataset.data_root': 'gone', 'test_evaluator.ann_file': 'gone'}
