@@ -31,6 +31,17 @@ except Exception as error:  # the errors of onnxruntime have no common type
     sys.exit(f"error: '{model}' is not an ONNX file of tools/export.py ({error})")
 if 'labels' not in meta['outputs']:
     sys.exit(f"error: '{model}' contains no NMS; export it without --no-nms")
+first, *further = meta.get('reader') or [{}]  # files of older versions do not name it
+supported = (
+    first.get('type', 'LoadImageFromFile') == 'LoadImageFromFile'
+    and first.get('color_type', 'color') in ('color', 'color_ignore_orientation')
+    and first.get('imdecode_backend') != 'tifffile'  # the other backends give 8 bits
+)
+if further or not supported:
+    sys.exit(
+        f"error: '{model}' needs images as {meta['reader']} reads them, but this example only "
+        'takes 8 bits and three channels; load the images in your own program'
+    )
 try:
     image = np.load(picture)
 except (OSError, ValueError) as error:

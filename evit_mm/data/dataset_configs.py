@@ -13,7 +13,6 @@ from mmengine.fileio import list_from_file
 from ..errors import DataError
 from .coco import read_coco
 from .images import IMAGE_SUFFIXES
-from .pipeline import FROM_FILE, loading_steps, step_name
 
 # in coco_dataset.py and evaluation/coco_metric.py, which need mmdet
 TOLERANT, HOT_METRIC = 'TolerantCocoDataset', 'HotCocoMetric'
@@ -119,13 +118,10 @@ def misnamed_classes(dataset: Mapping[str, Any]) -> str:
 def image_suffixes(cfg: Config) -> tuple[str, ...]:
     """Return the suffixes, in lower case, of the images that the test pipeline reads.
 
-    They are the common ones. If another transform than ``LoadImageFromFile`` reads the images, the
-    suffixes in the annotation file of the test set are added.
+    They are those that OpenCV decodes, and those in the annotation file of the test set.
     """
     found = set(IMAGE_SUFFIXES)
     for dataset in coco_datasets(cfg, 'test'):
-        if [*map(step_name, loading_steps(dataset.get('pipeline') or ()))] in ([], [FROM_FILE]):
-            continue
         with suppress(DataError):  # such a file may be missing where images are only predicted
             images = read_coco(dataset_paths(dataset)['ann_file'], ('images',))['images']
             found |= {Path(image['file_name']).suffix.lower() for image in images}

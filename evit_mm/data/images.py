@@ -1,19 +1,28 @@
-"""Find images, also by names that another program or system has written."""
+"""Find images, also by names that another system has written, and recognise truncated ones."""
 
 from __future__ import annotations
 
+import os
 import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
+from PIL import Image
+
 from ..errors import DataError
 
-IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
+# of files that OpenCV decodes
+IMAGE_SUFFIXES = (
+    *('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.bmp', '.dib', '.tif', '.tiff', '.webp'),
+    *('.jp2', '.avif', '.pbm', '.pgm', '.ppm', '.pnm'),
+)
 MAX_NAMED = 5
 NUM_DECODED = 8  # images decoded per split, enough to find a systematic error
 UNDECODABLE = 'cannot be decoded'
 OTHER_FOLDERS, OTHER_FORM = 'other folders', 'another Unicode form'
+JPEG_START, JPEG_END = b'\xff\xd8', b'\xff\xd9'
+TAIL = 1024  # the last bytes of a file, in which a complete JPEG has its end marker
 Item = TypeVar('Item')
 
 
@@ -36,6 +45,27 @@ def list_images(source: str | Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) ->
     if not images:
         raise DataError(f"no image found in '{source}' ({', '.join(suffixes)})")
     return images
+
+
+def is_cut_short(path: str) -> bool:
+    """Return whether a local JPEG is truncated.
+
+    OpenCV 4 fills the missing part with grey, and OpenCV 5 does not decode the file.
+    """
+    if not os.path.isfile(path):
+        return False
+    with open(path, 'rb') as file:
+        if file.read(2) != JPEG_START:
+            return False
+        file.seek(max(2, os.path.getsize(path) - TAIL))
+        if JPEG_END in file.read():
+            return False
+    try:  # the end marker can also be before the tail, so decode the file to be certain
+        with Image.open(path) as image:
+            image.load()
+    except OSError:
+        return True
+    return False
 
 
 def is_hidden(path: Path) -> bool:

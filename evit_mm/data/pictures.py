@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError
-from .images import IMAGE_SUFFIXES
 
 NAMED_PALETTES = ('coco', 'voc', 'citys')  # lists of colours that mmdet knows by name
+# suffixes of colour pictures that OpenCV writes and browsers or picture viewers open
+WRITTEN = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 GOLDEN = 0.618034  # successive hues at this distance fill the circle evenly
 APART = 60  # least difference of two colours, summed over the channels, while there is room
 TRIES = 500
@@ -126,7 +127,7 @@ def picture_name(path: str | Sequence[str], folder: str) -> str:
     first = path if isinstance(path, str) else path[0]
     relative = os.path.relpath(first, folder) if folder and '://' not in first else first
     name = '/'.join(part for part in Path(relative).parts if part not in (os.pardir, os.sep))
-    return name if Path(name).suffix.lower() in IMAGE_SUFFIXES else f'{name}.png'
+    return name if Path(name).suffix.lower() in WRITTEN else f'{name}.png'
 
 
 def image_folder(dataset: Any) -> str:

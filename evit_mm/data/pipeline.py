@@ -8,19 +8,22 @@ transforms that read TIFF or NumPy files.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import cv2
+import mmcv
 import mmcv.transforms  # noqa: F401 (registers LoadImageFromFile)
 import numpy as np
 from mmengine.config import Config
 from mmengine.registry import TRANSFORMS, init_default_scope
 
 from ..errors import ConfigError, DataError
-from .images import UNDECODABLE
+from ..utils.text import did_you_mean
+from .images import UNDECODABLE, is_cut_short
 from .pictures import to_picture
 
 DEFAULT_LOADING = ({'type': 'LoadImageFromFile'},)
@@ -33,6 +36,13 @@ FROM_FILE, FROM_FILES, FROM_MEMORY = (
 DECODING = {'color_type': 'color', 'to_float32': False, 'imdecode_backend': 'cv2'}
 # values of ``color_type`` and ``imdecode_backend`` that give uint8 (H, W, 3) in BGR for any image
 AS_IN_MEMORY = ('color', 'color_ignore_orientation'), ('cv2', 'turbojpeg', 'pillow')
+# modules and packages that mmcv needs to decode images; they are no dependencies of mmcv
+BACKENDS = {
+    'cv2': ('cv2', 'opencv-python'),
+    'pillow': ('PIL', 'pillow'),
+    'tifffile': ('tifffile', 'tifffile'),
+    'turbojpeg': ('turbojpeg', 'PyTurboJPEG'),
+}
 ImagePath = str | Path | Sequence[str]  # some transforms read one file per channel
 
 
@@ -76,6 +86,37 @@ def describe_loading(cfg: Config) -> list[dict[str, Any]]:
     return described
 
 
+def check_backend(step: Any) -> None:
+    """Check that a built transform can decode images with its ``imdecode_backend``.
+
+    Raises:
+        ConfigError: mmcv has no such backend, or its package is not installed.
+    """
+    backend = getattr(step, 'imdecode_backend', None)
+    if backend is None:
+        return
+    has = f"{step_name(step)} has imdecode_backend='{backend}'"
+    if backend not in BACKENDS:
+        raise ConfigError(
+            f'{has}, which mmcv does not have{did_you_mean(backend, BACKENDS)}; choose from '
+            f'{", ".join(BACKENDS)}'
+        )
+    module, package = BACKENDS[backend]
+    if importlib.util.find_spec(module) is None:
+        raise ConfigError(
+            f'{has}, but the package {package} is not installed; run pip install {package}'
+        )
+    if backend != 'turbojpeg':
+        return
+    try:  # mmcv loads the library only in use_backend
+        mmcv.imfrombytes(cv2.imencode('.jpg', np.zeros((8, 8, 3)))[1].tobytes(), backend=backend)
+    except AttributeError:
+        raise ConfigError(
+            f"{has}, but nothing has called mmcv.use_backend('turbojpeg'); call it in a module of "
+            'custom_imports'
+        ) from None
+
+
 class ImageReader:
     """Read images with the loading steps of a pipeline.
 
@@ -84,7 +125,8 @@ class ImageReader:
             reads with ``LoadImageFromFile``.
 
     Raises:
-        ConfigError: A transform is not registered, or does not accept its options.
+        ConfigError: A transform is not registered, does not accept its options, or decodes with a
+            package that is not installed.
     """
 
     def __init__(self, pipeline: Sequence[Any] = ()) -> None:
@@ -96,6 +138,8 @@ class ImageReader:
             raise ConfigError(
                 f'{step_name(steps[0])}, with which a pipeline starts, cannot be built: {said}'
             ) from error
+        for step in self.steps:
+            check_backend(step)
 
     def load(self, image: ImagePath) -> dict[str, Any]:
         """Return what the loading steps return for an image file, with the image in ``img``.
@@ -111,6 +155,8 @@ class ImageReader:
                 f'the pipeline starts with {first}, which cannot read one image file; use '
                 f'{FROM_FILE} or another transform that reads img_path'
             )
+        if any(map(is_cut_short, [path] if isinstance(path, str) else path)):
+            raise DataError(f'the image {UNDECODABLE} because the file is truncated')
         results: Any = {'img_path': path, 'img_id': 0}
         try:
             for step in self.steps:
@@ -215,7 +261,8 @@ def innermost_pipelines(dataset: Any) -> list[list[Any]]:
     while dataset is not None:
         pipeline = getattr(dataset, 'pipeline', None)
         if pipeline is not None:
-            pipelines.insert(0, getattr(pipeline, 'transforms', pipeline))
+            steps = getattr(pipeline, 'transforms', pipeline)
+            pipelines.insert(0, steps if isinstance(steps, list) else [])
         joined = getattr(dataset, 'datasets', [None])
         dataset = getattr(dataset, 'dataset', joined[0])
     return pipelines

@@ -74,7 +74,8 @@ def check_model(cfg: Config) -> Iterator[Finding]:
 
 def check_runs(cfg: Config) -> Iterator[Finding]:
     """Build what a training and a test build, from the data sets to the evaluators."""
-    rehearse(cfg)
+    for note in rehearse(cfg):
+        yield from_sentence('yellow', 'runs', note)
     text = 'data loaders, optimizer, schedules, hooks and evaluators can be built'
     yield Finding('green', 'runs', text)
 

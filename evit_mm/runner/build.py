@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import itertools
 import logging
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,10 +19,13 @@ import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import is_distributed, is_main_process, master_only
+from mmengine.hooks import CheckpointHook
 from mmengine.registry import RUNNERS, init_default_scope
 from mmengine.runner import Runner
+from mmengine.visualization import Visualizer
 
 from ..checkpoint import check_exists, check_state_dict, extract_state_dict
+from ..data.pipeline import dataset_reader
 from ..errors import ConfigError, EvitError
 from ..utils.files import write_atomically
 from .config import checkpoints_of, name_fault
@@ -28,6 +33,7 @@ from .console import file_only, prints_to_file, warnings_to_file
 from .evaluators import check_metrics
 from .faults import named_faults
 from .resuming import find_resumed, resumed_from
+from .run_length import check_batches, schedule_notes
 from .tracking import drop_trackers
 from .variables import follow_variables
 from .weights import read_fitting, read_start, unwrap
@@ -54,7 +60,8 @@ class CheckedRunner(Runner):
     - The console shows less than the log file. See :mod:`evit_mm.runner.console`.
     - Training changes nothing in the work dir before its first iteration has succeeded. It then
       moves the files of an earlier training into a subfolder, unless it resumes, and writes the
-      config. A run that fails earlier also removes its log. Testing writes only its log.
+      config, also for the trackers. A run that fails earlier removes its log and starts none of a
+      tracker. Testing writes only its log.
     - ``default_hooks.NAME=None`` disables any default hook.
     - Hooks can define two additional methods. ``before_build(runner, splits)`` is called before the
       data sets and loops are built. ``on_exit(runner)`` is called at the end of training, also
@@ -66,6 +73,7 @@ class CheckedRunner(Runner):
     """
 
     resumed: dict[str, Any] | None = None  # content of the checkpoint to resume from
+    made_work_dir = False  # whether the work dir is new
     _evaluates = False
     _begun = False  # whether an iteration or an evaluation has succeeded
     _has_own_log = False  # False if another run of the same second writes to the same folder
@@ -110,9 +118,17 @@ class CheckedRunner(Runner):
         """Call the hooks as mmengine does. Before this, record a training that has begun."""
         if not self._begun and fn_name in BEGINNINGS:
             self._begun = True
+            self._record_config()
             if not self._evaluates:
                 self._record_start()
-        super().call_hook(fn_name, **kwargs)
+        if fn_name == 'before_train':
+            for note in schedule_notes(self):
+                self.logger.warning(note)
+        if fn_name != 'before_run':
+            super().call_hook(fn_name, **kwargs)
+            return
+        with config_faults(self.cfg):  # some hooks build their parts here
+            super().call_hook(fn_name, **kwargs)
 
     def load_checkpoint(self, filename: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Load a checkpoint that matches the model.
@@ -152,18 +168,35 @@ class CheckedRunner(Runner):
 
     @contextmanager
     def _nothing_left(self) -> Iterator[None]:
-        """Remove the log of a run that fails before its first iteration."""
+        """Remove the log of a run that fails before its first iteration, and a new work dir."""
         try:
             yield
         except BaseException:
             if self._has_own_log and not self._begun:
                 shutil.rmtree(self.log_dir, ignore_errors=True)
+                if self.made_work_dir:
+                    _remove_empty(self.work_dir)
             raise
 
     def register_default_hooks(self, hooks: dict | None = None) -> None:
         """Register the default hooks that are not None."""
         kept = {k: v for k, v in (hooks or {}).items() if v is not None or k in REMOVABLE}
         super().register_default_hooks(kept)
+
+    def register_hooks(self, *args: Any, **kwargs: Any) -> None:
+        """Register the hooks, and check arguments that they pass on without looking at them."""
+        super().register_hooks(*args, **kwargs)
+        for hook in self.hooks:
+            # mmpretrain's VisualizationHook
+            passed = getattr(hook, 'draw_args', {})
+            takes: Any = getattr(self.visualizer, 'visualize_cls', None)
+            if isinstance(hook, CheckpointHook):
+                passed, takes = hook.args, self.save_checkpoint
+            known = inspect.signature(takes).parameters if takes else passed
+            for key in passed:
+                if key not in known:  # name_fault recognises Python's own sentence
+                    name = type(hook).__name__
+                    raise TypeError(f"{name}.__init__() got an unexpected keyword argument '{key}'")
 
     def setup_env(self, env_cfg: dict) -> None:
         """Set up the environment as mmengine does, but join other processes also without a GPU."""
@@ -189,6 +222,16 @@ class CheckedRunner(Runner):
             }
         return super().wrap_model(model_wrapper_cfg, model)
 
+    def build_visualizer(self, *args: Any, **kwargs: Any) -> Visualizer:
+        """Build the visualizer, but keep the config from its backends until the run has begun.
+
+        mmengine would give it to them at once, and a tracker starts its log with it.
+        """
+        built = super().build_visualizer(*args, **kwargs)
+        self._record_config = partial(built.add_config, self.cfg)
+        built.add_config = lambda _: None
+        return built
+
     def build_logger(self, *args: Any, **kwargs: Any) -> logging.Logger:
         """Build mmengine's logger and hide INFO messages on the console until the runner is built.
 
@@ -202,12 +245,15 @@ class CheckedRunner(Runner):
     def build_train_loop(self, loop: Any) -> Any:
         """Build the training loop and its data set."""
         with config_faults(self.cfg), prints_to_file(self.logger):
-            return super().build_train_loop(loop)
+            built = super().build_train_loop(loop)
+        self._check_loader(built, 'train')
+        return built
 
     def build_val_loop(self, loop: Any) -> Any:
         """Build the validation loop and its data set, and check the metrics that hooks need."""
         with config_faults(self.cfg), prints_to_file(self.logger):
             built = super().build_val_loop(loop)
+        self._check_loader(built, 'val')
         check_metrics(self, built.evaluator, self.hooks)
         return built
 
@@ -215,8 +261,15 @@ class CheckedRunner(Runner):
         """Build the test loop and its data set, and check its metrics."""
         with config_faults(self.cfg), prints_to_file(self.logger):
             built = super().build_test_loop(loop)
+        self._check_loader(built, 'test')
         check_metrics(self, built.evaluator)
         return built
+
+    def _check_loader(self, loop: Any, split: str) -> None:
+        """Check the data loader of a loop before its first batch."""
+        with config_faults(self.cfg):
+            dataset_reader(loop.dataloader.dataset)
+        check_batches(loop.dataloader, split, self.cfg.filename)
 
     def build_evaluator(self, evaluator: Any) -> Any:
         """Build the evaluator. mmengine's warnings about metrics go only to the log file."""
@@ -237,6 +290,7 @@ class CheckedRunner(Runner):
 def build_runner(cfg: Config, launcher: str = 'none') -> Runner:
     """Build the runner of a config. The default type is :class:`CheckedRunner`."""
     cfg.launcher = launcher
+    made = not Path(cfg.work_dir).exists()
     make_folder('--work-dir', cfg.work_dir)
     runner = RUNNERS.get(cfg.get('runner_type', 'CheckedRunner'))
     if runner is None:
@@ -244,18 +298,34 @@ def build_runner(cfg: Config, launcher: str = 'none') -> Runner:
             f"{cfg.filename}: unknown runner_type '{cfg.runner_type}'; use CheckedRunner, or "
             'import the module of your runner in custom_imports'
         )
-    with config_faults(cfg):
-        return runner.from_cfg(cfg)
+    try:
+        with config_faults(cfg):
+            built = runner.from_cfg(cfg)
+    except BaseException:
+        if made:
+            _remove_empty(cfg.work_dir)
+        raise
+    if isinstance(built, CheckedRunner):
+        built.made_work_dir = made
+    return built
 
 
-def rehearse(cfg: Config) -> None:
+def _remove_empty(folder: str) -> None:
+    with suppress(OSError):  # it has files
+        Path(folder).rmdir()
+
+
+def rehearse(cfg: Config) -> list[str]:
     """Build all that a training and a test of a config build, but write and run nothing.
+
+    Returns:
+        The warnings that the training would log before its first iteration.
 
     Raises:
         EvitError: :func:`~evit_mm.runner.train.train` or :func:`~evit_mm.runner.test.test` would
             raise the same error.
     """
-    cfg = copy.deepcopy(cfg)
+    cfg, notes = copy.deepcopy(cfg), []
     drop_trackers(cfg)
     with TemporaryDirectory() as cfg.work_dir:  # a runner needs one
         runner = build_runner(cfg)
@@ -267,14 +337,17 @@ def rehearse(cfg: Config) -> None:
                 if runner.param_schedulers is not None:
                     schedules = runner.build_param_scheduler(runner.param_schedulers)
                     runner.param_schedulers = schedules
+                    notes = schedule_notes(runner)
             if cfg.get('val_cfg') is not None:
                 assert runner.val_loop is not None  # the property builds it
         assert runner.test_loop is not None
-        runner.call_hook('before_run')
+        with config_faults(cfg):
+            runner.call_hook('before_run')
         for handler in list(runner.logger.handlers):
             if isinstance(handler, logging.FileHandler):  # its folder is about to be removed
                 handler.close()
                 runner.logger.removeHandler(handler)
+    return notes
 
 
 def load_detector(cfg: Config, checkpoint: str | Path) -> torch.nn.Module:

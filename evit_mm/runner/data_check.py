@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmengine.dist import is_main_process
@@ -10,6 +10,8 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
 from ..data.check import check_config_data
+from ..data.images import is_cut_short
+from ..errors import DataError
 
 
 @HOOKS.register_module()
@@ -17,10 +19,12 @@ class DataCheckHook(Hook):
     """Check the data sets of a run before they are used. See :mod:`evit_mm.data`.
 
     With :class:`~evit_mm.runner.build.CheckedRunner`, the check runs before the data sets are
-    built. With mmengine's runner, it runs before the first iteration.
+    built. With mmengine's runner, it runs before the first iteration. It decodes only a few images,
+    so an evaluation also checks that no image is truncated. :class:`~evit_mm.runner.ExactTrainLoop`
+    checks this in a training.
 
     Raises:
-        DataError: A data set has errors.
+        DataError: A data set has errors, or an image is truncated.
     """
 
     priority = 'VERY_HIGH'
@@ -41,3 +45,15 @@ class DataCheckHook(Hook):
     def before_test(self, runner: Any) -> None:
         """Check the data sets for testing, unless this has been done."""
         self.before_build(runner, ('test',))
+
+    def before_val_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        """Check that no image of the batch is truncated."""
+        samples = data_batch.get('data_samples') if isinstance(data_batch, Mapping) else None
+        for sample in samples if isinstance(samples, Sequence) else ():
+            path = getattr(sample, 'img_path', None)
+            if isinstance(path, str) and is_cut_short(path):
+                raise DataError(
+                    f"image '{path}' is truncated; replace it or remove it from the data set"
+                )
+
+    before_test_iter = before_val_iter

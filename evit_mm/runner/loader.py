@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -10,10 +9,9 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 from mmengine.dist import get_dist_info
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from ..data.images import IMAGE_SUFFIXES
+from ..data.images import IMAGE_SUFFIXES, is_cut_short
 from ..data.pipeline import dataset_reader, innermost_pipelines
 from ..errors import DataError
 from .faults import is_undecodable
@@ -22,8 +20,6 @@ from .seeding import SAMPLE, derive_seed, seed_generators
 CORRUPT_POLICIES = ('raise', 'replace')
 REPLACED = 'replaced_images'  # key of a batch: one string per sample, one error per line
 MAX_REPLACEMENTS = 10  # per sample; more in a row indicate a systematic error
-JPEG_START, JPEG_END = b'\xff\xd8', b'\xff\xd9'
-TAIL = 1024  # the last bytes of a file, in which a complete JPEG has its end marker
 
 
 class Seeded(NamedTuple):
@@ -180,24 +176,6 @@ def _collate(collate: Callable[[Any], Any], samples: Sequence[Any]) -> Any:
     """Collate samples to a batch, or return the first DataError among them."""
     faults = (sample for sample in samples if isinstance(sample, DataError))
     return next(faults, None) or collate(samples)
-
-
-def is_cut_short(path: str) -> bool:
-    """Return whether a local JPEG is truncated. OpenCV fills the missing part with grey."""
-    if not os.path.isfile(path):
-        return False
-    with open(path, 'rb') as file:
-        if file.read(2) != JPEG_START:
-            return False
-        file.seek(max(2, os.path.getsize(path) - TAIL))
-        if JPEG_END in file.read():
-            return False
-    try:  # the end marker can also be before the tail, so decode the file to be certain
-        with Image.open(path) as image:
-            image.load()
-    except OSError:
-        return True
-    return False
 
 
 def _image_name(dataset: Any, index: Any) -> str:

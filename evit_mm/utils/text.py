@@ -9,11 +9,12 @@ from collections.abc import Iterable, Sequence
 def counted(number: int, noun: str) -> str:
     """Return a number with its noun: ``'1 image'``, ``'2 images'``, ``'2,000 boxes'``.
 
-    The plural gets ``es`` after a hissing sound, and ``ies`` in place of ``y`` after a consonant.
+    The plural gets ``es`` after a hissing sound, which ``epoch`` does not have, and ``ies`` in
+    place of ``y`` after a consonant.
     """
     if number == 1:
         return f'1 {noun}'
-    if noun.endswith(('s', 'x', 'z', 'ch', 'sh')):
+    if noun.endswith(('s', 'x', 'z', 'ch', 'sh')) and not noun.endswith('epoch'):
         return f'{number:,} {noun}es'
     if noun.endswith('y') and noun[-2] not in 'aeiou':
         return f'{number:,} {noun[:-1]}ies'

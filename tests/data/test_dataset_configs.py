@@ -1,9 +1,15 @@
+import json
 from pathlib import Path
 
 from mmdet.datasets import CocoDataset
 from mmengine.config import Config
 
-from evit_mm.data.dataset_configs import coco_datasets, dataset_paths, find_datasets
+from evit_mm.data.dataset_configs import (
+    coco_datasets,
+    dataset_paths,
+    find_datasets,
+    image_suffixes,
+)
 
 
 def test_data_sets_are_found_inside_others():
@@ -39,3 +45,13 @@ def test_paths_are_those_that_mmdet_reads():
     bare = dataset_paths({'ann_file': '/a/b.json'})
     assert bare['ann_file'] == Path('/a/b.json') and bare['img_dir'] == Path()
     assert bare['classes'] == CocoDataset.METAINFO['classes'] and not bare['with_mask']
+
+
+def test_images_have_the_suffixes_of_opencv_and_of_the_annotation_file(tmp_path):
+    image = {'id': 1, 'width': 9, 'height': 9, 'file_name': 'a/b.FITS'}
+    (tmp_path / 'a.json').write_text(json.dumps({'images': [image]}))
+    dataset = {'type': 'CocoDataset', 'data_root': str(tmp_path), 'ann_file': 'a.json'}
+    cfg = Config({'test_dataloader': {'dataset': dataset}})
+    assert {'.jpg', '.jfif', '.fits'} <= {*image_suffixes(cfg)}
+    (tmp_path / 'a.json').unlink()  # images can be predicted without it
+    assert {'.jpg', '.jfif'} <= {*image_suffixes(cfg)} and '.fits' not in image_suffixes(cfg)

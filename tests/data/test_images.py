@@ -1,6 +1,9 @@
+import cv2
+import numpy as np
 import pytest
+from PIL import Image
 
-from evit_mm.data.images import list_images, some
+from evit_mm.data.images import IMAGE_SUFFIXES, is_cut_short, list_images, some
 from evit_mm.errors import DataError
 
 
@@ -15,7 +18,7 @@ def test_images_are_listed_in_all_folders_in_order(tmp_path):
     with pytest.raises(DataError, match="image or folder '.*gone' does not exist"):
         list_images(tmp_path / 'gone')
     (tmp_path / 'none').mkdir()
-    with pytest.raises(DataError, match=r"no image found in '.*none' \(\.jpg, .*\.webp\)"):
+    with pytest.raises(DataError, match=r"no image found in '.*none' \(\.jpg, .*\.webp, .*\)"):
         list_images(tmp_path / 'none')
 
 
@@ -35,6 +38,34 @@ def test_other_suffixes_are_asked_for(tmp_path):
     assert list_images(tmp_path, ('.npy',)) == [tmp_path / 'b.NPY']
     with pytest.raises(DataError, match=r"no image found in '.*' \(\.tif\)"):
         list_images(tmp_path, ('.tif',))
+
+
+def test_every_suffix_that_opencv_writes_is_one_of_an_image(tmp_path):
+    grey = np.full((64, 64), 100, np.uint8)
+    names = [*['jpg', 'jpeg', 'jpe', 'png', 'bmp', 'dib', 'tif', 'tiff', 'webp', 'jp2', 'pgm']]
+    written = {name for name in names if cv2.imwrite(str(tmp_path / f'a.{name}'), grey)}
+    Image.fromarray(grey).save(tmp_path / 'a.jfif')
+    Image.fromarray(grey).save(tmp_path / 'a.ppm')
+    assert {path.suffix[1:] for path in list_images(tmp_path)} == written | {'jfif', 'ppm'}
+    assert all(cv2.imread(str(path)) is not None for path in tmp_path.iterdir())
+    of_jpeg = {s for s, kind in Image.registered_extensions().items() if kind == 'JPEG'}
+    assert len(written) > 8 and of_jpeg <= {*IMAGE_SUFFIXES}
+
+
+def test_images_that_are_cut_short_are_told_from_odd_ones(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (90, 120, 3), np.uint8)
+    path = tmp_path / 'a.jpg'
+    cv2.imwrite(str(path), pixels)
+    whole = path.read_bytes()
+    assert not is_cut_short(str(path))
+    path.write_bytes(whole + bytes(5000))  # a camera's own data behind the image
+    assert not is_cut_short(str(path))
+    for length in (len(whole) - 2, len(whole) // 2):
+        path.write_bytes(whole[:length])
+        assert cv2.imread(str(path)) is not None  # OpenCV says nothing
+        assert is_cut_short(str(path))
+    Image.fromarray(pixels).save(tmp_path / 'a.png')
+    assert not is_cut_short(str(tmp_path / 'a.png')) and not is_cut_short('nowhere.jpg')
 
 
 def test_up_to_five_items_are_named():

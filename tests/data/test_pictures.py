@@ -101,6 +101,8 @@ def test_names_keep_the_subfolders():
     assert picture_name('/data/other/a.png', '/data/val') == 'other/a.png'
     assert picture_name('/data/a.png', '') == 'data/a.png'
     assert picture_name('cam1/a.npy', '') == 'cam1/a.npy.png'
+    assert picture_name('cam1/a.jfif', '') == 'cam1/a.jfif.png'  # OpenCV does not write it
+    assert picture_name('cam1/a.pgm', '') == 'cam1/a.pgm.png'  # it has no colours
     assert picture_name(['/d/a_1.tif', '/d/a_2.tif'], '/d') == 'a_1.tif'
     assert picture_name('s3://bucket/a/b.jpg', '/data').endswith('bucket/a/b.jpg')
 

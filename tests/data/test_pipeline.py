@@ -80,7 +80,8 @@ def test_floats_that_the_config_asks_for_are_also_made_of_pixels_in_memory():
         {'type': 'LoadNumpy'},
     ],
 )
-def test_pixels_in_memory_are_refused_where_the_config_reads_something_else(options):
+def test_pixels_in_memory_are_refused_where_the_config_reads_something_else(options, monkeypatch):
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: name)  # tifffile may be missing
     pipeline = PredictionPipeline(config(**options))
     for ask in (pipeline.check_memory, lambda: pipeline(np.zeros((40, 60, 3), np.uint8))):
         with pytest.raises(ConfigError, match='cannot take frames of a video or a camera, or an a'):
@@ -157,6 +158,44 @@ def test_a_missing_package_is_no_fault_of_the_image(tmp_path, monkeypatch):
     (tmp_path / 'a.tif').write_bytes(b'')
     with pytest.raises(ConfigError, match='needs a package that is not installed: `tifffile`'):
         ImageReader()(tmp_path / 'a.tif')
+
+
+@pytest.mark.parametrize(
+    ('backend', 'package'),
+    [('pillow', 'pillow'), ('tifffile', 'tifffile'), ('turbojpeg', 'PyTurboJPEG')],
+)
+def test_a_backend_whose_package_is_missing_is_refused(monkeypatch, backend, package):
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
+    step = {'type': 'LoadImageFromFile', 'imdecode_backend': backend}
+    with pytest.raises(ConfigError, match=f"backend='{backend}', but .* pip install {package}$"):
+        ImageReader([step])
+
+
+def test_a_backend_that_nothing_has_started_or_knows_is_refused(monkeypatch):
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: name)
+    step = {'type': 'LoadImageFromFile', 'imdecode_backend': 'turbojpeg'}
+    with pytest.raises(ConfigError, match=r"called mmcv.use_backend\('turbojpeg'\); call it in"):
+        ImageReader([step])
+    step['imdecode_backend'] = 'tiffile'
+    with pytest.raises(ConfigError, match=r"does not have \(did you mean 'tifffile'\?\); choose"):
+        ImageReader([step])
+    monkeypatch.setattr(mmcv, 'imfrombytes', lambda content, backend: None)
+    for backend in (None, 'cv2', 'pillow', 'turbojpeg'):
+        ImageReader([{'type': 'LoadImageFromFile', 'imdecode_backend': backend}])
+
+
+def test_a_truncated_file_is_no_image_for_any_step(tmp_path):
+    cv2.imwrite(str(tmp_path / 'a.jpg'), np.full((64, 64, 3), 90, np.uint8))
+    whole = (tmp_path / 'a.jpg').read_bytes()
+    (tmp_path / 'b.jpg').write_bytes(whole[:-20])
+    channels = ImageReader([{'type': 'mmdet.LoadMultiChannelImageFromFiles'}])
+    assert channels([str(tmp_path / 'a.jpg')] * 2).shape[:2] == (64, 64)
+    for read, image in (
+        (ImageReader(), tmp_path / 'b.jpg'),
+        (channels, [str(tmp_path / 'a.jpg'), str(tmp_path / 'b.jpg')]),
+    ):
+        with pytest.raises(DataError, match='^the image cannot be decoded because .* truncated$'):
+            read(image)
 
 
 def test_steps_are_told_apart_by_their_names():

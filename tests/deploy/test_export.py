@@ -791,11 +791,25 @@ def test_onnx_example_says_what_is_wrong_with_its_arguments(written, data, tmp_p
     bare = onnx.load(written.file)
     del bare.metadata_props[:]
     onnx.save(bare, tmp_path / 'bare.onnx')
+    for name, reader in (
+        ('grey', [{'type': 'LoadImageFromFile', 'color_type': 'grayscale'}]),
+        ('sixteen', [{'type': 'LoadImageFromFile', 'imdecode_backend': 'tifffile'}]),
+        ('numpy', [{'type': 'LoadNumpy'}]),
+        ('further', [{'type': 'LoadImageFromFile'}, {'type': 'LoadMask'}]),
+    ):
+        other = onnx.load(written.file)
+        (entry,) = (x for x in other.metadata_props if x.key == 'evit_mm')
+        entry.value = json.dumps({**json.loads(entry.value), 'reader': reader})
+        onnx.save(other, tmp_path / f'{name}.onnx')
     for arguments, said in (
         ((), 'usage: python examples/onnx_numpy.py MODEL.onnx IMAGE.npy'),
         ((photograph, pixels), "000001.jpg' is not an ONNX file of tools/export.py ("),
         ((tmp_path / 'bare.onnx', pixels), "bare.onnx' is not an ONNX file of tools/export.py ("),
         ((tmp_path / 'none.onnx', pixels), "none.onnx' is not an ONNX file of tools/export.py ("),
+        ((tmp_path / 'grey.onnx', pixels), "needs images as [{'type': 'LoadImageFromFile', 'col"),
+        ((tmp_path / 'sixteen.onnx', pixels), "'imdecode_backend': 'tifffile'}] reads them, but"),
+        ((tmp_path / 'numpy.onnx', pixels), "needs images as [{'type': 'LoadNumpy'}] reads them"),
+        ((tmp_path / 'further.onnx', pixels), "{'type': 'LoadMask'}] reads them, but this exampl"),
         ((written.file, photograph), "000001.jpg' is not a .npy file ("),
         ((written.file, tmp_path / 'none.npy'), "none.npy' is not a .npy file ("),
         ((written.file, tmp_path / 'grey.npy'), "grey.npy' contains uint8 of shape (40, 50), not"),

@@ -27,6 +27,9 @@ from tests.data.test_check import edit
 from tests.data.test_formats import yolo
 from tests.trainings import write_config
 
+# for two epochs
+FITTING = 'param_scheduler = [dict(type="MultiStepLR", milestones=[1])]\n'
+
 
 def only(found, level):
     return [finding for finding in found if finding.level == level]
@@ -44,7 +47,7 @@ def copy(shapes, tmp_path):
 
 def examine(folder, root, checkpoint=None, all_images=False):
     """Return what the doctor says of a small config on a data set."""
-    config = write_config(folder, root, '')
+    config = write_config(folder, root, FITTING)
     return list(check_config(str(config), checkpoint, all_images))
 
 
@@ -321,6 +324,13 @@ def test_a_good_config_is_green(shapes, tmp_path):
     millions = sum(math.prod(p.shape) for p in model.parameters()) / 1e6
     assert found[2].text == f'RetinaNet can be built: {millions:.2f} M parameters'
     assert found[0].text == f'{tmp_path / "tiny.py"} can be read'
+
+
+def test_a_run_too_short_for_its_schedules_is_yellow(shapes, tmp_path):
+    warm_up, decay = only(check_config(write_config(tmp_path, shapes), None, False), 'yellow')
+    assert warm_up.text.startswith(f'{tmp_path / "tiny.py"}: param_scheduler.0 (LinearLR) ends at')
+    assert warm_up.topic == 'runs' and warm_up.fix == 'set end to 8 or less'
+    assert 'T_max=12 from epoch 0 on, but the run has 2 epochs' in decay.text
 
 
 @pytest.mark.parametrize('split', ['train', 'val', 'test'])

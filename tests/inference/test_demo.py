@@ -149,7 +149,7 @@ def test_a_broken_upload_gives_a_sentence_and_the_next_one_works(
     page.goto(address)
     page.set_input_files('input[type=file]', tmp_path / 'broken.jpg')
     said = wait_for(page, 'Error')
-    assert said == "Error: 'broken.jpg': the image cannot be decoded."
+    assert said == "Error: 'broken.jpg': the image cannot be decoded because the file is truncated."
     assert page.locator('#picture img').count() == 0
     page.set_input_files('input[type=file]', real_data('photos') / 'chelsea.png')
     assert "in 'chelsea.png' (451 x 300 pixels" in wait_for(page, 'detections')

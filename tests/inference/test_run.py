@@ -101,10 +101,12 @@ def save_odd_images(folder: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(image).save(folder / 'turned.jpg', exif=exif)
+    Image.fromarray(image).save(folder / 'browser.jfif')
     cv2.imwrite(str(folder / 'thin.png'), rng.integers(0, 255, (2000, 5, 3), np.uint8))
     cv2.imwrite(str(folder / 'wide.bmp'), rng.integers(0, 255, (5, 2000, 3), np.uint8))
     (folder / 'empty.jpg').write_bytes(b'')
     (folder / 'broken.jpg').write_bytes(b'\xff\xd8\xff\xe0 broken')
+    (folder / 'cut.jpg').write_bytes((folder / 'turned.jpg').read_bytes()[:-30])
     (folder / 'notes.txt').write_text('not an image')
 
 
@@ -117,7 +119,8 @@ def test_prediction_takes_odd_images_and_names_the_broken_one(model, tmp_path):
         score_thr=0.0,
         cfg_options={'test_dataloader.dataset.pipeline.1.scale': (800, 400)},
     )
-    assert len(faults) == 2 and 'broken.jpg' in faults[0] and 'empty.jpg' in faults[1]
+    assert len(faults) == 3 and 'broken.jpg' in faults[0] and 'empty.jpg' in faults[2]
+    assert "cut.jpg' was skipped" in faults[1] and 'the file is truncated' in faults[1]
     assert all('cannot be decoded' in fault for fault in faults)
     names = {
         '17.jpg',
@@ -128,9 +131,10 @@ def test_prediction_takes_odd_images_and_names_the_broken_one(model, tmp_path):
         'turned.jpg',
         'thin.png',
         'wide.bmp',
+        'browser.jfif',
     }
     assert {r['file_name'] for r in results} == names
-    for name in names:
+    for name in [*names - {'browser.jfif'}, 'browser.jfif.png']:
         assert (tmp_path / 'out' / name).is_file()
     assert cv2.imread(str(tmp_path / 'out' / 'turned.jpg')).shape[:2] == (90, 60)
     assert json.loads((tmp_path / 'out' / 'results.json').read_text()) == results

@@ -51,6 +51,33 @@ def test_every_default_hook_can_be_left_out(tmp_path):
         build_runner(cfg)
 
 
+@pytest.mark.parametrize(
+    ('kind', 'options', 'key'),
+    [
+        ('CheckpointHook', {'intervall': 3}, 'intervall'),
+        ('mmpretrain.VisualizationHook', {'draw_scores': True}, 'draw_scores'),
+        ('mmpretrain.VisualizationHook', {'draw_score': True}, None),
+    ],
+)
+def test_arguments_that_a_hook_only_passes_on_are_checked(tmp_path, kind, options, key):
+    import mmpretrain.engine
+    import mmpretrain.visualization  # noqa: F401 (registers the hook and its visualizer)
+
+    cfg = {
+        'model': {'type': Layers.__name__},
+        'work_dir': str(tmp_path / 'a'),
+        'experiment_name': f'{tmp_path} {key}',
+        'custom_hooks': [{'type': kind, **options}],
+        'visualizer': {'type': 'mmpretrain.UniversalVisualizer', 'name': f'{tmp_path} {key}'},
+        'log_level': 'ERROR',
+    }
+    if key is None:
+        build_runner(Config(cfg))
+        return
+    with pytest.raises(ConfigError, match=f"custom_hooks.0.{key}: .* has no argument '{key}'"):
+        build_runner(Config(cfg))
+
+
 def test_the_device_is_the_one_that_was_asked_for(monkeypatch):
     chosen = []
     monkeypatch.setattr('mmengine.device.utils.DEVICE', 'own')

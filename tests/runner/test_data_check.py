@@ -28,3 +28,16 @@ def test_each_split_is_checked_once_and_by_one_process(tmp_path, monkeypatch):
         hook.before_test(runner)
     monkeypatch.setattr(data_check, 'is_main_process', lambda: False)
     data_check.DataCheckHook().before_test(runner)
+
+
+def test_an_evaluation_stops_at_a_truncated_image(tmp_path):
+    data = make_shapes(tmp_path / 'set', 1, 2, size=(96, 80), quiet=True)
+    samples = [SimpleNamespace(img_path=str(path)) for path in sorted((data / 'val').iterdir())]
+    hook, cut = data_check.DataCheckHook(), samples[1].img_path
+    for batch in ({'data_samples': samples}, {'inputs': 1}, samples, None):
+        hook.before_val_iter(None, 0, batch)
+    with open(cut, 'rb+') as file:
+        file.truncate(900)
+    for check in (hook.before_val_iter, hook.before_test_iter):
+        with pytest.raises(DataError, match=f"image '{cut}' is truncated; replace it or remove"):
+            check(None, 0, {'data_samples': samples})

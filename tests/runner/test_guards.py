@@ -27,14 +27,13 @@ from mmengine.logging import MessageHub
 from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper
 from mmengine.structures import BaseDataElement, InstanceData
-from PIL import Image
 from torch.utils.data import BatchSampler, DataLoader
 
 from evit_mm.data import make_shapes
 from evit_mm.errors import ConfigError, DataError, EvitError
 from evit_mm.runner.faults import named_faults
 from evit_mm.runner.guards import NonFiniteLossHook, _plain
-from evit_mm.runner.loader import GuardedDataset, Seeded, exact_loader, is_cut_short
+from evit_mm.runner.loader import GuardedDataset, Seeded, exact_loader
 from evit_mm.runner.train import train as run_training
 from tests.trainings import write_config
 
@@ -424,22 +423,6 @@ def test_the_exact_loader_has_all_settings_of_the_loader():
     )  # fmt: skip
     faults = [DataError('a'), DataError('b')]
     assert exact.collate_fn([1, 2]) == (1, 2) and exact.collate_fn([1, *faults]) is faults[0]
-
-
-def test_images_that_are_cut_short_are_told_from_odd_ones(tmp_path):
-    pixels = np.random.default_rng(0).integers(0, 255, (90, 120, 3), np.uint8)
-    path = tmp_path / 'a.jpg'
-    cv2.imwrite(str(path), pixels)
-    whole = path.read_bytes()
-    assert not is_cut_short(str(path))
-    path.write_bytes(whole + bytes(5000))  # a camera's own data behind the image
-    assert not is_cut_short(str(path))
-    for length in (len(whole) - 2, len(whole) // 2):
-        path.write_bytes(whole[:length])
-        assert cv2.imread(str(path)) is not None  # OpenCV says nothing
-        assert is_cut_short(str(path))
-    Image.fromarray(pixels).save(tmp_path / 'a.png')
-    assert not is_cut_short(str(tmp_path / 'a.png')) and not is_cut_short('nowhere.jpg')
 
 
 @pytest.mark.slow

@@ -141,6 +141,22 @@ def test_a_missing_package_is_named_before_anything_is_made(name, data, tmp_path
     assert not list((tmp_path / 'work').glob('*'))
 
 
+def test_a_refused_run_leaves_nothing_and_keeps_a_work_dir_that_was_there(data, tmp_path):
+    config = write_config(tmp_path, data)
+    options = {'optim_wrapper.optimizer.lrr': 1}  # an error after the trackers are built
+    for folder, is_new in (('new', True), ('old', False)):
+        work = tmp_path / folder
+        if not is_new:
+            work.mkdir()
+        with pytest.raises(ConfigError, match='lrr'):
+            train(config, str(work), track=['tensorboard'], cfg_options=options, device='cpu')
+        assert work.exists() != is_new and not list(work.glob('*'))
+    options = {'model.backbone.archh': 'm0'}  # an error while the runner is built
+    with pytest.raises(ConfigError, match='archh'):
+        train(config, str(tmp_path / 'new'), cfg_options=options, device='cpu')
+    assert not (tmp_path / 'new').exists()
+
+
 def test_an_unknown_tracker_is_refused(data, tmp_path):
     config = write_config(tmp_path, data)
     with pytest.raises(ConfigError, match="'clearml'; choose from tensorboard, mlflow, wandb"):

@@ -553,6 +553,25 @@ def test_values_that_cannot_be_are_named(trained, tmp_path, options, message):
             'custom_hooks = [dict(type="EarlyStoppingHook", monitor="coco/AP", rule="less")]',
             'EarlyStoppingHook.monitor is',
         ),
+        (
+            'train_dataloader.update(batch_size=32, drop_last=True, batch_sampler=None)',
+            'train_dataloader has no batch, because the data set has .* drop_last is True; set',
+        ),
+        (
+            'val_dataloader = dict(loader, batch_size=32, drop_last=True)',
+            'val_dataloader has no batch',
+        ),
+        (
+            'default_hooks["checkpoint"] = dict(intervall=3)',
+            r"default_hooks.checkpoint.intervall: .* \(did you mean 'interval'\?\)",
+        ),
+        ('default_hooks["checkpoint"] = dict(max_keep_ckpts=3, published_keys=["meta"])', None),
+        ('custom_hooks = [dict(type="EMAHook", momentumm=1e-4)]', "has no argument 'momentumm'"),
+        (
+            'train_pipeline = [dict(type="LoadImageFromFile", imdecode_backend="turbojpeg")]\n'
+            'train_dataloader["dataset"] = dict(data, pipeline=train_pipeline)',
+            'PyTurboJPEG is not installed; run pip install PyTurboJPEG|mmcv.use_backend',
+        ),
         ('load_from = "gone.pth"', "checkpoint 'gone.pth' does not exist"),
         ('model["backbone"]["init_cfg"] = dict(type="Pretrained", checkpoint="gone.pth")', 'gone'),
     ],
@@ -571,6 +590,18 @@ def test_what_a_rehearsal_refuses_a_training_refuses_before_its_first_image(
         monkeypatch.setattr('evit_mm.runner.loop.ExactTrainLoop.run', lambda loop: 1 / 0)
         with pytest.raises(EvitError, match=message):
             train(config.filename, str(tmp_path / 'work'), device='cpu')
+
+
+def test_a_training_warns_as_its_rehearsal_does(data, tmp_path, monkeypatch):
+    config = write_config(tmp_path, data, 'param_scheduler = [dict(type="StepLR", step_size=2)]')
+    (note,) = rehearse(load_config(config, work_dir=str(tmp_path / 'work')))
+    assert 'param_scheduler.0 (StepLR) has step_size 2, but the run has 2 epochs' in note
+    loop = 'evit_mm.runner.loop.ExactTrainLoop.run'
+    monkeypatch.setattr(loop, lambda loop: loop.runner.call_hook('before_train'))
+    train(config, str(tmp_path / 'work'), device='cpu')
+    (log,) = (tmp_path / 'work').glob('*/*.log')
+    (line,) = [line for line in log.read_text().splitlines() if 'StepLR' in line and 'but' in line]
+    assert line.endswith(note) and 'WARNING' in line
 
 
 def test_a_missing_checkpoint_is_named_before_the_data_are_read(data, tmp_path):

@@ -10,6 +10,7 @@ from evit_mm.utils.text import counted, did_you_mean, markdown_table
     [
         (0, 'image', '0 images'), (1, 'image', '1 image'), (2, 'image', '2 images'),
         (1, 'box', '1 box'), (3, 'box', '3 boxes'), (2, 'batch', '2 batches'),
+        (3, 'epoch', '3 epochs'),
         (1, 'class', '1 class'), (2, 'class', '2 classes'), (12, 'category', '12 categories'),
         (2, 'entry', '2 entries'), (2, 'key', '2 keys'), (1, 'entry', '1 entry'),
     ],
