@@ -29,7 +29,10 @@ def check_metrics(runner: Any, evaluator: Any, hooks: Iterable[Hook] = ()) -> No
                 f"{runner.cfg.filename}: {type(metric).__name__} has metric='segm', but "
                 f"{type(unwrap(runner.model)).__name__} predicts no masks; use metric='bbox'"
             )
-    names = Counter(name for metric in metrics for name in metric_names(metric) or ())
+    # of mmdet's MultiDatasetsEvaluator
+    prefixes = [f'{prefix}/' for prefix in getattr(evaluator, 'dataset_prefixes', ())]
+    named = list(zip(prefixes or [''] * len(metrics), metrics, strict=False))
+    names = Counter(name for prefix, metric in named for name in metric_names(metric, prefix) or ())
     twice = [name for name, number in names.items() if number > 1]
     if twice:
         raise ConfigError(
@@ -46,36 +49,38 @@ def check_metrics(runner: Any, evaluator: Any, hooks: Iterable[Hook] = ()) -> No
                     "save_best='coco/bbox_mAP'"
                 )
             for name in hook.key_indicators:
-                _check_name(runner, 'default_hooks.checkpoint.save_best', name, metrics)
+                _check_name(runner, 'default_hooks.checkpoint.save_best', name, named)
         elif isinstance(hook, EarlyStoppingHook):
-            _check_name(runner, 'EarlyStoppingHook.monitor', hook.monitor, metrics)
+            _check_name(runner, 'EarlyStoppingHook.monitor', hook.monitor, named)
 
 
-def _check_name(runner: Any, key: str, name: str, metrics: list[BaseMetric]) -> None:
-    known = [metric_names(metric) for metric in metrics]
-    if name == 'auto' or any(_gives(metric, name) for metric in metrics) or not metrics:
+def _check_name(runner: Any, key: str, name: str, named: list[tuple[str, BaseMetric]]) -> None:
+    if name == 'auto' or any(_gives(metric, prefix, name) for prefix, metric in named) or not named:
         return
-    names = [name for names in known for name in names or ()]
-    prefixes = sorted({f'{metric.prefix}/...' for metric in metrics})
+    names = [name for prefix, metric in named for name in metric_names(metric, prefix) or ()]
+    prefixes = sorted({f'{prefix}{metric.prefix}/...' for prefix, metric in named})
     fix = f'choose from {", ".join(names or prefixes)}'
-    kinds = ', '.join(type(metric).__name__ for metric in metrics)
+    kinds = ', '.join(type(metric).__name__ for _, metric in named)
     raise ConfigError(
         f"{runner.cfg.filename}: {key} is '{name}', which val_evaluator ({kinds}) does not "
         f'give{did_you_mean(name, names)}; {fix}'
     )
 
 
-def _gives(metric: BaseMetric, name: str) -> bool:
+def _gives(metric: BaseMetric, prefix: str, name: str) -> bool:
     """Return whether a metric gives a value of this name, or cannot be known not to."""
-    names = metric_names(metric)
+    names = metric_names(metric, prefix)
     if names is None:
-        return not metric.prefix or name.startswith(f'{metric.prefix}/')
+        return name.startswith(prefix + (f'{metric.prefix}/' if metric.prefix else ''))
     of_class = getattr(metric, 'classwise', False) and name.endswith('_precision')
     return name in names or of_class
 
 
-def metric_names(metric: BaseMetric) -> list[str] | None:
-    """Return the names of the values of mmdet's CocoMetric and VOCMetric, or None for others."""
+def metric_names(metric: BaseMetric, prefix: str) -> list[str] | None:
+    """Return the names of the values of mmdet's CocoMetric and VOCMetric, or None for others.
+
+    ``prefix`` comes before the metric's own prefix.
+    """
     from mmdet.evaluation import CocoMetric, VOCMetric
 
     from ..evaluation.coco_metric import PRECISIONS, RECALLS
@@ -97,7 +102,7 @@ def metric_names(metric: BaseMetric) -> list[str] | None:
         names += ['mAP', *(f'AP{int(threshold * 100):02d}' for threshold in metric.iou_thrs)]
     else:
         return None
-    return [f'{metric.prefix}/{name}' for name in names]
+    return [f'{prefix}{metric.prefix}/{name}' for name in names]
 
 
 def _has_masks(model: Any) -> bool:

@@ -4,6 +4,7 @@ import types
 
 import pytest
 import torch
+from mmdet.evaluation import MultiDatasetsEvaluator
 from mmengine.evaluator import Evaluator
 from mmengine.hooks import CheckpointHook
 from mmengine.registry import init_default_scope
@@ -13,17 +14,21 @@ from evit_mm.errors import ConfigError
 from evit_mm.runner.evaluators import check_metrics
 
 
-def evaluators(*options):
+def evaluators(*options, build=Evaluator):
     """Return an evaluator of a list, with a sample of one object and its detection."""
     init_default_scope('mmdet')
-    evaluator = Evaluator([{'type': 'HotCocoMetric', **item} for item in options])
-    evaluator.dataset_meta = {'classes': ('cat',)}
+    evaluator = build([{'type': 'HotCocoMetric', **item} for item in options])
+    evaluator.dataset_meta = {'classes': ('cat',), 'cumulative_sizes': [1, 2]}
+    evaluator.process([sample()])
+    return evaluator
+
+
+def sample():
     box = [1, 2, 31, 42]
     found = {'bboxes': torch.tensor([box]), 'scores': torch.ones(1), 'labels': torch.tensor([0])}
     instances = [{'bbox': box, 'bbox_label': 0, 'ignore_flag': 0}]
-    sample = {'img_id': 1, 'ori_shape': (50, 50), 'pred_instances': found, 'instances': instances}
-    evaluator.process([sample])
-    return evaluator
+    size = {'img_id': 1, 'ori_shape': (50, 50)}
+    return {**size, 'pred_instances': found, 'instances': instances}
 
 
 def check(evaluator, *hooks):
@@ -41,6 +46,15 @@ def test_two_evaluators_with_the_same_names():
     check(other)
     assert other.evaluate(1)['other/bbox_mAP'] == 1
     check(evaluators({}, {'metric': 'proposal'}))
+
+
+def test_an_evaluator_for_each_of_two_data_sets():
+    each = evaluators({}, {}, build=lambda m: MultiDatasetsEvaluator(m, ['a', 'b']))
+    each.process([sample()])
+    check(each, CheckpointHook(save_best='b/coco/bbox_mAP', rule='greater'))
+    with pytest.raises(ConfigError, match='choose from a/coco/bbox_mAP'):
+        check(each, CheckpointHook(save_best='coco/bbox_mAP', rule='greater'))
+    assert each.evaluate(2)['b/coco/bbox_mAP'] == 1
 
 
 def test_the_best_checkpoint_by_the_first_metric():
