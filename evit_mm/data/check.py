@@ -112,55 +112,61 @@ def inspect_config_data(
     """
     init_default_scope(cfg.get('default_scope') or 'mmdet')  # of the transforms that read images
     report = DataReport()
-    seen: dict[str, str] = {}
     replaced = (cfg.get('train_cfg') or {}).get('corrupt_images') == 'replace'
-    loaded: dict[str, _Checked] = {}
-    images: dict[str, Entries] = {}
+    checked: dict[str, _Checked] = {}
     for split in splits:
-        training = split == 'train'
-        found, noted = image_data_faults(cfg, split), []
-        datasets = list(coco_datasets(cfg, split))
-        mixed = len(datasets) > 1 and not evaluates_each(cfg, split)
-        keys = []
-        found += metainfo_faults(cfg, split)
-        for place, dataset in enumerate(datasets):
-            evaluators = [] if training or mixed else coco_evaluators(cfg, split, place)
-            key = repr((dataset, training, [_without_outputs(e) for e in evaluators]))
-            keys.append(key)
-            name = split if len(datasets) == 1 else f'{split} {place + 1}'
-            if key in seen and seen[key] in loaded:
-                both = f'{seen[key]} and {name}'
-                loaded = {both if k == seen[key] else k: v for k, v in loaded.items()}
-                seen[key] = both
-            if key in seen or is_remote(dataset):
-                continue
-            seen[key] = name
-            paths = dataset_paths(dataset)
-            if misnamed := misnamed_classes(dataset):
-                found.append(misnamed)
-                continue
-            checked = _check(dataset, split, evaluators, num_decoded, **paths)
-            found += [*checked.faults, *_num_classes_faults(cfg, paths['classes'])]
-            noted += checked.notes
-            if checked.counts is not None:
-                noted += [] if training else detector_notes(cfg, checked.counts)
-                loaded[name] = checked
-                images[key] = checked.counts.images
-        if mixed and not training:
-            parts = [images[key] for key in keys if key in images]
-            found += mixed_faults(parts, coco_evaluators(cfg, split), split)
-        if training and replaced:
-            noted += [fault for fault in found if UNDECODABLE in fault]
-            found = [fault for fault in found if UNDECODABLE not in fault]
-        report.faults += [f'{split}: {fault}' for fault in found]
-        report.notes += [f'{split}: {note}' for note in noted]
-    report.counts = {name: checked.counts for name, checked in loaded.items() if checked.counts}
+        faults, notes = _check_split(cfg, split, num_decoded, checked)
+        if split == 'train' and replaced:
+            notes += [fault for fault in faults if UNDECODABLE in fault]
+            faults = [fault for fault in faults if UNDECODABLE not in fault]
+        # two data sets can have the same error
+        report.faults += dict.fromkeys(f'{split}: {fault}' for fault in faults)
+        report.notes += dict.fromkeys(f'{split}: {note}' for note in notes)
+    loaded = {' and '.join(c.names): c for c in checked.values() if c.counts is not None}
+    report.counts = {name: found.counts for name, found in loaded.items() if found.counts}
     if 'train' not in splits:
         loaded = {**_training_sets(cfg), **loaded}
     report.notes += _differences(loaded, report.shared)
-    report.faults = list(dict.fromkeys(report.faults))
-    report.notes = list(dict.fromkeys(report.notes))
     return report
+
+
+def _check_split(
+    cfg: Config, split: str, num_decoded: int | None, checked: dict[str, _Checked]
+) -> tuple[list[str], list[str]]:
+    """Return the errors and the notes of a split.
+
+    Args:
+        cfg: The config.
+        split: ``train``, ``val`` or ``test``.
+        num_decoded: As in :func:`check_coco`.
+        checked: Findings on the data sets so far. A data set that is there is not checked again.
+    """
+    training = split == 'train'
+    faults, notes = [*image_data_faults(cfg, split), *metainfo_faults(cfg, split)], []
+    datasets = list(coco_datasets(cfg, split))
+    mixed = not training and len(datasets) > 1 and not evaluates_each(cfg, split)
+    own: list[_Checked] = []
+    for place, dataset in enumerate(datasets):
+        if is_remote(dataset):
+            continue
+        if misnamed := misnamed_classes(dataset):
+            faults.append(misnamed)
+            continue
+        evaluators = [] if training or mixed else coco_evaluators(cfg, split, place)
+        key = repr((dataset, training, [_without_outputs(e) for e in evaluators]))
+        if key not in checked:
+            paths = dataset_paths(dataset)
+            found = checked[key] = _check(dataset, split, evaluators, num_decoded, **paths)
+            faults += [*found.faults, *_num_classes_faults(cfg, paths['classes'])]
+            notes += found.notes
+            if found.counts is not None and not training:
+                notes += detector_notes(cfg, found.counts)
+        checked[key].names.append(split if len(datasets) == 1 else f'{split} {place + 1}')
+        own.append(checked[key])
+    if mixed:
+        parts = [found.counts.images for found in own if found.counts is not None]
+        faults += mixed_faults(parts, coco_evaluators(cfg, split), split)
+    return faults, notes
 
 
 def _without_outputs(evaluator: Mapping[str, Any]) -> dict[str, Any]:
@@ -212,12 +218,13 @@ def check_coco(
 
 @dataclass
 class _Checked:
-    """Findings on one data set."""
+    """Findings on one data set, which several places of a config can name, such as ``val``."""
 
     faults: list[str]
     notes: list[str]
     img_dir: Path
     counts: Counts | None = None
+    names: list[str] = field(default_factory=list)
     coco: Mapping[str, Entries] = field(default_factory=dict)
 
     def paths(self) -> list[Path]:
@@ -292,7 +299,7 @@ def _training_sets(cfg: Config) -> dict[str, _Checked]:
             if not is_remote(dataset) and ann_file.stat().st_size <= LARGEST_COMPARED:
                 coco = read_annotations(ann_file, type_name(dataset) == TOLERANT).coco
                 counts = loaded_counts(dataset, coco, classes)
-                loaded[f'train {place}'] = _Checked([], [], paths['img_dir'], counts, coco)
+                loaded[f'train {place}'] = _Checked([], [], paths['img_dir'], counts, coco=coco)
     return loaded
 
 
