@@ -362,7 +362,7 @@ def test_what_has_no_boxes_is_said(make_run, change, said):
 
 def test_wrong_options_are_named(make_run):
     run = runs.read_runs([make_run('run')])[0]
-    with pytest.raises(ConfigError, match='cannot be read'):
+    with pytest.raises(ConfigError, match='cannot be applied'):
         detections.detect(run, cfg_options={'val_dataloader.dataset.pipeline.9.x': 1})
 
 
