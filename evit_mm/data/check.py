@@ -41,8 +41,8 @@ from .dataset_configs import (
 from .evaluators import (
     check_evaluator,
     detector_notes,
+    evaluator_faults,
     loaded_counts,
-    option_faults,
     option_notes,
     repair_faults,
 )
@@ -54,6 +54,7 @@ from .statements import (
     grouping_notes,
     image_sizes,
     listed_twice,
+    no_images,
     nothing_to_train_on,
     repair_notes,
     rotation_notes,
@@ -165,7 +166,8 @@ def _check_split(
         if key not in checked:
             paths = dataset_paths(dataset)
             found = checked[key] = _check(dataset, split, evaluators, num_decoded, **paths)
-            faults += [*found.faults, *_num_classes_faults(cfg, paths['classes'])]
+            faults += found.faults
+            faults += _num_classes_faults(cfg, paths['classes']) if found.classes_fit else ()
             notes += found.notes
             if found.counts is not None and not training:
                 notes += detector_notes(cfg, found.counts)
@@ -177,8 +179,9 @@ def _check_split(
         images = [found.counts.images for found in parts if found.counts]
         faults += mixed_faults(images, evaluators, split)
         for evaluator in evaluators:
-            faults += option_faults(evaluator, parts[0].coco, f'{split}_evaluator')
-            notes += option_notes(evaluator, f'{split}_evaluator')
+            wrong = list(evaluator_faults(evaluator, parts[0].coco, f'{split}_evaluator'))
+            faults += wrong
+            notes += () if wrong else option_notes(evaluator, f'{split}_evaluator')
     return faults, notes
 
 
@@ -238,6 +241,7 @@ class _Checked:
     img_dir: Path
     counts: Counts | None = None
     names: list[str] = field(default_factory=list)
+    classes_fit: bool = True
     coco: Mapping[str, Entries] = field(default_factory=dict)
 
     def paths(self) -> list[Path]:
@@ -266,11 +270,9 @@ def _check(
         checked.faults = str(error).splitlines()
         return checked
     checked.coco = coco = file.coco
-    faults = [
-        *file.faults,
-        *repair_faults(file, scored),
-        *_class_faults(coco['categories'], classes),
-    ]
+    class_faults = [*_class_faults(coco['categories'], classes)]
+    checked.classes_fit = not class_faults
+    faults = [*file.faults, *repair_faults(file, scored), *class_faults]
     notes = [*(repair_notes(file.repairs) if file.tolerant else ()), *grouping_notes(coco, classes)]
     notes += rotation_notes(coco)
     try:
@@ -284,7 +286,10 @@ def _check(
     if split == 'train':
         faults += nothing_to_train_on(loaded, coco)
         notes += training_notes(loaded, coco)
-    notes += listed_twice(checked.counts)
+    elif not loaded.images and coco['images']:
+        faults.append(no_images(loaded))
+        scored = []
+    notes += listed_twice(loaded)
     for evaluator in scored:
         found, noted, counts = check_evaluator(evaluator, file, ann_file, classes, loaded, split)
         checked.faults += found
@@ -367,6 +372,9 @@ def _class_faults(categories: Entries, classes: Sequence[str] | str | None) -> I
     in_file_order = [name for name in names if name in classes]
     if repeated:
         yield f'several categories have the same name ({some(repeated)}); rename them'
+    elif len({*classes}) < len(classes) and not isinstance(classes, str):
+        twice = [name for name, count in Counter(classes).items() if count > 1]
+        yield f'metainfo.classes has {some(twice)} more than once; remove the repetition'
     elif isinstance(classes, str):
         yield f"metainfo.classes is the string '{classes}'; use a tuple, such as ('{classes}',)"
     elif missing:

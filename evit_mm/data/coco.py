@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -224,7 +224,7 @@ def examine(
             continue
         listed = {item.get('id') for item in items if _has_id(item)}
         wrong = [a['id'] for a in sound['annotations'] if a[key] not in listed]
-        if wrong:
+        if wrong and len(listed) == len(items):  # otherwise the ids there are the error
             faults.append(f"the {key} of {ids_of(wrong)} is not in '{part}'; correct or remove it")
         known = {item['id'] for item in sound.get(part, ())}
         sound['annotations'] = [a for a in sound['annotations'] if a[key] in known]
@@ -249,7 +249,7 @@ def ids_of(ids: Sequence[Any]) -> str:
 
 
 def _has_id(item: Any) -> bool:
-    return isinstance(item, Mapping) and isinstance(item.get('id'), Hashable)
+    return isinstance(item, Mapping) and isinstance(item.get('id'), (int, float, str))
 
 
 def _missing(ann_file: Path) -> str:

@@ -7,7 +7,7 @@ and filters images. The evaluation counts the objects of all these.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -141,6 +141,33 @@ def not_evaluated(iou_thrs: float | Sequence[float] | None) -> list[str]:
     if iou_thrs is None:
         return []
     return [name for name, own in THRESHOLDS.items() if own not in np.atleast_1d(iou_thrs)]
+
+
+def option_faults(
+    metrics: Sequence[str], iou_thrs: Any, proposal_nums: Any, metric_items: Sequence[str]
+) -> Iterator[str]:
+    """Say with which options of CocoMetric COCO's metrics cannot be computed.
+
+    Each sentence starts with the name of the option.
+    """
+    numbers = tuple(proposal_nums) if isinstance(proposal_nums, Sequence) else (proposal_nums,)
+    if list(metrics) != ['proposal_fast'] and (len(numbers) < 3 or 100 not in numbers):
+        yield (
+            f'proposal_nums is {numbers}, with which COCO has no AP; use at least three numbers '
+            'that include 100, such as (1, 10, 100)'
+        )
+    thresholds = [] if iou_thrs is None else np.atleast_1d(iou_thrs).tolist()
+    valid = all(isinstance(value, (int, float)) and 0 < value <= 1 for value in thresholds)
+    if not valid or (iou_thrs is not None and not thresholds):
+        yield (f'iou_thrs is {iou_thrs!r}; use numbers above 0 and up to 1, such as (0.5, 0.75)')
+        return
+    missing = not_evaluated(iou_thrs)
+    wanted = [item for item in metric_items if item in missing]
+    if wanted:
+        yield (
+            f'metric_items has {wanted[0]}, but iou_thrs has no {THRESHOLDS[wanted[0]]}; add it to '
+            f'iou_thrs, or remove {wanted[0]}'
+        )
 
 
 def converted_counts(loaded: Counts) -> Counts:

@@ -23,6 +23,7 @@ from .counts import (
     converted_counts,
     evaluation_counts,
     not_evaluated,
+    option_faults,
     training_counts,
 )
 from .dataset_configs import HOT_METRIC, TOLERANT, dataset_paths, type_name
@@ -99,8 +100,8 @@ def check_evaluator(
         Errors, notes, and what the evaluator counts. This is None if it cannot be known.
     """
     own, where = type_name(evaluator) == HOT_METRIC, f'{split}_evaluator'
-    faults = list(option_faults(evaluator, file.coco, where))
-    notes = list(option_notes(evaluator, where))
+    faults = list(evaluator_faults(evaluator, file.coco, where))
+    notes = [] if faults else list(option_notes(evaluator, where))
     found = _counted(evaluator, file, ann_file, classes, loaded)
     if found is None:
         if '://' not in evaluator['ann_file']:
@@ -222,16 +223,14 @@ def _agree(one: Mapping[str, Entries], other: Mapping[str, Entries], loaded: Cou
     )
 
 
-def option_faults(
+def evaluator_faults(
     evaluator: Mapping[str, Any], coco: Mapping[str, Entries], where: str
 ) -> Iterator[str]:
     """Name options with which COCO's AP is wrong."""
-    numbers, metrics = _proposal_nums(evaluator), _metrics(evaluator)
-    if metrics != ['proposal_fast'] and (len(numbers) < 3 or 100 not in numbers):
-        yield (
-            f'{where}.proposal_nums is {numbers}, with which COCO has no AP; use at least three '
-            'numbers that include 100, such as (1, 10, 100)'
-        )
+    metrics, thresholds = _metrics(evaluator), evaluator.get('iou_thrs')
+    items = evaluator.get('metric_items') or ()
+    for fault in option_faults(metrics, thresholds, _proposal_nums(evaluator), items):
+        yield f'{where}.{fault}'
     ids = [category['id'] for category in coco['categories']]
     is_sorted = all(isinstance(key, int) for key in ids) and ids == sorted(ids)
     if type_name(evaluator) == 'CocoMetric' and evaluator.get('classwise') and not is_sorted:
@@ -240,14 +239,6 @@ def option_faults(
             "CocoMetric would swap the AP of the classes; set type='HotCocoMetric', or sort the "
             'categories by id'
         )
-    missing = not_evaluated(evaluator.get('iou_thrs'))
-    wanted = [item for item in evaluator.get('metric_items') or () if item in missing]
-    if wanted:
-        yield (
-            f'{where}.metric_items has {wanted[0]}, but iou_thrs has no {THRESHOLDS[wanted[0]]}; '
-            f'add it to iou_thrs, or remove {wanted[0]}'
-        )
-    thresholds = evaluator.get('iou_thrs')
     # with an array, only its table of classes is wrong, which takes thresholds by place
     fails = not isinstance(thresholds, np.ndarray) or evaluator.get('classwise')
     plain = type_name(evaluator) == 'CocoMetric' and metrics != ['proposal_fast']
@@ -281,7 +272,8 @@ def _metrics(evaluator: Mapping[str, Any]) -> list[str]:
 
 
 def _proposal_nums(evaluator: Mapping[str, Any]) -> tuple[int, ...]:
-    return tuple(evaluator.get('proposal_nums', (100, 300, 1000)))
+    numbers = evaluator.get('proposal_nums', (100, 300, 1000))
+    return tuple(numbers) if isinstance(numbers, Sequence) else (numbers,)
 
 
 def _have(images: Sequence[Any], noun: str) -> str:

@@ -65,22 +65,23 @@ def find_data(root: str | Path) -> DataFolder:
         own = [split for split in found if split is not None]
         annotations = [a for coco in contents.values() for a in coco['annotations']]
         changed = grouping_classes(list(contents.values())) or any(map(rotation_of, annotations))
-        if len(own) == 2 and not changed:
+        if len(own) == 2:
+            _check_classes(*own)
+        if len(own) == 2 and own[0].classes == own[1].classes and not changed:
             note_unused(source, 'COCO', Content())
-            said = tuple(source.notes.sentences())
-            return DataFolder('COCO', *_with_same_classes(*own), said)
+            return DataFolder('COCO', own[0], own[1], tuple(source.notes.sentences()))
     converted, notes = convert(source, recognised)
     splits = [_in_folder(root, file, read_coco(file)) for file in converted]
     return DataFolder(recognised.name, splits[0], splits[1], tuple(notes))
 
 
-def _with_same_classes(train: CocoSplit, val: CocoSplit) -> tuple[CocoSplit, CocoSplit]:
-    if train.classes != val.classes:
+def _check_classes(train: CocoSplit, val: CocoSplit) -> None:
+    """Refuse splits of which each has a class that the other lacks: one name is wrong."""
+    if {*train.classes} - {*val.classes} and {*val.classes} - {*train.classes}:
         raise DataError(
             f"'{train.ann_file}' has the categories {train.classes}, but '{val.ann_file}' has "
-            f'{val.classes}; use the same categories in the same order in both files'
+            f'{val.classes}; use the same names in both files'
         )
-    return train, val
 
 
 def _find(root: Path, ann_file: Path, coco: dict[str, Any]) -> CocoSplit | None:

@@ -80,11 +80,22 @@ def nothing_to_train_on(counts: Counts, coco: Mapping[str, Entries]) -> Iterator
     if counts.objects or not coco['images'] or not coco['categories']:
         return
     crowds = ' (boxes with iscrowd 1 do not count)' if counts.ignored else ''
-    reasons = {f'filter_cfg.{k}' if k != NOT_CHOSEN else k: v for k, v in _filters(counts).items()}
-    reasons |= {text: counts.skipped[key] for key, text in LEFT_OUT.items()}
-    lost = ', '.join(f'{len(entries):,} by {name}' for name, entries in reasons.items() if entries)
-    lost = f' (skipped: {lost})' if lost else ''
+    lost = _skipped(counts, {text: counts.skipped[key] for key, text in LEFT_OUT.items()})
     yield f'there is no object to train on{crowds}{lost}; add at least one for training'
+
+
+def no_images(counts: Counts) -> str:
+    """Say why there is no image to evaluate."""
+    return (
+        f'there is no image to evaluate{_skipped(counts, {})}; set test_mode=True in the data set'
+    )
+
+
+def _skipped(counts: Counts, objects: Mapping[str, Entries]) -> str:
+    reasons = {f'filter_cfg.{k}' if k != NOT_CHOSEN else k: v for k, v in _filters(counts).items()}
+    every: dict[str, Entries] = {**reasons, **objects}
+    lost = ', '.join(f'{len(entries):,} by {name}' for name, entries in every.items() if entries)
+    return f' (skipped: {lost})' if lost else ''
 
 
 def _filters(counts: Counts) -> dict[str, list[Mapping[str, Any]]]:

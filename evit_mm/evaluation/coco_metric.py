@@ -21,7 +21,7 @@ from mmengine.logging import MMLogger
 from terminaltables import AsciiTable
 
 from ..data.coco_dataset import TolerantCOCO
-from ..data.counts import THRESHOLDS, not_evaluated
+from ..data.counts import THRESHOLDS, not_evaluated, option_faults
 from ..errors import ConfigError, DataError
 from ..utils.text import counted
 from .coco_eval import precision, summarize
@@ -80,18 +80,9 @@ class HotCocoMetric(CocoMetric):
                 f'{", ".join(known)}'
             )
         self.missing = not_evaluated(self.iou_thrs)
-        absent = [item for item in self.metric_items or () if item in self.missing]
-        if absent:
-            raise ConfigError(
-                f'metric_items has {absent[0]}, but iou_thrs has no {THRESHOLDS[absent[0]]}; add '
-                f'it to iou_thrs, or remove {absent[0]}'
-            )
-        numbers = tuple(self.proposal_nums)
-        if self.metrics != ['proposal_fast'] and (len(numbers) < 3 or 100 not in numbers):
-            raise ConfigError(
-                f'proposal_nums is {numbers}; use at least three numbers that include 100, such '
-                'as (1, 10, 100)'
-            )
+        options = (self.metrics, self.iou_thrs, self.proposal_nums, self.metric_items or ())
+        for fault in option_faults(*options):
+            raise ConfigError(fault)
 
     def compute_metrics(self, results: list) -> dict[str, float]:
         """Return the metrics under mmdet's names.

@@ -576,3 +576,19 @@ def test_a_file_under_two_image_ids(tmp_path):
         same = {**coco['annotations'][0], 'image_id': 2, 'id': 1}
         even = {**coco, 'annotations': [coco['annotations'][0], same]}
         assert not check_boxed(tmp_path, even, training=training)
+
+
+def test_one_error_has_one_sentence(copy):
+    cfg = config_for(copy)
+    cfg.val_dataloader.dataset.metainfo = {}  # COCO's 80 classes, which the head does not have
+    (fault,) = inspect_config_data(cfg, ('val',)).faults
+    assert 'metainfo.classes has person' in fault and 'num_classes' not in fault
+    cfg.val_dataloader.dataset.metainfo = {'classes': (*SHAPE_CLASSES, 'star')}
+    (fault,) = inspect_config_data(cfg, ('val',)).faults
+    assert fault.endswith('metainfo.classes has star more than once; remove the repetition')
+    edit(copy, lambda coco: coco['images'][0].pop('id'))
+    (fault,) = check(copy)[0]
+    assert "'id' is missing in 1 of 40 images (number 1); add it" in fault
+    edit(copy, lambda coco: coco['images'][0].update(id=coco['images'][1]['id']))
+    (fault,) = check(copy)[0]
+    assert 'images have duplicate ids (2); make them unique' in fault

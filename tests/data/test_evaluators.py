@@ -355,6 +355,35 @@ def test_more_objects_than_the_detector_finds(write):
         assert said(cfg) == [[], []]
 
 
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ({'iou_thrs': []}, 'iou_thrs is []; use numbers above 0 and up to 1, such as'),
+        ({'iou_thrs': 'abc'}, "iou_thrs is 'abc'; use numbers above 0"),
+        ({'iou_thrs': [2, 0.5]}, 'iou_thrs is [2, 0.5]; use numbers above 0'),
+        ({'proposal_nums': 100}, 'proposal_nums is (100,), with which COCO has no AP'),
+    ],
+)
+def test_options_without_meaning(options, message, write):
+    path = write(made())
+    for kind in METRICS:
+        faults, notes = said(config(path, evaluator={'type': kind, **options}))
+        assert f'test_evaluator.{message}' in faults[0] and not notes
+    if 'iou_thrs' in options:
+        with pytest.raises(ConfigError, match='use numbers above 0'):
+            HotCocoMetric(ann_file=str(path), **options)
+
+
+def test_an_evaluation_of_no_image(write):
+    cfg = config(write(made()), filter_cfg={'min_size': 99}, test_mode=False)
+    (fault,), notes = said(cfg)
+    assert fault == (
+        'there is no image to evaluate (skipped: 2 by filter_cfg.min_size); set test_mode=True in '
+        'the data set'
+    )
+    assert not notes
+
+
 def test_an_evaluation_that_filters_images(write):
     coco = made(4)
     coco['annotations'] = coco['annotations'][2:]

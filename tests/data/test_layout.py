@@ -84,6 +84,31 @@ def test_what_is_missing_is_named(tmp_path):
         find_data(root)
 
 
+@pytest.mark.parametrize(
+    ('categories', 'classes'),
+    [
+        ([(4, 'dog'), (7, 'cat')], ('cat', 'dog')),
+        ([(7, 'cat'), (4, 'dog'), (9, 'cow')], ('cat', 'dog', 'cow')),
+    ],
+)
+def test_a_validation_file_with_other_categories_is_converted(categories, classes, tmp_path):
+    root = write(tmp_path / 'set')
+    val = root / 'annotations' / 'instances_val.json'
+    coco = json.loads(val.read_text())
+    coco['categories'] = [{'id': key, 'name': name} for key, name in categories]
+    if len(categories) == 3:  # a class without boxes is left out
+        coco['annotations'].append({**coco['annotations'][0], 'id': 9, 'category_id': 9})
+    val.write_text(json.dumps(coco))
+    data = find_data(root)
+    assert data.train.classes == data.val.classes == classes
+    kinds = [7, 4, 4, 4, 9][: len(coco['annotations'])]
+    names = dict(categories)
+    init_default_scope('mmdet')
+    dataset = CocoDataset(test_mode=True, **dataset_config(data.val, []))
+    labels = [item['bbox_label'] for item in dataset.get_data_info(1)['instances']]
+    assert [classes[label] for label in labels] == [names[kind] for kind in kinds]
+
+
 def test_without_validation_images_some_training_images_take_their_place(tmp_path):
     root = write(tmp_path / 'set')
     (root / 'annotations' / 'instances_val.json').unlink()
