@@ -112,9 +112,18 @@ def training_notes(counts: Counts, coco: Mapping[str, Entries]) -> Iterator[str]
             'evaluation counts; remove the flag to train on all objects'
         )
     if EMPTY in skipped:
-        entries, ids = skipped[EMPTY]
-        boxes = counted(len(entries), 'box')
-        yield f'training skips {boxes} without area or with a side below one pixel ({ids})'
+        entries, _ = skipped[EMPTY]
+        thin = [a for a in entries if min(a['bbox'][2:]) < 1]
+        flat = [a for a in entries if min(a['bbox'][2:]) >= 1]
+        if thin:
+            boxes = counted(len(thin), 'box')
+            yield f'training skips {boxes} with a side below one pixel ({_ids(thin)})'
+        if flat:
+            objects = counted(len(flat), 'object')
+            yield (
+                f"training skips {objects} whose area is not positive ({_ids(flat)}); set 'area' "
+                'to width times height of the box'
+            )
     if OUTSIDE in skipped:
         entries, ids = skipped[OUTSIDE]
         boxes = counted(len(entries), 'box')
@@ -125,7 +134,7 @@ def training_notes(counts: Counts, coco: Mapping[str, Entries]) -> Iterator[str]
         others = list(dict.fromkeys(all_names.get(entry['category_id']) for entry in entries))
         yield (
             f'training skips {counted(len(entries), "object")} of categories that '
-            f'metainfo.classes does not have ({some(others)})'
+            f'metainfo.classes does not have ({some(others)}); add them to train on them'
         )
     beyond = _beyond(counts.used, image_sizes(coco))
     if beyond:

@@ -58,8 +58,8 @@ def check_data(cfg: Config, all_images: bool) -> Iterator[Finding]:
         yield from_sentence('yellow', 'data', note)
     if not report.faults:
         kinds = 'COCO data sets, ImageNet and CustomDataset on local disks'
-        text = f'no errors found (the check covers only {kinds})'
-        yield Finding('green', 'data', f'{text}\n{report.table}' if report.table else text)
+        what = f'\n{report.table}' if report.table else f' (the check covers only {kinds})'
+        yield Finding('green', 'data', f'no errors found{what}')
 
 
 def check_model(cfg: Config) -> Iterator[Finding]:

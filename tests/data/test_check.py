@@ -183,15 +183,23 @@ def test_faults_are_named(copy, change, message):
     [
         (
             first('bbox', [10, 10, 0, 5]),
-            'without area or with a side below one',
+            'with a side below one pixel',
             'no detection can',
         ),
-        (first('area', 0), 'without area or with a side below one', ''),
+        (first('area', 0), 'whose area is not positive', ''),
         (first('bbox', [300, 10, 20, 20]), 'box outside of the image', 'no detection can match'),
         (first('bbox', [-30, 10, 20, 20]), 'box outside of the image', 'no detection can match'),
-        (first('bbox', [10, 10, 9, 0.5]), 'without area or with', 'with a side below one pixel'),
+        (
+            first('bbox', [10, 10, 9, 0.5]),
+            'with a side below one pixel',
+            'with a side below one pixel',
+        ),
         (first('ignore', 1), 'skips 1 object with "ignore": 1', 'counts 1 object with "ignore": 1'),
-        (first('area', -1), 'without area or', 'ignores 1 object whose area is negative'),
+        (
+            first('area', -1),
+            'whose area is not positive',
+            'ignores 1 object whose area is negative',
+        ),
         (first('bbox', [240, 10, 60, 20]), 'clips 1 box over the edge', 'compares with 1 box'),
     ],
 )
@@ -440,9 +448,13 @@ INSIDE = (0, 0, 60, 40, 2400)
         ((5, 5, 1, 1, 0.5), '', ''),
         ((-1, -1, 62, 42, 2604), '', ''),  # one pixel on each side may come from rounding
         ((59, 39, 2, 2, 9), '', ''),
-        ((5, 5, 0.9, 9, 9), 'skips 1 box without area', 'counts 1 box with a side below'),
-        ((5, 5, 9, 0.9, 9), 'skips 1 box without area', 'counts 1 box with a side below'),
-        ((5, 5, 9, 9, -1), 'skips 1 box without area', 'ignores 1 object whose area'),
+        ((5, 5, 0.9, 9, 9), 'skips 1 box with a side below one', 'counts 1 box with a side below'),
+        ((5, 5, 9, 0.9, 9), 'skips 1 box with a side below one', 'counts 1 box with a side below'),
+        (
+            (5, 5, 9, 9, -1),
+            'skips 1 object whose area is not positive',
+            'ignores 1 object whose area',
+        ),
         ((60, 5, 1, 9, 9), 'skips 1 box outside', 'counts 1 box without area or outside'),
         ((5, 40, 9, 1, 9), 'skips 1 box outside', 'counts 1 box without area or outside'),
         ((-9, 5, 9, 9, 9), 'skips 1 box outside', 'counts 1 box without area or outside'),

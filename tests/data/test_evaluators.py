@@ -478,7 +478,7 @@ def test_boxes_drawn_from_right_to_left(write):
     faults, (note,) = said(config(path))
     assert not faults and '1 annotation with a negative width' in note and 'annotation 1' in note
     faults, (note,) = said(config(path, 'CocoDataset', train=path), 'train')
-    assert not faults and 'training skips 1 box without area' in note
+    assert not faults and 'training skips 1 box with a side below one' in note
     faults, notes = said(config(path, evaluator=PLAIN))
     assert not faults and 'evaluation counts 1 box without area or outside' in notes[-1]
 

@@ -370,7 +370,7 @@ def test_faults_and_notes_of_the_data(copy, tmp_path):
     found = examine(tmp_path, copy)
     assert not only(found, 'red')
     empty, beyond = only(found, 'yellow')
-    assert 'skips 1 box without area' in empty.text
+    assert 'skips 1 box with a side below one' in empty.text
     assert 'clips 1 box over the edge of the image' in beyond.text
     edit(copy, lambda c: c['annotations'][2].update(category_id=77), 'train')
     (fault,) = only(examine(tmp_path, copy), 'red')
