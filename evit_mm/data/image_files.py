@@ -104,8 +104,8 @@ def _folder_of_all(names: Sequence[str], found: Sequence[str], img_dir: Path) ->
 
     ``found`` are the files below the image folder that the first name can mean.
     """
-    name, split = names[0], named_split([img_dir.name])
-    same = [file for file in found if file.endswith(f'/{name}') and may_mean(name, file, split)]
+    name = names[0]
+    same = [f for f in found if f.endswith(f'/{name}') and _is_of_split(name, f, img_dir)]
     inner = [img_dir / file.removesuffix(name) for file in same]
     folders = [f for f in (img_dir.parent, *inner) if all((f / n).is_file() for n in names)]
     return folders[0] if len(folders) == 1 else None
@@ -116,7 +116,7 @@ def _cause(name: str, found: Sequence[str], img_dir: Path) -> tuple[str, str]:
     if not found:
         return '', COPY
     if any(folders_apart(name, found[0])):
-        certain = len(found) == 1 and may_mean(name, found[0], named_split([img_dir.name]))
+        certain = len(found) == 1 and _is_of_split(name, found[0], img_dir)
         return OTHER_FOLDERS, RENAME if certain else 'check data_prefix.img and file_name'
     cause = difference(name, found[0])
     if cause == OTHER_FORM:
@@ -124,6 +124,10 @@ def _cause(name: str, found: Sequence[str], img_dir: Path) -> tuple[str, str]:
         fix = f"write file_name in the form {form}, with unicodedata.normalize('{form}', name)"
         return cause, fix
     return cause, RENAME
+
+
+def _is_of_split(name: str, file: str, img_dir: Path) -> bool:
+    return may_mean(name, f'{img_dir.name}/{file}', named_split([img_dir.name]))
 
 
 def _decoding_faults(

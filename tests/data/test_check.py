@@ -251,7 +251,7 @@ BEAR = 'B\u00e4r'
         ('C:\\me\\{}', '{}', "files with these names are in 'DIR'; write file_name as the path"),
         ('../other/{}', 'a/{}', "are in 'DIR/a'; write file_name as the path of the file below"),
         ('{}', 'train/{}', "are in 'DIR/train'; check data_prefix.img and file_name"),
-        ('train/{}', '{}', "are in 'DIR'; write file_name as the path of the file below this"),
+        ('train/{}', '{}', "are in 'DIR'; check data_prefix.img and file_name"),
         ('{}', '{}.jpg', '(1.jpg, 2.jpg); check data_prefix.img or copy the images there'),
     ],
 )

@@ -94,7 +94,7 @@ def test_many_files_of_one_name_are_found_quickly():
     for k in range(0, 2000, 100):
         assert len(files.find(f'seq{k}/img/rgb.png')) == 2000
         assert files.find(f'x/seq{k}/rgb.png') == [f'seq{k}/rgb.png']
-    assert time.process_time() - start < 1.5  # 0.1 s; 5 s if each file computes the best score
+    assert time.process_time() - start < 1.5  # 0.2 s; 3 s if each file computes the best score
 
 
 @pytest.mark.parametrize(
