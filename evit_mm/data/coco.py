@@ -235,12 +235,15 @@ def rotation_of(annotation: Mapping[str, Any]) -> float:
     """Return the degrees, clockwise, by which an object is rotated although its box is not.
 
     CVAT exports a rotated box to COCO's format as the box before its rotation, with the angle in
-    ``attributes.rotation``. A mask in RLE has its own box.
+    ``attributes.rotation``. It also writes ``attributes.occluded`` for each box, which tells its
+    angle from an attribute that a user has called rotation. The box of a mask or polygon is that
+    of its pixels.
     """
     attributes = annotation.get('attributes')
-    angle: Any = attributes.get('rotation') if isinstance(attributes, Mapping) else None
-    in_rle = isinstance(annotation.get('segmentation'), Mapping)
-    return float(angle) if is_number(angle) and not in_rle else 0.0
+    if not isinstance(attributes, Mapping) or 'occluded' not in attributes:
+        return 0.0
+    angle: Any = attributes.get('rotation')
+    return float(angle) if is_number(angle) and not annotation.get('segmentation') else 0.0
 
 
 def ids_of(ids: Sequence[Any]) -> str:

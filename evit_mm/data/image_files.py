@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from unicodedata import is_normalized
@@ -13,12 +14,15 @@ from rich.progress import track
 
 from ..errors import DataError
 from ..utils.text import counted
+from .formats.samples import may_mean, named_split
 from .images import (
     OTHER_FOLDERS,
     OTHER_FORM,
     UNDECODABLE,
     NamedFiles,
     difference,
+    folders_apart,
+    is_cut_short,
     some,
     spread,
 )
@@ -26,6 +30,10 @@ from .overlap import MOST_LISTED
 from .pipeline import ImageReader
 
 Entries = Sequence[Mapping[str, Any]]
+MOST_SEARCHED = 200_000  # files and folders below an image folder
+MOST_EXPLAINED = 100  # missing images for which the files are searched
+COPY = 'check data_prefix.img or copy the images there'
+RENAME = 'write file_name as the path of the file below this folder, with /'
 
 
 def image_file_faults(
@@ -48,51 +56,78 @@ def image_file_faults(
     if missing and not img_dir.is_dir():
         yield f"image folder '{img_dir}' does not exist; check data_root and data_prefix.img"
     elif missing:
-        yield from _missing_faults(missing, len(images), img_dir)
+        yield from _missing_faults(missing, names, img_dir)
     else:
-        empty = [name for name in names[:MOST_LISTED] if not (img_dir / name).stat().st_size]
-        if empty:
+        broken = [name for name in names[:MOST_LISTED] if _is_broken(img_dir / name)]
+        if broken:
             yield (
-                f"{len(empty)} of {counted(len(images), 'image')} in '{img_dir}' {UNDECODABLE}, "
-                f'because the files are empty ({some(empty)}); replace them or remove their entries'
+                f"{len(broken)} of {counted(len(images), 'image')} in '{img_dir}' {UNDECODABLE}, "
+                f'because the files are empty or truncated ({some(broken)}); replace them or '
+                'remove their entries'
             )
         else:
             yield from _decoding_faults(images, img_dir, num_decoded, pipeline)
 
 
-def _missing_faults(missing: Sequence[str], number: int, img_dir: Path) -> Iterator[str]:
-    """Say why images are missing: often their files have another name."""
-    files = NamedFiles(path.relative_to(img_dir).as_posix() for path in img_dir.rglob('*'))
-    found = {name: files.find(name) for name in missing}
-    renamed: dict[str, dict[str, str]] = {}
-    for name, (file, *others) in ((name, fits or ['']) for name, fits in found.items()):
-        cause = difference(name, file) if file and not others else ''
-        renamed.setdefault(cause, {})[name] = file
-    for cause, names in renamed.items():
-        lost = f"{len(names)} of {number} images are not in '{img_dir}' ({some([*names])})"
-        if not cause:
-            yield f'{lost}; check data_prefix.img or copy the images there'
-            continue
-        name, file = next(iter(names.items()))
-        yield (
-            f"{lost}; the files are there under names with {cause} ('{file}' for "
-            f"'{name}'); {_renaming(cause, names, img_dir)}"
-        )
+def _is_broken(image: Path) -> bool:
+    return not image.stat().st_size or is_cut_short(str(image))
 
 
-def _renaming(cause: str, names: Mapping[str, str], img_dir: Path) -> str:
-    """Return how to correct the names of images that have these files."""
+def _missing_faults(missing: Sequence[str], names: Sequence[str], img_dir: Path) -> Iterator[str]:
+    """Say why images are missing: often their files are in other folders or have other names."""
+    entries = islice(img_dir.rglob('*'), MOST_SEARCHED)  # without data_root, it is any folder
+    files = NamedFiles(path.relative_to(img_dir).as_posix() for path in entries)
+    found = {name: files.find(name) for name in missing[:MOST_EXPLAINED]}
+    others = missing[MOST_EXPLAINED:]
+    if folder := _folder_of_all([*missing, *names], found[missing[0]], img_dir):
+        text = f"{len(missing)} of {len(names)} images are not in '{img_dir}' ({some(missing)})"
+        yield f"{text}; all images are in '{folder}'; set data_prefix.img to this folder"
+        return
+    causes: dict[tuple[str, str], list[str]] = {}
+    for name in found:
+        causes.setdefault(_cause(name, found[name], img_dir), []).append(name)
+    for (cause, fix), lost in causes.items():
+        listed = lost if cause else [*lost, *others]
+        number = f'at least {len(listed)}' if cause and others else len(listed)
+        text = f"{number} of {len(names)} images are not in '{img_dir}' ({some(listed)})"
+        if cause == OTHER_FOLDERS:
+            folders = {f"'{(img_dir / file).parent}'" for name in lost for file in found[name]}
+            text += f'; files with these names are in {some(sorted(folders))}'
+        elif cause:
+            example = f"'{found[lost[0]][0]}' for '{lost[0]}'"
+            text += f'; the files are there under names with {cause} ({example})'
+        yield f'{text}; {fix}'
+
+
+def _folder_of_all(names: Sequence[str], found: Sequence[str], img_dir: Path) -> Path | None:
+    """Return the folder that has all images, if there is one and it is not of another split.
+
+    ``found`` are the files below the image folder that the first name can mean.
+    """
+    name = names[0]
+    same = [f for f in found if f.endswith(f'/{name}') and _is_of_split(name, f, img_dir)]
+    inner = [img_dir / file.removesuffix(name) for file in same]
+    folders = [f for f in (img_dir.parent, *inner) if all((f / n).is_file() for n in names)]
+    return folders[0] if len(folders) == 1 else None
+
+
+def _cause(name: str, found: Sequence[str], img_dir: Path) -> tuple[str, str]:
+    """Return what the files that a name can mean have that the name does not have, and the fix."""
+    if not found:
+        return '', COPY
+    if any(folders_apart(name, found[0])):
+        certain = len(found) == 1 and _is_of_split(name, found[0], img_dir)
+        return OTHER_FOLDERS, RENAME if certain else 'check data_prefix.img and file_name'
+    cause = difference(name, found[0])
     if cause == OTHER_FORM:
-        form = 'NFC' if all(is_normalized('NFC', file) for file in names.values()) else 'NFD'
-        return f"write file_name in the form {form}, with unicodedata.normalize('{form}', name)"
-    if cause == OTHER_FOLDERS:
-        added = {file.removesuffix(name) for name, file in names.items()}
-        lacking = [file for name, file in names.items() if not file.endswith(f'/{name}')]
-        if len(added) == 1 and not lacking:
-            return f"set data_prefix.img to '{img_dir / added.pop()}'"
-        if all((img_dir.parent / name).is_file() for name in names):
-            return f"set data_prefix.img to '{img_dir.parent}'"
-    return 'write file_name as the path of the file below this folder, with /'
+        form = 'NFC' if is_normalized('NFC', found[0]) else 'NFD'
+        fix = f"write file_name in the form {form}, with unicodedata.normalize('{form}', name)"
+        return cause, fix
+    return cause, RENAME
+
+
+def _is_of_split(name: str, file: str, img_dir: Path) -> bool:
+    return may_mean(name, f'{img_dir.name}/{file}', named_split([img_dir.name]))
 
 
 def _decoding_faults(

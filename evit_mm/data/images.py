@@ -94,17 +94,19 @@ class NamedFiles:
     """
 
     def __init__(self, files: Iterable[str]) -> None:
-        self._files: dict[str, list[str]] = {}
+        self._files: dict[str, list[tuple[str, list[str]]]] = {}
         for file in files:
-            self._files.setdefault(_parts(file)[-1], []).append(file)
+            if keys := _keys(file):
+                self._files.setdefault(keys[-1], []).append((file, keys))
 
     def find(self, name: str) -> list[str]:
         """Return the files that a name may mean: those with the most folders of the name."""
-        parts = _parts(name) or ['']
-        found = self._files.get(parts[-1], [])
+        keys = _keys(name)
+        found = self._files.get(keys[-1], []) if keys else []
         last = _composed(name).rpartition('/')[2]
-        scores = [(_common_end(parts, _parts(f)), _composed(f).endswith(last)) for f in found]
-        return [file for file, score in zip(found, scores, strict=True) if score == max(scores)]
+        scores = [(_common_end(keys, of), _composed(file).endswith(last)) for file, of in found]
+        best = max(scores, default=None)
+        return [file for (file, _), score in zip(found, scores, strict=True) if score == best]
 
 
 def _composed(path: str) -> str:
@@ -112,8 +114,12 @@ def _composed(path: str) -> str:
 
 
 def _parts(path: str) -> list[str]:
-    parts = PurePosixPath(_composed(path).casefold()).parts
+    parts = PurePosixPath(with_slashes(path)).parts
     return [part for part in parts if part.strip('/') and part != '..']
+
+
+def _keys(path: str) -> list[str]:
+    return _parts(_composed(path).casefold())
 
 
 def _common_end(left: Sequence[str], right: Sequence[str]) -> int:
@@ -123,14 +129,21 @@ def _common_end(left: Sequence[str], right: Sequence[str]) -> int:
 
 def difference(name: str, file: str) -> str:
     """Return what the path of a file has that a name which means this file does not have."""
-    slashed = PurePosixPath(with_slashes(name))
-    end = PurePosixPath(*PurePosixPath(file).parts[-len(slashed.parts) :])
-    if slashed == end and '\\' in name:
-        return 'slashes instead of backslashes'
-    if slashed == end or _parts(str(slashed)) != _parts(str(end)):
+    parts = _parts(name)
+    end = _parts(file)[-len(parts) :]
+    if parts == end:
+        return 'slashes instead of backslashes' if '\\' in name else OTHER_FOLDERS
+    if _keys(name) != _keys('/'.join(end)):
         return OTHER_FOLDERS
-    same = _composed(str(slashed)) == _composed(str(end))
+    same = _composed('/'.join(parts)) == _composed('/'.join(end))
     return OTHER_FORM if same else 'other upper and lower case letters'
+
+
+def folders_apart(name: str, file: str) -> tuple[list[str], list[str]]:
+    """Return the folders, in lower case, that two paths have before their common end."""
+    left, right = _keys(name), _keys(file)
+    common = _common_end(left, right)
+    return left[: len(left) - common], right[: len(right) - common]
 
 
 def some(items: Sequence[object]) -> str:

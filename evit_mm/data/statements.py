@@ -69,8 +69,9 @@ def rotation_notes(coco: Mapping[str, Entries]) -> Iterator[str]:
     rotated = [annotation['id'] for annotation in coco['annotations'] if rotation_of(annotation)]
     if rotated:
         yield (
-            f'{counted(len(rotated), "object")} with attributes.rotation ({ids_of(rotated)}), '
-            'whose boxes CVAT writes as they were before the rotation; export the task as '
+            f'{counted(len(rotated), "object")} with attributes.rotation of CVAT '
+            f'({ids_of(rotated)}), which writes their boxes as they were before the rotation; '
+            'export the task as '
             "'CVAT for images 1.1', or use --data DIR, which takes the upright box around each"
         )
 

@@ -19,9 +19,9 @@ class DataCheckHook(Hook):
     """Check the data sets of a run before they are used. See :mod:`evit_mm.data`.
 
     With :class:`~evit_mm.runner.build.CheckedRunner`, the check runs before the data sets are
-    built. With mmengine's runner, it runs before the first iteration. It decodes only a few images,
-    so an evaluation also checks that no image is truncated. :class:`~evit_mm.runner.ExactTrainLoop`
-    checks this in a training.
+    built. With mmengine's runner, it runs before the first iteration. Of a large data set, it opens
+    only the first images, so an evaluation also checks that no image is truncated.
+    :class:`~evit_mm.runner.ExactTrainLoop` checks this in a training.
 
     Raises:
         DataError: A data set has errors, or an image is truncated.

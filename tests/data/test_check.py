@@ -216,11 +216,12 @@ def test_what_a_training_skips_is_said_of_trainings_only(copy, change, skipped, 
 def test_rotated_objects_whose_boxes_are_not_are_counted(copy):
     def rotate(coco):
         for annotation, degrees in zip(coco['annotations'], (40, 0.0, -5.5, 'left'), strict=False):
-            annotation['attributes'] = {'rotation': degrees}
+            annotation.update(attributes={'occluded': False, 'rotation': degrees}, segmentation=[])
+        coco['annotations'][4]['attributes'] = {'rotation': 90}  # of a user, not of CVAT
 
     edit(copy, rotate)
     faults, (note,) = check(copy)
-    assert not faults and '2 objects with attributes.rotation (annotations 1, 3), whose' in note
+    assert not faults and '2 objects with attributes.rotation of CVAT (annotations 1, 3)' in note
 
 
 def test_an_evaluation_without_objects_is_noted(copy):
@@ -252,10 +253,13 @@ BEAR = 'B\u00e4r'
             'write file_name in the form NFC',
         ),
         ('A{}', 'a{}', "other upper and lower case letters ('a1.jpg' for 'A1.jpg'); write"),
-        ('{}', 'a/b/{}', "('a/b/1.jpg' for '1.jpg'); set data_prefix.img to 'DIR/a/b'"),
-        ('val/{}', '{}', "('1.jpg' for 'val/1.jpg'); set data_prefix.img to 'DIR/..'"),
-        ('C:\\me\\{}', '{}', "('1.jpg' for 'C:\\me\\1.jpg'); write file_name as the path"),
-        ('../other/{}', 'a/{}', "('a/1.jpg' for '../other/1.jpg'); write file_name as the path"),
+        # the other 38 images are not in the folder of the first two
+        ('{}', 'a/b/{}', "files with these names are in 'DIR/a/b'; write file_name as the path"),
+        ('val/{}', '{}', "files with these names are in 'DIR'; write file_name as the path"),
+        ('C:\\me\\{}', '{}', "files with these names are in 'DIR'; write file_name as the path"),
+        ('../other/{}', 'a/{}', "are in 'DIR/a'; write file_name as the path of the file below"),
+        ('{}', 'train/{}', "are in 'DIR/train'; check data_prefix.img and file_name"),
+        ('train/{}', '{}', "are in 'DIR'; check data_prefix.img and file_name"),
         ('{}', '{}.jpg', '(1.jpg, 2.jpg); check data_prefix.img or copy the images there'),
     ],
 )
@@ -270,7 +274,52 @@ def test_images_under_another_name_are_named_with_their_cause(copy, name, file, 
     (copy / 'annotations' / 'instances_val.json').write_text(json.dumps(coco))
     (fault,), _ = check(copy)
     assert f"2 of 40 images are not in '{folder}' (" in fault
-    assert message.replace('DIR/..', str(copy)).replace('DIR', str(folder)) in fault
+    assert message.replace('DIR', str(folder)) in fault
+
+
+@pytest.mark.parametrize(
+    ('asked', 'name', 'moved', 'said'),
+    [
+        (
+            '',
+            '{}',
+            'val',
+            "files with these names are in 'DIR/val'; check data_prefix.img and file",
+        ),
+        ('val', '{}', 'val/a/b', "all images are in 'DIR/val/a/b'; set data_prefix.img to this"),
+        ('val', '{}', 'val/val', "all images are in 'DIR/val/val'; set data_prefix.img to this"),
+        ('val', '{}', 'val/train', "are in 'DIR/val/train'; check data_prefix.img and file_name"),
+        ('val', 'val/{}', 'val', "all images are in 'DIR'; set data_prefix.img to this folder"),
+        ('', 'train/{}', 'val', "files with these names are in 'DIR/val'; check data_prefix.img"),
+    ],
+)
+def test_a_folder_with_all_images_is_named_unless_it_is_of_another_split(
+    copy, asked, name, moved, said
+):
+    (copy / 'val').rename(copy / 'old')
+    (copy / moved).parent.mkdir(parents=True, exist_ok=True)
+    (copy / 'old').rename(copy / moved)
+    shutil.rmtree(copy / 'train')
+    edit(copy, lambda c: [i.update(file_name=name.format(i['file_name'])) for i in c['images']])
+    ann_file = copy / 'annotations' / 'instances_val.json'
+    (fault,), _ = check_coco(ann_file, copy / asked, SHAPE_CLASSES)
+    assert f"40 of 40 images are not in '{copy / asked}' (" in fault
+    assert said.replace('DIR', str(copy)) in fault
+
+
+def test_of_many_missing_images_only_the_first_are_explained(copy, monkeypatch):
+    monkeypatch.setattr('evit_mm.data.image_files.MOST_EXPLAINED', 3)
+    for number in range(1, 7):
+        image = copy / 'val' / f'{number:06d}.jpg'
+        image.rename(image.with_suffix('.JPG'))
+    (fault,), _ = check(copy)
+    assert ': at least 3 of 40 images are not in' in fault and "('000001.JPG' for" in fault
+    (copy / 'val' / '000002.JPG').unlink()
+    renamed, gone = check(copy)[0]
+    assert ': at least 2 of 40 images are not in' in renamed
+    assert ': 4 of 40 images are not in' in gone and '(000002.jpg, 000004.jpg, ' in gone
+    monkeypatch.setattr('evit_mm.data.image_files.MOST_SEARCHED', 0)
+    assert ': 6 of 40 images are not in' in check(copy)[0][0]
 
 
 def test_each_cause_of_missing_images_is_named_for_itself(copy):
@@ -283,11 +332,9 @@ def test_each_cause_of_missing_images_is_named_for_itself(copy):
     (folder / '000003.jpg').unlink()
     edit(copy, lambda c: c['images'][0].update(file_name='a.jpg'))
     faults, _ = check(copy)
-    assert [fault.partition(': ')[2].partition(' images')[0] for fault in faults] == [
-        '1 of 40',
-        '2 of 40',
-    ]
-    assert '(000002.jpg, 000003.jpg); check' in faults[1]
+    assert all(': 1 of 40 images are not in' in fault for fault in faults) and len(faults) == 3
+    assert '(000002.jpg); check data_prefix.img or copy' in faults[1]
+    assert f"are in '{folder / 'a'}', '{folder / 'b'}'; check data_prefix.img and" in faults[2]
 
 
 def make_all(key, value):
@@ -553,12 +600,15 @@ def test_each_finding_on_a_config_names_its_split_once(copy):
     assert not found(['val'], **{'val_evaluator.ann_file': other})[0]
 
 
-def test_empty_image_files_are_named_wherever_they_are(copy):
+@pytest.mark.parametrize('size', [0, 900])
+def test_empty_and_truncated_image_files_are_named_wherever_they_are(copy, size):
     names = sorted(path.name for path in (copy / 'val').iterdir())
     unchecked = next(name for name in names if name not in spread(names, 8))
-    (copy / 'val' / unchecked).write_bytes(b'')
+    with open(copy / 'val' / unchecked, 'rb+') as file:
+        file.truncate(size)
     (fault,), _ = check(copy)
-    assert f'cannot be decoded, because the files are empty ({unchecked}); replace' in fault
+    assert f"1 of 40 images in '{copy / 'val'}' cannot be decoded, because the" in fault
+    assert f'the files are empty or truncated ({unchecked}); replace them' in fault
 
 
 def test_a_test_alone_says_that_its_images_are_training_images(copy, monkeypatch):

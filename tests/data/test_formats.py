@@ -803,6 +803,86 @@ def test_a_name_that_may_mean_several_images_is_refused(tmp_path):
     assert said(root).startswith("1 of 1 images of 'DIR/valid/labels.json' do not exist")
 
 
+def with_lists(root):
+    for split, numbers in (('train', '0123'), ('val', '45')):
+        exports.write(root / 'ImageSets' / 'Main' / f'{split}.txt', '\n'.join(numbers))
+    return voc(root)
+
+
+def with_image_lists(root):
+    for split in ('train', 'val'):
+        exports.write(yolo(root) / f'{split}.txt', f'images/{split}/{split}1.jpg')
+    exports.write(root / 'data.yaml', 'train: train.txt\nval: val.txt\nnames: [cat, dog]')
+
+
+@pytest.mark.parametrize(
+    ('make', 'old', 'new', 'message'),
+    [
+        (lambda r: labelme(r / 'train', [SHAPE]), 'train/1.jpg', 'val/1.jpg', 'train/1.json'),
+        (lambda r: labelme(r / 'train_a', [SHAPE]), 'train_a/1.jpg', 'val_a/1.jpg', 'train_a/1'),
+        (lambda r: labelme(r, [SHAPE]), '1.jpg', 'test/1.jpg', '1.json'),
+        (with_lists, '1.jpg', 'val/1.jpg', "1.xml': image '1.jpg' does not exist"),
+        (darknet, 'obj_train_data/train1.jpg', 'obj_valid_data/train1.jpg', "train.txt', line 2"),
+        (
+            with_image_lists,
+            'images/train/train1.jpg',
+            'images/val/train1.jpg',
+            "train.txt', line 1",
+        ),
+        # the list of val names an image of train
+        (
+            lambda r: exports.write(darknet(r) / 'valid.txt', 'data/obj_train_data/a.jpg'),
+            'obj_valid_data/valid1.jpg',
+            'obj_valid_data/a.jpg',
+            "valid.txt', line 1",
+        ),
+        (
+            lambda r: cvat(r, BOX),
+            'images/1.jpg',
+            'images/val2017/1.jpg',
+            "annotations.xml', image 2",
+        ),
+        (
+            lambda r: coco_set(r, ['{0}.jpg'], ['{0}/{0}.jpg']),
+            'train/train.jpg',
+            'valid_a/train.jpg',
+            "1 of 1 images of 'DIR/train/labels.json'",
+        ),
+    ],
+)
+def test_an_image_of_another_split_is_never_taken(make, old, new, message, tmp_path):
+    make(tmp_path)
+    (tmp_path / new).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / old).rename(tmp_path / new)
+    assert message in said(tmp_path)
+
+
+def test_a_label_of_another_folder_is_not_taken(tmp_path):
+    root = yolo(tmp_path)
+    other = root / 'val' / 'labels' / 'train' / 'TRAIN1.TXT'
+    other.parent.mkdir(parents=True)
+    (root / 'labels' / 'train' / 'train1.txt').rename(other)
+    assert boxes(find_data(root).train) == {'train0.jpg': [CAT], 'train1.jpg': []}
+
+
+def test_a_task_of_one_split_is_no_image_of_another(tmp_path):
+    picture(tmp_path / 'val' / 'a.jpg')
+    tasks = [{'id': 1, 'data': {'image': '/data/train/a.jpg'}, 'annotations': [{'result': []}]}]
+    exports.write(tmp_path / 'a.json', json.dumps(tasks))
+    assert said(tmp_path).startswith("'DIR/a.json', task 1: image 'a.jpg' is not in 'DIR'")
+
+
+def test_a_users_attribute_called_rotation_changes_no_box(tmp_path):
+    root = coco_set(tmp_path, ['{0}.jpg'], ['{0}/{0}.jpg'])
+    for split in ('train', 'valid'):
+        path = root / split / 'labels.json'
+        coco = json.loads(path.read_text())
+        coco['annotations'][0]['attributes'] = {'rotation': 90}
+        path.write_text(json.dumps(coco))
+    data = find_data(root)
+    assert boxes(data.train) == {'train.jpg': [CAT]} and data.notes == ()
+
+
 def test_coco_of_its_own_layout_is_converted_if_names_differ(cells, tmp_path):
     (tmp_path / 'annotations').mkdir()
     (tmp_path / 'images').symlink_to(cells / 'images')
@@ -866,7 +946,9 @@ def test_a_test_split_is_named_and_not_used(writer, cells, tmp_path):
     for path in sorted(root.rglob('*'), reverse=True):
         if path.stem in names:
             path.rename(path.with_name(names[path.stem] + path.suffix))
-    for path in (*root.glob('*.yaml'), *root.glob('*.xml'), *root.glob('*.data')):
+    for path in (
+        path for kind in ('yaml', 'xml', 'data', 'txt') for path in root.glob(f'*.{kind}')
+    ):
         text = path.read_text().replace('val: images/val', 'test: images/test')
         text = text.replace('subset="Validation"', 'subset="Test"').replace('valid', 'test')
         path.write_text(text)

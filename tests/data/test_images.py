@@ -1,9 +1,19 @@
+import time
+
 import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
-from evit_mm.data.images import IMAGE_SUFFIXES, is_cut_short, list_images, some
+from evit_mm.data.images import (
+    IMAGE_SUFFIXES,
+    NamedFiles,
+    difference,
+    folders_apart,
+    is_cut_short,
+    list_images,
+    some,
+)
 from evit_mm.errors import DataError
 
 
@@ -66,6 +76,44 @@ def test_images_that_are_cut_short_are_told_from_odd_ones(tmp_path):
         assert is_cut_short(str(path))
     Image.fromarray(pixels).save(tmp_path / 'a.png')
     assert not is_cut_short(str(tmp_path / 'a.png')) and not is_cut_short('nowhere.jpg')
+
+
+def test_files_are_found_by_the_names_of_other_systems():
+    files = NamedFiles(['a/x.png', 'b/X.png', 'a/b/y.png', ' ', '\\'])
+    for name in ('a/x.png', 'C:\\a\\x.png', '../a/X.PNG', '/x.png'):
+        assert files.find(name) == ['a/x.png']
+    assert files.find('b/c/x.png') == ['a/x.png'] and files.find('X.png') == ['b/X.png']
+    assert files.find('X.pnG') == ['a/x.png', 'b/X.png']
+    for name in ('', ' ', '\\', '..', 'z.png'):
+        assert files.find(name) == []
+
+
+def test_many_files_of_one_name_are_found_quickly():
+    files = NamedFiles(f'seq{k}/rgb.png' for k in range(2000))
+    start = time.process_time()
+    for k in range(0, 2000, 100):
+        assert len(files.find(f'seq{k}/img/rgb.png')) == 2000
+        assert files.find(f'x/seq{k}/rgb.png') == [f'seq{k}/rgb.png']
+    assert time.process_time() - start < 1.5  # 0.2 s; 3 s if each file computes the best score
+
+
+@pytest.mark.parametrize(
+    ('name', 'file', 'cause'),
+    [
+        ('../a/x.png', 'a/x.png', 'other folders'),
+        ('..\\a\\x.png', 'a/x.png', 'slashes instead of backslashes'),
+        ('../a/X.png', 'a/x.png', 'other upper and lower case letters'),
+        ('b/x.png', 'a/x.png', 'other folders'),
+        ('a/\u00e4.png', 'a/a\u0308.png', 'another Unicode form'),
+    ],
+)
+def test_the_difference_of_two_paths_is_named(name, file, cause):
+    assert difference(name, file) == cause
+
+
+def test_folders_before_the_common_end_are_apart():
+    assert folders_apart('c:\\Me\\a\\x.png', 'A/X.png') == (['c:', 'me'], [])
+    assert folders_apart('../train/x.png', 'val/a/x.png') == (['train'], ['val', 'a'])
 
 
 def test_up_to_five_items_are_named():

@@ -35,7 +35,7 @@ from .samples import (
 CACHE = '.evit_mm'
 RECORD = 'source.json'
 OUTPUT = 'work_dirs'  # of trainings that were started in the data folder
-VERSION = 2  # of the converted files; increase it when a reader changes what it returns
+VERSION = 3  # of the converted files; increase it when a reader changes what it returns
 READ = ('.json', '.xml', '.yaml', '.yml', '.txt', '.data', '.names')  # besides the images
 SNIFFED = 5  # JSON files per folder that are opened to recognise a format
 JSON_KINDS = {

@@ -128,7 +128,7 @@ def _add_images(content: Content, coco: Mapping[str, Any], file: Path, source: S
         if not isinstance(found.get('segmentation', []), (list, dict)):
             raise DataError(f"'{path}': annotation {annotation['id']} has no valid segmentation")
         degrees = rotation_of(annotation)
-        if degrees and not found.get('segmentation'):
+        if degrees:
             x, y, w, h = annotation['bbox']
             place = f'annotation {annotation["id"]}'
             x1, y1, x2, y2 = source.upright((x, y, x + w, y + h), degrees, place)
@@ -151,4 +151,4 @@ def _image(source: Source, file: Path, name: str) -> Path | None:
             path = source.root / folder / written
             if path.is_file():
                 return path if written == name else source.found(name, path)
-    return source.find(name, split_of_file(file))
+    return source.find(name, file, split_of_file(file))

@@ -50,7 +50,7 @@ def read(source: Source) -> Content:
             subset = image.get('subset') or ''
             split = split_in_name(subset) or split_of(Path(name)) or split_in_name(file.stem)
             place = f"image {number} '{name}'"
-            sample = source.sample(_image(source, file, name, subset, place), _size(image))
+            sample = source.sample(_image(source, file, name, subset, split, place), _size(image))
             if sample is not None:
                 _add_shapes(sample, image, path, place, source)
                 content.add(split or split_of(file) or UNSPLIT, sample)
@@ -64,11 +64,11 @@ def _size(image: ElementTree.Element) -> list[str | None]:
     return [image.get('width'), image.get('height')]
 
 
-def _image(source: Source, file: Path, name: str, subset: str, place: str) -> Path:
+def _image(source: Source, file: Path, name: str, subset: str, split: str, place: str) -> Path:
     folder = source.root / file.parent
     places = [folder / 'images' / subset, folder / 'images', folder / subset, folder]
     found = next((p / name for p in places if name and (p / name).is_file()), None)
-    found = found or source.find(name, split_in_name(subset))
+    found = found or source.find(name, file, split)
     if found is None:
         raise DataError(
             f"'{source.root / file}', {place} does not exist; export with 'Save images', or put "

@@ -16,6 +16,8 @@ from .samples import (
     Sample,
     Source,
     bounds,
+    may_mean,
+    named_split,
     numbers,
     split_of,
 )
@@ -92,7 +94,7 @@ def _image(task: Mapping[str, Any], source: Source, file: Path, place: str) -> P
         folder, slash, name = with_slashes(urllib.parse.unquote(local)).rpartition('/')
         if name.lower().endswith(IMAGE_SUFFIXES):
             names += [f'{folder}{slash}{n}' for n in dict.fromkeys((name, UPLOAD.sub('', name, 1)))]
-    found = next((files for name in names if (files := source.named.find(name))), [])
+    found = next((files for name in names if (files := _files(name, source))), [])
     if len(found) != 1:
         name = Path(names[0]).name if names else 'of the task'
         if found:
@@ -102,6 +104,12 @@ def _image(task: Mapping[str, Any], source: Source, file: Path, place: str) -> P
             'because the export does not contain them'
         )
     return Path(found[0])
+
+
+def _files(name: str, source: Source) -> list[str]:
+    # the split is that of the folder of the image, but the name must not have another one
+    files = source.named.find(name)
+    return [file for file in files if may_mean(name, file, named_split(Path(file).parts[:-1]))]
 
 
 def _add_regions(

@@ -41,7 +41,7 @@ def read(source: Source) -> Content:
         if not is_labelme(labels):
             source.notes.add('JSON files are not from LabelMe and were left out', file)
             continue
-        image = _image(path, with_slashes(str(labels['imagePath'])), source)
+        image = _image(file, with_slashes(str(labels['imagePath'])), source)
         sample = source.sample(image, [labels.get('imageWidth'), labels.get('imageHeight')])
         if sample is not None:
             _add_shapes(sample, labels['shapes'], path, source)
@@ -56,12 +56,14 @@ def read(source: Source) -> Content:
 
 
 def _image(file: Path, name: str, source: Source) -> Path:
-    places = [file.parent / name, file.parent / Path(name).name]
+    path = source.root / file
+    places = [path.parent / name, path.parent / Path(name).name]
     found = next((place for place in places if name and place.is_file()), None)
-    found = found or images_in(file.parent).get(file.stem) or source.find(name)
+    found = found or images_in(path.parent).get(file.stem)
+    found = found or source.find(name, file, split_of(file))
     if found is None:
         raise DataError(
-            f"'{file}': the image '{name}' of imagePath does not exist; put it beside this file"
+            f"'{path}': the image '{name}' of imagePath does not exist; put it beside this file"
         )
     return found
 

@@ -17,7 +17,7 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from ...errors import DataError
-from ..images import IMAGE_SUFFIXES, NamedFiles, difference, some
+from ..images import IMAGE_SUFFIXES, NamedFiles, difference, folders_apart, some
 
 SPLITS = {
     **dict.fromkeys(('train', 'training'), 'train'),
@@ -112,12 +112,16 @@ class Source:
         """The files by the names that another program or system has written."""
         return NamedFiles(file.as_posix() for file in self.files)
 
-    def find(self, name: str, split: str = '') -> Path | None:
+    def find(self, name: str, listed: Path, split: str) -> Path | None:
         """Return the one file that a name means, with a note, or None.
 
-        A file in a folder of another split does not count.
+        Args:
+            name: Name that an annotation or a list has.
+            listed: File that has the name, relative to the root.
+            split: Split of the name. By default, it is the one that the folders of ``listed`` name.
         """
-        files = [f for f in self.named.find(name) if split in ('', split_of(Path(f)) or split)]
+        split = split or named_split(listed.parts[:-1])
+        files = [file for file in self.named.find(name) if may_mean(name, file, split)]
         return self.found(name, self.root / files[0]) if len(files) == 1 else None
 
     def found(self, name: str, path: Path) -> Path:
@@ -193,6 +197,22 @@ def split_in_name(name: str) -> str:
     """Return the split that a name contains as a word, or :data:`UNSPLIT`."""
     words = re.findall('[a-z]+', name.lower())
     return next((SPLITS[word] for word in words if word in SPLITS), UNSPLIT)
+
+
+def named_split(folders: Sequence[str]) -> str:
+    """Return the split that folders name as a word, as in ``train2017`` or ``obj_val_data``."""
+    return next(filter(None, map(split_in_name, reversed(folders))), UNSPLIT)
+
+
+def may_mean(name: str, file: str, split: str) -> bool:
+    """Return whether a name of a split can mean a file.
+
+    A file in other folders than the name can only mean it if these folders name no other split.
+    """
+    of_name, of_file = folders_apart(name, file)
+    found = named_split(of_file)
+    # the folders further above are those of another computer
+    return not found or (found == split and named_split(of_name[-1:]) in (UNSPLIT, split))
 
 
 def divide(samples: Sequence[Sample], root: Path) -> tuple[list[Sample], list[Sample]]:

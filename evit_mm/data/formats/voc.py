@@ -51,7 +51,7 @@ def read(source: Source) -> Content:
                 source.notes.add('annotation files are in no list of ImageSets/Main', file.name)
                 if image := _image(source.root, file, folder, ''):
                     content.add('unlisted', Sample(image, (0, 0)))
-            elif (sample := _sample(source, file, folder)) is not None:
+            elif (sample := _sample(source, file, folder, split)) is not None:
                 content.add(split, sample)
         if listed:
             missing = ', '.join(sorted(listed)[:5])
@@ -80,13 +80,13 @@ def _listed(folder: Path) -> Iterator[tuple[str, str]]:
                 yield with_slashes(line), split
 
 
-def _sample(source: Source, file: Path, folder: Path) -> Sample | None:
+def _sample(source: Source, file: Path, folder: Path, split: str) -> Sample | None:
     path = source.root / file
     tree = read_xml(path)
     if tree.tag != 'annotation':
         return None
     name = with_slashes(tree.findtext('filename') or '')
-    image = _image(source.root, file, folder, name) or source.find(name, split_of(file))
+    image = _image(source.root, file, folder, name) or source.find(name, file, split)
     if image is None:
         raise DataError(
             f"'{path}': image '{tree.findtext('filename')}' does not exist; put '{file.stem}.jpg' "

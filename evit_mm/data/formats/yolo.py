@@ -19,8 +19,10 @@ import yaml
 
 from ...errors import DataError
 from ..coco import read_text
-from ..images import OTHER_FOLDERS, difference, with_slashes
+from ..images import folders_apart, with_slashes
 from .samples import (
+    SPLITS,
+    UNSPLIT,
     Content,
     Sample,
     Source,
@@ -136,7 +138,7 @@ def _images(key: str, config: Mapping[str, Any], file: Path, source: Source) -> 
                 raise DataError(f"'{file}': '{key}' is '{entry}', which has no images; add some")
             yield from images
         elif path.suffix.lower() == '.txt':
-            yield from _listed(path, source)
+            yield from _listed(path, source, SPLITS[key])
         else:
             raise DataError(f"'{file}': '{key}' is '{entry}', but it must be a folder or a .txt")
 
@@ -148,7 +150,8 @@ def _resolve(entry: str, config: Mapping[str, Any], file: Path, key: str, source
     names = (entry.removeprefix('../'), entry, entry.removeprefix('data/'))
     bases = [file.parent / with_slashes(base)] if isinstance(base, str) and base else []
     tried = [folder / name for name in names for folder in (*bases, file.parent)]
-    found = next((path for path in tried if path.exists()), None) or source.find(entry)
+    found = next((path for path in tried if path.exists()), None)
+    found = found or source.find(entry, Path(file.name), SPLITS.get(key, UNSPLIT))
     if found is None:
         looked = ', '.join(f"'{path}'" for path in dict.fromkeys(tried))
         raise DataError(
@@ -162,14 +165,15 @@ def _lines(file: Path) -> list[str]:
     return [line.strip() for line in read_text(file).splitlines() if line.strip()]
 
 
-def _listed(file: Path, source: Source) -> Iterator[Path]:
+def _listed(file: Path, source: Source, split: str) -> Iterator[Path]:
     for number, line in enumerate(read_text(file).splitlines(), 1):
         name = with_slashes(line)
         if not name or Path(name).name.startswith('.'):
             continue
         names = (name, name.removeprefix('data/'))
         tried = [folder / n for n in names for folder in (file.parent, source.root)]
-        found = next((path for path in tried if path.is_file()), None) or source.find(name)
+        found = next((path for path in tried if path.is_file()), None)
+        found = found or source.find(name, Path(file.name), split)
         if found is None:
             raise DataError(
                 f"'{file}', line {number}: image '{name}' does not exist; correct the path, "
@@ -189,7 +193,7 @@ def _label_file(image: Path, source: Source) -> Path | None:
     names = [relative_name(place, source.root) for place in places] if found is None else []
     for name in names:
         for file in source.named.find(name):
-            if difference(name, file) != OTHER_FOLDERS:
+            if not any(folders_apart(name, file)):
                 return source.found(name, source.root / file)
     return found
 
