@@ -9,7 +9,6 @@ import logging
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -28,7 +27,7 @@ from ..checkpoint import check_exists, check_state_dict, extract_state_dict
 from ..data.pipeline import dataset_reader
 from ..errors import ConfigError, EvitError
 from ..utils.files import write_atomically
-from .config import checkpoints_of, name_fault
+from .config import checkpoints_of, config_name, name_fault
 from .console import file_only, prints_to_file, warnings_to_file
 from .evaluators import check_metrics
 from .faults import named_faults
@@ -192,7 +191,9 @@ class CheckedRunner(Runner):
             takes: Any = getattr(self.visualizer, 'visualize_cls', None)
             if isinstance(hook, CheckpointHook):
                 passed, takes = hook.args, self.save_checkpoint
-            known = inspect.signature(takes).parameters if takes else passed
+            known = inspect.signature(takes).parameters if takes else {}
+            if not takes or any(p.kind is p.VAR_KEYWORD for p in known.values()):
+                continue
             for key in passed:
                 if key not in known:  # name_fault recognises Python's own sentence
                     name = type(hook).__name__
@@ -228,9 +229,13 @@ class CheckedRunner(Runner):
         mmengine would give it to them at once, and a tracker starts its log with it.
         """
         built = super().build_visualizer(*args, **kwargs)
-        self._record_config = partial(built.add_config, self.cfg)
-        built.add_config = lambda _: None
+        built.add_config = lambda _: None  # until _record_config
         return built
+
+    def _record_config(self) -> None:
+        """Give the config to the backends of the visualizer."""
+        self.visualizer.__dict__.pop('add_config', None)  # that of build_visualizer
+        self.visualizer.add_config(self.cfg)
 
     def build_logger(self, *args: Any, **kwargs: Any) -> logging.Logger:
         """Build mmengine's logger and hide INFO messages on the console until the runner is built.
@@ -269,7 +274,7 @@ class CheckedRunner(Runner):
         """Check the data loader of a loop before its first batch."""
         with config_faults(self.cfg):
             dataset_reader(loop.dataloader.dataset)
-        check_batches(loop.dataloader, split, self.cfg.filename)
+        check_batches(loop.dataloader, split, config_name(self.cfg))
 
     def build_evaluator(self, evaluator: Any) -> Any:
         """Build the evaluator. mmengine's warnings about metrics go only to the log file."""
@@ -295,7 +300,7 @@ def build_runner(cfg: Config, launcher: str = 'none') -> Runner:
     runner = RUNNERS.get(cfg.get('runner_type', 'CheckedRunner'))
     if runner is None:
         raise ConfigError(
-            f"{cfg.filename}: unknown runner_type '{cfg.runner_type}'; use CheckedRunner, or "
+            f"{config_name(cfg)}: unknown runner_type '{cfg.runner_type}'; use CheckedRunner, or "
             'import the module of your runner in custom_imports'
         )
     try:
@@ -412,7 +417,7 @@ def config_faults(cfg: Mapping[str, Any]) -> Iterator[None]:
         text = str(error.args[0] if error.args else error)
         named = name_fault(cfg, text)
         if named is not None:
-            raise ConfigError(f'{getattr(cfg, "filename", None)}: {named}') from error
+            raise ConfigError(f'{config_name(cfg)}: {named}') from error
         said = text.replace('.__init__() got an unexpected keyword argument', ' has no argument')
         kind = '' if isinstance(error, ValueError) or said != text else f'{type(error).__name__}: '
-        raise ConfigError(f'{getattr(cfg, "filename", None)}: {kind}{said}') from error
+        raise ConfigError(f'{config_name(cfg)}: {kind}{said}') from error

@@ -131,6 +131,11 @@ def read_config(
     return cfg, notes
 
 
+def config_name(cfg: Mapping[str, Any]) -> str:
+    """Return the file of a config, or ``'the config'`` if it has none."""
+    return str(getattr(cfg, 'filename', None) or 'the config')
+
+
 def _check_names(cfg: Config, source: Source, known: set[str]) -> Iterator[str]:
     """Reject misspelled top-level names, and yield a note for each other name without a reader.
 

@@ -12,6 +12,7 @@ from mmengine.hooks import CheckpointHook, EarlyStoppingHook, Hook
 from ..data.counts import not_evaluated
 from ..errors import ConfigError
 from ..utils.text import did_you_mean
+from .config import config_name
 from .weights import unwrap
 
 
@@ -26,7 +27,7 @@ def check_metrics(runner: Any, evaluator: Any, hooks: Iterable[Hook] = ()) -> No
     for metric in metrics:
         if 'segm' in getattr(metric, 'metrics', ()) and not _has_masks(unwrap(runner.model)):
             raise ConfigError(
-                f"{runner.cfg.filename}: {type(metric).__name__} has metric='segm', but "
+                f"{config_name(runner.cfg)}: {type(metric).__name__} has metric='segm', but "
                 f"{type(unwrap(runner.model)).__name__} predicts no masks; use metric='bbox'"
             )
     # of mmdet's MultiDatasetsEvaluator
@@ -36,7 +37,7 @@ def check_metrics(runner: Any, evaluator: Any, hooks: Iterable[Hook] = ()) -> No
     twice = [name for name, number in names.items() if number > 1]
     if twice:
         raise ConfigError(
-            f"{runner.cfg.filename}: two evaluators give a metric '{twice[0]}', which mmengine "
+            f"{config_name(runner.cfg)}: two evaluators give a metric '{twice[0]}', which mmengine "
             "refuses after the evaluation; give each its own prefix, such as prefix='other'"
         )
     for hook in hooks:
@@ -44,7 +45,7 @@ def check_metrics(runner: Any, evaluator: Any, hooks: Iterable[Hook] = ()) -> No
             first = metrics[0] if metrics else None
             if 'auto' in hook.key_indicators and getattr(first, 'classwise', False):
                 raise ConfigError(
-                    f"{runner.cfg.filename}: save_best='auto' takes the first metric, which is "
+                    f"{config_name(runner.cfg)}: save_best='auto' takes the first metric, which is "
                     'the AP of one class because of classwise=True; name the metric, such as '
                     "save_best='coco/bbox_mAP'"
                 )
@@ -62,7 +63,7 @@ def _check_name(runner: Any, key: str, name: str, named: list[tuple[str, BaseMet
     fix = f'choose from {", ".join(names or prefixes)}'
     kinds = ', '.join(type(metric).__name__ for _, metric in named)
     raise ConfigError(
-        f"{runner.cfg.filename}: {key} is '{name}', which val_evaluator ({kinds}) does not "
+        f"{config_name(runner.cfg)}: {key} is '{name}', which val_evaluator ({kinds}) does not "
         f'give{did_you_mean(name, names)}; {fix}'
     )
 
@@ -77,16 +78,17 @@ def _gives(metric: BaseMetric, prefix: str, name: str) -> bool:
 
 
 def metric_names(metric: BaseMetric, prefix: str) -> list[str] | None:
-    """Return the names of the values of mmdet's CocoMetric and VOCMetric, or None for others.
+    """Return the names of the values of CocoMetric, HotCocoMetric and VOCMetric.
 
-    ``prefix`` comes before the metric's own prefix.
+    ``prefix`` comes before the metric's own prefix. The result is None for other metrics. A
+    subclass, such as mmdet's LVISMetric, can have other names.
     """
     from mmdet.evaluation import CocoMetric, VOCMetric
 
-    from ..evaluation.coco_metric import PRECISIONS, RECALLS
+    from ..evaluation.coco_metric import PRECISIONS, RECALLS, HotCocoMetric
 
     names: list[str] = []
-    if isinstance(metric, CocoMetric):
+    if type(metric) in (CocoMetric, HotCocoMetric):
         if metric.format_only:
             return []
         for kind in metric.metrics:
@@ -98,7 +100,7 @@ def metric_names(metric: BaseMetric, prefix: str) -> list[str] | None:
                 missing = not_evaluated(metric.iou_thrs)
                 items = metric.metric_items or PRECISIONS
                 names += [f'{kind}_{item}' for item in items if item not in missing]
-    elif isinstance(metric, VOCMetric) and metric.metric == 'mAP':
+    elif type(metric) is VOCMetric and metric.metric == 'mAP':
         names += ['mAP', *(f'AP{int(threshold * 100):02d}' for threshold in metric.iou_thrs)]
     else:
         return None

@@ -328,9 +328,9 @@ def test_a_good_config_is_green(shapes, tmp_path):
 
 def test_a_run_too_short_for_its_schedules_is_yellow(shapes, tmp_path):
     warm_up, decay = only(check_config(write_config(tmp_path, shapes), None, False), 'yellow')
-    assert warm_up.text.startswith(f'{tmp_path / "tiny.py"}: param_scheduler.0 (LinearLR) ends at')
-    assert warm_up.topic == 'runs' and warm_up.fix == 'set end to 8 or less'
-    assert 'T_max=12 from epoch 0 on, but the run has 2 epochs' in decay.text
+    assert warm_up.text.startswith(f'{tmp_path / "tiny.py"}: param_scheduler.0 (LinearLR) has end ')
+    assert warm_up.topic == 'runs' and warm_up.fix == 'set end to 8'
+    assert 'T_max 12, but the run ends at epoch 2' in decay.text
 
 
 @pytest.mark.parametrize('split', ['train', 'val', 'test'])

@@ -4,9 +4,17 @@ import mmengine.device
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.registry import VISBACKENDS
+from mmengine.visualization import LocalVisBackend
 
 from evit_mm.errors import ConfigError, DataError
-from evit_mm.runner.build import CheckedRunner, build_runner, config_faults, set_device
+from evit_mm.runner.build import (
+    REMOVABLE,
+    CheckedRunner,
+    build_runner,
+    config_faults,
+    set_device,
+)
 from tests.runner.test_loop import Layers
 
 
@@ -76,6 +84,41 @@ def test_arguments_that_a_hook_only_passes_on_are_checked(tmp_path, kind, option
         return
     with pytest.raises(ConfigError, match=f"custom_hooks.0.{key}: .* has no argument '{key}'"):
         build_runner(Config(cfg))
+
+
+class Forwarding(CheckedRunner):
+    def save_checkpoint(self, *args, **kwargs):
+        super().save_checkpoint(*args, **kwargs)
+
+
+def test_a_runner_that_passes_on_all_arguments_of_a_hook_is_not_refused(tmp_path):
+    hooks = {'checkpoint': {'type': 'CheckpointHook', 'backend_args': None, 'other': 1}}
+    cfg = {'model': {'type': Layers.__name__}, 'default_hooks': hooks, 'log_level': 'ERROR'}
+    cfg = Config({**cfg, 'work_dir': str(tmp_path), 'experiment_name': str(tmp_path)})
+    Forwarding.from_cfg(cfg)
+    with pytest.raises(ConfigError, match=r"^the config: .* has no argument 'other'"):
+        CheckedRunner.from_cfg(cfg)
+
+
+@VISBACKENDS.register_module(force=True)
+class Configs(LocalVisBackend):
+    given = []
+
+    def add_config(self, config, **kwargs):
+        self.given.append(config.name)
+
+
+def test_the_backends_get_the_config_when_the_run_has_begun_and_later_ones(tmp_path):
+    cfg = {'model': {'type': Layers.__name__}, 'name': 'first', 'log_level': 'ERROR'}
+    cfg = Config({**cfg, 'work_dir': str(tmp_path), 'experiment_name': str(tmp_path)})
+    cfg.visualizer = {'type': 'Visualizer', 'name': str(tmp_path)}
+    cfg.visualizer.vis_backends = [{'type': 'Configs'}]
+    cfg.default_hooks = dict.fromkeys(REMOVABLE)
+    runner = CheckedRunner.from_cfg(cfg)
+    assert Configs.given == []
+    runner.call_hook('after_test_iter', batch_idx=0, data_batch=None, outputs=[])
+    runner.visualizer.add_config(Config({'name': 'later'}))
+    assert Configs.given == ['first', 'later']
 
 
 def test_the_device_is_the_one_that_was_asked_for(monkeypatch):

@@ -7,7 +7,7 @@ import pytest
 from mmengine.config import Config
 
 from evit_mm.errors import ConfigError
-from evit_mm.runner.config import check_test_keys, load_config
+from evit_mm.runner.config import check_test_keys, config_name, load_config
 from tests.configs.test_configs import CONFIGS
 
 
@@ -50,6 +50,11 @@ def test_keys_of_mmdets_own_configs_pass(name):
     path = Path(mmdet.__file__).parent / '.mim' / 'configs' / f'{name}.py'
     check_test_keys(Config.fromfile(path).model.test_cfg, 'x.py')
     check_test_keys({'multi_label': True, 'max_per_img': 3}, 'x.py')
+
+
+def test_a_message_names_a_config_with_or_without_a_file():
+    assert config_name(Config({})) == config_name({}) == 'the config'
+    assert config_name(Config.fromfile(CONFIGS[0])) == str(CONFIGS[0])
 
 
 def test_a_config_may_have_keys_of_its_own_but_a_command_line_may_not(tmp_path):

@@ -4,10 +4,10 @@ import types
 
 import pytest
 import torch
-from mmdet.evaluation import MultiDatasetsEvaluator
+from mmdet.evaluation import CocoMetric, MultiDatasetsEvaluator
 from mmengine.evaluator import Evaluator
 from mmengine.hooks import CheckpointHook
-from mmengine.registry import init_default_scope
+from mmengine.registry import METRICS, init_default_scope
 
 import evit_mm.evaluation.coco_metric  # noqa: F401
 from evit_mm.errors import ConfigError
@@ -78,3 +78,19 @@ def test_the_best_checkpoint_by_a_threshold_that_is_not_evaluated(kind, threshol
             check(evaluator, hook)
     if kind == 'HotCocoMetric':
         assert ('coco/bbox_mAP_75' in evaluator.evaluate(1)) == known
+
+
+def test_the_names_of_a_subclass_are_its_own():
+    # as the LVISMetric of mmdet, which needs the package lvis
+    @METRICS.register_module(force=True)
+    class OtherNames(CocoMetric):
+        default_prefix = 'lvis'
+
+        def compute_metrics(self, results):
+            return {'bbox_AP': 1.0}
+
+    evaluator = evaluators({'type': 'OtherNames'})
+    assert evaluator.evaluate(1) == {'lvis/bbox_AP': 1}
+    check(evaluator, CheckpointHook(save_best='lvis/bbox_AP', rule='greater'))
+    with pytest.raises(ConfigError, match=r"'coco/bbox_AP', .* choose from lvis/\.\.\."):
+        check(evaluator, CheckpointHook(save_best='coco/bbox_AP', rule='greater'))

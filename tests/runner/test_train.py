@@ -555,7 +555,7 @@ def test_values_that_cannot_be_are_named(trained, tmp_path, options, message):
         ),
         (
             'train_dataloader.update(batch_size=32, drop_last=True, batch_sampler=None)',
-            'train_dataloader has no batch, because the data set has .* drop_last is True; set',
+            'train_dataloader has no batch with .* batch_size=32 and drop_last=True; use',
         ),
         (
             'val_dataloader = dict(loader, batch_size=32, drop_last=True)',
@@ -595,7 +595,7 @@ def test_what_a_rehearsal_refuses_a_training_refuses_before_its_first_image(
 def test_a_training_warns_as_its_rehearsal_does(data, tmp_path, monkeypatch):
     config = write_config(tmp_path, data, 'param_scheduler = [dict(type="StepLR", step_size=2)]')
     (note,) = rehearse(load_config(config, work_dir=str(tmp_path / 'work')))
-    assert 'param_scheduler.0 (StepLR) has step_size 2, but the run has 2 epochs' in note
+    assert 'param_scheduler.0 (StepLR) has step_size 2, but the run ends at epoch 2' in note
     loop = 'evit_mm.runner.loop.ExactTrainLoop.run'
     monkeypatch.setattr(loop, lambda loop: loop.runner.call_hook('before_train'))
     train(config, str(tmp_path / 'work'), device='cpu')
