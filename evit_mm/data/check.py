@@ -35,9 +35,17 @@ from .dataset_configs import (
     evaluates_each,
     is_remote,
     misnamed_classes,
+    placed_datasets,
     type_name,
 )
-from .evaluators import check_evaluator, detector_notes, loaded_counts, repair_faults
+from .evaluators import (
+    check_evaluator,
+    detector_notes,
+    loaded_counts,
+    option_faults,
+    option_notes,
+    repair_faults,
+)
 from .image_files import image_file_faults
 from .images import NUM_DECODED, UNDECODABLE, some
 from .masks import is_loadable
@@ -53,7 +61,7 @@ from .statements import (
 )
 
 Entries = Sequence[Mapping[str, Any]]
-LARGEST_COMPARED = 100_000_000  # bytes of a training file that a test reads, about two seconds
+LARGEST_COMPARED = 50_000_000  # bytes of a training file that a test reads, about three seconds
 
 
 @dataclass
@@ -143,10 +151,10 @@ def _check_split(
     """
     training = split == 'train'
     faults, notes = [*image_data_faults(cfg, split), *metainfo_faults(cfg, split)], []
-    datasets = list(coco_datasets(cfg, split))
+    datasets = list(placed_datasets(cfg, split))
     mixed = not training and len(datasets) > 1 and not evaluates_each(cfg, split)
     own: list[_Checked] = []
-    for place, dataset in enumerate(datasets):
+    for number, (place, dataset) in enumerate(datasets, 1):
         if is_remote(dataset):
             continue
         if misnamed := misnamed_classes(dataset):
@@ -161,11 +169,16 @@ def _check_split(
             notes += found.notes
             if found.counts is not None and not training:
                 notes += detector_notes(cfg, found.counts)
-        checked[key].names.append(split if len(datasets) == 1 else f'{split} {place + 1}')
+        checked[key].names.append(split if len(datasets) == 1 else f'{split} {number}')
         own.append(checked[key])
-    if mixed:
-        parts = [found.counts.images for found in own if found.counts is not None]
-        faults += mixed_faults(parts, coco_evaluators(cfg, split), split)
+    parts = [found for found in own if found.counts is not None]
+    if mixed and parts:
+        evaluators = coco_evaluators(cfg, split)
+        images = [found.counts.images for found in parts if found.counts]
+        faults += mixed_faults(images, evaluators, split)
+        for evaluator in evaluators:
+            faults += option_faults(evaluator, parts[0].coco, f'{split}_evaluator')
+            notes += option_notes(evaluator, f'{split}_evaluator')
     return faults, notes
 
 

@@ -11,7 +11,14 @@ from mmengine.config import Config
 from ..errors import DataError
 from ..utils.text import counted
 from .coco import read_coco
-from .dataset_configs import coco_datasets_in, find_datasets, metainfo_of
+from .dataset_configs import (
+    COCO_TYPES,
+    evaluates_each,
+    find_datasets,
+    metainfo_of,
+    type_name,
+    unwrap,
+)
 from .images import some
 
 Entries = Sequence[Mapping[str, Any]]
@@ -20,22 +27,35 @@ Entries = Sequence[Mapping[str, Any]]
 def metainfo_faults(cfg: Config, split: str) -> Iterator[str]:
     """Name what differs in the metainfo of the parts.
 
-    mmdet needs equal metainfo, except under ``ignore_keys``. Otherwise, its hooks fail in the first
-    epoch.
+    mmdet then has a list of metainfo, which neither ``NumClassCheckHook`` nor an evaluator of all
+    parts accepts. A key that the first lacks is an error of its own. If the classes differ, a
+    training gives one label to several classes.
     """
+    checked = split != 'test' and any(
+        type_name(hook) == 'NumClassCheckHook' for hook in cfg.get('custom_hooks') or ()
+    )
+    fails = checked or (split != 'train' and not evaluates_each(cfg, split))
     for joined in find_datasets(cfg, split, 'ConcatDataset'):
         ignored = joined.get('ignore_keys') or ()
-        ignored = [ignored] if isinstance(ignored, str) else ignored
-        first, *others = map(metainfo_of, coco_datasets_in(joined.get('datasets'))) or ({},)
-        for place, other in enumerate(others, 2):
-            for key in sorted({*first, *other}.difference(ignored)):
+        ignored = {ignored} if isinstance(ignored, str) else {*ignored}
+        parts = [
+            (place, metainfo_of(found))
+            for place, entry in enumerate(joined.get('datasets') or (), 1)
+            if not [*unwrap(entry, ('ConcatDataset',))]  # which is compared by itself
+            for found in unwrap(entry, COCO_TYPES)
+        ]
+        for place, other in parts[1:]:
+            first_place, first = parts[0]
+            for key in sorted({*first, *other} - ignored):
                 said = [_as_list(metainfo.get(key)) for metainfo in (first, other)]
-                if said[0] != said[1]:
-                    yield (
-                        f'metainfo.{key} of data set {place} of ConcatDataset differs from that '
-                        f'of the first ({_difference(*said)}); make them equal, or set '
-                        f"ignore_keys=['{key}'] in ConcatDataset to use that of the first"
-                    )
+                wrong = fails or key not in first or (key == 'classes' and split == 'train')
+                if said[0] == said[1] or not wrong:
+                    continue
+                fix = f", or set ignore_keys=['{key}'] in ConcatDataset" * (key != 'classes')
+                yield (
+                    f'metainfo.{key} of data set {place} of ConcatDataset differs from that of '
+                    f'data set {first_place}{_difference(*said)}; make them equal{fix}'
+                )
 
 
 def mixed_faults(
@@ -80,13 +100,10 @@ def _as_list(value: Any) -> Any:
 
 
 def _difference(first: Any, other: Any) -> str:
-    if not isinstance(first, list) or not isinstance(other, list):
-        return f'{other!r} and {first!r}'
-    if {*map(str, first)} == {*map(str, other)}:
-        return 'the order'
-    place = next(
-        (k for k, pair in enumerate(zip(first, other, strict=False)) if pair[0] != pair[1]),
-        min(len(first), len(other)),
-    )
-    shown = [repr(part[place]) if place < len(part) else 'nothing' for part in (other, first)]
-    return f'number {place + 1} is {shown[0]}, not {shown[1]}'
+    """Return the first entries that differ, if the values are lists."""
+    if isinstance(first, list) and isinstance(other, list):
+        for number, pair in enumerate(zip(other, first, strict=False), 1):
+            if pair[0] != pair[1]:
+                return f' (number {number} is {pair[0]!r}, not {pair[1]!r})'
+        return f' ({len(other)} entries, not {len(first)})'
+    return f' ({other!r}, not {first!r})'

@@ -13,6 +13,7 @@ from mmengine.fileio import list_from_file
 from ..errors import DataError
 from .coco import read_coco
 from .images import IMAGE_SUFFIXES
+from .pipeline import FROM_FILE, loading_steps, step_name
 
 # in coco_dataset.py and evaluation/coco_metric.py, which need mmdet
 TOLERANT, HOT_METRIC = 'TolerantCocoDataset', 'HotCocoMetric'
@@ -21,18 +22,19 @@ COCO_TYPES = ('CocoDataset', TOLERANT)
 
 def find_datasets(cfg: Config, split: str, *types: str) -> Iterator[Mapping[str, Any]]:
     """Yield the data sets of the given types, also inside RepeatDataset or ConcatDataset."""
-    yield from _unwrap((cfg.get(f'{split}_dataloader') or {}).get('dataset'), types)
+    yield from unwrap((cfg.get(f'{split}_dataloader') or {}).get('dataset'), types)
 
 
-def _unwrap(dataset: Any, types: tuple[str, ...]) -> Iterator[Mapping[str, Any]]:
+def unwrap(dataset: Any, types: tuple[str, ...]) -> Iterator[Mapping[str, Any]]:
+    """Yield the data sets of the given types in a config of data sets."""
     if isinstance(dataset, (list, tuple)):
         for item in dataset:
-            yield from _unwrap(item, types)
+            yield from unwrap(item, types)
     elif isinstance(dataset, Mapping):
         if str(dataset.get('type')).split('.')[-1] in types:
             yield dataset
         for key in ('dataset', 'datasets'):
-            yield from _unwrap(dataset.get(key), types)
+            yield from unwrap(dataset.get(key), types)
 
 
 def coco_datasets(cfg: Config, split: str) -> Iterator[Mapping[str, Any]]:
@@ -40,9 +42,13 @@ def coco_datasets(cfg: Config, split: str) -> Iterator[Mapping[str, Any]]:
     return find_datasets(cfg, split, *COCO_TYPES)
 
 
-def coco_datasets_in(dataset: Any) -> Iterator[Mapping[str, Any]]:
-    """Yield the configs of data sets in COCO format in a config of data sets."""
-    return _unwrap(dataset, COCO_TYPES)
+def placed_datasets(cfg: Config, split: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Yield the data sets in COCO format of a split with their place in a ``ConcatDataset``."""
+    dataset = (cfg.get(f'{split}_dataloader') or {}).get('dataset') or {}
+    joined = isinstance(dataset, Mapping) and type_name(dataset) == 'ConcatDataset'
+    for place, entry in enumerate(dataset.get('datasets') or () if joined else [dataset]):
+        for found in unwrap(entry, COCO_TYPES):
+            yield place, found
 
 
 def evaluates_each(cfg: Config, split: str) -> bool:
@@ -118,10 +124,13 @@ def misnamed_classes(dataset: Mapping[str, Any]) -> str:
 def image_suffixes(cfg: Config) -> tuple[str, ...]:
     """Return the suffixes, in lower case, of the images that the test pipeline reads.
 
-    They are those that OpenCV decodes, and those in the annotation file of the test set.
+    They are those that OpenCV decodes. If another transform than ``LoadImageFromFile`` reads the
+    images, the suffixes in the annotation file of the test set are added.
     """
     found = set(IMAGE_SUFFIXES)
     for dataset in coco_datasets(cfg, 'test'):
+        if [*map(step_name, loading_steps(dataset.get('pipeline') or ()))] in ([], [FROM_FILE]):
+            continue
         with suppress(DataError):  # such a file may be missing where images are only predicted
             images = read_coco(dataset_paths(dataset)['ann_file'], ('images',))['images']
             found |= {Path(image['file_name']).suffix.lower() for image in images}

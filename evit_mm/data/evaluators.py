@@ -99,8 +99,8 @@ def check_evaluator(
         Errors, notes, and what the evaluator counts. This is None if it cannot be known.
     """
     own, where = type_name(evaluator) == HOT_METRIC, f'{split}_evaluator'
-    faults = list(_option_faults(evaluator, file.coco, where))
-    notes = list(_option_notes(evaluator, where))
+    faults = list(option_faults(evaluator, file.coco, where))
+    notes = list(option_notes(evaluator, where))
     found = _counted(evaluator, file, ann_file, classes, loaded)
     if found is None:
         if '://' not in evaluator['ann_file']:
@@ -156,12 +156,13 @@ def _counted(
         return file, converted_counts(loaded)
     if '://' in path:
         return None
-    if not _is_same(path, ann_file) or file.tolerant != own:
+    same = _is_same(path, ann_file)
+    if not same or file.tolerant != own:
         try:
             coco, file = file.coco, read_annotations(path, tolerant=own)
         except DataError:
             return None
-        if not _agree(file.coco, coco, loaded):
+        if not same and not _agree(file.coco, coco, loaded):
             return None
     images = _ids(loaded.images) if own else None
     return file, evaluation_counts(file.coco, classes, images)
@@ -215,13 +216,13 @@ def _agree(one: Mapping[str, Entries], other: Mapping[str, Entries], loaded: Cou
         return images == other_images
     # the mean box of a class in an image may differ by rounding
     return boxes.keys() == other_boxes.keys() and all(
-        boxes[key][0] == other_boxes[key][0]
-        and np.allclose(boxes[key], other_boxes[key], rtol=0, atol=boxes[key][0])
-        for key in boxes
+        own[0] == other_boxes[key][0]
+        and all(abs(a - b) <= own[0] for a, b in zip(own, other_boxes[key], strict=True))
+        for key, own in boxes.items()
     )
 
 
-def _option_faults(
+def option_faults(
     evaluator: Mapping[str, Any], coco: Mapping[str, Entries], where: str
 ) -> Iterator[str]:
     """Name options with which COCO's AP is wrong."""
@@ -257,7 +258,7 @@ def _option_faults(
         )
 
 
-def _option_notes(evaluator: Mapping[str, Any], where: str) -> Iterator[str]:
+def option_notes(evaluator: Mapping[str, Any], where: str) -> Iterator[str]:
     """Name options with which metrics of COCO have another meaning or do not exist."""
     if not {'bbox', 'segm'} & set(_metrics(evaluator)):
         return

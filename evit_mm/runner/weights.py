@@ -80,11 +80,11 @@ def read_start(checkpoint: str | Path, model: nn.Module) -> dict[str, Any]:
     return {'state_dict': {**own, **fitting}}
 
 
-def check_classes(
-    trained: Mapping[str, Any] | None, metainfo: Mapping[str, Any], checkpoint: str | Path
-) -> None:
+def check_classes(trained: Mapping[str, Any] | None, metainfo: Any, checkpoint: str | Path) -> None:
     """Raise a ConfigError if the class names of a checkpoint differ from the config."""
     classes = (trained or {}).get('classes')
+    if not isinstance(metainfo, Mapping):
+        return  # of several data sets with classes of their own
     if classes is not None and list(classes) != list(metainfo['classes']):
         raise ConfigError(
             f"checkpoint '{checkpoint}' was trained with the classes {tuple(classes)}, but the "

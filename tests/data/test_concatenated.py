@@ -1,10 +1,13 @@
 import copy
 import json
+import types
 
 import cv2
 import numpy as np
 import pytest
+import torch
 from mmdet.datasets import CocoDataset
+from mmdet.engine.hooks import NumClassCheckHook
 from mmdet.registry import DATASETS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
@@ -91,26 +94,84 @@ def test_the_file_of_an_evaluator_has_the_images_of_all_data_sets(parts, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ('changes', 'message'),
+    ('changes', 'first', 'message'),
     [
-        ({'classes': ('dog', 'cat')}, 'metainfo.classes of data set 2 of ConcatDataset differs '),
-        ({'classes': ('cat',)}, "(number 2 is nothing, not 'dog'); make them equal, or set "),
-        ({'palette': [(1, 2, 3), (4, 5, 6)]}, "or set ignore_keys=['palette'] in ConcatDataset"),
-        ({'city': 'Rome'}, 'metainfo.city of data set 2 of ConcatDataset differs from that of '),
+        ({'classes': ('dog', 'cat')}, 0, "differs from that of data set 1 (number 1 is 'cat', not"),
+        ({'classes': ('cat',)}, 1, ' (1 entries, not 2); make them equal'),
+        ({'palette': [(1, 2, 3), (4, 5, 6)]}, 1, "equal, or set ignore_keys=['palette'] in Con"),
+        ({'city': 'Rome'}, 0, 'metainfo.city of data set 2 of ConcatDataset differs from that of '),
     ],
 )
-def test_metainfo_of_the_parts(changes, message, parts, tmp_path):
+def test_metainfo_of_the_parts(changes, first, message, parts, tmp_path):
     cfg = config(tmp_path, parts, 'train')
+    hooks = [{'type': 'NumClassCheckHook'}]
+    joined = cfg.train_dataloader.dataset
+    joined.datasets[first].metainfo.update(changes)
+
+    def faults(hooks):
+        cfg.custom_hooks = hooks
+        found = inspect_config_data(cfg, ('train',)).faults
+        return [fault for fault in found if 'ConcatDataset' in fault]
+
+    (fault,) = faults(hooks)
+    assert message in fault and ('ignore_keys' in fault) == ('classes' not in changes)
+    assert bool(faults([])) == ('classes' in changes)
+    # mmdet has a list of them then, where its hook expects a dict
+    runner = types.SimpleNamespace(model=torch.nn.Identity(), train_dataloader=None)
+    runner.train_dataloader = types.SimpleNamespace(dataset=DATASETS.build(joined))
+    with pytest.raises(AttributeError):
+        NumClassCheckHook().before_train_epoch(runner)
+    joined.ignore_keys = [*changes]
+    assert not faults(hooks)
+    runner.train_dataloader.dataset = DATASETS.build(joined)
+    NumClassCheckHook().before_train_epoch(runner)
+
+
+def test_a_key_that_the_first_part_lacks(parts, tmp_path):
+    cfg = config(tmp_path, parts, 'train')
+    cfg.train_dataloader.dataset.datasets[1].metainfo.city = 'Rome'
+    (fault,) = inspect_config_data(cfg, ('train',)).faults
+    assert (
+        "metainfo.city of data set 2 of ConcatDataset differs from that of data set 1 ('Rom"
+        in fault
+    )
+    with pytest.raises(KeyError, match='city'):
+        DATASETS.build(cfg.train_dataloader.dataset)
+
+
+def test_parts_of_other_kinds(parts, tmp_path):
+    cfg = config(tmp_path, parts, 'train')
+    one, two = cfg.train_dataloader.dataset.datasets
+    two.metainfo.classes = ('dog', 'cat')
+    joined = cfg.train_dataloader.dataset
+    for datasets in ([], [{'type': 'VOCDataset'}], [one], [one, {'type': 'VOCDataset'}]):
+        joined.datasets = datasets
+        assert not [f for f in inspect_config_data(cfg, ('train',)).faults if 'Concat' in f]
+    del joined['datasets']
     assert not inspect_config_data(cfg, ('train',)).faults
-    # for a key that only the second has, mmdet raises KeyError
-    cfg.train_dataloader.dataset.datasets[0 if 'city' in changes else 1].metainfo.update(changes)
+    joined.datasets = [{'type': 'VOCDataset'}, one, {'type': 'RepeatDataset', 'dataset': two}]
     faults = [f for f in inspect_config_data(cfg, ('train',)).faults if 'ConcatDataset' in f]
-    assert len(faults) == 1 and message in faults[0]
-    # mmdet has a list of them then, where its hooks expect a dict
-    assert isinstance(DATASETS.build(cfg.train_dataloader.dataset).metainfo, list)
-    cfg.train_dataloader.dataset.ignore_keys = [*changes]
-    assert not [f for f in inspect_config_data(cfg, ('train',)).faults if 'ConcatDataset' in f]
-    assert isinstance(DATASETS.build(cfg.train_dataloader.dataset).metainfo, dict)
+    assert (
+        len(faults) == 1
+        and 'data set 3 of ConcatDataset differs from that of data set 2' in faults[0]
+    )
+
+
+def test_each_data_set_has_its_own_metainfo_and_evaluator(parts, tmp_path):
+    metrics = [{'type': 'VOCMetric'}, *(metric(tmp_path / f'{part}.json') for part in 'ab')]
+    each = {'type': 'MultiDatasetsEvaluator', 'metrics': metrics, 'dataset_prefixes': [*'vab']}
+    cfg = config(tmp_path, parts, evaluator=each)
+    cfg.test_dataloader.dataset.datasets[1].metainfo.palette = [(1, 2, 3), (4, 5, 6)]
+    cfg.test_dataloader.dataset.datasets.insert(0, {'type': 'VOCDataset'})
+    assert not inspect_config_data(cfg, ('test',)).faults
+    cfg.test_evaluator = metric(tmp_path / 'a.json')
+    assert 'metainfo.palette of data set 3' in inspect_config_data(cfg, ('test',)).faults[0]
+
+
+def test_options_of_an_evaluator_of_two_data_sets(parts, tmp_path):
+    evaluator = {'type': 'CocoMetric', 'iou_thrs': [0.8]}
+    faults = inspect_config_data(config(tmp_path, parts, evaluator=evaluator), ('test',)).faults
+    assert any('test_evaluator.iou_thrs is set, with which CocoMetric' in fault for fault in faults)
 
 
 def test_classes_in_a_file(parts, tmp_path):

@@ -52,6 +52,9 @@ def test_images_have_the_suffixes_of_opencv_and_of_the_annotation_file(tmp_path)
     (tmp_path / 'a.json').write_text(json.dumps({'images': [image]}))
     dataset = {'type': 'CocoDataset', 'data_root': str(tmp_path), 'ann_file': 'a.json'}
     cfg = Config({'test_dataloader': {'dataset': dataset}})
+    assert '.fits' not in image_suffixes(cfg)  # which LoadImageFromFile does not read
+    dataset['pipeline'] = [{'type': 'LoadFits'}]
+    cfg = Config({'test_dataloader': {'dataset': dataset}})
     assert {'.jpg', '.jfif', '.fits'} <= {*image_suffixes(cfg)}
     (tmp_path / 'a.json').unlink()  # images can be predicted without it
     assert {'.jpg', '.jfif'} <= {*image_suffixes(cfg)} and '.fits' not in image_suffixes(cfg)

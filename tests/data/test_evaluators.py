@@ -273,7 +273,7 @@ def test_an_area_that_cannot_be_right(write):
         assert sizes(path) == figures
         faults, (note,) = said(config(path))
         assert not faults and re.search(text, note), note
-        assert note.endswith('or remove it so that HotCocoMetric does')
+        assert note.endswith('set area to width times height of the box')
         assert said(config(path, evaluator={'ann_file': None})) == [[], []]  # takes the boxes
     for annotation in coco['annotations']:
         del annotation['area']
