@@ -201,6 +201,23 @@ def test_yolo_polygons_give_their_box_and_keep_their_outline(tmp_path):
     assert first['area'] == pytest.approx(90)  # a triangle of 120 less one of 30
 
 
+def test_yolo_labels_with_keypoints_give_their_box(tmp_path):
+    line = '0 0.5 0.5 0.25 0.2 0.1 0.1 2 0.9 0.9 1'  # 11 columns would be a polygon, too
+    root = yolo(tmp_path / 'set', 'kpt_shape: [2, 3]\nnames: [cat, dog]', line)
+    data = find_data(root)
+    assert only(boxes(data.train)) == [CAT]
+    assert 'segmentation' not in data.train.ann_file.read_text()
+    (note,) = data.notes
+    assert note.startswith('keypoints were left out: 4 (train0.txt, line 1, ')
+    (root / 'labels' / 'val' / 'val1.txt').write_text('0 0.5 0.5 0.25 0.2 0.1 0.1')
+    assert said(root).startswith(
+        "'DIR/labels/val/val1.txt', line 1: 7 columns; by 'kpt_shape' a label has 11, class x_c"
+    )
+    for shape in ('23', '[17]', '[2, 4]', '[a, 3]', '{2: 3}'):
+        exports.write(root / 'data.yaml', f'train: images/train\nkpt_shape: {shape}\nnames: [cat]')
+        assert said(root).startswith("'DIR/data.yaml': 'kpt_shape' is ")
+
+
 def test_yolo_boxes_are_in_pixels_of_the_image_as_displayed(tmp_path):
     root = yolo(tmp_path / 'set')
     exif = Image.Exif()
