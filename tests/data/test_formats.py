@@ -1073,6 +1073,30 @@ def test_a_training_in_the_data_folder_changes_nothing(tmp_path):
     assert find_data(root) == before
 
 
+@pytest.mark.parametrize('file', ['last_checkpoint', 'epoch_1.pth', '20260101_101010/vis_data/x'])
+def test_a_training_in_any_folder_of_the_data_changes_nothing(file, tmp_path):
+    """mmengine's log has a JSON object per line, which is no valid JSON file."""
+    root = labelme(tmp_path / 'set', [SHAPE])
+    before = find_data(root)
+    for work_dir in ('mine', 'runs/mine'):
+        run = root / work_dir
+        exports.write(run / file, '')
+        exports.write(run / 'rtmdet.py', '')
+        log = (run / file).parent if 'vis_data' in file else run
+        exports.write(log / 'scalars.json', '{"loss": 1}\n{"loss": 2}\n')
+        picture(log / 'vis_image' / '0.jpg')
+    assert find_data(root) == before
+
+
+def test_a_data_folder_can_be_the_work_dir(tmp_path):
+    root = labelme(tmp_path / 'set', [SHAPE])
+    before = find_data(root)
+    for name in ('last_checkpoint', 'epoch_1.pth', 'rtmdet.py'):
+        exports.write(root / name, '')
+    exports.write(root / '20260101_101010' / 'vis_data' / 'scalars.json', '{"a": 1}\n{"b": 2}\n')
+    assert find_data(root) == before
+
+
 def test_links_to_folders_are_followed(tmp_path):
     voc(tmp_path / 'far')
     (tmp_path / 'set').mkdir()

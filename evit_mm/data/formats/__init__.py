@@ -35,6 +35,7 @@ from .samples import (
 CACHE = '.evit_mm'
 RECORD = 'source.json'
 OUTPUT = 'work_dirs'  # of trainings that were started in the data folder
+LOG, LAST = 'vis_data', 'last_checkpoint'  # of mmengine
 VERSION = 3  # of the converted files; increase it when a reader changes what it returns
 READ = ('.json', '.xml', '.yaml', '.yml', '.txt', '.data', '.names')  # besides the images
 SNIFFED = 5  # JSON files per folder that are opened to recognise a format
@@ -62,7 +63,7 @@ class Recognised:
 
 
 def scan(root: Path) -> Source:
-    """List the files of a data folder, without hidden files and folders.
+    """List the files of a data folder, without hidden files and folders, and without trainings.
 
     Raises:
         DataError: The folder does not exist.
@@ -76,6 +77,9 @@ def scan(root: Path) -> Source:
 
 def _visible(root: Path) -> Iterator[Path]:
     for parent, folders, names in os.walk(root, followlinks=True):
+        if Path(parent) != root and _is_training(folders, names):
+            folders.clear()
+            continue
         above = {os.path.realpath(path) for path in [Path(parent), *Path(parent).parents]}
         folders[:] = [
             name
@@ -89,6 +93,15 @@ def _visible(root: Path) -> Iterator[Path]:
             file = inner / name
             if not name.startswith('.') and (is_image(file) or file.suffix.lower() in READ):
                 yield file
+
+
+def _is_training(folders: list[str], names: list[str]) -> bool:
+    """Return whether a folder with this content is the work dir of a training, or one of its logs.
+
+    Its JSON files and pictures are no data.
+    """
+    suffixes = {os.path.splitext(name)[1] for name in names}
+    return LOG in folders or LAST in names or {'.pth', '.py'} <= suffixes
 
 
 def recognise(source: Source) -> Recognised:
