@@ -575,6 +575,26 @@ def test_labelme_shapes_give_boxes(tmp_path):
     assert said(root).startswith("'DIR/1.json': the image 'C:/pictures/1.jpg' of imagePath does")
 
 
+def test_labelme_files_that_were_renamed_with_their_images_keep_them(tmp_path):
+    root = labelme(tmp_path / 'set', [SHAPE])
+    other = json.loads((root / '0.json').read_text())
+    other['shapes'] = [{**SHAPE, 'label': 'dog'}]
+    other['imagePath'] = '1.jpg'
+    (root / '0.json').write_text(json.dumps(other))
+    data = find_data(root)
+    found = {**boxes(data.train), **boxes(data.val)}
+    dog = [('dog', CAT[1])]
+    assert found == {'0.jpg': dog} | {f'{number}.jpg': [CAT] for number in range(1, 6)}
+    assert data.notes[1:] == (
+        'imagePath is another image than the one beside the file, which was used: 1 '
+        "('0.jpg' for '1.jpg' in 0.json)",
+    )
+    (root / '0.jpg').rename(root / '9.jpg')  # nothing beside the file
+    (root / '0.json').write_text(json.dumps({**other, 'imagePath': '9.jpg'}))
+    data = find_data(root)
+    assert {**boxes(data.train), **boxes(data.val)}['9.jpg'] == dog and len(data.notes) == 1
+
+
 def test_labelme_says_what_it_makes_of_turned_boxes_and_masks(tmp_path):
     corners = [[5, 0], [10, 5], [5, 10], [0, 5]]
     shapes = [
