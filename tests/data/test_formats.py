@@ -534,6 +534,34 @@ def test_cvat_for_video_and_missing_images_are_refused(tmp_path):
     assert said(root).startswith("'DIR/annotations.xml', image 1 '0.jpg' does not exist; export")
 
 
+def again(root, file, old='', new=''):
+    """Copy an annotation file, with a change."""
+    path = root / file
+    path.with_stem(f'{path.stem}-2').write_text(path.read_text().replace(old, new))
+    return root
+
+
+@pytest.mark.parametrize(
+    ('make', 'file', 'image', 'number'),
+    [
+        (lambda root: cvat(root, BOX), 'annotations.xml', 'images/0.jpg', 6),
+        (lambda root: labelme(root, [SHAPE]), '0.json', '0.jpg', 1),
+        (voc, '0.xml', '0.jpg', 1),
+    ],
+    ids=['cvat', 'labelme', 'voc'],
+)
+def test_an_image_that_is_listed_twice_counts_once(make, file, image, number, tmp_path):
+    other = file.replace('.', '-2.')
+    data = find_data(again(make(tmp_path / 'same'), file))
+    assert data.train.num_images + data.val.num_images == 6 and only(boxes(data.train)) == [CAT]
+    start = f'images are listed again with the same objects, and count once: {number} ('
+    names = f"'{other}' and '{file}'" if other < file else f"'{file}' and '{other}'"
+    assert data.notes[1].startswith(f"{start}'{image}' in {names}")
+    root = again(make(tmp_path / 'other'), file, 'cat', 'dog')
+    message = f"'DIR': the image '{image}' is listed twice in {names}, with other objects each time"
+    assert said(root) == f'{message}; keep one of them'
+
+
 def labelme(root, shapes, name='{}.jpg'):
     for index in range(6):
         picture(root / f'{index}.jpg')

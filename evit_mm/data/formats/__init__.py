@@ -28,6 +28,7 @@ from .samples import (
     divide,
     images_in,
     is_image,
+    listed_once,
     relative_name,
     split_of,
 )
@@ -251,10 +252,12 @@ def note_unused(source: Source, kind: str, content: Content) -> None:
 
 
 def _split(content: Content, source: Source) -> None:
-    """Make a validation split if there is none."""
+    """Take each image of a split once, and make a validation split if there is none."""
     unsplit = content.splits.pop(UNSPLIT, [])
     content.splits['train'] = [*content.splits.get('train', []), *unsplit]
-    if not content.splits.get('val'):
+    for split in ('train', 'val'):
+        content.splits[split] = listed_once(content.splits.get(split, []), source)
+    if not content.splits['val']:
         if not content.splits['train']:
             return
         train, val = divide(content.splits['train'], source.root)

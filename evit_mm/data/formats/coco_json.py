@@ -110,7 +110,7 @@ def _add_images(content: Content, coco: Mapping[str, Any], file: Path, source: S
             )
         source.reads(image_file)
         samples[image['id']] = Sample(image_file, (image['width'], image['height']))
-        content.add(split_of_file(file), samples[image['id']])
+        content.add(split_of_file(file), samples[image['id']], file)
     lost = [name for name in missing if len(source.named.find(name)) < 2]
     if lost:
         raise DataError(

@@ -46,7 +46,7 @@ def read(source: Source) -> Content:
         sample = source.sample(image, [labels.get('imageWidth'), labels.get('imageHeight')])
         if sample is not None:
             _add_shapes(sample, labels['shapes'], path, source)
-            content.add(split_of(file), sample)
+            content.add(split_of(file), sample, file)
     content.sort_classes()
     listed = source.root / 'labels.txt'
     if listed.is_file():

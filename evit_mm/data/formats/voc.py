@@ -52,7 +52,7 @@ def read(source: Source) -> Content:
                 if image := _image(source.root, file, folder, ''):
                     content.add('unlisted', Sample(image, (0, 0)))
             elif (sample := _sample(source, file, folder, split)) is not None:
-                content.add(split, sample)
+                content.add(split, sample, file)
         if listed:
             missing = ', '.join(sorted(listed)[:5])
             raise DataError(
