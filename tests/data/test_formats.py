@@ -317,7 +317,16 @@ LABEL = "'DIR/labels/val/val1.txt', line 2: "
         ('cat .5 .5 .1 .1', LABEL + "'cat' is not a finite number"),
         ('0 nan .5 .1 .1', LABEL + "'nan' is not a finite number"),
         ('0 20 15 8 8', LABEL + 'the coordinates 20 15 8 8 are not all from 0 to 1; divide'),
-        ('0 .5 .5 -.1 .1', LABEL + 'the coordinates .5 .5 -.1 .1 are not all from 0'),
+        ('0 .5 .5 -.1 .1', LABEL + 'the coordinates .5 .5 -.1 .1 are not all from 0 to 1; correct'),
+        ('0 .5 .5 -.01 .1', LABEL + 'the coordinates .5 .5 -.01 .1 are not all from 0 to 1; corr'),
+        ('0 .5 .5 1.2 .1', LABEL + 'the coordinates .5 .5 1.2 .1 are not all from 0 to 1; correct'),
+        ('0 -.1 .5 .1 .1', LABEL + 'the coordinates -.1 .5 .1 .1 are not all from 0 to 1; correct'),
+        ('0 .1 .1 .5 .1 .5 1.2', LABEL + 'the coordinates .1 .1 .5 .1 .5 1.2 are not all from 0 '),
+        (
+            '0,.5,.5,.1,.1',
+            LABEL + '1 columns; a label has five, class x_center y_center width height, or a class '
+            'and the points of a polygon; separate them with spaces',
+        ),
     ],
 )
 def test_wrong_yolo_labels_are_named_with_file_and_line(line, message, tmp_path):

@@ -36,6 +36,7 @@ NAMES = ('data.yaml', 'data.yml', 'dataset.yaml', 'dataset.yml', 'obj.data')
 LOOKED = 'data.yaml or obj.data (YOLO)'
 KEYS = {'train': ('train',), 'val': ('val', 'valid', 'validation')}
 SLACK = 0.05  # a box may extend a little beyond its image
+PIXELS = 2  # coordinates above are in pixels
 
 
 def find(source: Source) -> list[Path]:
@@ -238,24 +239,29 @@ def _add_labels(
         # five columns are a box; an odd number from seven on is a class with a polygon
         if len(columns) != 5 and (len(columns) < 7 or len(columns) % 2 == 0):
             hint = ' (a sixth one is the score of a detection)' if len(columns) == 6 else ''
+            fix = '; separate them with spaces' if ',' in line or ';' in line else ''
             raise DataError(
                 f"'{file}', {place}: {len(columns)} columns{hint}; a label has five, class "
-                'x_center y_center width height, or a class and the points of a polygon'
+                f'x_center y_center width height, or a class and the points of a polygon{fix}'
             )
         label, *values = numbers(columns, file, place)
+        box = len(values) == 4
         if label not in range(len(classes)):
             raise DataError(
                 f"'{file}', {place}: class {columns[0]} is not one of the {len(classes)} classes 0 "
                 f"to {len(classes) - 1} of 'names'; correct the label or add the name"
             )
-        if min(values) < -SLACK or max(values) > 1 + SLACK:
+        if min(values) < -SLACK or max(values) > 1 + SLACK or (box and min(values[2:]) < 0):
+            fix = 'correct them; they are shares of the width and height of the image'
+            if max(values) > PIXELS:
+                fix = 'divide x by the width and y by the height of the image'
             raise DataError(
                 f"'{file}', {place}: the coordinates {' '.join(columns[1:])} are not all from 0 to "
-                '1; divide x by the width and y by the height of the image'
+                f'1; {fix}'
             )
         points = [v * (height if i % 2 else width) for i, v in enumerate(values)]
-        polygon = points if len(columns) > 5 else []
-        if not polygon:
+        polygon = [] if box else points
+        if box:
             x, y, w, h = points
             points = [x - w / 2, y - h / 2, x + w / 2, y + h / 2]
         name = classes[int(label)]
