@@ -476,6 +476,23 @@ def test_voc_lists_and_images_must_exist(tmp_path):
     assert said(root).startswith("'DIR/Annotations/2.xml': image '2.jpg' does not exist; put")
 
 
+@pytest.mark.parametrize(
+    'line', ['{}', '{}.jpg', '{} 1', '{}  -1', 'JPEGImages/{}', '.\\JPEGImages\\{}.jpg 1', '/a/{}.xml']
+)
+@pytest.mark.parametrize('stem', ['cat 1', 'a/c.d'])
+def test_voc_lists_may_name_the_image_its_folder_and_a_flag(line, stem, tmp_path):
+    """Names can have spaces and dots, too."""
+    for number, split in ((0, 'train'), (1, 'val')):
+        name = f'{stem}{number}'
+        picture(tmp_path / 'JPEGImages' / f'{name}.jpg')
+        about = {'file_name': Path(f'{name}.jpg').name, 'width': 40, 'height': 30}
+        text = exports.voc_xml(about, [('cat', 0, CAT[1])])
+        exports.write(tmp_path / 'Annotations' / f'{name}.xml', text)
+        exports.write(tmp_path / 'ImageSets/Main' / f'{split}.txt', f'{line.format(name)}\r\n\r\n')
+    data = find_data(tmp_path)
+    assert boxes(data.train) == {f'{Path(stem).name}0.jpg': [CAT]} and data.val.num_images == 1
+
+
 # --- CVAT, LabelMe, Label Studio
 
 
