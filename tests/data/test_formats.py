@@ -974,6 +974,19 @@ def test_a_users_attribute_called_rotation_changes_no_box(tmp_path):
     assert boxes(data.train) == {'train.jpg': [CAT]} and data.notes == ()
 
 
+@pytest.mark.parametrize('folder', ['images', 'train', 'images/train', 'train/data'])
+def test_a_missing_image_belongs_to_the_others(folder, tmp_path):
+    names = ['a/x.jpg', 'b/x[1].jpg', 'a/gone.jpg']
+    root = coco_set(tmp_path, names, [f'{folder}/{name}' for name in names[:2]], ['train'])
+    assert said(root) == (
+        "1 of 3 images of 'DIR/train/labels.json' do not exist (a/gone.jpg); put them into "
+        f"'DIR/{folder}'"
+    )
+    for path in tmp_path.rglob('*.jpg'):
+        path.unlink()
+    assert said(root).endswith("put them into 'DIR/images/train'")
+
+
 def test_coco_of_its_own_layout_is_converted_if_names_differ(cells, tmp_path):
     (tmp_path / 'annotations').mkdir()
     (tmp_path / 'images').symlink_to(cells / 'images')

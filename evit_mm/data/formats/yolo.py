@@ -2,7 +2,8 @@
 
 The rules are those of Ultralytics. ``train`` and ``val`` are a folder, a list file, or a list of
 these. The label file of ``images/a.jpg`` is ``labels/a.txt``, and an image without one has no
-objects. With ``kpt_shape``, a row has a box and keypoints, and only the box is used. Darknet, and CVAT as "YOLO 1.1", write ``obj.data`` instead of ``data.yaml``: lines such as
+objects. With ``kpt_shape``, a row has a box and keypoints, and only the box is used. Darknet, and
+CVAT as "YOLO 1.1", write ``obj.data`` instead of ``data.yaml``: lines such as
 ``train = data/train.txt``, where ``names`` is a file with one class per line and ``data/`` is the
 folder of ``obj.data``.
 """
