@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import random
+import re
 import shutil
 import unicodedata
 from concurrent.futures import ThreadPoolExecutor
@@ -1071,6 +1072,34 @@ def test_a_test_split_beside_the_own_layout_is_named(cells, tmp_path):
         'annotation files of the test split are not used: 1 (annotations/instances_test.json)',
         'images of the test split are not used: 1 (test/a.jpg)',
     )
+
+
+@pytest.mark.parametrize(
+    ('make', 'file', 'old', 'new'),
+    [
+        (voc, '0.xml', '<object>.*</object>', ''),
+        (lambda root: labelme(root, [SHAPE]), '0.json', r'"shapes": \[.*\]', '"shapes": []'),
+        (lambda root: cvat(root, BOX), 'annotations.xml', BOX, ''),
+        (
+            lambda root: coco_set(root, ['0.jpg', '1.jpg'], ['0.jpg', '1.jpg'], ['train']),
+            'train/labels.json',
+            r'"annotations": \[{[^}]*}, ',
+            '"annotations": [',
+        ),
+    ],
+    ids=['voc', 'labelme', 'cvat', 'coco'],
+)
+def test_only_images_that_a_file_lists_without_objects_are_background(
+    make, file, old, new, tmp_path
+):
+    path = make(tmp_path) / file
+    text = path.read_text()
+    path.write_text(re.sub(old, new, text, count=1, flags=re.DOTALL))
+    assert path.read_text() != text
+    picture(tmp_path / 'unlisted.jpg')
+    data = find_data(tmp_path)
+    found = {**boxes(data.train), **boxes(data.val)}
+    assert found['0.jpg'] == [] and found['1.jpg'] == [CAT] and 'unlisted.jpg' not in found
 
 
 def test_a_split_is_made_by_names(tmp_path):
