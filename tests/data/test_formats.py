@@ -446,6 +446,17 @@ def test_wrong_voc_files_are_named(change, message, tmp_path):
     assert said(root).startswith(message)
 
 
+@pytest.mark.parametrize('files', ['0.xml', '*.xml'])
+def test_voc_files_may_have_a_namespace(files, tmp_path):
+    root = voc(tmp_path)
+    for path in root.glob(files):
+        text = path.read_text().replace('<annotation>', '<annotation xmlns="http://a.org/b">')
+        path.write_text(text)
+    data = find_data(root)
+    assert data.train.num_images + data.val.num_images == 6
+    assert only({**boxes(data.train), **boxes(data.val)}) == [CAT]
+
+
 def test_voc_entities_are_not_opened(tmp_path):
     root = voc(tmp_path / 'set')
     secret = tmp_path / 'secret.txt'

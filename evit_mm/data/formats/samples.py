@@ -348,7 +348,7 @@ def bounds(points: Sequence[float]) -> list[float]:
 
 
 def read_xml(file: Path) -> ElementTree.Element:
-    """Read an XML file.
+    """Read an XML file. The tags are without their namespaces.
 
     ElementTree is safe for a stranger's file: its parser, expat, opens no external entity, and
     since version 2.4.1 it stops when nested entities grow too much.
@@ -357,19 +357,26 @@ def read_xml(file: Path) -> ElementTree.Element:
         DataError: The file is not valid XML.
     """
     try:
-        return ElementTree.fromstring(file.read_bytes())
+        tree = ElementTree.fromstring(file.read_bytes())
     except OSError as error:
         raise DataError(f"'{file}' cannot be read: {error}") from None
     except (ElementTree.ParseError, LookupError, ValueError) as error:
         raise DataError(f"'{file}' is not valid XML ({error}); export it again") from None
+    for element in tree.iter():
+        element.tag = _local(element.tag)
+    return tree
+
+
+def _local(tag: str) -> str:
+    return tag.rpartition('}')[2]  # {NAMESPACE}TAG
 
 
 def root_tag(file: Path) -> str:
-    """Return the name of the first element of an XML file, or an empty string."""
+    """Return the tag of the first element of an XML file, or an empty string."""
     try:
         with open(file, 'rb') as stream:
             for _, element in ElementTree.iterparse(stream, events=('start',)):
-                return element.tag
+                return _local(element.tag)
     except (OSError, ElementTree.ParseError, LookupError, ValueError):
         pass
     return ''
