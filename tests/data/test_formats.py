@@ -245,6 +245,18 @@ def test_yolo_images_without_labels_are_background(tmp_path):
     assert said(root).startswith("'DIR': no image has a label file; put the label of images/NAME")
 
 
+@pytest.mark.parametrize(('number', 'note'), [('2', 0), ('', 0), ('5', 1), ('two', 1)])
+def test_yolo_names_count_where_the_number_of_classes_differs(number, note, tmp_path):
+    data = find_data(yolo(tmp_path / 'yaml', f'nc: {number}\nnames: [cat, dog]'))
+    assert data.train.classes == ('cat', 'dog')
+    assert data.notes == (f"'nc' of data.yaml is {number}, but the 2 'names' count",) * note
+    root = darknet(tmp_path / 'darknet')
+    path = root / 'obj.data'
+    path.write_text(path.read_text().replace('classes = 2', f'classes = {number}'))
+    found = find_data(root).notes
+    assert found == (f"'classes' of obj.data is {number}, but the 2 'names' count",) * note
+
+
 def darknet(root, lists=('train', 'valid'), line='data/obj_{0}_data/{0}.jpg'):
     """The folder that CVAT exports as YOLO 1.1, with four images of a cat per split."""
     about = ['classes = 2', 'names = data/obj.names', 'backup = backup/']
