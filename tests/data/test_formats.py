@@ -501,7 +501,8 @@ def test_voc_lists_and_images_must_exist(tmp_path):
 
 
 @pytest.mark.parametrize(
-    'line', ['{}', '{}.jpg', '{} 1', '{}  -1', 'JPEGImages/{}', '.\\JPEGImages\\{}.jpg 1', '/a/{}.xml']
+    'line',
+    ['{}', '{}.jpg', '{} 1', '{}  -1', 'JPEGImages/{}', '.\\JPEGImages\\{}.jpg 1', '/a/{}.xml'],
 )
 @pytest.mark.parametrize('stem', ['cat 1', 'a/c.d'])
 def test_voc_lists_may_name_the_image_its_folder_and_a_flag(line, stem, tmp_path):

@@ -80,10 +80,10 @@ def read(source: Source) -> Content:
     if file.suffix.lower() == '.data' and isinstance(names, str):
         names = _lines(_resolve(names, config, file, 'names', source))
     content = Content(classes=_class_names(names, file))
-    key = 'classes' if file.suffix.lower() == '.data' else 'nc'
-    if config.get(key, '') not in ('', str(len(content.classes))):
-        number = len(content.classes)
-        source.notes.say(f"'{key}' of {file.name} is {config[key]}, but the {number} 'names' count")
+    said, number = 'classes' if file.suffix.lower() == '.data' else 'nc', len(content.classes)
+    if config.get(said, '') not in ('', str(number)):
+        text = f"'{said}' of {file.name} is {config[said]}, but the {number} 'names' count"
+        source.notes.say(text)
     keypoints = _keypoint_columns(config, file)
     labelled = 0
     for split, keys in KEYS.items():
