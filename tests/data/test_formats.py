@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import random
+import re
 import shutil
 import unicodedata
 from concurrent.futures import ThreadPoolExecutor
@@ -201,6 +202,23 @@ def test_yolo_polygons_give_their_box_and_keep_their_outline(tmp_path):
     assert first['area'] == pytest.approx(90)  # a triangle of 120 less one of 30
 
 
+def test_yolo_labels_with_keypoints_give_their_box(tmp_path):
+    line = '0 0.5 0.5 0.25 0.2 0.1 0.1 2 0.9 0.9 1'  # 11 columns would be a polygon, too
+    root = yolo(tmp_path / 'set', 'kpt_shape: [2, 3]\nnames: [cat, dog]', line)
+    data = find_data(root)
+    assert only(boxes(data.train)) == [CAT]
+    assert 'segmentation' not in data.train.ann_file.read_text()
+    (note,) = data.notes
+    assert note.startswith('keypoints were left out: 4 (train0.txt, line 1, ')
+    (root / 'labels' / 'val' / 'val1.txt').write_text('0 0.5 0.5 0.25 0.2 0.1 0.1')
+    assert said(root).startswith(
+        "'DIR/labels/val/val1.txt', line 1: 7 columns; by 'kpt_shape' a label has 11, class x_c"
+    )
+    for shape in ('23', '[17]', '[2, 4]', '[a, 3]', '{2: 3}'):
+        exports.write(root / 'data.yaml', f'train: images/train\nkpt_shape: {shape}\nnames: [cat]')
+        assert said(root).startswith("'DIR/data.yaml': 'kpt_shape' is ")
+
+
 def test_yolo_boxes_are_in_pixels_of_the_image_as_displayed(tmp_path):
     root = yolo(tmp_path / 'set')
     exif = Image.Exif()
@@ -225,6 +243,18 @@ def test_yolo_images_without_labels_are_background(tmp_path):
     )
     shutil.rmtree(root / 'labels')
     assert said(root).startswith("'DIR': no image has a label file; put the label of images/NAME")
+
+
+@pytest.mark.parametrize(('number', 'note'), [('2', 0), ('', 0), ('5', 1), ('two', 1)])
+def test_yolo_names_count_where_the_number_of_classes_differs(number, note, tmp_path):
+    data = find_data(yolo(tmp_path / 'yaml', f'nc: {number}\nnames: [cat, dog]'))
+    assert data.train.classes == ('cat', 'dog')
+    assert data.notes == (f"'nc' of data.yaml is {number}, but the 2 'names' count",) * note
+    root = darknet(tmp_path / 'darknet')
+    path = root / 'obj.data'
+    path.write_text(path.read_text().replace('classes = 2', f'classes = {number}'))
+    found = find_data(root).notes
+    assert found == (f"'classes' of obj.data is {number}, but the 2 'names' count",) * note
 
 
 def darknet(root, lists=('train', 'valid'), line='data/obj_{0}_data/{0}.jpg'):
@@ -300,7 +330,16 @@ LABEL = "'DIR/labels/val/val1.txt', line 2: "
         ('cat .5 .5 .1 .1', LABEL + "'cat' is not a finite number"),
         ('0 nan .5 .1 .1', LABEL + "'nan' is not a finite number"),
         ('0 20 15 8 8', LABEL + 'the coordinates 20 15 8 8 are not all from 0 to 1; divide'),
-        ('0 .5 .5 -.1 .1', LABEL + 'the coordinates .5 .5 -.1 .1 are not all from 0'),
+        ('0 .5 .5 -.1 .1', LABEL + 'the coordinates .5 .5 -.1 .1 are not all from 0 to 1; correct'),
+        ('0 .5 .5 -.01 .1', LABEL + 'the coordinates .5 .5 -.01 .1 are not all from 0 to 1; corr'),
+        ('0 .5 .5 1.2 .1', LABEL + 'the coordinates .5 .5 1.2 .1 are not all from 0 to 1; correct'),
+        ('0 -.1 .5 .1 .1', LABEL + 'the coordinates -.1 .5 .1 .1 are not all from 0 to 1; correct'),
+        ('0 .1 .1 .5 .1 .5 1.2', LABEL + 'the coordinates .1 .1 .5 .1 .5 1.2 are not all from 0 '),
+        (
+            '0,.5,.5,.1,.1',
+            LABEL + '1 columns; a label has five, class x_center y_center width height, or a class '
+            'and the points of a polygon; separate them with spaces',
+        ),
     ],
 )
 def test_wrong_yolo_labels_are_named_with_file_and_line(line, message, tmp_path):
@@ -419,6 +458,17 @@ def test_wrong_voc_files_are_named(change, message, tmp_path):
     assert said(root).startswith(message)
 
 
+@pytest.mark.parametrize('files', ['0.xml', '*.xml'])
+def test_voc_files_may_have_a_namespace(files, tmp_path):
+    root = voc(tmp_path)
+    for path in root.glob(files):
+        text = path.read_text().replace('<annotation>', '<annotation xmlns="http://a.org/b">')
+        path.write_text(text)
+    data = find_data(root)
+    assert data.train.num_images + data.val.num_images == 6
+    assert only({**boxes(data.train), **boxes(data.val)}) == [CAT]
+
+
 def test_voc_entities_are_not_opened(tmp_path):
     root = voc(tmp_path / 'set')
     secret = tmp_path / 'secret.txt'
@@ -448,6 +498,24 @@ def test_voc_lists_and_images_must_exist(tmp_path):
     assert note.startswith('annotation files are in no list of ImageSets/Main: 3 (3.xml')
     (root / 'JPEGImages' / '2.jpg').unlink()
     assert said(root).startswith("'DIR/Annotations/2.xml': image '2.jpg' does not exist; put")
+
+
+@pytest.mark.parametrize(
+    'line',
+    ['{}', '{}.jpg', '{} 1', '{}  -1', 'JPEGImages/{}', '.\\JPEGImages\\{}.jpg 1', '/a/{}.xml'],
+)
+@pytest.mark.parametrize('stem', ['cat 1', 'a/c.d'])
+def test_voc_lists_may_name_the_image_its_folder_and_a_flag(line, stem, tmp_path):
+    """Names can have spaces and dots, too."""
+    for number, split in ((0, 'train'), (1, 'val')):
+        name = f'{stem}{number}'
+        picture(tmp_path / 'JPEGImages' / f'{name}.jpg')
+        about = {'file_name': Path(f'{name}.jpg').name, 'width': 40, 'height': 30}
+        text = exports.voc_xml(about, [('cat', 0, CAT[1])])
+        exports.write(tmp_path / 'Annotations' / f'{name}.xml', text)
+        exports.write(tmp_path / 'ImageSets/Main' / f'{split}.txt', f'{line.format(name)}\r\n\r\n')
+    data = find_data(tmp_path)
+    assert boxes(data.train) == {f'{Path(stem).name}0.jpg': [CAT]} and data.val.num_images == 1
 
 
 # --- CVAT, LabelMe, Label Studio
@@ -517,6 +585,34 @@ def test_cvat_for_video_and_missing_images_are_refused(tmp_path):
     assert said(root).startswith("'DIR/annotations.xml', image 1 '0.jpg' does not exist; export")
 
 
+def again(root, file, old='', new=''):
+    """Copy an annotation file, with a change."""
+    path = root / file
+    path.with_stem(f'{path.stem}-2').write_text(path.read_text().replace(old, new))
+    return root
+
+
+@pytest.mark.parametrize(
+    ('make', 'file', 'image', 'number'),
+    [
+        (lambda root: cvat(root, BOX), 'annotations.xml', 'images/0.jpg', 6),
+        (lambda root: labelme(root, [SHAPE]), '0.json', '0.jpg', 1),
+        (voc, '0.xml', '0.jpg', 1),
+    ],
+    ids=['cvat', 'labelme', 'voc'],
+)
+def test_an_image_that_is_listed_twice_counts_once(make, file, image, number, tmp_path):
+    other = file.replace('.', '-2.')
+    data = find_data(again(make(tmp_path / 'same'), file))
+    assert data.train.num_images + data.val.num_images == 6 and only(boxes(data.train)) == [CAT]
+    start = f'images are listed again with the same objects, and count once: {number} ('
+    names = f"'{other}' and '{file}'" if other < file else f"'{file}' and '{other}'"
+    assert data.notes[1].startswith(f"{start}'{image}' in {names}")
+    root = again(make(tmp_path / 'other'), file, 'cat', 'dog')
+    message = f"'DIR': the image '{image}' is listed twice in {names}, with other objects each time"
+    assert said(root) == f'{message}; keep one of them'
+
+
 def labelme(root, shapes, name='{}.jpg'):
     for index in range(6):
         picture(root / f'{index}.jpg')
@@ -556,6 +652,26 @@ def test_labelme_shapes_give_boxes(tmp_path):
     assert said(root).startswith("'DIR/2.json', shape 1: 'points' is not a list of [x, y]; draw")
     (root / '1.jpg').unlink()
     assert said(root).startswith("'DIR/1.json': the image 'C:/pictures/1.jpg' of imagePath does")
+
+
+def test_labelme_files_that_were_renamed_with_their_images_keep_them(tmp_path):
+    root = labelme(tmp_path / 'set', [SHAPE])
+    other = json.loads((root / '0.json').read_text())
+    other['shapes'] = [{**SHAPE, 'label': 'dog'}]
+    other['imagePath'] = '1.jpg'
+    (root / '0.json').write_text(json.dumps(other))
+    data = find_data(root)
+    found = {**boxes(data.train), **boxes(data.val)}
+    dog = [('dog', CAT[1])]
+    assert found == {'0.jpg': dog} | {f'{number}.jpg': [CAT] for number in range(1, 6)}
+    assert data.notes[1:] == (
+        'imagePath is another image than the one beside the file, which was used: 1 '
+        "('0.jpg' for '1.jpg' in 0.json)",
+    )
+    (root / '0.jpg').rename(root / '9.jpg')  # nothing beside the file
+    (root / '0.json').write_text(json.dumps({**other, 'imagePath': '9.jpg'}))
+    data = find_data(root)
+    assert {**boxes(data.train), **boxes(data.val)}['9.jpg'] == dog and len(data.notes) == 1
 
 
 def test_labelme_says_what_it_makes_of_turned_boxes_and_masks(tmp_path):
@@ -883,6 +999,19 @@ def test_a_users_attribute_called_rotation_changes_no_box(tmp_path):
     assert boxes(data.train) == {'train.jpg': [CAT]} and data.notes == ()
 
 
+@pytest.mark.parametrize('folder', ['images', 'train', 'images/train', 'train/data'])
+def test_a_missing_image_belongs_to_the_others(folder, tmp_path):
+    names = ['a/x.jpg', 'b/x[1].jpg', 'a/gone.jpg']
+    root = coco_set(tmp_path, names, [f'{folder}/{name}' for name in names[:2]], ['train'])
+    assert said(root) == (
+        "1 of 3 images of 'DIR/train/labels.json' do not exist (a/gone.jpg); put them into "
+        f"'DIR/{folder}'"
+    )
+    for path in tmp_path.rglob('*.jpg'):
+        path.unlink()
+    assert said(root).endswith("put them into 'DIR/images/train'")
+
+
 def test_coco_of_its_own_layout_is_converted_if_names_differ(cells, tmp_path):
     (tmp_path / 'annotations').mkdir()
     (tmp_path / 'images').symlink_to(cells / 'images')
@@ -969,6 +1098,34 @@ def test_a_test_split_beside_the_own_layout_is_named(cells, tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ('make', 'file', 'old', 'new'),
+    [
+        (voc, '0.xml', '<object>.*</object>', ''),
+        (lambda root: labelme(root, [SHAPE]), '0.json', r'"shapes": \[.*\]', '"shapes": []'),
+        (lambda root: cvat(root, BOX), 'annotations.xml', BOX, ''),
+        (
+            lambda root: coco_set(root, ['0.jpg', '1.jpg'], ['0.jpg', '1.jpg'], ['train']),
+            'train/labels.json',
+            r'"annotations": \[{[^}]*}, ',
+            '"annotations": [',
+        ),
+    ],
+    ids=['voc', 'labelme', 'cvat', 'coco'],
+)
+def test_only_images_that_a_file_lists_without_objects_are_background(
+    make, file, old, new, tmp_path
+):
+    path = make(tmp_path) / file
+    text = path.read_text()
+    path.write_text(re.sub(old, new, text, count=1, flags=re.DOTALL))
+    assert path.read_text() != text
+    picture(tmp_path / 'unlisted.jpg')
+    data = find_data(tmp_path)
+    found = {**boxes(data.train), **boxes(data.val)}
+    assert found['0.jpg'] == [] and found['1.jpg'] == [CAT] and 'unlisted.jpg' not in found
+
+
 def test_a_split_is_made_by_names(tmp_path):
     root = voc(tmp_path / 'set', number=40)
     data = find_data(root)
@@ -1053,6 +1210,30 @@ def test_a_training_in_the_data_folder_changes_nothing(tmp_path):
     before = find_data(root)
     picture(root / 'work_dirs' / 'run' / 'pictures' / 'a.jpg')
     exports.write(root / 'work_dirs' / 'run' / 'a.yaml', 'names: [a]\ntrain: b')
+    assert find_data(root) == before
+
+
+@pytest.mark.parametrize('file', ['last_checkpoint', 'epoch_1.pth', '20260101_101010/vis_data/x'])
+def test_a_training_in_any_folder_of_the_data_changes_nothing(file, tmp_path):
+    """mmengine's log has a JSON object per line, which is no valid JSON file."""
+    root = labelme(tmp_path / 'set', [SHAPE])
+    before = find_data(root)
+    for work_dir in ('mine', 'runs/mine'):
+        run = root / work_dir
+        exports.write(run / file, '')
+        exports.write(run / 'rtmdet.py', '')
+        log = (run / file).parent if 'vis_data' in file else run
+        exports.write(log / 'scalars.json', '{"loss": 1}\n{"loss": 2}\n')
+        picture(log / 'vis_image' / '0.jpg')
+    assert find_data(root) == before
+
+
+def test_a_data_folder_can_be_the_work_dir(tmp_path):
+    root = labelme(tmp_path / 'set', [SHAPE])
+    before = find_data(root)
+    for name in ('last_checkpoint', 'epoch_1.pth', 'rtmdet.py'):
+        exports.write(root / name, '')
+    exports.write(root / '20260101_101010' / 'vis_data' / 'scalars.json', '{"a": 1}\n{"b": 2}\n')
     assert find_data(root) == before
 
 

@@ -75,7 +75,7 @@ def test_what_is_missing_is_named(tmp_path):
     with pytest.raises(DataError, match=r"train.json' has the categories .*'cat'.* but .*'cow'"):
         find_data(root)
     val.write_text(text.replace('val0', 'val9'))
-    missing = r"1 of 2 images of '\S+val.json' do not exist \(val9.png\); put .*/images/val'"
+    missing = r"1 of 2 images of '\S+val.json' do not exist \(val9.png\); put .*/set/val'"
     with pytest.raises(DataError, match=missing):
         find_data(root)
     (root / 'annotations' / 'instances_train.json').unlink()

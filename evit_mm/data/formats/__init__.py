@@ -28,6 +28,7 @@ from .samples import (
     divide,
     images_in,
     is_image,
+    listed_once,
     relative_name,
     split_of,
 )
@@ -35,6 +36,7 @@ from .samples import (
 CACHE = '.evit_mm'
 RECORD = 'source.json'
 OUTPUT = 'work_dirs'  # of trainings that were started in the data folder
+LOG, LAST = 'vis_data', 'last_checkpoint'  # of mmengine
 VERSION = 3  # of the converted files; increase it when a reader changes what it returns
 READ = ('.json', '.xml', '.yaml', '.yml', '.txt', '.data', '.names')  # besides the images
 SNIFFED = 5  # JSON files per folder that are opened to recognise a format
@@ -62,7 +64,7 @@ class Recognised:
 
 
 def scan(root: Path) -> Source:
-    """List the files of a data folder, without hidden files and folders.
+    """List the files of a data folder, without hidden files and folders, and without trainings.
 
     Raises:
         DataError: The folder does not exist.
@@ -76,6 +78,9 @@ def scan(root: Path) -> Source:
 
 def _visible(root: Path) -> Iterator[Path]:
     for parent, folders, names in os.walk(root, followlinks=True):
+        if Path(parent) != root and _is_training(folders, names):
+            folders.clear()
+            continue
         above = {os.path.realpath(path) for path in [Path(parent), *Path(parent).parents]}
         folders[:] = [
             name
@@ -89,6 +94,15 @@ def _visible(root: Path) -> Iterator[Path]:
             file = inner / name
             if not name.startswith('.') and (is_image(file) or file.suffix.lower() in READ):
                 yield file
+
+
+def _is_training(folders: list[str], names: list[str]) -> bool:
+    """Return whether a folder with this content is the work dir of a training, or one of its logs.
+
+    Its JSON files and pictures are no data.
+    """
+    suffixes = {os.path.splitext(name)[1] for name in names}
+    return LOG in folders or LAST in names or {'.pth', '.py'} <= suffixes
 
 
 def recognise(source: Source) -> Recognised:
@@ -238,10 +252,12 @@ def note_unused(source: Source, kind: str, content: Content) -> None:
 
 
 def _split(content: Content, source: Source) -> None:
-    """Make a validation split if there is none."""
+    """Take each image of a split once, and make a validation split if there is none."""
     unsplit = content.splits.pop(UNSPLIT, [])
     content.splits['train'] = [*content.splits.get('train', []), *unsplit]
-    if not content.splits.get('val'):
+    for split in ('train', 'val'):
+        content.splits[split] = listed_once(content.splits.get(split, []), source)
+    if not content.splits['val']:
         if not content.splits['train']:
             return
         train, val = divide(content.splits['train'], source.root)

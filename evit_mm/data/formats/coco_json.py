@@ -7,6 +7,7 @@ images, CVAT ``annotations/instances_default.json``, Label Studio ``result.json`
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -110,12 +111,12 @@ def _add_images(content: Content, coco: Mapping[str, Any], file: Path, source: S
             )
         source.reads(image_file)
         samples[image['id']] = Sample(image_file, (image['width'], image['height']))
-        content.add(split_of_file(file), samples[image['id']])
+        content.add(split_of_file(file), samples[image['id']], file)
     lost = [name for name in missing if len(source.named.find(name)) < 2]
     if lost:
         raise DataError(
             f"{len(lost)} of {len(coco['images'])} images of '{path}' do not exist ({some(lost)}); "
-            f"put them into '{source.root / 'images' / split_of_file(file)}'"
+            f"put them into '{_folder(named) or source.root / 'images' / split_of_file(file)}'"
         )
     if missing:
         raise DataError(
@@ -135,6 +136,13 @@ def _add_images(content: Content, coco: Mapping[str, Any], file: Path, source: S
             found.update(bbox=[x1, y1, x2 - x1, y2 - y1], area=(x2 - x1) * (y2 - y1))
             found['attributes'] = {**found['attributes'], 'rotation': 0}
         samples[annotation['image_id']].objects.append(found)
+
+
+def _folder(named: Mapping[Path, str]) -> Path | None:
+    """Return the folder that most images are in, given the path and the name of each."""
+    ends = [(path.as_posix(), f'/{with_slashes(name)}') for path, name in named.items()]
+    folders = Counter(path.removesuffix(end) for path, end in ends if path.endswith(end))
+    return Path(folders.most_common(1)[0][0]) if folders else None
 
 
 def image_folders(file: Path) -> list[Path]:

@@ -53,7 +53,7 @@ def read(source: Source) -> Content:
             sample = source.sample(_image(source, file, name, subset, split, place), _size(image))
             if sample is not None:
                 _add_shapes(sample, image, path, place, source)
-                content.add(split or split_of(file) or UNSPLIT, sample)
+                content.add(split or split_of(file) or UNSPLIT, sample, file)
     used = Content(splits=content.splits)
     used.sort_classes()
     content.classes += [name for name in used.classes if name not in content.classes]

@@ -54,7 +54,7 @@ def read(source: Source, files: list[Path]) -> Content:
             sample = source.sample(source.root / image, _size(regions))
             if sample is not None:
                 _add_regions(sample, regions, path, place, source)
-                content.add(split_of(image), sample)
+                content.add(split_of(image), sample, file)
     content.sort_classes()
     return content
 

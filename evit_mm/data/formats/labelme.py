@@ -41,11 +41,12 @@ def read(source: Source) -> Content:
         if not is_labelme(labels):
             source.notes.add('JSON files are not from LabelMe and were left out', file)
             continue
-        image = _image(file, with_slashes(str(labels['imagePath'])), source)
+        name = with_slashes(str(labels['imagePath']))
+        image = _beside(path, name, source) or _image(file, name, source)
         sample = source.sample(image, [labels.get('imageWidth'), labels.get('imageHeight')])
         if sample is not None:
             _add_shapes(sample, labels['shapes'], path, source)
-            content.add(split_of(file), sample)
+            content.add(split_of(file), sample, file)
     content.sort_classes()
     listed = source.root / 'labels.txt'
     if listed.is_file():
@@ -53,6 +54,19 @@ def read(source: Source) -> Content:
         order = [name for name in dict.fromkeys(order) if name not in NO_CLASS]
         content.classes = order + [name for name in content.classes if name not in order]
     return content
+
+
+def _beside(file: Path, name: str, source: Source) -> Path | None:
+    """Return the image of the same name beside a file whose imagePath has another one.
+
+    Renaming pairs of files leaves the old names in imagePath, which can now be of other images.
+    """
+    image = images_in(file.parent).get(file.stem)
+    if image is None or Path(name).stem == file.stem:
+        return None
+    kind = 'imagePath is another image than the one beside the file, which was used'
+    source.notes.add(kind, f"'{image.name}' for '{name}' in {file.name}")
+    return image
 
 
 def _image(file: Path, name: str, source: Source) -> Path:

@@ -40,11 +40,13 @@ class Sample:
         path: Image file.
         size: Width and height in pixels.
         objects: COCO annotations with ``name`` instead of ``category_id``, and without ids.
+        file: Annotation file, relative to the data folder, if several can list the image.
     """
 
     path: Path
     size: tuple[int, int]
     objects: list[dict[str, Any]] = field(default_factory=list)
+    file: Path = Path()
 
 
 @dataclass
@@ -57,8 +59,9 @@ class Content:
     splits: dict[str, list[Sample]] = field(default_factory=dict)
     classes: list[str] = field(default_factory=list)
 
-    def add(self, split: str, sample: Sample) -> None:
-        """Add an image to a split."""
+    def add(self, split: str, sample: Sample, file: Path = Path()) -> None:
+        """Add an image to a split; ``file`` is its annotation file."""
+        sample.file = file
         self.splits.setdefault(split, []).append(sample)
 
     def sort_classes(self) -> None:
@@ -215,6 +218,33 @@ def may_mean(name: str, file: str, split: str) -> bool:
     return not found or (found == split and named_split(of_name[-1:]) in (UNSPLIT, split))
 
 
+def listed_once(samples: Iterable[Sample], source: Source) -> list[Sample]:
+    """Return the images of a split, each once, with a note on those that are listed again.
+
+    Raises:
+        DataError: An image is listed again with other objects.
+    """
+
+    def objects(sample: Sample) -> list[tuple[str, list[float], int]]:
+        return sorted((o['name'], o['bbox'], o.get('iscrowd', 0)) for o in sample.objects)
+
+    found: dict[str, Sample] = {}
+    for sample in samples:
+        name = relative_name(sample.path, source.root)
+        first = found.setdefault(name, sample)
+        if first is sample:
+            continue
+        files = ' and '.join(f"'{file}'" for file in dict.fromkeys((first.file, sample.file)))
+        if objects(first) != objects(sample):
+            raise DataError(
+                f"'{source.root}': the image '{name}' is listed twice in {files}, with other "
+                'objects each time; keep one of them'
+            )
+        kind = 'images are listed again with the same objects, and count once'
+        source.notes.add(kind, f"'{name}' in {files}")
+    return [*found.values()]
+
+
 def divide(samples: Sequence[Sample], root: Path) -> tuple[list[Sample], list[Sample]]:
     """Divide images into training and validation by a hash of their names.
 
@@ -318,7 +348,7 @@ def bounds(points: Sequence[float]) -> list[float]:
 
 
 def read_xml(file: Path) -> ElementTree.Element:
-    """Read an XML file.
+    """Read an XML file. The tags are without their namespaces.
 
     ElementTree is safe for a stranger's file: its parser, expat, opens no external entity, and
     since version 2.4.1 it stops when nested entities grow too much.
@@ -327,19 +357,26 @@ def read_xml(file: Path) -> ElementTree.Element:
         DataError: The file is not valid XML.
     """
     try:
-        return ElementTree.fromstring(file.read_bytes())
+        tree = ElementTree.fromstring(file.read_bytes())
     except OSError as error:
         raise DataError(f"'{file}' cannot be read: {error}") from None
     except (ElementTree.ParseError, LookupError, ValueError) as error:
         raise DataError(f"'{file}' is not valid XML ({error}); export it again") from None
+    for element in tree.iter():
+        element.tag = _local(element.tag)
+    return tree
+
+
+def _local(tag: str) -> str:
+    return tag.rpartition('}')[2]  # {NAMESPACE}TAG
 
 
 def root_tag(file: Path) -> str:
-    """Return the name of the first element of an XML file, or an empty string."""
+    """Return the tag of the first element of an XML file, or an empty string."""
     try:
         with open(file, 'rb') as stream:
             for _, element in ElementTree.iterparse(stream, events=('start',)):
-                return element.tag
+                return _local(element.tag)
     except (OSError, ElementTree.ParseError, LookupError, ValueError):
         pass
     return ''

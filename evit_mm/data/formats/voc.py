@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Collection, Iterator
+from pathlib import Path, PurePosixPath
 
 from ...errors import DataError
 from ..coco import read_text
@@ -15,6 +16,7 @@ from .samples import (
     Sample,
     Source,
     images_in,
+    is_image,
     numbers,
     read_xml,
     root_tag,
@@ -23,6 +25,7 @@ from .samples import (
 
 LOOKED = 'Annotations/*.xml or *.xml beside the images (Pascal VOC)'
 IMAGE_FOLDERS = ('JPEGImages', 'images', 'Images', 'imgs', '')
+FLAG = re.compile(r'\s+-?[01]$')
 CORNERS = ('xmin', 'ymin', 'xmax', 'ymax')
 
 
@@ -43,7 +46,8 @@ def read(source: Source) -> Content:
             folder = folder.parent
         folders.setdefault(folder, []).append(file)
     for folder, files in folders.items():
-        listed = dict(_listed(source.root / folder / 'ImageSets' / 'Main'))
+        stems = {_stem(file, folder) for file in files}
+        listed = dict(_listed(source.root / folder / 'ImageSets' / 'Main', stems))
         has_lists = bool(listed)
         for file in files:
             split = listed.pop(_stem(file, folder), None) if has_lists else split_of(file)
@@ -52,7 +56,7 @@ def read(source: Source) -> Content:
                 if image := _image(source.root, file, folder, ''):
                     content.add('unlisted', Sample(image, (0, 0)))
             elif (sample := _sample(source, file, folder, split)) is not None:
-                content.add(split, sample)
+                content.add(split, sample, file)
         if listed:
             missing = ', '.join(sorted(listed)[:5])
             raise DataError(
@@ -69,15 +73,34 @@ def _stem(file: Path, folder: Path) -> str:
     return '/'.join(parts[1:] if parts[0] == 'Annotations' else parts)
 
 
-def _listed(folder: Path) -> Iterator[tuple[str, str]]:
-    """Yield the names in the lists, each with its split. trainval is used without the others."""
+def _listed(folder: Path, stems: Collection[str]) -> Iterator[tuple[str, str]]:
+    """Yield the names in the lists, each with its split. trainval is used without the others.
+
+    Args:
+        folder: Folder of the lists.
+        stems: Names of the annotation files.
+    """
     lists = {name: folder / f'{name}.txt' for name in ('train', 'val', 'test')}
     if not lists['train'].is_file():
         lists = {UNSPLIT: folder / 'trainval.txt', 'test': lists['test']}
     for split, file in lists.items():
         for line in read_text(file).splitlines() if file.is_file() else ():
-            if with_slashes(line):
-                yield with_slashes(line), split
+            if name := with_slashes(line):
+                yield next((n for n in _meant(name) if n in stems), name), split
+
+
+def _meant(line: str) -> Iterator[str]:
+    """Yield the names that a line of a list may mean.
+
+    Lists can have a flag after the name, as the lists of a class in the challenge, the suffix of
+    the image, and its folder.
+    """
+    for name in (line, FLAG.sub('', line)):
+        yield name
+        path = PurePosixPath(name)
+        path = path.with_suffix('') if is_image(Path(name)) or path.suffix == '.xml' else path
+        for start in range(len(path.parts)):
+            yield '/'.join(path.parts[start:])
 
 
 def _sample(source: Source, file: Path, folder: Path, split: str) -> Sample | None:

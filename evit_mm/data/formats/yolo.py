@@ -2,7 +2,8 @@
 
 The rules are those of Ultralytics. ``train`` and ``val`` are a folder, a list file, or a list of
 these. The label file of ``images/a.jpg`` is ``labels/a.txt``, and an image without one has no
-objects. Darknet, and CVAT as "YOLO 1.1", write ``obj.data`` instead of ``data.yaml``: lines such as
+objects. With ``kpt_shape``, a row has a box and keypoints, and only the box is used. Darknet, and
+CVAT as "YOLO 1.1", write ``obj.data`` instead of ``data.yaml``: lines such as
 ``train = data/train.txt``, where ``names`` is a file with one class per line and ``data/`` is the
 folder of ``obj.data``.
 """
@@ -36,6 +37,7 @@ NAMES = ('data.yaml', 'data.yml', 'dataset.yaml', 'dataset.yml', 'obj.data')
 LOOKED = 'data.yaml or obj.data (YOLO)'
 KEYS = {'train': ('train',), 'val': ('val', 'valid', 'validation')}
 SLACK = 0.05  # a box may extend a little beyond its image
+PIXELS = 2  # coordinates above are in pixels
 
 
 def find(source: Source) -> list[Path]:
@@ -78,6 +80,11 @@ def read(source: Source) -> Content:
     if file.suffix.lower() == '.data' and isinstance(names, str):
         names = _lines(_resolve(names, config, file, 'names', source))
     content = Content(classes=_class_names(names, file))
+    said, number = 'classes' if file.suffix.lower() == '.data' else 'nc', len(content.classes)
+    if config.get(said, '') not in ('', str(number)):
+        text = f"'{said}' of {file.name} is {config[said]}, but the {number} 'names' count"
+        source.notes.say(text)
+    keypoints = _keypoint_columns(config, file)
     labelled = 0
     for split, keys in KEYS.items():
         key = next((key for key in keys if config.get(key)), None)
@@ -95,7 +102,7 @@ def read(source: Source) -> Content:
                 name = relative_name(image, source.root)
                 source.notes.add('images have no label file and count as background', name)
             else:
-                _add_labels(sample, label, content.classes, source)
+                _add_labels(sample, label, content.classes, keypoints, source)
             content.add(split, sample)
     if config.get('test'):
         with suppress(DataError):  # exports can name a test split that they do not contain
@@ -123,6 +130,23 @@ def _class_names(names: Any, file: Path) -> list[str]:
     if not all(isinstance(name, str) and name for name in names) or len({*names}) < len(names):
         raise DataError(f"'{file}': 'names' has empty or repeated names; give each class its own")
     return list(names)
+
+
+def _keypoint_columns(config: Mapping[str, Any], file: Path) -> int:
+    """Return the number of columns after the box in the labels of a pose data set, or 0."""
+    shape = config.get('kpt_shape')
+    if not shape:
+        return 0
+    try:
+        number, values = map(int, shape) if isinstance(shape, list) else (0, 0)
+    except (TypeError, ValueError):
+        number = values = 0
+    if number < 1 or values not in (2, 3):
+        raise DataError(
+            f"'{file}': 'kpt_shape' is {shape}, but it must be the number of keypoints and 2 or 3, "
+            'such as [17, 3]; correct it, or remove it if the labels have no keypoints'
+        )
+    return number * values
 
 
 def _images(key: str, config: Mapping[str, Any], file: Path, source: Source) -> Iterator[Path]:
@@ -198,7 +222,9 @@ def _label_file(image: Path, source: Source) -> Path | None:
     return found
 
 
-def _add_labels(sample: Sample, file: Path, classes: Sequence[str], source: Source) -> None:
+def _add_labels(
+    sample: Sample, file: Path, classes: Sequence[str], keypoints: int, source: Source
+) -> None:
     width, height = sample.size
     source.reads(file)
     for number, line in enumerate(read_text(file).splitlines(), 1):
@@ -206,27 +232,41 @@ def _add_labels(sample: Sample, file: Path, classes: Sequence[str], source: Sour
         if not columns:
             continue
         place = f'line {number}'
+        if keypoints:
+            if len(columns) != 5 + keypoints:
+                raise DataError(
+                    f"'{file}', {place}: {len(columns)} columns; by 'kpt_shape' a label has "
+                    f'{5 + keypoints}, class x_center y_center width height and {keypoints} for '
+                    "the keypoints; correct the label or 'kpt_shape'"
+                )
+            source.notes.add('keypoints were left out', f'{file.name}, {place}')
+            columns = columns[:5]
         # five columns are a box; an odd number from seven on is a class with a polygon
         if len(columns) != 5 and (len(columns) < 7 or len(columns) % 2 == 0):
             hint = ' (a sixth one is the score of a detection)' if len(columns) == 6 else ''
+            fix = '; separate them with spaces' if ',' in line or ';' in line else ''
             raise DataError(
                 f"'{file}', {place}: {len(columns)} columns{hint}; a label has five, class "
-                'x_center y_center width height, or a class and the points of a polygon'
+                f'x_center y_center width height, or a class and the points of a polygon{fix}'
             )
         label, *values = numbers(columns, file, place)
+        box = len(values) == 4
         if label not in range(len(classes)):
             raise DataError(
                 f"'{file}', {place}: class {columns[0]} is not one of the {len(classes)} classes 0 "
                 f"to {len(classes) - 1} of 'names'; correct the label or add the name"
             )
-        if min(values) < -SLACK or max(values) > 1 + SLACK:
+        if min(values) < -SLACK or max(values) > 1 + SLACK or (box and min(values[2:]) < 0):
+            fix = 'correct them; they are shares of the width and height of the image'
+            if max(values) > PIXELS:
+                fix = 'divide x by the width and y by the height of the image'
             raise DataError(
                 f"'{file}', {place}: the coordinates {' '.join(columns[1:])} are not all from 0 to "
-                '1; divide x by the width and y by the height of the image'
+                f'1; {fix}'
             )
         points = [v * (height if i % 2 else width) for i, v in enumerate(values)]
-        polygon = points if len(columns) > 5 else []
-        if not polygon:
+        polygon = [] if box else points
+        if box:
             x, y, w, h = points
             points = [x - w / 2, y - h / 2, x + w / 2, y + h / 2]
         name = classes[int(label)]
