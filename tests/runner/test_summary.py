@@ -316,6 +316,25 @@ def test_the_text_names_time_memory_best_and_next_commands(data, tmp_path, monke
     ]  # fmt: skip
 
 
+def test_the_next_commands_use_the_values_of_a_run_whose_config_lies_in_its_work_dir(
+    data, tmp_path
+):
+    file = write_config(tmp_path, data)
+    runner = runner_with(tmp_path)
+    kept = tmp_path / 'log' / 'vis_data' / 'config.py'
+    kept.parent.mkdir(parents=True)
+    kept.touch()
+    runner.log_dir = str(tmp_path / 'log')
+    for options, used in (
+        ({'model.test_cfg.score_thr': 0.123}, kept),
+        ({'test_dataloader.batch_size': 7}, kept),
+        ({'train_dataloader.batch_size': 1}, file),  # a test reads nothing of it
+    ):
+        runner.cfg = load_config(file, options, str(tmp_path))
+        command = shlex.split(summary.next_commands(runner, 'best.pth')[0])
+        assert command[-2:] == [str(used), 'best.pth'], options
+
+
 def test_the_best_file_is_the_one_of_its_metric_and_in_the_folder(tmp_path):
     (tmp_path / 'a.pth').touch()
     for known, found in (
