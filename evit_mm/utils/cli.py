@@ -30,9 +30,15 @@ def run_tool(tool: Callable[[], Any], then: str = '') -> Any:
     In a locale with another encoding than UTF-8, the program starts again in UTF-8. With
     ``EVIT_MM_DEBUG=1``, the traceback is printed above the message. After Ctrl-C and SIGTERM, the
     message is ``interrupted`` or ``terminated``, followed by ``then``, and the exit status is 130
-    or 143, as in a shell.
+    or 143, as in a shell. An empty argument ends the program with the exit status 2.
     """
     use_utf8()
+    if '' in sys.argv[1:]:  # as a path, it would mean the current folder
+        before = sys.argv[sys.argv.index('', 1) - 1]
+        sys.stderr.write(
+            f"error: the argument after '{before}' is empty; if it is a shell variable, set it\n"
+        )
+        sys.exit(2)
     with _signals():
         try:
             return tool()

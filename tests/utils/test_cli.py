@@ -3,6 +3,7 @@
 import argparse
 import os
 import random
+import re
 import runpy
 import signal
 import subprocess
@@ -21,6 +22,23 @@ def fail(error, cause=None):
         raise error from cause
 
     return tool
+
+
+@pytest.mark.parametrize(
+    ('tool', 'arguments', 'said'),
+    [
+        ('train', ['--data', ''], "the argument after '--data' is empty"),
+        ('predict', ['a.py', 'b.pth', '', '--out', 'c'], "the argument after 'b.pth' is empty"),
+        ('report', [''], 'report.py. is empty'),
+        ('doctor', ['--data', ''], 'an argument is empty; if it is a shell variable, set it'),
+    ],
+)
+def test_an_empty_argument_is_no_path(tool, arguments, said, monkeypatch, capsys):
+    path = str(ROOT / 'tools' / f'{tool}.py')
+    monkeypatch.setattr(sys, 'argv', [path, *arguments])
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_path(path, run_name='__main__')
+    assert caught.value.code == 2 and re.search(said, capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(
