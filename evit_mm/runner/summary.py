@@ -214,6 +214,8 @@ def peak_memory() -> dict[str, float | None]:
 def describe(runner: Any, summary: Mapping[str, Any]) -> str:
     """Return the summary as text, with the next commands."""
     done = f'{runner.epoch} of {runner.max_epochs} epochs'
+    if runner.epoch > runner.max_epochs:  # resumed with fewer epochs than before
+        done = f'{runner.epoch} epochs'
     if isinstance(runner.train_loop, IterBasedTrainLoop):
         done = f'{runner.iter} of {runner.max_iters} iterations'
     seconds = datetime.timedelta(seconds=round(summary['seconds']))

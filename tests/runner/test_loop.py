@@ -162,6 +162,17 @@ def test_an_evaluation_is_done_once_wherever_the_run_was_cut(tmp_path, save_best
         assert again.losses == {k: x for k, x in whole.losses.items() if k[0] >= first}
 
 
+@pytest.mark.parametrize('epochs', [1, 2])
+def test_a_resumed_run_with_nothing_to_train_says_so_and_evaluates_no_epoch_beyond_the_last(
+    tmp_path, capfd, epochs
+):
+    run(tmp_path, checkpoint={'interval': 1})
+    _, again = run(tmp_path / 'b', tmp_path / 'epoch_2.pth', train_cfg={'max_epochs': epochs})
+    said = f'is from epoch 2, and train_cfg.max_epochs is {epochs}; set it above 2 to continue'
+    assert again.losses == {} and again.evaluated == ([2] if epochs == 2 else [])
+    assert said in capfd.readouterr().out
+
+
 @pytest.mark.parametrize(
     'when',
     [

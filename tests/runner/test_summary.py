@@ -295,6 +295,9 @@ def test_the_text_names_time_memory_best_and_next_commands(data, tmp_path, monke
     facts = {'finished': False, 'seconds': 3661.6, 'peak_memory_mib': memory, 'best': None}
     first = 'stopped after 3 of 5 epochs in 1:01:02; peak: 1.5 GiB of memory, 3.0 GiB of GPU memory'
     assert summary.describe(runner, facts).splitlines() == [first, 'no evaluation result']
+    runner.max_epochs = 2  # resumed with fewer epochs than before
+    assert summary.describe(runner, facts).startswith('stopped after 3 epochs in 1:01:02; peak')
+    runner.max_epochs = 5
     best = {'metric': 'a/b', 'value': 0.123456, 'epoch': 2, 'checkpoint': None}
     said = summary.describe(runner, {**facts, 'best': best}).splitlines()
     assert said[1:] == ['best a/b: 0.1235, epoch 2: its checkpoint is not in the work dir']
