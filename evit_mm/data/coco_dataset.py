@@ -20,6 +20,7 @@ from .coco import read_json, repaired
 
 THIN = 10  # longer side / shorter side
 
+
 class TolerantCOCO(COCO):
     """mmdet's COCO API with a tolerant reader.
 
