@@ -209,4 +209,10 @@ def test_one_command_from_a_folder_to_an_ap(writer, real_data, tmp_path):
     assert f"config: written to '{work.relative_to(tmp_path)}/rtmdet_m0_cells.py'" in done.stdout
     best = json.loads((work / 'summary.json').read_text())['best']
     assert best['metric'] == 'coco/bbox_mAP' and 0 <= best['value'] <= 1
+    # the config in the work dir has another scale
+    used = next(line for line in done.stdout.splitlines() if 'test.py' in line).split()[-2]
+    assert used.endswith('/vis_data/config.py') and Config.fromfile(tmp_path / used).scale == (
+        96,
+        64,
+    )
     assert Config.fromfile(str(work / 'rtmdet_m0_cells.py')).max_epochs == 100
