@@ -16,7 +16,7 @@ from evit_mm.report import write_report
 
 WIDTH = 1240
 # what is scrolled to, and how many pixels from there on
-PARTS = (('#summary', 566), ('#errors h2', 380), ('#images h2', 560))
+PARTS = (('#summary', 566), ('#errors h2', 404), ('#images h2', 560))
 
 
 def draw(page_file: Path, out: Path) -> None:

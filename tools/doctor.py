@@ -22,15 +22,15 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description='Check the environment, the data of a config and a checkpoint'
     )
-    parser.add_argument(
-        'config', nargs='?', help='config file (default: check only the environment)'
-    )
+    parser.add_argument('config', nargs='?', help='config (default: check only the environment)')
     parser.add_argument('checkpoint', nargs='?', help='checkpoint for the model of the config')
     parser.add_argument('--data', metavar='DIR', help='data folder, as for tools/train.py --data')
     parser.add_argument('--json', action='store_true', help='print the findings as JSON')
     parser.add_argument(
         '--all-images', action='store_true', help='decode all images (default: a few)'
     )
+    if '' in sys.argv[1:]:
+        parser.error('an argument is empty; if it is a shell variable, set it')
     return parser.parse_args()
 
 

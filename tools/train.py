@@ -1,11 +1,9 @@
 """Train a detector or classifier: python tools/train.py CONFIG, or --data DIR, and options."""
 
 import argparse
-import os
-import sys
 
 from evit_mm.runner.data_config import DEFAULT_MODEL, config_for_data, data_models
-from evit_mm.runner.train import train
+from evit_mm.runner.train import how_to_continue, train
 from evit_mm.utils.cli import add_cfg_options, add_device, add_launcher, parse_with_rank, run_tool
 from evit_mm.utils.distributed import is_first_process
 
@@ -54,6 +52,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    again = 'the same command' if '--resume' in sys.argv else 'the same command with --resume'
-    # the Makefile gives the command that its user has typed
-    run_tool(main, f'run {os.environ.get("EVIT_MM_CONTINUE", again)} to continue')
+    run_tool(main, how_to_continue)

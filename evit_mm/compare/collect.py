@@ -9,7 +9,7 @@ from typing import Any
 from mmengine.config import Config
 
 from ..errors import DataError
-from ..runner.work_dir import read_scalars
+from ..runner.work_dir import read_scalars, trained_config
 from ..utils.text import counted
 from .budget import name_of
 from .runs import PREFIX, claimed, training_seconds
@@ -41,8 +41,8 @@ def collect(
     rows: dict[str, Row] = {}
     alike: dict[str, tuple[Any, Path]] = {}
     for work_dir in map(Path, work_dirs):
-        cfg, scalars = _read(work_dir)
-        name = name_of(cfg.filename)
+        config, cfg, scalars = _read(work_dir)
+        name = name_of(config)
         row = rows.setdefault(name, Row(name, cfg))
         for what, value in _common(cfg, work_dir).items():
             other, where = alike.setdefault(what, (value, work_dir))
@@ -71,7 +71,8 @@ def collect(
         return write_tables(list(rows.values()), Path(out), about, published)
 
 
-def _read(work_dir: Path) -> tuple[Config, list[dict[str, Any]]]:
+def _read(work_dir: Path) -> tuple[str, Config, list[dict[str, Any]]]:
+    """Return the name of the config in a work dir, its values and the scalars."""
     configs = sorted(work_dir.glob('*.py'))
     scalars, _ = read_scalars(work_dir)
     if len(configs) != 1 or not scalars:
@@ -80,7 +81,7 @@ def _read(work_dir: Path) -> tuple[Config, list[dict[str, Any]]]:
             f'found {len(configs)}) and */vis_data/scalars.json (found '
             f'{counted(len(scalars), "entry")})'
         )
-    return Config.fromfile(configs[0]), scalars
+    return configs[0].stem, Config.fromfile(trained_config(work_dir)), scalars
 
 
 def _common(cfg: Config, work_dir: Path) -> dict[str, Any]:

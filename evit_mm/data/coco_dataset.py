@@ -10,11 +10,15 @@ from contextlib import redirect_stdout
 from io import StringIO
 from typing import Any
 
+import cv2
 from mmdet.datasets import CocoDataset
 from mmdet.datasets.api_wrappers import COCO
 from mmdet.registry import DATASETS
 
+from ..errors import DataError
 from .coco import read_json, repaired
+
+THIN = 10  # longer side / shorter side
 
 
 class TolerantCOCO(COCO):
@@ -42,6 +46,26 @@ class TolerantCocoDataset(CocoDataset):
     """mmdet's CocoDataset that reads annotation files with :class:`TolerantCOCO`.
 
     The arguments are the same as those of CocoDataset. With a complete file, the data are equal.
+    An image that becomes too thin in the pipeline is named.
     """
 
     COCOAPI = TolerantCOCO
+
+    def prepare_data(self, idx: int) -> Any:
+        """Run the pipeline on an image.
+
+        Raises:
+            DataError: The image is too thin to resize.
+        """
+        try:
+            return super().prepare_data(idx)
+        except cv2.error as error:  # the shorter side has become 0 pixels
+            info = self.get_data_info(idx)
+            width, height = info['width'], info['height']
+            thin = max(width, height) >= THIN * min(width, height)
+            if getattr(error, 'func', '') != 'resize' or not thin:
+                raise
+            raise DataError(
+                f"image '{info['img_path']}' has {width}x{height} pixels and is too thin to "
+                'resize; replace it or remove it from the annotations'
+            ) from None

@@ -14,7 +14,7 @@ from mmengine.config import Config
 
 from ..errors import ConfigError, DataError
 from ..runner.summary import read_summary
-from ..runner.work_dir import read_scalars
+from ..runner.work_dir import configs_in, read_scalars, trained_config
 
 METRIC = 'bbox_mAP'  # end of the name in CocoMetric, after an optional prefix
 NOT_RECORDED = 'not recorded'
@@ -29,7 +29,7 @@ class Run:
     Attributes:
         name: Name on the page: the name of the folder, or its path if the name is not unique.
         folder: Work dir.
-        config: Config of the training.
+        config: Config of the training, with all values.
         steps: ``(iteration, value)`` pairs of each logged training value, for example ``loss``.
         evaluations: ``(epoch or iteration, value)`` pairs of each metric.
         summary: Contents of ``summary.json``; empty if it cannot be read.
@@ -71,7 +71,7 @@ class Run:
         versions = [f'{name} {version}' for name, version in told.get('versions', {}).items()]
         machine = [f'{key}: {value}' for key, value in told.get('host', {}).items() if value]
         facts = {
-            'config': Path(self.config.filename).name,
+            'config': [*configs_in(self.folder), Path(self.config.filename)][0].name,
             'state': states[told.get('finished')],
             'best evaluation': best and f'AP {best[1]:.3f} after epoch {best[0]}',
             'training time': seconds and str(timedelta(seconds=round(seconds))),
@@ -103,17 +103,16 @@ def read_runs(work_dirs: Sequence[str | Path]) -> list[Run]:
 
 
 def _read(folder: Path, name: str) -> Run:
-    configs = sorted(folder.glob('*.py'), key=lambda file: file.stat().st_mtime)
-    configs = configs or sorted(folder.glob('*/vis_data/config.py'))
-    if not configs:
+    trained = trained_config(folder)
+    if trained is None:
         raise DataError(
             f"'{folder}' is not a work dir of tools/train.py: it contains no config (*.py)"
         )
     try:
-        config = Config.fromfile(str(configs[-1]))
+        config = Config.fromfile(str(trained))
     except Exception as error:  # a config is a Python program and can raise anything
         reason = f'{type(error).__name__}: {error}'
-        raise ConfigError(f"config '{configs[-1]}' cannot be read ({reason})") from error
+        raise ConfigError(f"config '{trained}' cannot be read ({reason})") from error
     logged, broken = read_scalars(folder)
     run = Run(
         name=name,

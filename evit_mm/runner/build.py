@@ -73,6 +73,7 @@ class CheckedRunner(Runner):
 
     resumed: dict[str, Any] | None = None  # content of the checkpoint to resume from
     made_work_dir = False  # whether the work dir is new
+    has_trained = False  # whether any run of this process has trained one iteration
     _evaluates = False
     _begun = False  # whether an iteration or an evaluation has succeeded
     _has_own_log = False  # False if another run of the same second writes to the same folder
@@ -119,6 +120,7 @@ class CheckedRunner(Runner):
             self._begun = True
             self._record_config()
             if not self._evaluates:
+                CheckedRunner.has_trained = True
                 self._record_start()
         if fn_name == 'before_train':
             for note in schedule_notes(self):

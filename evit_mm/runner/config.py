@@ -248,6 +248,11 @@ def name_fault(cfg: Mapping[str, Any], text: str) -> str | None:
         The message, or None for other errors.
     """
     known = _registered()
+    for split in ('train', 'val', 'test'):
+        loader = cfg.get(f'{split}_dataloader')
+        fault = _loader_fault(loader, text) if isinstance(loader, Mapping) else None
+        if fault is not None:
+            return fault.format(f'{split}_dataloader')
     for path, node in _nodes(cfg.to_dict() if isinstance(cfg, Config) else cfg, ''):
         kind = node.get('type', '')
         # mmengine has no message of its own for an unknown optimizer
@@ -268,6 +273,19 @@ def name_fault(cfg: Mapping[str, Any], text: str) -> str | None:
                 hint = did_you_mean(key, {*arguments} - {'self', 'args', 'kwargs'})
                 fix = hint or '; remove it or correct its name'
                 return f"{path}.{key}: {classes[0].__name__} has no argument '{key}'{fix}"
+    return None
+
+
+def _loader_fault(loader: Mapping[str, Any], text: str) -> str | None:
+    """Return a template with the fix if torch refuses settings of a loader that exclude others."""
+    for key, off in (('persistent_workers', False), ('prefetch_factor', None)):
+        if loader.get(key) and not loader.get('num_workers') and text.startswith(f'{key} option'):
+            return f'{{0}}.{key} needs num_workers above 0; set {{0}}.{key}={off}'
+    if loader.get('batch_sampler') and loader.get('drop_last') and 'mutually exclusive' in text:
+        return (
+            '{0}.drop_last=True has no effect beside {0}.batch_sampler; set {0}.drop_last=False '
+            'and {0}.batch_sampler.drop_last=True'
+        )
     return None
 
 

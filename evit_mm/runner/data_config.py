@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import re
 import statistics
+from contextlib import suppress
 from pathlib import Path
 from pprint import pformat
 
@@ -63,17 +64,21 @@ def config_for_data(
     file = Path(work_dir or Path('work_dirs') / name) / f'{name}.py'
     found = find_data(data)
     text = config_text(data, found, models[model])
+    last = f"config: '{file}'; edit it to change the training"
+    lock = file.parent / '.config.lock'
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        # the processes of a distributed training come together
-        with FileLock(file.parent / '.config.lock'):
-            if not file.exists():
-                write_atomically(file, text.encode())
-            is_edited = file.read_bytes() != text.encode()
+        if not file.exists():
+            with FileLock(lock):  # the processes of a distributed training come together
+                if not file.exists():
+                    write_atomically(file, text.encode())
+                    last = f"config: written to '{file}'; edit it to change the training"
+            with suppress(OSError):  # nobody writes any more, because the file exists
+                lock.unlink()
+        is_edited = file.read_bytes() != text.encode()
     except OSError as error:
         cannot = f"the config cannot be written to '{file.parent}' ({error.strerror})"
         raise ConfigError(f'{cannot}; choose another --work-dir') from None
-    last = f"config: written to '{file}'; edit it to change the training"
     if is_edited:
         _check_same_data(file, found)
         last = f"config: '{file}' exists and is used as it is; delete it to write it again"

@@ -12,6 +12,7 @@ import cv2
 from ..errors import DataError, EvitError
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+IN_WORKER = f'Caught {DataError.__name__} in DataLoader worker'
 
 
 def is_undecodable(error: cv2.error | AssertionError) -> bool:
@@ -25,10 +26,16 @@ def named_faults() -> Iterator[None]:
 
     Raises:
         EvitError: The disk is full, or a data loader worker has died.
-        DataError: An image cannot be decoded.
+        DataError: An image cannot be decoded, or a data set has raised this error in a worker.
     """
     try:
         yield
+    except DataError as error:
+        if not str(error).startswith(IN_WORKER):
+            raise
+        # torch has put the traceback of the worker into the message
+        last = str(error).rstrip().rpartition('\n')[2]
+        raise DataError(last.partition(f'{DataError.__name__}: ')[2] or last) from error
     except OSError as error:
         if error.errno not in NO_SPACE:
             raise

@@ -116,6 +116,8 @@ class GuardedDataset(Dataset):
             raise DataError(f"image '{name}' is truncated; {_FIX}")
         try:
             return self.dataset[index]
+        except DataError:  # the data set itself names the image
+            raise
         except Exception as error:  # the transform of a user that loads images can raise anything
             reason = self._reason(error, name)
             if reason is None:

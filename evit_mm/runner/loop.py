@@ -56,7 +56,13 @@ class ExactTrainLoop(EpochBasedTrainLoop):
         self.place = self.runner.message_hub.runtime_info.get(PLACE, {})
         self.runner.message_hub.update_info(PLACE, self.place)
         self.runner.call_hook('before_train')
-        if self._batches_done() == 0:
+        done, last = self._epoch, self._max_epochs
+        if done >= last:
+            self.runner.logger.warning(
+                f'nothing to train: the checkpoint is from epoch {done}, and '
+                f'train_cfg.max_epochs is {last}; set it above {done} to continue'
+            )
+        if self._batches_done() == 0 and done <= last:
             self._evaluate()  # if the last run was interrupted before its evaluation
         while self._epoch < self._max_epochs and not self.stop_training:
             self.run_epoch()

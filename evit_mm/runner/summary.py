@@ -26,11 +26,12 @@ from mmengine.registry import HOOKS
 from mmengine.runner import IterBasedTrainLoop
 
 from ..data.dataset_configs import coco_datasets, dataset_paths
+from ..errors import ConfigError
 from ..ops import PROVIDED
 from ..utils.files import read_json_dict, write_json
 from ..utils.package_files import MIM, project_path
 from ..utils.provenance import commit, cpu, versions
-from .config import is_classifier
+from .config import is_classifier, read_config
 from .resuming import resumed_from
 from .work_dir import pointed_at, recorded_config
 
@@ -45,6 +46,7 @@ BEST = 'evit_mm_best'  # key of the message hub, which is saved in checkpoints
 SECONDS = 'evit_mm_seconds'  # key of meta in checkpoints
 MAIN_METRIC = 'coco/bbox_mAP'  # with classwise=True, the first metric is the AP of one class
 MIB = 2**20
+TESTED = ('model', 'test_dataloader', 'test_evaluator', 'test_cfg')  # parts of a config
 
 
 @HOOKS.register_module()
@@ -212,6 +214,8 @@ def peak_memory() -> dict[str, float | None]:
 def describe(runner: Any, summary: Mapping[str, Any]) -> str:
     """Return the summary as text, with the next commands."""
     done = f'{runner.epoch} of {runner.max_epochs} epochs'
+    if runner.epoch > runner.max_epochs:  # resumed with fewer epochs than before
+        done = f'{runner.epoch} epochs'
     if isinstance(runner.train_loop, IterBasedTrainLoop):
         done = f'{runner.iter} of {runner.max_iters} iterations'
     seconds = datetime.timedelta(seconds=round(summary['seconds']))
@@ -242,7 +246,7 @@ def next_commands(runner: Any, checkpoint: str | Path) -> list[str]:
 
     They use the config in the work dir, which contains all overrides.
     """
-    folder, cfg, config = Path(runner.work_dir), runner.cfg, recorded_config(runner)
+    folder, cfg, config = Path(runner.work_dir), runner.cfg, _config_to_test(runner)
     commands: list[tuple[Any, ...]] = [('test', config, checkpoint)]
     if is_classifier(cfg):
         commands.append(('test', config, checkpoint, '--show-dir', folder / 'pictures'))
@@ -251,6 +255,19 @@ def next_commands(runner: Any, checkpoint: str | Path) -> list[str]:
         commands.append(('predict', config, checkpoint, images, '--out', folder / 'predictions'))
     commands.append(('report', folder, '-o', folder / 'report'))
     return [shlex.join([*_tool(tool), *map(_shown, rest)]) for tool, *rest in commands]
+
+
+def _config_to_test(runner: Any) -> Path:
+    """Return a config in the work dir with the values of the run in all that a test reads."""
+    file, source = recorded_config(runner), runner.cfg.filename
+    if source and file.exists() and file.samefile(source):  # it was not written by the run
+        kept, own = Path(runner.log_dir, 'vis_data', 'config.py'), runner.cfg.to_dict()
+        now: Mapping[str, Any] = {}
+        with suppress(ConfigError):  # the user can edit it while the run trains
+            now = read_config(file)[0].to_dict()
+        if kept.exists() and any(now.get(part) != own.get(part) for part in TESTED):
+            return kept
+    return file
 
 
 def _tool(name: str) -> list[str]:

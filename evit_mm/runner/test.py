@@ -59,6 +59,13 @@ def test(
     if out:
         _write_predictions(cfg, out)
         make_folder('--out', Path(out).parent)
+    evaluators = cfg.get('test_evaluator')
+    for metric in [evaluators] if isinstance(evaluators, Mapping) else evaluators or ():
+        if metric.get('format_only') and not metric.get('outfile_prefix'):
+            raise ConfigError(
+                f'{cfg.filename}: test_evaluator.format_only=True only writes the predictions, '
+                'but no file is given; add --out FILE.json'
+            )
     if show_dir:
         _draw_predictions(cfg, show_dir)
         make_folder('--show-dir', show_dir)

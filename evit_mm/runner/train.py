@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from ..errors import ConfigError
-from .build import build_runner, set_device
+from .build import CheckedRunner, build_runner, set_device
 from .config import load_config
 from .tracking import add_trackers
 from .work_dir import last_checkpoints
@@ -90,8 +91,22 @@ def train(
     runner = build_runner(cfg, launcher)
     for hook in hooks:
         runner.register_hook(hook)
+    # other runners do not tell
+    CheckedRunner.has_trained |= not isinstance(runner, CheckedRunner)
     runner.train()
     return runner
+
+
+def how_to_continue() -> str:
+    """Return what the user of ``tools/train.py`` can do after an interruption.
+
+    ``EVIT_MM_CONTINUE`` replaces the command. The Makefile sets it.
+    """
+    resumes = any(word.partition('=')[0] == '--resume' for word in sys.argv)
+    if not (resumes or CheckedRunner.has_trained):  # --resume would continue an earlier training
+        return 'nothing was trained; run the same command again'
+    again = 'the same command' if resumes else 'the same command with --resume'
+    return f'run {os.environ.get("EVIT_MM_CONTINUE", again)} to continue'
 
 
 def _use_amp(cfg: Config) -> None:

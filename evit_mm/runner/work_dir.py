@@ -48,6 +48,25 @@ def recorded_config(runner: Any) -> Path:
     return Path(runner.work_dir, Path(runner.cfg.filename or f'{runner.timestamp}.py').name)
 
 
+def trained_config(work_dir: str | Path) -> Path | None:
+    """Return the config of the last training in a work dir, or None if there is none.
+
+    This is the file that mmengine writes beside the scalars. It contains all values, whereas a
+    config that lies in the work dir itself can be the one that the user edits.
+    """
+    folder = Path(work_dir)
+    logs = [file.parent for file in sorted(folder.glob('*/vis_data/config.py'))]
+    # a test writes no scalars
+    logs = [log for log in logs if (log / 'scalars.json').exists()] or logs
+    return logs[-1] / 'config.py' if logs else next(iter(configs_in(folder)), None)
+
+
+def configs_in(work_dir: str | Path) -> list[Path]:
+    """Return the configs that lie in the work dir itself, the newest first."""
+    files = Path(work_dir).glob('*.py')
+    return sorted(files, key=lambda file: file.stat().st_mtime, reverse=True)
+
+
 def set_aside(work_dir: str | Path, timestamp: str, config: Path | None) -> Path | None:
     """Move the files of an earlier training into a subfolder, so that nothing is mixed or lost.
 

@@ -24,15 +24,21 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM, for example from a scheduler. It ends a tool as Ctrl-C does."""
 
 
-def run_tool(tool: Callable[[], Any], then: str = '') -> Any:
+def run_tool(tool: Callable[[], Any], then: str | Callable[[], str] = '') -> Any:
     """Call the main function of a tool, and exit with a one-line error message on failure.
 
     In a locale with another encoding than UTF-8, the program starts again in UTF-8. With
     ``EVIT_MM_DEBUG=1``, the traceback is printed above the message. After Ctrl-C and SIGTERM, the
-    message is ``interrupted`` or ``terminated``, followed by ``then``, and the exit status is 130
-    or 143, as in a shell.
+    message is ``interrupted`` or ``terminated``, followed by ``then`` or its result, and the exit
+    status is 130 or 143, as in a shell. An empty argument ends the program with the exit status 2.
     """
     use_utf8()
+    if '' in sys.argv[1:]:  # as a path, it would mean the current folder
+        before = sys.argv[sys.argv.index('', 1) - 1]
+        sys.stderr.write(
+            f"error: the argument after '{before}' is empty; if it is a shell variable, set it\n"
+        )
+        sys.exit(2)
     with _signals():
         try:
             return tool()
@@ -41,7 +47,8 @@ def run_tool(tool: Callable[[], Any], then: str = '') -> Any:
             if interrupt is not None:
                 ended = isinstance(interrupt, Terminated)
                 what = 'terminated' if ended else 'interrupted'
-                sys.stderr.write(f'{what}; {then}\n' if then else f'{what}\n')
+                advice = then() if callable(then) else then
+                sys.stderr.write(f'{what}; {advice}\n' if advice else f'{what}\n')
                 sys.exit(128 + (signal.SIGTERM if ended else signal.SIGINT))
             if not isinstance(error, (EvitError, OSError)):
                 raise

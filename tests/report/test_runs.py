@@ -83,11 +83,22 @@ def test_a_running_training_and_its_best_evaluation(tmp_path):
     assert facts['training time'] == '0:01:00'
     assert facts['peak memory'] == 'RAM 0.50 GiB, GPU 3.00 GiB'
     assert run.notes == [] and run.folder == folder
+    (folder / '20260101_000000' / 'vis_data' / 'config.py').unlink()
     for name, age in (('b.py', 9), ('c.py', 1), ('d.py', 5)):  # the newest counts
         (folder / name).write_text(f'model = dict(age={age})\n')
         os.utime(folder / name, (1e9 - age, 1e9 - age))
     run = runs.read_runs([folder])[0]
     assert run.config.model.age == 1 and 'age=1' in run.config_text
+
+
+def test_the_config_of_a_run_is_the_one_that_trained_and_not_an_edited_one(tmp_path):
+    folder = write_run(tmp_path / 'run', 'model = dict(edited=True)\n', [train_line(10, 1.0)])
+    for log, name in (('20260101_000000', 'trained'), ('20260102_000000', 'tested')):
+        (folder / log / 'vis_data').mkdir(parents=True, exist_ok=True)
+        (folder / log / 'vis_data' / 'config.py').write_text(f'model = dict({name}=True)\n')
+    run = runs.read_runs([folder])[0]  # a test writes a config, too, but no scalars
+    assert run.config.to_dict()['model'] == {'trained': True} and 'trained' in run.config_text
+    assert run.facts()['config'] == 'tiny.py'
 
 
 def test_up_to_eight_runs_have_colours_of_their_own(tmp_path, monkeypatch):

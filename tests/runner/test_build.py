@@ -6,6 +6,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import VISBACKENDS
 from mmengine.visualization import LocalVisBackend
+from torch.utils.data import BatchSampler, DataLoader
 
 from evit_mm.errors import ConfigError, DataError
 from evit_mm.runner.build import (
@@ -36,6 +37,30 @@ def test_errors_of_a_build_name_the_config(tmp_path, error, said):
     cfg = Config.fromfile(tmp_path / 'x.py')
     with pytest.raises(ConfigError, match=f'{said}$'), config_faults(cfg):
         raise error
+
+
+@pytest.mark.parametrize(
+    ('loader', 'fix'),
+    [
+        ({'num_workers': 0, 'persistent_workers': True}, {'persistent_workers': False}),
+        ({'num_workers': 0, 'prefetch_factor': 2}, {'prefetch_factor': None}),
+        (
+            {'batch_sampler': {'type': 'BatchSampler'}, 'drop_last': True},
+            {'drop_last': False, 'batch_sampler.drop_last': True},
+        ),
+    ],
+)
+def test_a_loader_with_settings_that_exclude_each_other_is_named_with_the_fix(loader, fix):
+    cfg = Config({'train_dataloader': {'num_workers': 1}, 'val_dataloader': loader})
+    built = dict(cfg.val_dataloader)
+    if 'batch_sampler' in built:
+        built['batch_sampler'] = BatchSampler(range(4), 2, False)
+    with pytest.raises(ConfigError) as caught, config_faults(cfg):
+        DataLoader(range(4), **built)
+    pairs = (f'val_dataloader.{key}={value}' for key, value in fix.items())
+    assert str(caught.value).endswith(f'; set {" and ".join(pairs)}')
+    built.update((key, value) for key, value in fix.items() if '.' not in key)
+    DataLoader(range(4), **built)  # torch accepts it
 
 
 @pytest.mark.parametrize('error', [RuntimeError('a'), DataError('a'), OSError('a')])

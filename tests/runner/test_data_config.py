@@ -6,6 +6,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -135,11 +136,22 @@ def test_a_link_to_the_data_gives_the_config_its_name(tmp_path, monkeypatch):
     assert config_for_data('cells')[0] == Path('work_dirs/rtmdet_m0_cells/rtmdet_m0_cells.py')
 
 
+def test_processes_that_come_together_write_the_config_once(tmp_path):
+    root = folder(tmp_path / 'set')
+    with ThreadPoolExecutor(8) as pool:
+        found = [pool.submit(config_for_data, root, work_dir=tmp_path / 'work') for _ in range(8)]
+    lines = [task.result()[1][-1] for task in found]
+    assert sum('written to' in line for line in lines) == 1
+    assert [path.name for path in (tmp_path / 'work').iterdir()] == ['rtmdet_m0_set.py']
+
+
 def test_an_edited_config_is_found_and_kept(tmp_path):
     root = folder(tmp_path / 'set')
     file, written = config_for_data(root, work_dir=tmp_path / 'work')
-    # the same for the other processes of a distributed training, and for the next run
-    assert config_for_data(root, work_dir=tmp_path / 'work') == (file, written)
+    # the next run
+    kept = f"config: '{file}'; edit it to change the training"
+    assert config_for_data(root, work_dir=tmp_path / 'work') == (file, [*written[:-1], kept])
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
     edited = file.read_text() + '\nlog_level = "ERROR"\n'
     file.write_text(edited)
     again, lines = config_for_data(root, work_dir=tmp_path / 'work')
@@ -197,4 +209,10 @@ def test_one_command_from_a_folder_to_an_ap(writer, real_data, tmp_path):
     assert f"config: written to '{work.relative_to(tmp_path)}/rtmdet_m0_cells.py'" in done.stdout
     best = json.loads((work / 'summary.json').read_text())['best']
     assert best['metric'] == 'coco/bbox_mAP' and 0 <= best['value'] <= 1
+    # the config in the work dir has another scale
+    used = next(line for line in done.stdout.splitlines() if 'test.py' in line).split()[-2]
+    assert used.endswith('/vis_data/config.py') and Config.fromfile(tmp_path / used).scale == (
+        96,
+        64,
+    )
     assert Config.fromfile(str(work / 'rtmdet_m0_cells.py')).max_epochs == 100

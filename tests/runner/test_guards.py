@@ -30,6 +30,7 @@ from mmengine.structures import BaseDataElement, InstanceData
 from torch.utils.data import BatchSampler, DataLoader
 
 from evit_mm.data import make_shapes
+from evit_mm.data.coco_dataset import TolerantCocoDataset
 from evit_mm.errors import ConfigError, DataError, EvitError
 from evit_mm.runner.faults import named_faults
 from evit_mm.runner.guards import NonFiniteLossHook, _plain
@@ -423,6 +424,25 @@ def test_the_exact_loader_has_all_settings_of_the_loader():
     )  # fmt: skip
     faults = [DataError('a'), DataError('b')]
     assert exact.collate_fn([1, 2]) == (1, 2) and exact.collate_fn([1, *faults]) is faults[0]
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_an_image_that_is_too_thin_to_resize_is_named_in_one_sentence(tmp_path, workers):
+    cv2.imwrite(str(tmp_path / 'thin.png'), np.zeros((500, 1, 3), np.uint8))
+    image = {'id': 1, 'file_name': 'thin.png', 'width': 1, 'height': 500}
+    found = {'images': [image], 'annotations': [], 'categories': [{'id': 1, 'name': 'cell'}]}
+    (tmp_path / 'all.json').write_text(json.dumps(found))
+    steps = [{'type': 'LoadImageFromFile'}, {'type': 'Resize', 'scale': (64, 64)}]
+    steps[1]['keep_ratio'] = True
+    dataset = TolerantCocoDataset(
+        ann_file=str(tmp_path / 'all.json'), data_prefix={'img': f'{tmp_path}/'}, pipeline=steps,
+        metainfo={'classes': ('cell',)}, test_mode=True,
+    )  # fmt: skip
+    said = f"image '{tmp_path}/thin.png' has 1x500 pixels and is too thin to resize; replace it"
+    with pytest.raises(DataError) as caught, named_faults():
+        list(DataLoader(dataset, num_workers=workers))
+    assert str(caught.value).startswith(said) and '\n' not in str(caught.value)
+    assert str(GuardedDataset(dataset, 'raise')[Seeded(0, 0)]).startswith(said)  # in training
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from torch import nn
 from evit_mm.checkpoint import read_checkpoint
 from evit_mm.errors import ConfigError, DataError
 from evit_mm.runner.build import CheckedRunner
+from evit_mm.runner.train import how_to_continue
 from tests.kills import free_port
 
 
@@ -160,6 +162,34 @@ def test_an_evaluation_is_done_once_wherever_the_run_was_cut(tmp_path, save_best
         assert again.evaluated == evaluated, name
         first = 3 * int(name[-1])
         assert again.losses == {k: x for k, x in whole.losses.items() if k[0] >= first}
+
+
+def test_an_interruption_before_the_first_iteration_is_not_to_be_resumed(tmp_path, monkeypatch):
+    monkeypatch.delenv('EVIT_MM_CONTINUE', raising=False)
+    monkeypatch.setattr(CheckedRunner, 'has_trained', False)
+    monkeypatch.setattr(sys, 'argv', ['train.py', 'a.py'])
+    with pytest.raises(DataError):
+        run(tmp_path / 'a', broken=range(10))
+    assert how_to_continue() == 'nothing was trained; run the same command again'
+    run(tmp_path / 'b')
+    assert how_to_continue() == 'run the same command with --resume to continue'
+    monkeypatch.setattr(CheckedRunner, 'has_trained', False)
+    for words in (['--resume'], ['--resume=b.pth']):
+        monkeypatch.setattr(sys, 'argv', ['train.py', 'a.py', *words])
+        assert how_to_continue() == 'run the same command to continue'
+    monkeypatch.setenv('EVIT_MM_CONTINUE', 'make look')
+    assert how_to_continue() == 'run make look to continue'
+
+
+@pytest.mark.parametrize('epochs', [1, 2])
+def test_a_resumed_run_with_nothing_to_train_says_so_and_evaluates_no_epoch_beyond_the_last(
+    tmp_path, capfd, epochs
+):
+    run(tmp_path, checkpoint={'interval': 1})
+    _, again = run(tmp_path / 'b', tmp_path / 'epoch_2.pth', train_cfg={'max_epochs': epochs})
+    said = f'is from epoch 2, and train_cfg.max_epochs is {epochs}; set it above 2 to continue'
+    assert again.losses == {} and again.evaluated == ([2] if epochs == 2 else [])
+    assert said in capfd.readouterr().out
 
 
 @pytest.mark.parametrize(

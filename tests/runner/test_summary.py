@@ -295,6 +295,9 @@ def test_the_text_names_time_memory_best_and_next_commands(data, tmp_path, monke
     facts = {'finished': False, 'seconds': 3661.6, 'peak_memory_mib': memory, 'best': None}
     first = 'stopped after 3 of 5 epochs in 1:01:02; peak: 1.5 GiB of memory, 3.0 GiB of GPU memory'
     assert summary.describe(runner, facts).splitlines() == [first, 'no evaluation result']
+    runner.max_epochs = 2  # resumed with fewer epochs than before
+    assert summary.describe(runner, facts).startswith('stopped after 3 epochs in 1:01:02; peak')
+    runner.max_epochs = 5
     best = {'metric': 'a/b', 'value': 0.123456, 'epoch': 2, 'checkpoint': None}
     said = summary.describe(runner, {**facts, 'best': best}).splitlines()
     assert said[1:] == ['best a/b: 0.1235, epoch 2: its checkpoint is not in the work dir']
@@ -314,6 +317,25 @@ def test_the_text_names_time_memory_best_and_next_commands(data, tmp_path, monke
     assert [shlex.split(line)[-2:] for line in commands] == [
         ['work/tiny.py', 'best.pth'], ['--show-dir', 'work/pictures'], ['-o', 'work/report'],
     ]  # fmt: skip
+
+
+def test_the_next_commands_use_the_values_of_a_run_whose_config_lies_in_its_work_dir(
+    data, tmp_path
+):
+    file = write_config(tmp_path, data)
+    runner = runner_with(tmp_path)
+    kept = tmp_path / 'log' / 'vis_data' / 'config.py'
+    kept.parent.mkdir(parents=True)
+    kept.touch()
+    runner.log_dir = str(tmp_path / 'log')
+    for options, used in (
+        ({'model.test_cfg.score_thr': 0.123}, kept),
+        ({'test_dataloader.batch_size': 7}, kept),
+        ({'train_dataloader.batch_size': 1}, file),  # a test reads nothing of it
+    ):
+        runner.cfg = load_config(file, options, str(tmp_path))
+        command = shlex.split(summary.next_commands(runner, 'best.pth')[0])
+        assert command[-2:] == [str(used), 'best.pth'], options
 
 
 def test_the_best_file_is_the_one_of_its_metric_and_in_the_folder(tmp_path):

@@ -473,6 +473,11 @@ def test_the_arguments_of_an_evaluation_reach_its_runner(tmp_path):
         dump = {'type': 'DumpDetResults', 'out_file_path': out}
         assert evaluators[-1] == dump and len(evaluators) == (3 if own == 'list' else 2)
         assert Path(out).parent.is_dir()
+    writes = {'test_evaluator.format_only': True}
+    for file in (None, f'{tmp_path}/a.pkl'):
+        with pytest.raises(ConfigError, match=r'format_only=True .*; add --out FILE\.json$'):
+            tested(out=file, options=writes)
+    assert tested(out=f'{tmp_path}/a.json', options=writes)['runner'].cfg.test_evaluator.format_only
     with pytest.raises(ConfigError, match='needs a single test_evaluator, not a list'):
         tested(out=f'{tmp_path}/a.json', options={'test_evaluator': two})
     scope = {'default_scope': 'mmpretrain'}

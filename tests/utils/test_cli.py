@@ -3,6 +3,7 @@
 import argparse
 import os
 import random
+import re
 import runpy
 import signal
 import subprocess
@@ -21,6 +22,23 @@ def fail(error, cause=None):
         raise error from cause
 
     return tool
+
+
+@pytest.mark.parametrize(
+    ('tool', 'arguments', 'said'),
+    [
+        ('train', ['--data', ''], "the argument after '--data' is empty"),
+        ('predict', ['a.py', 'b.pth', '', '--out', 'c'], "the argument after 'b.pth' is empty"),
+        ('report', [''], 'report.py. is empty'),
+        ('doctor', ['--data', ''], 'an argument is empty; if it is a shell variable, set it'),
+    ],
+)
+def test_an_empty_argument_is_no_path(tool, arguments, said, monkeypatch, capsys):
+    path = str(ROOT / 'tools' / f'{tool}.py')
+    monkeypatch.setattr(sys, 'argv', [path, *arguments])
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_path(path, run_name='__main__')
+    assert caught.value.code == 2 and re.search(said, capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +85,7 @@ def test_a_bug_is_not_made_a_line_of():
     ('number', 'status', 'said'),
     [(signal.SIGINT, 130, 'interrupted'), (signal.SIGTERM, 143, 'terminated')],
 )
-@pytest.mark.parametrize('then', ['', 'run it again'])
+@pytest.mark.parametrize('then', ['', 'run it again', lambda: 'run it again'])
 def test_a_signal_ends_a_tool_with_a_sentence_and_the_status_of_a_shell(
     number, status, said, then, capsys, request
 ):
@@ -78,7 +96,7 @@ def test_a_signal_ends_a_tool_with_a_sentence_and_the_status_of_a_shell(
     with pytest.raises(SystemExit) as caught:
         cli.run_tool(lambda: signal.raise_signal(number), then)
     assert caught.value.code == status
-    assert capsys.readouterr().err == f'{said}; {then}\n' if then else f'{said}\n'
+    assert capsys.readouterr().err == f'{said}; run it again\n' if then else f'{said}\n'
     assert signal.getsignal(signal.SIGTERM) is before
 
 
