@@ -28,7 +28,10 @@ MAX_EXAMPLES = 3
 TITLE = '# Object detection with EfficientViT'
 HOW = 'Drop a picture or click on an example. Then move the score or choose another checkpoint.'
 # a picture fits the screen, and its empty place is low
-CSS = '#picture { min-height: 12rem; } #picture img { max-height: 75vh; object-fit: contain; }'
+CSS = (
+    '#picture { min-height: 12rem; } #picture img { max-height: 75vh; object-fit: contain; } '
+    'fieldset label { max-width: 100%; } fieldset label span { overflow-wrap: anywhere; }'
+)
 CACHE = 600, 3600  # seconds: how often old uploads are deleted, and their maximum age
 
 
@@ -92,12 +95,15 @@ def load_detectors(
     """Load the detectors of ``[config, checkpoint, config, checkpoint, ...]``, by display name."""
     if len(pairs) % 2:
         raise ConfigError('each CONFIG needs a CHECKPOINT; give both in pairs')
-    return {
-        f'{Path(config).stem} · {checkpoint}': Detector(
-            load_detector_config(config, cfg_options), checkpoint, device
-        )
-        for config, checkpoint in zip(pairs[::2], pairs[1::2], strict=True)
-    }
+    given = list(zip(pairs[::2], pairs[1::2], strict=True))
+    names = [f'{Path(config).stem} · {Path(checkpoint).name}' for config, checkpoint in given]
+    if len({*names}) < len(names):  # of two work dirs
+        names = [f'{config} · {checkpoint}' for config, checkpoint in given]
+    detectors = [
+        Detector(load_detector_config(config, cfg_options), checkpoint, device)
+        for config, checkpoint in given
+    ]
+    return dict(zip(names, detectors, strict=True))
 
 
 def build_page(detectors: Mapping[str, Detector], score_thr: float = 0.3) -> Any:
