@@ -109,6 +109,14 @@ def test_a_validation_file_with_other_categories_is_converted(categories, classe
     assert [classes[label] for label in labels] == [names[kind] for kind in kinds]
 
 
+def test_a_broken_link_is_a_missing_image(tmp_path):
+    root = write(tmp_path / 'set')
+    (root / 'train' / 'train0.png').unlink()
+    (root / 'train' / 'train0.png').symlink_to('nowhere.png')
+    with pytest.raises(DataError, match=r"1 of 2 images of '.*' do not exist \(train0.png\)"):
+        find_data(root)
+
+
 def test_without_validation_images_some_training_images_take_their_place(tmp_path):
     root = write(tmp_path / 'set')
     (root / 'annotations' / 'instances_val.json').unlink()

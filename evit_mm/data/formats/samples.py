@@ -125,6 +125,7 @@ class Source:
         """
         split = split or named_split(listed.parts[:-1])
         files = [file for file in self.named.find(name) if may_mean(name, file, split)]
+        files = [file for file in files if (self.root / file).is_file()]  # no broken link
         return self.found(name, self.root / files[0]) if len(files) == 1 else None
 
     def found(self, name: str, path: Path) -> Path:
