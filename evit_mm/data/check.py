@@ -46,6 +46,7 @@ from .evaluators import (
     option_notes,
     repair_faults,
 )
+from .formats import CACHE
 from .image_files import image_file_faults
 from .images import NUM_DECODED, UNDECODABLE, some
 from .masks import is_loadable
@@ -262,7 +263,10 @@ def _check(
     pipeline: Sequence[Any],
 ) -> _Checked:
     """Check a data set, and the evaluators that evaluate on it."""
-    checked, named = _Checked([], [], Path(img_dir)), f"'{ann_file}': "
+    checked, folder = _Checked([], [], Path(img_dir)), Path(ann_file).parent
+    # the user corrects the files that the conversion has read
+    converted = f", converted from '{folder.parent}'" if folder.name == CACHE else ''
+    named = f"'{ann_file}'{converted}: "
     scored = [e for e in evaluators if not e.get('format_only')]
     try:
         file = read_annotations(ann_file, type_name(dataset) == TOLERANT)

@@ -8,6 +8,7 @@ import pytest
 from mmdet.datasets import CocoDataset
 from mmengine.registry import init_default_scope
 
+from evit_mm.data import check_coco
 from evit_mm.data.layout import dataset_config, find_data
 from evit_mm.errors import DataError
 
@@ -107,6 +108,17 @@ def test_a_validation_file_with_other_categories_is_converted(categories, classe
     dataset = CocoDataset(test_mode=True, **dataset_config(data.val, []))
     labels = [item['bbox_label'] for item in dataset.get_data_info(1)['instances']]
     assert [classes[label] for label in labels] == [names[kind] for kind in kinds]
+
+
+def test_a_finding_on_a_converted_file_names_the_folder_with_the_files(tmp_path):
+    root = write(tmp_path / 'set')
+    assert check_coco(find_data(root).val.ann_file, root / 'val', ('cow',))[0][0].startswith(
+        f"'{root}/annotations/instances_val.json': metainfo.classes has cow"
+    )
+    (root / 'annotations').rename(root / 'labels')
+    val = find_data(root).val
+    (fault,) = check_coco(val.ann_file, val.img_dir, ('cow',))[0]
+    assert f"instances_val.json', converted from '{root}': metainfo.classes has cow" in fault
 
 
 def test_a_broken_link_is_a_missing_image(tmp_path):
