@@ -63,7 +63,7 @@ from .statements import (
 )
 
 Entries = Sequence[Mapping[str, Any]]
-LARGEST_COMPARED = 50_000_000  # bytes of a training file that a test reads, about three seconds
+LARGEST_COMPARED = 50_000_000  # bytes of a training file that a test reads, a few seconds
 
 
 @dataclass

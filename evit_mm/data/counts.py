@@ -144,13 +144,13 @@ def not_evaluated(iou_thrs: float | Sequence[float] | None) -> list[str]:
 
 
 def option_faults(
-    metrics: Sequence[str], iou_thrs: Any, proposal_nums: Any, metric_items: Sequence[str]
+    metrics: Sequence[str], iou_thrs: Any, proposal_nums: Sequence[int], metric_items: Sequence[str]
 ) -> Iterator[str]:
     """Say with which options of CocoMetric COCO's metrics cannot be computed.
 
     Each sentence starts with the name of the option.
     """
-    numbers = tuple(proposal_nums) if isinstance(proposal_nums, Sequence) else (proposal_nums,)
+    numbers = tuple(proposal_nums)
     if list(metrics) != ['proposal_fast'] and (len(numbers) < 3 or 100 not in numbers):
         yield (
             f'proposal_nums is {numbers}, with which COCO has no AP; use at least three numbers '
