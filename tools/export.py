@@ -29,8 +29,15 @@ def parse_args() -> argparse.Namespace:
         action='store_false',
         help='accept only one image, of the size of the first check image',
     )
-    parser.add_argument('--half', action='store_true', help='use float16')
-    parser.add_argument('--int8', action='store_true', help='quantise to int8 and report the AP')
+    precision = parser.add_mutually_exclusive_group()
+    for flag, value, text in (
+        ('--half', 'float16', 'use float16'),
+        ('--bfloat16', 'bfloat16', 'use bfloat16'),
+        ('--int8', 'int8', 'quantise to int8 and report the AP'),
+    ):
+        precision.add_argument(
+            flag, dest='precision', action='store_const', const=value, default='float32', help=text
+        )
     parser.add_argument(
         '--calibration', metavar='DIR', help='images for --int8 (default: the training images)'
     )

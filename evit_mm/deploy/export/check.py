@@ -67,23 +67,21 @@ def compare_detections(
     score_error, iou = 0.0, 1.0
     for first, second in pairs:
         overlaps = _overlaps(first, second)
-        matched: set[int] = set()
+        left = second.scores.numpy().copy()  # 0 for a matched detection
         images += 1
         detections += len(first)
         # rounding can drop a detection at the threshold or at the end of a full list
         lowest = [float(x.scores.min()) for x in (first, second) if 0 < most <= len(x)]
         floor = max([score_thr, *lowest]) + tolerance
-        for row in range(len(first)):
-            open_columns = [c for c in range(len(second)) if c not in matched]
-            best = max(open_columns, key=lambda c: float(overlaps[row, c]), default=None)
-            if best is None or not overlaps[row, best] >= SAME_BOX:  # NaN is not a match
-                unmatched += float(first.scores[row]) > floor
+        for row, score in enumerate(first.scores.tolist()):
+            best = int(overlaps[row].argmax()) if len(second) else -1
+            if best < 0 or not overlaps[row, best] >= SAME_BOX:  # NaN is not a match
+                unmatched += score > floor
                 continue
-            matched.add(best)
-            score_error = max(score_error, abs(float(first.scores[row] - second.scores[best])))
+            score_error = max(score_error, abs(score - float(second.scores[best])))
             iou = min(iou, float(overlaps[row, best]))
-        left = [c for c in range(len(second)) if c not in matched]
-        unmatched += sum(float(second.scores[c]) > floor for c in left)
+            overlaps[:, best], left[best] = -1, 0
+        unmatched += int((left > floor).sum())
     return Agreement(images, detections, unmatched, score_error, iou)
 
 

@@ -20,6 +20,9 @@ from .. import fusion
 from .files import describe
 from .formats import BY_SUFFIX
 
+# keys of the metadata that the config must agree with
+COMPARED = ('reader', 'mean', 'std', 'channels', 'pad_to', 'pad_pixel', 'pad_value', 'score_thr')
+
 
 @HOOKS.register_module()
 class FuseHook(Hook):
@@ -52,7 +55,7 @@ class ExportedFileHook(Hook):
         metadata = runner.model.exported.metadata
         check_classes(metadata, runner.test_dataloader.dataset.metainfo, self.file)
         # files of older versions do not name the reader
-        for key in ('reader', 'mean', 'std', 'channels', 'pad_value', 'score_thr'):
+        for key in COMPARED:
             if key in metadata and metadata[key] != self.described[key]:
                 raise ConfigError(
                     f"'{self.file}' was exported with {key}={metadata[key]}, but the config has "

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from torch import nn
 
 from ...data.pipeline import describe_loading, loading_steps, step_name, without_annotations
 from ...errors import ConfigError, EvitError
+from .graph import DIVISOR, Size
 
 # oldest version with torch.compiler.is_exporting, which graphs for any image size need
 TORCH = '2.7'
-KNOWN_STEPS = ('Resize', 'PackDetInputs')  # besides those that load the image and annotations
-DIVISOR = 32  # each level of the pyramid is then exactly half the size of the level below
-Size = tuple[int, int] | None  # fixed height and width of the input image; None for any size
+KNOWN_STEPS = ('Resize', 'Pad', 'PackDetInputs')  # besides those that load image and annotations
+PRECISIONS = FLOAT32, FLOAT16, BFLOAT16, INT8 = 'float32', 'float16', 'bfloat16', 'int8'
 Inputs = Sequence[dict[str, np.ndarray]]  # ``image`` and ``size`` of each image
-# maps ``image`` and ``size`` to the outputs of DetectorGraph
+# maps ``image`` and ``size`` to the outputs of the graph
 Run = Callable[[np.ndarray, np.ndarray], list[np.ndarray]]
 
 
@@ -30,33 +31,38 @@ class Format(ABC):
     Attributes:
         suffixes: Suffixes of the files of one export. The user gives the file with the last one.
         packages: Packages that are needed to write and run a file.
-        int8_packages: Additional packages that are needed to quantise a file.
+        int8_packages: Additional packages that are needed to quantise a file, or None if the format
+            has no int8.
+        dtypes: Type of the graph for each supported precision.
+        has_nms: Whether a file can contain NMS.
+        dynamic: Whether a file can accept any image size.
     """
 
-    suffixes: tuple[str, ...]
-    packages: tuple[str, ...]
-    int8_packages: tuple[str, ...] = ()
+    suffixes: ClassVar[tuple[str, ...]]
+    packages: ClassVar[tuple[str, ...]] = ()
+    int8_packages: ClassVar[tuple[str, ...] | None] = None
+    dtypes: ClassVar[Mapping[str, torch.dtype]] = {FLOAT32: torch.float32}
+    has_nms: ClassVar[bool] = True
+    dynamic: ClassVar[bool] = True
 
     @abstractmethod
-    def write(
-        self, detector: nn.Module, file: Path, metadata: dict, size: Size, half: bool
-    ) -> None:
-        """Write a trained detector in eval mode, without modifying it.
+    def write(self, graph: nn.Module, file: Path, metadata: dict, size: Size) -> None:
+        """Write a graph such as :class:`~evit_mm.deploy.export.DetectorGraph`.
 
-        The metadata from :func:`describe` is stored in the file as JSON. The graph ends with NMS if
-        ``outputs`` of the metadata contains ``labels``.
+        The metadata from :func:`describe` is stored in the file as JSON. ``size`` is the only
+        height and width that the file accepts, or None for any size.
         """
 
     @abstractmethod
     def load(self, file: Path, threads: int | None) -> tuple[str | None, Run]:
         """Return the metadata of a file as JSON, or None, and a function that runs the file."""
 
-    @abstractmethod
     def quantize(self, source: Path, target: Path, metadata: dict, inputs: Inputs) -> None:
         """Quantise a file to int8; box decoding and NMS stay in float32."""
+        raise NotImplementedError
 
 
-def describe(cfg: Any, classes: Sequence[str], with_nms: bool = True) -> dict[str, Any]:
+def describe(cfg: Any, classes: Sequence[str]) -> dict[str, Any]:
     """Return the metadata that a program needs to run an exported file.
 
     The keys are:
@@ -68,11 +74,15 @@ def describe(cfg: Any, classes: Sequence[str], with_nms: bool = True) -> dict[st
       number for all channels
     - ``channels``: ``'RGB'`` or ``'BGR'``, of images with three channels
     - ``scale``: ``[long, short]`` side limits if ``keep_ratio``, otherwise ``[width, height]``
-    - ``pad_size_divisor``, ``pad_value``: padding
+    - ``pad_to``: pad the resized image at the right and bottom to ``[width, height]``, or to a
+      ``'square'``, with ``pad_pixel``, which is a value before normalisation or one per channel, in
+      the order that ``reader`` gives; None for no padding. It counts as a part of the image
+    - ``pad_size_divisor``, ``pad_value``: padding after normalisation
     - ``score_thr``: score threshold
-    - ``outputs``: names of the graph's outputs
 
-    :func:`evit_mm.deploy.export.export` adds ``in_channels``, the number of channels of the images.
+    :func:`evit_mm.deploy.export.export` adds ``task``, ``precision``, ``outputs``, the names of the
+    graph's outputs, ``nms``, the arguments of :func:`~evit_mm.deploy.export.graph.suppress` if the
+    file ends before NMS, and ``in_channels``, the number of channels of the images.
 
     Raises:
         ConfigError: These keys cannot describe the preprocessing of the config.
@@ -83,7 +93,7 @@ def describe(cfg: Any, classes: Sequence[str], with_nms: bool = True) -> dict[st
     whole = without_annotations(get_test_pipeline_cfg(cfg))
     loading = loading_steps(whole)
     steps = {step_name(step): step for step in whole[len(loading) :]}
-    resize = steps.get('Resize', {})
+    resize, pad = steps.get('Resize', {}), steps.get('Pad', {})
     scale = resize.get('scale')
     others = [name for name in steps if name not in KNOWN_STEPS]
     if others or scale is None or pre.get('type', '').split('.')[-1] != 'DetDataPreprocessor':
@@ -101,11 +111,34 @@ def describe(cfg: Any, classes: Sequence[str], with_nms: bool = True) -> dict[st
         'channels': 'RGB' if pre.get('bgr_to_rgb') or pre.get('rgb_to_bgr') else 'BGR',
         'scale': [scale, scale] if isinstance(scale, int) else [int(x) for x in scale],
         'keep_ratio': bool(resize.get('keep_ratio', False)),
+        **_describe_pad(pad, cfg.filename),
         'pad_size_divisor': int(np.lcm(divisor, DIVISOR)),
         'pad_value': float(pre.get('pad_value', 0)),
-        'score_thr': float(cfg.model.test_cfg.get('score_thr', 0)),
-        'outputs': ['boxes', 'scores', 'labels'] if with_nms else ['boxes', 'scores'],
+        'score_thr': _score_threshold(cfg.model),
     }
+
+
+def _describe_pad(pad: Mapping[str, Any], filename: str) -> dict[str, Any]:
+    """Return ``pad_to`` and ``pad_pixel`` of a ``Pad`` step, which can be empty."""
+    known = {'type', 'size', 'pad_to_square', 'pad_val'}
+    if {*pad} - known or (pad and bool(pad.get('size')) == bool(pad.get('pad_to_square'))):
+        raise ConfigError(
+            f"config '{filename}': an export needs a Pad step with a size or pad_to_square and "
+            f'no other option than pad_val, got {dict(pad)}'
+        )
+    pixel = pad.get('pad_val', 0)
+    pixel = pixel.get('img', 0) if isinstance(pixel, Mapping) else pixel
+    size = pad.get('size')
+    return {
+        'pad_to': ([int(x) for x in size] if size else 'square') if pad else None,
+        'pad_pixel': [float(x) for x in pixel] if isinstance(pixel, Sequence) else float(pixel),
+    }
+
+
+def _score_threshold(model: Any) -> float:
+    """Return the score threshold of a one-stage or two-stage detector."""
+    test_cfg = model.test_cfg.get('rcnn') or model.test_cfg
+    return float(test_cfg.get('score_thr', 0))
 
 
 def need(package: str) -> Any:

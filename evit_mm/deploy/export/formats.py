@@ -5,7 +5,12 @@ from __future__ import annotations
 from .files import Format
 from .onnx_format import OnnxFormat
 from .openvino_format import OpenVinoFormat
+from .torch_format import TorchFormat
 
-FORMATS: dict[str, Format] = {'onnx': OnnxFormat(), 'openvino': OpenVinoFormat()}
+FORMATS: dict[str, Format] = {
+    'onnx': OnnxFormat(),
+    'openvino': OpenVinoFormat(),
+    'torch': TorchFormat(),
+}
 #: formats by the suffix of the file that the user gives
 BY_SUFFIX = {form.suffixes[-1]: form for form in FORMATS.values()}

@@ -1,132 +1,143 @@
-"""A detector with NMS as one module of tensors, for export.
+"""A single-stage detector as one module of tensors, for export.
 
-Shapes: batch B, padded image H x W, candidates K, detections N, anchors of all levels A.
+mmdet's own prediction code computes the boxes and the scores. Two of its steps have outputs whose
+size depends on the scores: the choice of candidates and NMS. Steps of fixed size replace them.
+
+Shapes: batch B, padded image H x W, priors of all levels A, candidates K, detections N.
 """
 
 from __future__ import annotations
 
 import copy
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
 
 from ...errors import ConfigError
 
+# how a graph ends: with NMS, with candidates for NMS, or with all boxes and class scores
+NMS, CANDIDATES, ALL = 'nms', 'candidates', 'all'
+DIVISOR = 32  # each level of the pyramid is then exactly half the size of the level below
+# larger than one window of the coarsest stage, so that no size in the graph is 1 by chance
+EXAMPLE_SIZE = (544, 672)
+# image size to which mmdet clips boxes; the graph clips them to the size of each image itself
+NO_LIMIT = 2**30
+Size = tuple[int, int] | None  # fixed height and width of the input image; None for any size
+Detections = tuple[Tensor, Tensor, Tensor]  # boxes, scores, labels
+
 
 class DetectorGraph(nn.Module):
     """The whole detector as a module that maps tensors to tensors, for export.
 
     Args:
-        detector: A single-stage detector in eval mode, with an anchor head that
-            :func:`evit_mm.deploy.sparse_prediction.can_predict_sparsely` accepts.
-        with_nms: End with NMS. Otherwise, return all boxes and scores, for a runtime that has its
-            own NMS.
-        half: Compute in float16. The input, the scores and the boxes stay float32.
+        detector: A single-stage detector in eval mode. Its head predicts with mmdet's
+            ``BaseDenseHead.predict_by_feat``, as RetinaNet, FCOS, ATSS, GFL and RTMDet do, or is a
+            ``YOLOXHead``.
+        ending: ``'nms'``; ``'candidates'``, for a runtime without NMS, see :func:`suppress`; or
+            ``'all'``, for a runtime that selects candidates itself.
+        dtype: Type of the network. The input, the scores and the boxes stay float32.
 
     Raises:
-        ConfigError: The head, the box coder, or an option of ``test_cfg`` is not supported.
+        ConfigError: The head, or an option of ``test_cfg``, is not supported.
     """
 
-    def __init__(self, detector: nn.Module, with_nms: bool = True, half: bool = False) -> None:
-        from mmdet.models.task_modules.coders import DeltaXYWHBBoxCoder
-
-        from ..sparse_prediction import can_predict_sparsely
-
+    def __init__(
+        self, detector: nn.Module, ending: str = NMS, dtype: torch.dtype = torch.float32
+    ) -> None:
         super().__init__()
-        head = getattr(detector, 'bbox_head', None)
-        if head is None or not can_predict_sparsely(head) or hasattr(detector, 'rpn_head'):
-            name = type(detector).__name__ + (f' with {type(head).__name__}' if head else '')
-            raise ConfigError(
-                f'{name} cannot be exported; use a single-stage detector with an anchor head and '
-                'sigmoid scores, for example RetinaNet'
-            )
-        if type(head.bbox_coder) is not DeltaXYWHBBoxCoder or head.bbox_coder.use_box_type:
-            raise ConfigError(
-                f'bbox_coder {type(head.bbox_coder).__name__} cannot be exported; use '
-                'DeltaXYWHBBoxCoder without use_box_type'
-            )
-        if with_nms:
-            _check_test_cfg(head.test_cfg)
-        self.detector = copy.deepcopy(detector).half() if half else detector
-        self.with_nms = with_nms
-        self.half_precision = half
-        self.classes = head.cls_out_channels
-        self.strides = head.prior_generator.strides  # (x, y) of each level
-        for level, anchors in enumerate(head.prior_generator.base_anchors):
-            self.register_buffer(f'anchors{level}', anchors.float())
+        _check_head(detector)
+        self.cfg = detector.bbox_head.test_cfg
+        if ending != ALL:
+            _check_test_cfg(self.cfg, _is_yolox(detector.bbox_head))
+        self.detector = detector
+        if dtype != torch.float32:
+            self.detector = copy.deepcopy(detector).to(dtype)
+        self.ending, self.dtype = ending, dtype
 
     def forward(self, image: Tensor, size: Tensor) -> tuple[Tensor, ...]:
         """Detect objects.
 
         Args:
-            image: Normalised and padded images ``(B, 3, H, W)``, float32. H and W are multiples of
+            image: Normalised and padded images ``(B, C, H, W)``, float32. H and W are multiples of
                 32.
             size: Height and width of each image without padding, ``(B, 2)``, float32.
 
         Returns:
             ``boxes (B, N, 4)`` as x1, y1, x2, y2 in pixels of ``image``, ``scores (B, N)`` in
             descending order, and ``labels (B, N)``. N is ``max_per_img``; unused rows have score 0,
-            label -1 and an empty box. Without NMS, ``boxes (B, A, 4)`` and
-            ``scores (B, A, classes)``.
+            label -1 and an empty box. With ``'candidates'``, the same for K candidates in any
+            order, where score 0 means that the candidate is dropped. With ``'all'``,
+            ``boxes (B, A, 4)`` and ``scores (B, A, classes)``.
         """
-        x = image.half() if self.half_precision else image
-        maps = self.detector.bbox_head(self.detector.extract_feat(x))
-        levels = [
-            (_rows(logits, self.classes).float(), _rows(deltas, 4).float(), logits.shape[3])
-            for logits, deltas in zip(*maps, strict=True)
-        ]
-        return self._detections(levels, size) if self.with_nms else self._all(levels, size)
+        head = self.detector.bbox_head
+        outputs = head(self.detector.extract_feat(image.to(self.dtype)))
+        maps = [[x.float() for x in levels] for levels in outputs]
+        decode = _decode_yolox if _is_yolox(head) else _decode
+        boxes, scores, labels = decode(head, maps, size, self.ending == ALL)
+        if self.ending == ALL:
+            return boxes, scores
+        # as in mmdet, a negative value means no filter, and YOLOX never filters
+        if self.cfg.get('min_bbox_size', -1) == 0 and not _is_yolox(head):
+            scores = scores * (boxes[..., 2:] > boxes[..., :2]).all(2)
+        if self.ending == CANDIDATES:
+            return boxes, scores, labels
+        return suppress(boxes, scores, labels, **nms_options(self.cfg))
 
-    def _all(self, levels: list[tuple], size: Tensor) -> tuple[Tensor, Tensor]:
-        boxes = []
-        for level, (_, deltas, width) in enumerate(levels):
-            every = torch.arange(deltas.shape[1], device=deltas.device)
-            boxes.append(self._decode(every.expand(len(deltas), -1), deltas, level, width, size))
-        return torch.cat(boxes, 1), torch.cat([scores.sigmoid() for scores, _, _ in levels], 1)
 
-    def _detections(self, levels: list[tuple], size: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        cfg = self.detector.bbox_head.test_cfg
-        found = []
-        for level, (logits, deltas, width) in enumerate(levels):
-            most = torch.sym_min(cfg.nms_pre, logits.shape[1] * self.classes)
-            best, places = logits.flatten(1).topk(most)  # (B, K) of this level
-            priors = places // self.classes
-            deltas = deltas.gather(1, priors[..., None].expand(-1, -1, 4))
-            boxes = self._decode(priors, deltas, level, width, size)
-            found.append((best.sigmoid(), places % self.classes, boxes))
-        scores, labels, boxes = (torch.cat(parts, 1) for parts in zip(*found, strict=True))
-        keep = scores > cfg.get('score_thr', 0)
-        if cfg.get('min_bbox_size', -1) == 0:  # as in mmdet, a negative value disables the filter
-            keep = keep & (boxes[..., 2:] > boxes[..., :2]).all(2)
-        scores = scores * keep
-        # like mmcv's batched_nms, offset the boxes of each class so that classes do not overlap
-        apart = boxes + (labels * (boxes.amax((1, 2)) + 1)[:, None])[..., None]
-        kept = nms_mask(apart, scores, cfg.nms.iou_threshold, cfg.max_per_img)
-        # pad, because a small image can have fewer than max_per_img candidates
-        scores = nn.functional.pad(scores * kept, (0, cfg.max_per_img))
-        labels = nn.functional.pad(labels, (0, cfg.max_per_img))
-        boxes = nn.functional.pad(boxes, (0, 0, 0, cfg.max_per_img))
-        scores, order = scores.topk(cfg.max_per_img)
-        labels = torch.where(scores > 0, labels.gather(1, order), -1)
-        boxes = boxes.gather(1, order[..., None].expand(-1, -1, 4))
-        return boxes * (scores > 0)[..., None], scores, labels
+def export_program(graph: nn.Module, channels: int, size: Size) -> Any:
+    """Return the ``torch.export`` program of a graph, for one image of a size or for any images."""
+    batch = 2 if size is None else 1
+    height, width = size or EXAMPLE_SIZE
+    sizes = torch.tensor([(height, width)] * batch, dtype=torch.float32)
+    dimensions = None
+    if size is None:
+        any_batch = torch.export.Dim.DYNAMIC
+        rows, columns = (DIVISOR * torch.export.Dim(name, min=1, max=256) for name in 'hw')
+        dimensions = ({0: any_batch, 2: rows, 3: columns}, {0: any_batch})
+    image = torch.rand(batch, channels, height, width)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.filterwarnings('ignore', 'torch.meshgrid', UserWarning)  # of mmdet's priors
+        return torch.export.export(graph.eval(), (image, sizes), dynamic_shapes=dimensions)
 
-    def _decode(
-        self, priors: Tensor, deltas: Tensor, level: int, width: int, size: Tensor
-    ) -> Tensor:
-        """Return the boxes ``(B, K, 4)`` of the anchors with the indices ``(B, K)``."""
-        base = getattr(self, f'anchors{level}')
-        place = priors // len(base)
-        row = place // width
-        across, down = self.strides[level]
-        corner = torch.stack(((place - row * width) * across, row * down), -1)
-        anchors = base[priors % len(base)] + corner.repeat(1, 1, 2)
-        coder = self.detector.bbox_head.bbox_coder
-        boxes = coder.decode(anchors.flatten(0, 1), deltas.flatten(0, 1)).view_as(deltas)
-        if not coder.clip_border:
-            return boxes
-        return boxes.clamp_min(0).minimum(size.flip(1).repeat(1, 2)[:, None])
+
+def nms_options(cfg: Any) -> dict[str, Any]:
+    """Return the arguments of :func:`suppress` from a ``test_cfg``."""
+    return {'iou_threshold': float(cfg.nms.iou_threshold), 'max_per_img': int(cfg.max_per_img)}
+
+
+def suppress(
+    boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float, max_per_img: int
+) -> Detections:
+    """Keep the best boxes of each class by NMS, and sort them by score.
+
+    Args:
+        boxes: ``(B, K, 4)``.
+        scores: ``(B, K)``. Candidates with score 0 are dropped.
+        labels: ``(B, K)``.
+        iou_threshold: Drop a box if its IoU with a better box of the class is above this.
+        max_per_img: Number of boxes to keep.
+
+    Returns:
+        See :meth:`DetectorGraph.forward`.
+    """
+    # like mmcv's batched_nms, offset the boxes of each class so that classes do not overlap
+    apart = boxes + (labels * (boxes.amax((1, 2)) + 1)[:, None])[..., None]
+    scores = scores * nms_mask(apart, scores, iou_threshold, max_per_img)
+    # pad, because a small image can have fewer than max_per_img candidates
+    scores = nn.functional.pad(scores, (0, max_per_img))
+    labels = nn.functional.pad(labels, (0, max_per_img))
+    boxes = nn.functional.pad(boxes, (0, 0, 0, max_per_img))
+    scores, order = scores.topk(max_per_img)
+    labels = torch.where(scores > 0, labels.gather(1, order), -1)
+    boxes = boxes.gather(1, order[..., None].expand(-1, -1, 4))
+    return boxes * (scores > 0)[..., None], scores, labels
 
 
 def _nms_mask(boxes: Tensor, scores: Tensor, iou_threshold: float, most: int) -> Tensor:
@@ -152,7 +163,144 @@ if hasattr(torch.library, 'custom_op'):  # from PyTorch 2.4 on; export needs a n
         return torch.empty_like(scores)
 
 
-def _check_test_cfg(cfg: Any) -> None:
+def _decode(head: Any, maps: list[list[Tensor]], size: Tensor, everything: bool) -> Detections:
+    """Return the candidates of a batch by the head's ``_predict_by_feat_single``.
+
+    mmdet predicts image by image. Here the batch becomes part of the height: maps ``(B, C, h, w)``
+    are one image ``(C, B * h, w)`` to mmdet, and the priors are repeated.
+    """
+    batch = size.shape[0]
+    shapes = [x.shape[-2:] for x in maps[0]]
+    priors = head.prior_generator.grid_priors(shapes, size.dtype, size.device)
+    scores, boxes, *factors = [[x.transpose(0, 1).flatten(1, 2) for x in part] for part in maps]
+    choice = _Choice(batch, everything)
+    with _replaced(head, filter_scores_and_topk=choice, InstanceData=SimpleNamespace):
+        found = head._predict_by_feat_single(
+            scores,
+            boxes,
+            factors[0] if factors else [None] * len(shapes),
+            [x.repeat(batch, 1) for x in priors],
+            {'img_shape': (NO_LIMIT, NO_LIMIT)},
+            head.test_cfg,
+        )
+    if len(choice.counts) != len(shapes) or not isinstance(found.bboxes, Tensor):
+        raise _unsupported(head)
+    lengths = [batch * count for count in choice.counts]
+    boxes, scores, labels = (
+        torch.cat([level.unflatten(0, (batch, -1)) for level in x.split(lengths)], 1)
+        for x in (found.bboxes, found.scores, found.labels)
+    )
+    if getattr(head.bbox_coder, 'clip_border', True):
+        boxes = boxes.clamp_min(0).minimum(size.flip(1).repeat(1, 2)[:, None])
+    return boxes, scores, labels
+
+
+class _Choice:
+    """A ``filter_scores_and_topk`` for a batch, with outputs of fixed size.
+
+    With ``everything``, all rows stay, with the scores of all classes.
+
+    Attributes:
+        counts: Number of candidates per image, of each level.
+    """
+
+    def __init__(self, batch: int, everything: bool) -> None:
+        self.batch, self.everything, self.counts = batch, everything, []
+
+    def __call__(
+        self, scores: Tensor, score_thr: float, topk: int, results: dict[str, Tensor]
+    ) -> tuple[Tensor, Tensor, Any, dict[str, Tensor]]:
+        """Return scores, labels, rows and the selected ``results``; dropped scores are 0."""
+        images = scores.unflatten(0, (self.batch, -1))
+        _, rows, classes = images.shape
+        if self.everything:
+            self.counts.append(rows)
+            return scores, scores[:, 0], slice(None), results
+        above = torch.where(images > score_thr, images, 0).flatten(1)
+        best, places = above.topk(torch.sym_min(topk, rows * classes))
+        self.counts.append(best.shape[1])
+        first = torch.arange(self.batch, device=scores.device)[:, None] * rows
+        kept = (places // classes + first).flatten()
+        results = {name: x[kept] for name, x in results.items()}
+        return best.flatten(), (places % classes).flatten(), kept, results
+
+
+@contextmanager
+def _replaced(head: Any, **names: Any) -> Iterator[None]:
+    """Replace functions that the modules of a head import, and end its prediction before NMS.
+
+    mmdet has no other way to run its prediction code without outputs of variable size.
+    """
+
+    def finish(results: Any, **_: Any) -> Any:
+        # of mmdet's own method, only this step has an output of fixed size
+        if hasattr(results, 'score_factors'):
+            factors = results.score_factors
+            results.scores = results.scores * factors.view(-1, *[1] * (results.scores.ndim - 1))
+        return results
+
+    modules = {kind.__module__: sys.modules[kind.__module__] for kind in type(head).__mro__}
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch.object(head, '_bbox_post_process', finish))
+        for module in modules.values():
+            for name, value in names.items():
+                if hasattr(module, name):
+                    stack.enter_context(mock.patch.object(module, name, value))
+        yield
+
+
+def _decode_yolox(
+    head: Any, maps: list[list[Tensor]], size: Tensor, everything: bool
+) -> Detections:
+    """Return all priors as candidates, each with its best class, as ``YOLOXHead`` does."""
+    shapes = [x.shape[-2:] for x in maps[0]]
+    priors = head.prior_generator.grid_priors(shapes, size.dtype, size.device, with_stride=True)
+    logits, deltas, objectness = (
+        torch.cat([x.flatten(2) for x in part], 2).transpose(1, 2) for part in maps
+    )
+    boxes = head._bbox_decode(torch.cat(priors), deltas)
+    scores = logits.sigmoid() * objectness.sigmoid()
+    best, labels = scores.max(2)
+    best = torch.where(best >= head.test_cfg.score_thr, best, 0)
+    return boxes, scores if everything else best, labels
+
+
+def _is_yolox(head: Any) -> bool:
+    from mmdet.models.dense_heads import YOLOXHead
+
+    return isinstance(head, YOLOXHead)
+
+
+def _check_head(detector: Any) -> None:
+    """Check that :class:`DetectorGraph` can predict like the detector's head."""
+    from mmdet.models import SingleStageDetector
+    from mmdet.models.dense_heads import YOLOXHead
+    from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
+
+    head = getattr(detector, 'bbox_head', None)
+
+    def predicts_like(base: Any) -> bool:
+        names = ('predict_by_feat', '_bbox_post_process')
+        return all(getattr(type(head), n, None) is getattr(base, n) for n in names)
+
+    if (
+        not isinstance(detector, SingleStageDetector)
+        or type(detector).predict is not SingleStageDetector.predict
+        or not (predicts_like(BaseDenseHead) or predicts_like(YOLOXHead))
+        or not hasattr(head, 'prior_generator')
+    ):
+        raise _unsupported(head, detector)
+
+
+def _unsupported(head: Any, detector: Any = None) -> ConfigError:
+    names = [type(part).__name__ for part in (detector, head) if part is not None]
+    return ConfigError(
+        f'{" with ".join(names)} cannot be exported, because it does not predict like RetinaNet, '
+        'FCOS, ATSS, GFL, RTMDet or YOLOX; use one of them'
+    )
+
+
+def _check_test_cfg(cfg: Any, is_yolox: bool) -> None:
     """Check that the graph supports all options of ``test_cfg``."""
     nms = dict(cfg.get('nms') or {})
     if {*nms, 'type'} != {'type', 'iou_threshold'} or nms.get('type', 'nms') != 'nms':
@@ -160,16 +308,14 @@ def _check_test_cfg(cfg: Any) -> None:
             f'test_cfg.nms={nms} cannot be exported; use type nms with an iou_threshold and no '
             'other option'
         )
-    if cfg.get('min_bbox_size', -1) > 0:  # in pixels of the original image; the graph has no scale
+    if (
+        cfg.get('min_bbox_size', -1) > 0 and not is_yolox
+    ):  # in pixels of the original image; the graph has no scale
         raise ConfigError(
             f'test_cfg.min_bbox_size={cfg.min_bbox_size} cannot be exported; set it to 0'
         )
-    for key in ('nms_pre', 'max_per_img'):
+    for key in ('max_per_img',) if is_yolox else ('nms_pre', 'max_per_img'):
         if not cfg.get(key, -1) > 0:
             raise ConfigError(
                 f'test_cfg.{key}={cfg.get(key)} cannot be exported; set it to a number above 0'
             )
-
-
-def _rows(x: Tensor, columns: int) -> Tensor:
-    return x.permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, columns))

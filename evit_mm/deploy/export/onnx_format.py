@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -13,56 +12,39 @@ from torch import nn
 
 from ...checkpoint.reading import METADATA_KEY
 from ...errors import EvitError
-from ...models import EfficientViT
-from ..fusion import fuse
-from .files import DIVISOR, Format, Inputs, Run, Size, need
-from .graph import DetectorGraph
+from .files import FLOAT16, FLOAT32, Format, Inputs, Run, need
+from .graph import Size, export_program
 
 OPSET = 18
-# with this size the windows need padding, so the graph for any size contains the padding
-EXAMPLE_SIZE = (96, 160)
 QUANTIZED = ['Conv', 'Gemm', 'MatMul', 'ConvTranspose']
 
 
 class OnnxFormat(Format):
-    """An ONNX file; with ``half`` it computes in float16."""
+    """An ONNX file."""
 
     suffixes = ('.onnx',)
     packages = ('onnx', 'onnxscript', 'onnxruntime')
+    int8_packages = ()
+    dtypes: ClassVar = {FLOAT32: torch.float32, FLOAT16: torch.float16}
 
-    def write(
-        self, detector: nn.Module, file: Path, metadata: dict, size: Size, half: bool
-    ) -> None:
-        """Write the detector, with its EfficientViT fused."""
+    def write(self, graph: nn.Module, file: Path, metadata: dict, size: Size) -> None:
+        """Write the graph, exported by PyTorch."""
         onnx, onnxscript = need('onnx'), need('onnxscript')
-        fast = any(isinstance(m, EfficientViT) for m in detector.modules())
-        copied = fuse(detector) if fast else copy.deepcopy(detector)
-        graph = DetectorGraph(copied.cpu().float(), 'labels' in metadata['outputs'], half).eval()
-        batch = 2 if size is None else 1
-        height, width = size or EXAMPLE_SIZE
-        sizes = torch.tensor([(height, width)] * batch, dtype=torch.float32)
-        dimensions = None
-        if size is None:
-            any_batch = torch.export.Dim.DYNAMIC
-            rows, columns = (DIVISOR * torch.export.Dim(name, min=1, max=256) for name in 'hw')
-            dimensions = ({0: any_batch, 2: rows, 3: columns}, {0: any_batch})
         table: dict[Any, Any] = {torch.ops.evit_mm.nms_mask.default: _nms_mask(onnxscript)}
         try:
             program: Any = torch.onnx.export(
-                graph,
-                (torch.rand(batch, metadata['in_channels'], height, width), sizes),
+                export_program(graph, metadata['in_channels'], size),
                 dynamo=True,
                 verbose=False,
                 opset_version=OPSET,
                 input_names=['image', 'size'],
                 output_names=metadata['outputs'],
-                dynamic_shapes=dimensions,
                 custom_translation_table=table,
             )
         except torch.onnx.OnnxExporterError as error:
             reason = str(error.__cause__ or error).strip().splitlines()[0]
             raise EvitError(
-                f'{type(detector).__name__} cannot be exported to ONNX ({reason}); try --static'
+                f'the model cannot be exported to ONNX ({reason}); try --static'
             ) from error
         model = program.model_proto
         if size is None:
@@ -82,7 +64,7 @@ class OnnxFormat(Format):
         return text, lambda image, size: session.run(None, {'image': image, 'size': size})
 
     def quantize(self, source: Path, target: Path, metadata: dict, inputs: Inputs) -> None:
-        """Quantise with QDQ nodes: int8 weights per channel, uint8 activations."""
+        """Quantise with QDQ nodes, symmetrically and to int8, as TensorRT requires it."""
         onnx, quantization = need('onnx'), need('onnxruntime.quantization')
         shape_inference = need('onnxruntime.quantization.shape_inference')
         prepared = target.with_suffix('.prepared')
@@ -93,6 +75,9 @@ class OnnxFormat(Format):
             _CalibrationInputs(inputs),
             op_types_to_quantize=QUANTIZED,
             per_channel=True,
+            activation_type=quantization.QuantType.QInt8,
+            # TensorRT computes the bias in float32
+            extra_options={'ActivationSymmetric': True, 'QuantizeBias': False},
         )
         model = onnx.load(str(target))
         onnx.helper.set_model_props(model, {METADATA_KEY: json.dumps(metadata)})

@@ -6,52 +6,59 @@ import json
 import logging
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from torch import nn
 
 from ...checkpoint.reading import METADATA_KEY
-from .files import Format, Inputs, Run, Size, need
+from .files import BFLOAT16, FLOAT16, FLOAT32, Format, Inputs, Run, need
+from .graph import Size
 from .onnx_format import OnnxFormat
 
 
 class OpenVinoFormat(Format):
-    """An ``.xml`` file with its weights in a ``.bin`` file; ``half`` stores them in float16."""
+    """An ``.xml`` file with its weights in a ``.bin`` file.
+
+    ``float16`` is the type of the stored weights. With ``bfloat16``, the processor computes in
+    bfloat16 if it can, otherwise in float32.
+    """
 
     suffixes = ('.bin', '.xml')
     packages = ('onnx', 'onnxscript', 'openvino')
     int8_packages = ('nncf',)
+    dtypes: ClassVar = dict.fromkeys((FLOAT32, FLOAT16, BFLOAT16), torch.float32)
 
-    def write(
-        self, detector: nn.Module, file: Path, metadata: dict, size: Size, half: bool
-    ) -> None:
-        """Export the detector to ONNX and convert the result to OpenVINO."""
+    def write(self, graph: nn.Module, file: Path, metadata: dict, size: Size) -> None:
+        """Export the graph to ONNX and convert the result to OpenVINO."""
         openvino = need('openvino')
-        graph = file.with_suffix('.onnx')
-        OnnxFormat().write(detector, graph, metadata, size, half=False)
-        model = openvino.convert_model(str(graph))
+        source = file.with_suffix('.onnx')
+        OnnxFormat().write(graph, source, metadata, size)
+        model = openvino.convert_model(str(source))
         model.set_rt_info(json.dumps(metadata), [METADATA_KEY])
+        half = metadata['precision'] == FLOAT16
         openvino.save_model(model, str(file), compress_to_fp16=half)
 
     def load(self, file: Path, threads: int | None) -> tuple[str | None, Run]:
-        """Open a file in OpenVINO, on the CPU and in float32."""
+        """Open a file in OpenVINO, on the CPU."""
+        model = openvino_core().read_model(str(file))
+        text = None
+        if model.has_rt_info([METADATA_KEY]):
+            text = model.get_rt_info([METADATA_KEY]).astype(str)
         # by default, OpenVINO computes in bfloat16 on processors that support it
+        half = json.loads(text or '{}').get('precision') == BFLOAT16
         options: dict[str, Any] = {
             'PERFORMANCE_HINT': 'LATENCY',
-            'INFERENCE_PRECISION_HINT': 'f32',
+            'INFERENCE_PRECISION_HINT': 'bf16' if half else 'f32',
         }
         if threads:
             options['INFERENCE_NUM_THREADS'] = threads
-        model = openvino_core().read_model(str(file))
         request = openvino_core().compile_model(model, 'CPU', options).create_infer_request()
 
         def run(image: np.ndarray, size: np.ndarray) -> list[np.ndarray]:
             return [x.copy() for x in request.infer({'image': image, 'size': size}).values()]
 
-        text = None
-        if model.has_rt_info([METADATA_KEY]):
-            text = model.get_rt_info([METADATA_KEY]).astype(str)
         return text, run
 
     def quantize(self, source: Path, target: Path, metadata: dict, inputs: Inputs) -> None:

@@ -19,21 +19,27 @@ from torch import nn
 from ...data.dataset_configs import dataset_paths, image_suffixes
 from ...data.images import list_images, spread
 from ...errors import ConfigError, DataError, EvitError
+from ...models import EfficientViT
 from ...runner.build import load_detector
 from ...runner.config import load_config
 from ...utils.provenance import need_torch
 from ...utils.text import counted
+from ..fusion import fuse
 from .check import SCORE_TOLERANCE, Agreement, compare_detections, network_inputs
 from .evaluation import evaluate
-from .files import TORCH, Format, describe, need
+from .files import BFLOAT16, FLOAT16, FLOAT32, INT8, TORCH, Format, describe, need
 from .formats import FORMATS
-from .graph import DetectorGraph
+from .graph import ALL, CANDIDATES, NMS, DetectorGraph, nms_options
 from .runtime import ExportedModel, to_instances
 
 CHECKED_IMAGES = 20
 CALIBRATION_IMAGES = 100
-HALF_TOLERANCE = 0.02
-SHARE, HALF_SHARE = 1 / 200, 1 / 50  # accepted unmatched share, for boxes at the NMS threshold
+# largest difference of scores, and share of detections at the NMS threshold that one side may miss
+LIMITS = {
+    FLOAT32: (SCORE_TOLERANCE, 1 / 200),
+    FLOAT16: (0.02, 1 / 50),
+    BFLOAT16: (0.05, 1 / 20),
+}
 Samples = list[tuple[torch.Tensor, Any]]  # preprocessed images and their data samples
 
 
@@ -59,8 +65,7 @@ def export(
     file_format: str = 'onnx',
     with_nms: bool = True,
     dynamic: bool = True,
-    half: bool = False,
-    int8: bool = False,
+    precision: str = FLOAT32,
     calibration: str | Path | None = None,
     check: str | Path | None = None,
     cfg_options: Mapping[str, Any] | None = None,
@@ -68,20 +73,20 @@ def export(
     """Export a trained detector and compare the file with PyTorch.
 
     The file is written only if its detections on the check images agree with PyTorch. Scores may
-    differ by 1e-3, or by 0.02 with ``half``. One detection in 200, or in 50 with ``half``, may be
-    missing on one side, because NMS can decide differently for boxes at its threshold. An int8 file
-    is not held to these limits. Its agreement is reported, and its AP if annotations are available.
+    differ by 1e-3 (float16: 0.02, bfloat16: 0.05). One detection in 200 (50, 20) may be missing on
+    one side, because NMS can decide differently for boxes at its threshold. An int8 file is not
+    held to these limits. Its agreement is reported, and its AP if annotations are available.
 
     Args:
         config: Config file.
         checkpoint: Checkpoint written by :func:`evit_mm.runner.train.train`.
-        out: ``FILE.onnx`` or ``FILE.xml``.
-        file_format: ``'onnx'`` or ``'openvino'``.
-        with_nms: See :class:`DetectorGraph`.
+        out: File whose suffix is that of the format: ``.onnx``, ``.xml`` or ``.pt2``.
+        file_format: Key of :data:`~evit_mm.deploy.export.formats.FORMATS`.
+        with_nms: Detect objects. Otherwise, the file returns all boxes and class scores.
         dynamic: Accept any batch size and image size. Otherwise, the file accepts one image of the
             size of the first check image.
-        half: Use float16: for the computation in ONNX, for the stored weights in OpenVINO.
-        int8: Quantise, with the images in ``calibration``.
+        precision: ``'float32'``, ``'float16'``, ``'bfloat16'`` or ``'int8'``, see the format. int8
+            is calibrated with the images in ``calibration``.
         calibration: Folder of images. Default: the training images of the config.
         check: Folder of images, of which 20 are used. Default: the test images of the config.
         cfg_options: See :func:`evit_mm.runner.train.train`.
@@ -96,16 +101,24 @@ def export(
     out, form = Path(out), FORMATS.get(file_format)
     if form is None:
         raise ConfigError(f'--format must be one of {", ".join(FORMATS)}, got {file_format!r}')
-    _refuse(form, out, checkpoint, with_nms, half, int8)
+    int8 = precision == INT8
+    _refuse(form, file_format, out, checkpoint, with_nms, dynamic, precision)
     need_torch(TORCH, 'An export')
-    for package in (*form.packages, *(form.int8_packages if int8 else ())):
+    for package in (*form.packages, *((form.int8_packages or ()) if int8 else ())):
         need(package)
     cfg = load_config(config, cfg_options)
     detector = load_detector(cfg, checkpoint).cpu()
-    metadata = describe(cfg, detector.dataset_meta['classes'], with_nms)
+    ending = ALL if not with_nms else NMS if form.has_nms else CANDIDATES
+    graph = build_graph(detector, ending, form.dtypes[FLOAT32 if int8 else precision])
+    metadata = {
+        'task': 'detection',
+        **describe(cfg, detector.dataset_meta['classes']),
+        'precision': precision,
+        'outputs': ['boxes', 'scores', 'labels'] if with_nms else ['boxes', 'scores'],
+        'nms': nms_options(detector.test_cfg) if ending == CANDIDATES else None,
+    }
     # the file needs sizes that are multiples of this divisor
     detector.data_preprocessor.pad_size_divisor = metadata['pad_size_divisor']
-    DetectorGraph(detector, with_nms)  # raises for unsupported detectors before images are read
     inputs = _read(cfg, detector, 'test', check, '--check', CHECKED_IMAGES)
     metadata['in_channels'] = inputs[0][0].shape[1]
     size = None if dynamic else tuple(inputs[0][0].shape[2:])
@@ -126,8 +139,8 @@ def export(
         with tempfile.TemporaryDirectory(dir=out.parent) as folder:
             file = Path(folder, 'float').with_suffix(out.suffix)
             print_log('exporting the model', logger='current')
-            form.write(detector, file, metadata, size, half)
-            agreement = _check(detector, file, inputs, metadata, half)
+            form.write(graph, file, metadata, size)
+            agreement = _check(detector, file, inputs, metadata)
             if int8:
                 source, file = file, file.with_stem('int8')
                 form.quantize(source, file, metadata, [_named(*row) for row in calibrated_on])
@@ -140,15 +153,38 @@ def export(
     return Exported(out, agreement, ap)
 
 
+def build_graph(detector: nn.Module, ending: str, dtype: torch.dtype) -> nn.Module:
+    """Return the graph of a detector in eval mode, with its EfficientViT fused.
+
+    Raises:
+        ConfigError: The detector cannot be exported.
+    """
+    DetectorGraph(detector, ending)  # raises before the fusion takes time
+    fast = any(isinstance(m, EfficientViT) for m in detector.modules())
+    fused = fuse(detector) if fast else copy.deepcopy(detector)
+    return DetectorGraph(fused.float().requires_grad_(False), ending, dtype).eval()
+
+
 def _refuse(
-    form: Format, out: Path, checkpoint: str | Path, with_nms: bool, half: bool, int8: bool
+    form: Format,
+    name: str,
+    out: Path,
+    checkpoint: str | Path,
+    with_nms: bool,
+    dynamic: bool,
+    precision: str,
 ) -> None:
     """Check the combination of options and the output path."""
     if out.suffix != form.suffixes[-1]:
         raise ConfigError(f"-o '{out}': the file name must end in {form.suffixes[-1]}")
-    if half and int8:
-        raise ConfigError('--half and --int8 cannot be combined; choose one')
-    if int8 and not with_nms:
+    known = [*form.dtypes, *([INT8] if form.int8_packages is not None else [])]
+    if precision not in known:
+        raise ConfigError(
+            f'the format {name} has no {precision} here; choose from {", ".join(known)}'
+        )
+    if dynamic and not form.dynamic:
+        raise ConfigError(f'the format {name} accepts one image size; add --static')
+    if precision == INT8 and not with_nms:
         raise ConfigError(
             '--int8 and --no-nms cannot be combined, because the check of an int8 file needs '
             'detections; remove --no-nms'
@@ -193,23 +229,24 @@ def _agreement(
     detector: nn.Module, file: Path, inputs: Samples, metadata: dict, tolerance: float
 ) -> Agreement:
     opened = ExportedModel(file)
+    most = nms_options(detector.test_cfg)['max_per_img']
 
     def pairs() -> Iterator[tuple[InstanceData, InstanceData]]:
         for image, sample in track(inputs, description='comparing with PyTorch'):
             with torch.inference_mode():
                 (expected,) = detector.predict(image, [copy.deepcopy(sample)], rescale=False)
-            yield expected.pred_instances, to_instances(opened(**_named(image, sample)))
+            # YOLOX does not limit the number of detections
+            yield expected.pred_instances[:most], to_instances(opened(**_named(image, sample)))
 
-    most = detector.bbox_head.test_cfg.max_per_img
     return compare_detections(pairs(), metadata['score_thr'], most, tolerance)
 
 
-def _check(
-    detector: nn.Module, file: Path, inputs: Samples, metadata: dict, half: bool
-) -> Agreement | None:
+def _check(detector: nn.Module, file: Path, inputs: Samples, metadata: dict) -> Agreement | None:
     """Compare a file with PyTorch, and raise an EvitError if they disagree."""
-    tolerance, share = (HALF_TOLERANCE, HALF_SHARE) if half else (SCORE_TOLERANCE, SHARE)
-    fix = 'remove --half' if half else 'choose another --format'
+    precision = metadata['precision']
+    precision = FLOAT32 if precision == INT8 else precision
+    tolerance, share = LIMITS[precision]
+    fix = 'choose another --format' if precision == FLOAT32 else 'use float32'
     if 'labels' not in metadata['outputs']:
         _compare_all_boxes(detector, file, inputs, tolerance, fix)
         return None
@@ -232,7 +269,7 @@ def _compare_all_boxes(
     detector: nn.Module, file: Path, inputs: Samples, tolerance: float, fix: str
 ) -> None:
     """Compare a file without NMS with PyTorch, box by box."""
-    opened, plain = ExportedModel(file), DetectorGraph(detector, with_nms=False)
+    opened, plain = ExportedModel(file), DetectorGraph(detector, ALL)
     for image, sample in track(inputs, description='comparing with PyTorch'):
         named = _named(image, sample)
         with torch.inference_mode():

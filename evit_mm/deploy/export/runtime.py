@@ -17,6 +17,7 @@ from mmengine.structures import InstanceData
 from ...checkpoint.reading import METADATA_KEY
 from ...errors import EvitError
 from .formats import BY_SUFFIX
+from .graph import suppress
 
 
 class ExportedModel:
@@ -58,20 +59,32 @@ class ExportedModel:
             )
         self.metadata = json.loads(text)
 
+    @property
+    def detects(self) -> bool:
+        """Whether the results are detections, not all boxes and scores."""
+        return 'labels' in self.metadata['outputs']
+
     def __call__(self, image: np.ndarray, size: np.ndarray) -> list[np.ndarray]:
         """Run the file; see :class:`evit_mm.deploy.export.DetectorGraph` for inputs and outputs.
+
+        Runs NMS if the file ends before it.
 
         Raises:
             EvitError: The file does not accept this batch size or image size.
         """
         image, size = (np.ascontiguousarray(x, dtype=np.float32) for x in (image, size))
         try:
-            return self._run(image, size)
+            outputs = self._run(image, size)
         except Exception as error:  # the exceptions of the runtimes have no other common base
             raise EvitError(
                 f"exported file '{self.file}' cannot run on an image of shape {image.shape} "
                 f'({_last_line(error)}); a file exported with --static accepts only one shape'
             ) from None
+        options = self.metadata.get('nms')
+        if options is None:
+            return outputs
+        boxes, scores, labels = (torch.from_numpy(np.array(x)) for x in outputs)
+        return [x.numpy() for x in suppress(boxes, scores, labels, **options)]
 
 
 @MODELS.register_module()
@@ -85,7 +98,7 @@ class ExportedDetector(BaseModel):
 
     def __init__(self, file: str, data_preprocessor: dict) -> None:
         self.exported = ExportedModel(file)
-        if 'labels' not in self.exported.metadata['outputs']:
+        if not self.exported.detects:
             raise EvitError(f"exported file '{file}' contains no NMS; export it without --no-nms")
         divisor = self.exported.metadata['pad_size_divisor']
         super().__init__({**data_preprocessor, 'pad_size_divisor': divisor})
