@@ -190,7 +190,7 @@ def _decode(head: Any, maps: list[list[Tensor]], size: Tensor, everything: bool)
         torch.cat([level.unflatten(0, (batch, -1)) for level in x.split(lengths)], 1)
         for x in (found.bboxes, found.scores, found.labels)
     )
-    if getattr(head.bbox_coder, 'clip_border', True):
+    if getattr(getattr(head, 'bbox_coder', None), 'clip_border', True):
         boxes = boxes.clamp_min(0).minimum(size.flip(1).repeat(1, 2)[:, None])
     return boxes, scores, labels
 
@@ -288,6 +288,7 @@ def _check_head(detector: Any) -> None:
         or type(detector).predict is not SingleStageDetector.predict
         or not (predicts_like(BaseDenseHead) or predicts_like(YOLOXHead))
         or not hasattr(head, 'prior_generator')
+        or getattr(getattr(head, 'bbox_coder', None), 'use_box_type', False)
     ):
         raise _unsupported(head, detector)
 

@@ -1,0 +1,143 @@
+"""The graph of an export detects what mmdet's own prediction detects, for each kind of head."""
+
+import copy
+
+import pytest
+import torch
+from mmdet.structures import DetDataSample
+from mmengine.registry import init_default_scope
+
+from evit_mm.deploy.export import DetectorGraph
+from evit_mm.deploy.export.graph import ALL, CANDIDATES, nms_options, suppress
+from evit_mm.errors import ConfigError
+from evit_mm.runner.config import load_config
+from tests.configs.test_drop_in import read_block
+from tests.conftest import ROOT, randomise
+
+IMAGE = (96, 160)
+SIZES = [(90, 150), (96, 131)]  # of two images without padding
+FILES = ['retinanet_lite_evit_m0_coco', 'rtmdet_evit_m0_coco', 'yolox_evit_m0_coco']
+PAGES = ['FCOS', 'ATSS', 'GFL', 'RTMDet', 'YOLOX']
+# heads of mmdet that no config of ours has, on RetinaNet's maps
+OTHERS = {
+    'FreeAnchorRetinaHead': {},
+    'SoftmaxHead': dict(type='RetinaHead', loss_cls=dict(_delete_=True, type='CrossEntropyLoss')),
+    'FSAFHead': dict(
+        reg_decoded_bbox=True,
+        anchor_generator=dict(scales_per_octave=1, octave_base_scale=1, ratios=[1.0]),
+        bbox_coder=dict(_delete_=True, type='TBLRBBoxCoder', normalizer=4.0),
+    ),
+}
+
+
+def build(name, folder):
+    """Build a detector with eight classes and random weights."""
+    from mmdet.registry import MODELS
+
+    if name in PAGES:
+        cfg = read_block(name, folder)
+    else:
+        file = f'{name}.py' if name in FILES else 'retinanet_lite_evit_m0_coco.py'
+        cfg = load_config(ROOT / 'configs' / file)
+    cfg.model.backbone.init_cfg = None
+    cfg.model.backbone.arch = 'm0'
+    cfg.model.bbox_head.num_classes = 8
+    if name in OTHERS:
+        cfg.merge_from_dict({'model': {'bbox_head': {'type': name, **copy.deepcopy(OTHERS[name])}}})
+    cfg.model.test_cfg.update(score_thr=0.3, max_per_img=100)
+    if 'nms_pre' in cfg.model.test_cfg:
+        cfg.model.test_cfg.nms_pre = 200
+    init_default_scope('mmdet')
+    return MODELS.build(cfg.model).eval()
+
+
+def with_random_features(detector):
+    """Let a detector see random feature maps, from which its random head detects objects."""
+    generator = torch.Generator().manual_seed(0)
+    strides = [
+        s if isinstance(s, int) else s[0] for s in detector.bbox_head.prior_generator.strides
+    ]
+    maps = tuple(
+        4
+        * torch.randn(
+            2, detector.bbox_head.in_channels, -(-96 // s), -(-160 // s), generator=generator
+        )
+        for s in strides
+    )
+    detector.extract_feat = lambda image: maps
+    randomise(detector.bbox_head)
+    return detector
+
+
+def predicted(detector, **options):
+    metas = [dict(img_shape=size, scale_factor=(1.0, 1.0)) for size in SIZES]
+    samples = [DetDataSample(metainfo=meta) for meta in metas]
+    with torch.inference_mode():
+        found = detector.predict(torch.zeros(2, 3, *IMAGE), samples, rescale=False)
+    return [sample.pred_instances for sample in found]
+
+
+def computed(detector, ending='nms'):
+    with torch.inference_mode():
+        return DetectorGraph(detector, ending)(
+            torch.zeros(2, 3, *IMAGE), torch.tensor(SIZES).float()
+        )
+
+
+def assert_same(outputs, detector):
+    most = detector.test_cfg.max_per_img
+    for boxes, scores, labels, truth in zip(*outputs, predicted(detector), strict=True):
+        truth = truth[:most]  # YOLOX does not limit their number
+        there = scores > 0
+        assert there.sum() == len(truth) > 10
+        torch.testing.assert_close(scores[there], truth.scores, atol=1e-6, rtol=0)
+        torch.testing.assert_close(boxes[there], truth.bboxes, atol=1e-3, rtol=1e-5)
+        assert torch.equal(labels[there], truth.labels)
+        assert (labels[~there] == -1).all() and not boxes[~there].any()
+
+
+@pytest.mark.parametrize('name', [*FILES, *PAGES, *OTHERS])
+def test_the_graph_detects_as_mmdet(name, tmp_path):
+    detector = with_random_features(build(name, tmp_path))
+    assert_same(computed(detector), detector)
+    # NMS outside
+    options = nms_options(detector.test_cfg)
+    assert_same(suppress(*computed(detector, CANDIDATES), **options), detector)
+
+
+@pytest.mark.parametrize('name', [*FILES, 'FCOS', 'GFL'])
+def test_all_boxes_and_scores_contain_the_detections(name, tmp_path):
+    detector = with_random_features(build(name, tmp_path))
+    for boxes, scores, truth in zip(*computed(detector, ALL), predicted(detector), strict=True):
+        assert boxes.shape == (len(scores), 4) and scores.shape[1] == 8
+        apart = (truth.bboxes[:, None] - boxes).abs().amax(2)  # (detections, priors)
+        apart = torch.maximum(apart, (truth.scores[:, None] - scores[:, truth.labels].T).abs())
+        assert apart.amin(1).max() < 1e-3
+
+
+@pytest.mark.parametrize(
+    ('head', 'changes'),
+    [
+        ('PAAHead', {}),
+        ('RetinaHead', dict(bbox_coder=dict(use_box_type=True))),
+    ],
+)
+def test_other_predictions_are_refused(head, changes, tmp_path):
+    from mmdet.registry import MODELS
+
+    detector = build(FILES[0], tmp_path)
+    detector.bbox_head = MODELS.build(dict(type=head, num_classes=4, in_channels=16))
+    for part, values in changes.items():
+        for name, value in values.items():
+            setattr(getattr(detector.bbox_head, part), name, value)
+    detector.bbox_head.test_cfg = detector.test_cfg
+    with pytest.raises(ConfigError, match=rf'(?s){head}.* cannot be exported'):
+        DetectorGraph(detector)
+
+
+def test_detr_is_refused(tmp_path):
+    from mmdet.registry import MODELS
+
+    init_default_scope('mmdet')
+    with pytest.raises(ConfigError, match='^DINO with DINOHead cannot be exported'):
+        DetectorGraph(MODELS.build(read_block('DINO', tmp_path).model))
