@@ -20,24 +20,24 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--format', dest='file_format', choices=list(FORMATS), default='onnx')
     files = ' or '.join(f'FILE{suffix}' for suffix in BY_SUFFIX)
     parser.add_argument('-o', '--out', required=True, help=files)
-    parser.add_argument(
-        '--no-nms', dest='with_nms', action='store_false', help='return all boxes and scores'
-    )
+    nms, precision = (parser.add_mutually_exclusive_group() for _ in range(2))
+    for group, flag, value, text in (
+        (nms, '--no-nms', 'none', 'return all boxes and scores'),
+        (nms, '--tensorrt-nms', 'tensorrt', 'end with EfficientNMS_TRT, for TensorRT only'),
+        (precision, '--half', 'float16', 'use float16'),
+        (precision, '--bfloat16', 'bfloat16', 'use bfloat16'),
+        (precision, '--int8', 'int8', 'quantise to int8 and report the AP'),
+    ):
+        dest, default = ('nms', 'standard') if group is nms else ('precision', 'float32')
+        group.add_argument(
+            flag, dest=dest, action='store_const', const=value, default=default, help=text
+        )
     parser.add_argument(
         '--static',
         dest='dynamic',
         action='store_false',
         help='accept only one image, of the size of the first check image',
     )
-    precision = parser.add_mutually_exclusive_group()
-    for flag, value, text in (
-        ('--half', 'float16', 'use float16'),
-        ('--bfloat16', 'bfloat16', 'use bfloat16'),
-        ('--int8', 'int8', 'quantise to int8 and report the AP'),
-    ):
-        precision.add_argument(
-            flag, dest='precision', action='store_const', const=value, default='float32', help=text
-        )
     parser.add_argument(
         '--calibration', metavar='DIR', help='images for --int8 (default: the training images)'
     )

@@ -127,13 +127,13 @@ def suppress(
     Returns:
         See :meth:`DetectorGraph.forward`.
     """
-    # like mmcv's batched_nms, offset the boxes of each class so that classes do not overlap
-    apart = boxes + (labels * (boxes.amax((1, 2)) + 1)[:, None])[..., None]
-    scores = scores * nms_mask(apart, scores, iou_threshold, max_per_img)
-    # pad, because a small image can have fewer than max_per_img candidates
+    # there can be fewer than max_per_img candidates, or none
     scores = nn.functional.pad(scores, (0, max_per_img))
     labels = nn.functional.pad(labels, (0, max_per_img))
     boxes = nn.functional.pad(boxes, (0, 0, 0, max_per_img))
+    # like mmcv's batched_nms, offset the boxes of each class so that classes do not overlap
+    apart = boxes + (labels * (boxes.amax((1, 2)) + 1)[:, None])[..., None]
+    scores = scores * nms_mask(apart, scores, iou_threshold, max_per_img)
     scores, order = scores.topk(max_per_img)
     labels = torch.where(scores > 0, labels.gather(1, order), -1)
     boxes = boxes.gather(1, order[..., None].expand(-1, -1, 4))
@@ -252,7 +252,7 @@ def _replaced(head: Any, **names: Any) -> Iterator[None]:
 def _decode_yolox(
     head: Any, maps: list[list[Tensor]], size: Tensor, everything: bool
 ) -> Detections:
-    """Return all priors as candidates, each with its best class, as ``YOLOXHead`` does."""
+    """Return all priors as candidates, each with its best class only, as ``YOLOXHead`` does."""
     shapes = [x.shape[-2:] for x in maps[0]]
     priors = head.prior_generator.grid_priors(shapes, size.dtype, size.device, with_stride=True)
     logits, deltas, objectness = (
@@ -261,8 +261,9 @@ def _decode_yolox(
     boxes = head._bbox_decode(torch.cat(priors), deltas)
     scores = logits.sigmoid() * objectness.sigmoid()
     best, labels = scores.max(2)
-    best = torch.where(best >= head.test_cfg.score_thr, best, 0)
-    return boxes, scores if everything else best, labels
+    if everything:
+        return boxes, scores * (scores == best[..., None]), labels
+    return boxes, torch.where(best >= head.test_cfg.score_thr, best, 0), labels
 
 
 def _is_yolox(head: Any) -> bool:

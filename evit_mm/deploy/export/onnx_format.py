@@ -84,6 +84,49 @@ class OnnxFormat(Format):
         onnx.save_model(model, str(target))
 
 
+def add_tensorrt_nms(file: Path, metadata: dict) -> None:
+    """End a file of all boxes and scores with TensorRT's operator ``EfficientNMS_TRT``.
+
+    Only TensorRT can run the file.
+    """
+    onnx = need('onnx')
+    model = onnx.load(str(file))
+    batch = model.graph.output[0].type.tensor_type.shape.dim[0]
+    number, kinds = metadata['nms']['max_per_img'], onnx.TensorProto
+    outputs = {
+        'num_detections': (kinds.INT32, [1]),
+        'detection_boxes': (kinds.FLOAT, [number, 4]),
+        'detection_scores': (kinds.FLOAT, [number]),
+        'detection_classes': (kinds.INT32, [number]),
+    }
+    node = onnx.helper.make_node(
+        'EfficientNMS_TRT',
+        [value.name for value in model.graph.output],
+        [*outputs],
+        name='nms',
+        domain='TRT',  # TensorRT looks for a plugin of this name in any domain
+        plugin_version='1',
+        background_class=-1,
+        max_output_boxes=number,
+        score_threshold=metadata['score_thr'],
+        iou_threshold=metadata['nms']['iou_threshold'],
+        score_activation=0,  # the scores are probabilities
+        class_agnostic=0,
+        box_coding=0,  # corners
+    )
+    model.graph.node.append(node)
+    model.opset_import.append(onnx.helper.make_opsetid('TRT', 1))
+    first = batch.dim_param or batch.dim_value
+    del model.graph.output[:]
+    model.graph.output.extend(
+        onnx.helper.make_tensor_value_info(name, kind, [first, *shape])
+        for name, (kind, shape) in outputs.items()
+    )
+    metadata = {**metadata, 'outputs': [*outputs], 'nms': None}
+    onnx.helper.set_model_props(model, {METADATA_KEY: json.dumps(metadata)})
+    onnx.save_model(model, str(file))
+
+
 class _CalibrationInputs:
     """The calibration reader of ONNX Runtime: one dictionary of inputs per call."""
 

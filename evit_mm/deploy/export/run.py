@@ -30,10 +30,12 @@ from .evaluation import evaluate
 from .files import BFLOAT16, FLOAT16, FLOAT32, INT8, TORCH, Format, describe, need
 from .formats import FORMATS
 from .graph import ALL, CANDIDATES, NMS, DetectorGraph, nms_options
+from .onnx_format import add_tensorrt_nms
 from .runtime import ExportedModel, to_instances
 
 CHECKED_IMAGES = 20
 CALIBRATION_IMAGES = 100
+STANDARD, NONE, TENSORRT = 'standard', 'none', 'tensorrt'  # kinds of NMS
 # largest difference of scores, and share of detections at the NMS threshold that one side may miss
 LIMITS = {
     FLOAT32: (SCORE_TOLERANCE, 1 / 200),
@@ -63,7 +65,7 @@ def export(
     checkpoint: str | Path,
     out: str | Path,
     file_format: str = 'onnx',
-    with_nms: bool = True,
+    nms: str = STANDARD,
     dynamic: bool = True,
     precision: str = FLOAT32,
     calibration: str | Path | None = None,
@@ -82,7 +84,8 @@ def export(
         checkpoint: Checkpoint written by :func:`evit_mm.runner.train.train`.
         out: File whose suffix is that of the format: ``.onnx``, ``.xml`` or ``.pt2``.
         file_format: Key of :data:`~evit_mm.deploy.export.formats.FORMATS`.
-        with_nms: Detect objects. Otherwise, the file returns all boxes and class scores.
+        nms: ``'standard'``: the file detects objects; ``'none'``: it returns all boxes and class
+            scores; ``'tensorrt'``: it ends with ``EfficientNMS_TRT``, which only TensorRT has.
         dynamic: Accept any batch size and image size. Otherwise, the file accepts one image of the
             size of the first check image.
         precision: ``'float32'``, ``'float16'``, ``'bfloat16'`` or ``'int8'``, see the format. int8
@@ -102,20 +105,21 @@ def export(
     if form is None:
         raise ConfigError(f'--format must be one of {", ".join(FORMATS)}, got {file_format!r}')
     int8 = precision == INT8
-    _refuse(form, file_format, out, checkpoint, with_nms, dynamic, precision)
+    _refuse(form, file_format, out, checkpoint, nms, dynamic, precision)
     need_torch(TORCH, 'An export')
     for package in (*form.packages, *((form.int8_packages or ()) if int8 else ())):
         need(package)
     cfg = load_config(config, cfg_options)
     detector = load_detector(cfg, checkpoint).cpu()
-    ending = ALL if not with_nms else NMS if form.has_nms else CANDIDATES
+    detects = nms == STANDARD
+    ending = ALL if not detects else NMS if form.has_nms else CANDIDATES
     graph = build_graph(detector, ending, form.dtypes[FLOAT32 if int8 else precision])
     metadata = {
         'task': 'detection',
         **describe(cfg, detector.dataset_meta['classes']),
         'precision': precision,
-        'outputs': ['boxes', 'scores', 'labels'] if with_nms else ['boxes', 'scores'],
-        'nms': nms_options(detector.test_cfg) if ending == CANDIDATES else None,
+        'outputs': ['boxes', 'scores', 'labels'] if detects else ['boxes', 'scores'],
+        'nms': None if ending == NMS else nms_options(detector.test_cfg),
     }
     # the file needs sizes that are multiples of this divisor
     detector.data_preprocessor.pad_size_divisor = metadata['pad_size_divisor']
@@ -123,7 +127,7 @@ def export(
     metadata['in_channels'] = inputs[0][0].shape[1]
     size = None if dynamic else tuple(inputs[0][0].shape[2:])
     inputs = _of_size(inputs, size)
-    calibrated_on = []
+    calibrated_on, ap = [], {}
     if int8:
         images = _read(cfg, detector, 'train', calibration, '--calibration', CALIBRATION_IMAGES)
         calibrated_on = _of_size(images, size)
@@ -145,11 +149,13 @@ def export(
                 source, file = file, file.with_stem('int8')
                 form.quantize(source, file, metadata, [_named(*row) for row in calibrated_on])
                 agreement = _agreement(detector, file, inputs, metadata, SCORE_TOLERANCE)
+                ap = _average_precisions(config, checkpoint, file, cfg_options)
+            if nms == TENSORRT:
+                add_tensorrt_nms(file, metadata)
             for suffix in form.suffixes:
                 file.with_suffix(suffix).replace(out.with_suffix(suffix))
     except OSError as error:
         raise EvitError(f"'{out}' cannot be written: {error}") from None
-    ap = _average_precisions(config, checkpoint, out, cfg_options) if int8 else {}
     return Exported(out, agreement, ap)
 
 
@@ -170,7 +176,7 @@ def _refuse(
     name: str,
     out: Path,
     checkpoint: str | Path,
-    with_nms: bool,
+    nms: str,
     dynamic: bool,
     precision: str,
 ) -> None:
@@ -184,11 +190,8 @@ def _refuse(
         )
     if dynamic and not form.dynamic:
         raise ConfigError(f'the format {name} accepts one image size; add --static')
-    if precision == INT8 and not with_nms:
-        raise ConfigError(
-            '--int8 and --no-nms cannot be combined, because the check of an int8 file needs '
-            'detections; remove --no-nms'
-        )
+    if nms == TENSORRT and name != 'onnx':
+        raise ConfigError(f'--tensorrt-nms needs --format onnx, got {name}')
     for target in map(out.with_suffix, form.suffixes):
         if target.exists() and Path(checkpoint).exists() and target.samefile(checkpoint):
             raise ConfigError(
@@ -236,7 +239,10 @@ def _agreement(
             with torch.inference_mode():
                 (expected,) = detector.predict(image, [copy.deepcopy(sample)], rescale=False)
             # YOLOX does not limit the number of detections
-            yield expected.pred_instances[:most], to_instances(opened(**_named(image, sample)))
+            yield (
+                expected.pred_instances[:most],
+                to_instances(opened.detect(**_named(image, sample))),
+            )
 
     return compare_detections(pairs(), metadata['score_thr'], most, tolerance)
 

@@ -59,15 +59,8 @@ class ExportedModel:
             )
         self.metadata = json.loads(text)
 
-    @property
-    def detects(self) -> bool:
-        """Whether the results are detections, not all boxes and scores."""
-        return 'labels' in self.metadata['outputs']
-
     def __call__(self, image: np.ndarray, size: np.ndarray) -> list[np.ndarray]:
         """Run the file; see :class:`evit_mm.deploy.export.DetectorGraph` for inputs and outputs.
-
-        Runs NMS if the file ends before it.
 
         Raises:
             EvitError: The file does not accept this batch size or image size.
@@ -80,7 +73,17 @@ class ExportedModel:
                 f"exported file '{self.file}' cannot run on an image of shape {image.shape} "
                 f'({_last_line(error)}); a file exported with --static accepts only one shape'
             ) from None
-        options = self.metadata.get('nms')
+        return outputs
+
+    def detect(self, image: np.ndarray, size: np.ndarray) -> list[np.ndarray]:
+        """Run the file, and NMS if the file does not contain it: boxes, scores and labels."""
+        outputs = self(image, size)
+        options = self.metadata.get('nms')  # files of older versions do not have it
+        if 'labels' not in self.metadata['outputs']:
+            if options is None:
+                raise EvitError(f"exported file '{self.file}' contains no NMS; export it again")
+            boxes, scores = outputs
+            outputs = select(boxes, scores, self.metadata['score_thr'])
         if options is None:
             return outputs
         boxes, scores, labels = (torch.from_numpy(np.array(x)) for x in outputs)
@@ -98,8 +101,6 @@ class ExportedDetector(BaseModel):
 
     def __init__(self, file: str, data_preprocessor: dict) -> None:
         self.exported = ExportedModel(file)
-        if not self.exported.detects:
-            raise EvitError(f"exported file '{file}' contains no NMS; export it without --no-nms")
         divisor = self.exported.metadata['pad_size_divisor']
         super().__init__({**data_preprocessor, 'pad_size_divisor': divisor})
 
@@ -108,9 +109,23 @@ class ExportedDetector(BaseModel):
         sizes = np.array([sample.img_shape[:2] for sample in data_samples])
         # one image at a time, because a file exported with --static accepts only one
         for row, sample in enumerate(data_samples):
-            outputs = self.exported(inputs[row : row + 1].cpu().numpy(), sizes[row : row + 1])
+            outputs = self.exported.detect(
+                inputs[row : row + 1].cpu().numpy(), sizes[row : row + 1]
+            )
             sample.pred_instances = to_instances(outputs, sample.scale_factor)
         return data_samples
+
+
+def select(boxes: np.ndarray, scores: np.ndarray, score_thr: float) -> list[np.ndarray]:
+    """Return the boxes ``(1, K, 4)``, scores and labels ``(1, K)`` above a threshold.
+
+    Args:
+        boxes: ``(1, A, 4)``.
+        scores: ``(1, A, classes)``.
+        score_thr: Score threshold.
+    """
+    rows, labels = np.nonzero(scores[0] > score_thr)
+    return [boxes[:, rows], scores[:, rows, labels], labels[None]]
 
 
 def _last_line(error: Exception) -> str:
