@@ -52,8 +52,9 @@ def fold_residual_depthwise(conv: nn.Conv2d) -> nn.Conv2d:
 
 
 def _add_product(total: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """Return ``total + x @ weight.T``, computed in-place except under autocast."""
-    if autocasts(total):  # autocast does not support in-place products
+    """Return ``total + x @ weight.T``, in-place where possible."""
+    # autocast has no in-place product, and other runtimes have fast kernels for linear layers
+    if autocasts(total) or _is_exporting():
         return total + F.linear(x, weight)
     return total.addmm_(x, weight.t())
 

@@ -77,17 +77,15 @@ class ExportedModel:
 
     def detect(self, image: np.ndarray, size: np.ndarray) -> list[np.ndarray]:
         """Run the file, and NMS if the file does not contain it: boxes, scores and labels."""
-        outputs = self(image, size)
+        found = [torch.from_numpy(np.array(x)) for x in self(image, size)]
         options = self.metadata.get('nms')  # files of older versions do not have it
         if 'labels' not in self.metadata['outputs']:
             if options is None:
                 raise EvitError(f"exported file '{self.file}' contains no NMS; export it again")
-            boxes, scores = outputs
-            outputs = select(boxes, scores, self.metadata['score_thr'])
-        if options is None:
-            return outputs
-        boxes, scores, labels = (torch.from_numpy(np.array(x)) for x in outputs)
-        return [x.numpy() for x in suppress(boxes, scores, labels, **options)]
+            found = select(found[0], found[1], self.metadata['score_thr'])
+        if options is not None:
+            found = list(suppress(found[0], found[1], found[2], **options))
+        return [x.numpy() for x in found]
 
 
 @MODELS.register_module()
@@ -116,7 +114,7 @@ class ExportedDetector(BaseModel):
         return data_samples
 
 
-def select(boxes: np.ndarray, scores: np.ndarray, score_thr: float) -> list[np.ndarray]:
+def select(boxes: torch.Tensor, scores: torch.Tensor, score_thr: float) -> list[torch.Tensor]:
     """Return the boxes ``(1, K, 4)``, scores and labels ``(1, K)`` above a threshold.
 
     Args:
@@ -124,7 +122,7 @@ def select(boxes: np.ndarray, scores: np.ndarray, score_thr: float) -> list[np.n
         scores: ``(1, A, classes)``.
         score_thr: Score threshold.
     """
-    rows, labels = np.nonzero(scores[0] > score_thr)
+    rows, labels = (scores[0] > score_thr).nonzero(as_tuple=True)
     return [boxes[:, rows], scores[:, rows, labels], labels[None]]
 
 
