@@ -31,7 +31,7 @@ class ExecutorchFormat(Format):
         plain = copy.deepcopy(graph).to(memory_format=torch.contiguous_format)
         for module in plain.modules():  # XNNPACK takes weights in no other layout
             if hasattr(module, 'memory_format'):
-                module.memory_format = torch.contiguous_format
+                vars(module)['memory_format'] = torch.contiguous_format
         program = export_program(plain, metadata['in_channels'], size)
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
@@ -58,4 +58,5 @@ class ExecutorchFormat(Format):
             inputs = [torch.from_numpy(image), torch.from_numpy(size)]
             return [x.numpy().copy() for x in method.execute(inputs)]
 
+        vars(run)['program'] = program  # it owns the memory of its methods
         return text, run
