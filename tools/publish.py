@@ -1,4 +1,4 @@
-"""Write a trained detector for the Hugging Face hub: python tools/publish.py CONFIG CHECKPOINT -o FOLDER.
+"""Write a detector for the Hugging Face hub: python tools/publish.py CONFIG CHECKPOINT -o FOLDER.
 
 Example: python tools/publish.py CONFIG CHECKPOINT -o my-cells --license cc-by-4.0
 """

@@ -1,12 +1,14 @@
 """``config.json`` of a published detector: what prediction needs, as data.
 
-mmengine and mmcv turn strings of a config into code: a ``type`` with dots is imported, the ``type``
-of ``nms`` is evaluated as Python, ``_scope_`` and ``custom_imports`` import modules, and a file name
-in ``metainfo`` is read. A published config can come from a stranger. Therefore it is JSON with a
-fixed set of fields, and each ``type`` in it is one of the names below. The classes of these names
-take numbers, strings and further parts, and open no file and no connection. Others do: for example,
-``TIMMBackbone`` and ``BertModel`` download files, and ``KnowledgeDistillationSingleStageDetector``
-runs a config.
+mmengine and mmcv turn strings of a config into code. They import a ``type`` with dots, the modules
+of ``custom_imports`` and those of ``_scope_``. They evaluate the ``type`` of ``nms`` as Python, and
+they read a file that ``metainfo`` names. A published config can come from a stranger. Therefore it
+is JSON with a fixed set of fields, and each ``type`` in it is one of the names below.
+
+The classes of these names take numbers, strings and further parts. They open no file and no
+connection. Others do: ``TIMMBackbone`` of mmpretrain and ``BertModel`` download files, and
+``KnowledgeDistillationSingleStageDetector`` runs a config. A folder can still waste memory or time,
+for example with a very large image size.
 """
 
 from __future__ import annotations
@@ -30,11 +32,13 @@ FIELDS = ('format_version', 'evit_mm', 'model', 'test_pipeline', 'classes', 'pal
 MAX_BYTES, MAX_DEPTH = 1 << 20, 32
 TUPLE = '__tuple__'  # {"__tuple__": [...]} is a tuple, which JSON does not have
 
-DETECTORS = frozenset(
-    """ATSS CascadeRCNN DINO FCOS FasterRCNN GFL MaskRCNN RTMDet RetinaNet YOLOX""".split()
-)
-PARTS = frozenset(
-    """
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+DETECTORS = _names('ATSS CascadeRCNN DINO FCOS FasterRCNN GFL MaskRCNN RTMDet RetinaNet YOLOX')
+PARTS = _names("""
     DetDataPreprocessor
     CSPDarknet CSPNeXt EfficientViT MobileNetV2 ResNet SPOSNet TIMMMobileNet
     CSPNeXtPAFPN ChannelMapper EfficientViTFPN FPN YOLOXPAFPN
@@ -48,14 +52,14 @@ PARTS = frozenset(
     BN GN SyncBN
     GELU HSwish LeakyReLU ReLU ReLU6 SiLU Sigmoid Swish
     Conv2d Linear deconv
-    """.split()
-)
-STEPS = frozenset(
-    """FixScaleResize LoadImageFromFile LoadMultiChannelImageFromFiles PackDetInputs Pad
-    Resize""".split()
-)
+""")
+STEPS = _names("""
+    LoadImageFromFile LoadMultiChannelImageFromFiles
+    FixScaleResize Pad Resize
+    PackDetInputs
+""")
 # of mmcv.ops, by their key in a config
-OPERATORS = {'nms': frozenset(('nms', 'soft_nms')), 'roi_layer': frozenset(('RoIAlign',))}
+OPERATORS = {'nms': _names('nms soft_nms'), 'roi_layer': _names('RoIAlign')}
 # without a use in prediction; some read files, and some name parts that only training needs
 NULL = ('backend_args', 'batch_augments', 'file_client_args', 'init_cfg', 'pretrained', 'train_cfg')
 # packages that the classes come from; a class of another package only has the same name
@@ -79,8 +83,8 @@ def to_json(cfg: Config, metainfo: Mapping[str, Any], version: str) -> str:
     source = f"config '{cfg.filename}' cannot be published"
     if cfg.get('default_scope', 'mmdet') != 'mmdet':
         raise ConfigError(
-            f"{source}: default_scope is '{cfg.default_scope}'; only detectors of mmdet can be read "
-            'from the hub'
+            f"{source}: default_scope is '{cfg.default_scope}'; only detectors of mmdet can be "
+            'published'
         )
     steps = without_annotations(get_test_pipeline_cfg(cfg))
     classes = list(metainfo['classes'])
@@ -176,7 +180,7 @@ def _parse(text: str | bytes, source: str) -> dict[str, Any]:
 def _encode(value: Any, where: str, source: str) -> Any:
     """Convert a part of a config to JSON; what prediction does not use becomes null."""
     if isinstance(value, Mapping):
-        found = {}
+        found: dict[Any, Any] = {}
         for key, item in value.items():  # a ConfigDict builds lazily imported classes here
             below = f'{where}.{key}'
             if key in NULL:

@@ -71,10 +71,10 @@ def publish(
             part of the detector, or the folder contains files. The folder is then not changed.
     """
     folder = Path(out).absolute()
-    if folder.is_dir() and any(folder.iterdir()):
+    if folder.is_dir() and (present := sorted(file.name for file in folder.iterdir())):
         raise ConfigError(
-            f"-o '{out}' contains '{sorted(folder.iterdir())[0].name}'; give a new or empty folder, "
-            'because an upload would take all files in it'
+            f"-o '{out}' contains '{present[0]}'; give a new or empty folder, because an upload "
+            'would take all files in it'
         )
     cfg = load_config(config, cfg_options)
     if is_classifier(cfg):
@@ -107,8 +107,9 @@ def _write(
     """Write the files into a folder, and return the figures, or why there are none."""
     model = load_detector(copy.deepcopy(cfg), checkpoint)  # mmdet adds fields to what it builds
     found = versions(PACKAGES)
-    text = to_json(cfg, model.dataset_meta, found['evit_mm'])
-    classes = tuple(model.dataset_meta['classes'])
+    metainfo: Any = model.dataset_meta
+    text = to_json(cfg, metainfo, found['evit_mm'])
+    classes = tuple(metainfo['classes'])
     write_atomically(folder / CONFIG, text.encode())
     meta = {'dataset_meta': {'classes': classes}}
     write_checkpoint(model.state_dict(), folder / WEIGHTS, meta)
@@ -127,7 +128,7 @@ class _ImageCount(Hook):
 
     images = 0
 
-    def after_test_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
+    def after_test(self, runner: Any) -> None:
         """Count the images."""
         self.images = len(runner.test_dataloader.dataset)
 
