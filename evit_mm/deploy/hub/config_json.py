@@ -3,7 +3,8 @@
 mmengine and mmcv turn strings of a config into code. They import a ``type`` with dots, the modules
 of ``custom_imports`` and those of ``_scope_``. They evaluate the ``type`` of ``nms`` as Python, and
 they read a file that ``metainfo`` names. A published config can come from a stranger. Therefore it
-is JSON with a fixed set of fields, and each ``type`` in it is one of the names below.
+is JSON with a fixed set of fields, and each ``type`` in it is one of the names below. Other
+strings are single words.
 
 The classes of these names take numbers, strings and further parts. They open no file and no
 connection. Others do: ``TIMMBackbone`` of mmpretrain and ``BertModel`` download files, and
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,8 @@ from ...utils.text import did_you_mean
 VERSION = 1
 FIELDS = ('format_version', 'evit_mm', 'model', 'test_pipeline', 'classes', 'palette')
 MAX_BYTES, MAX_DEPTH = 1 << 20, 32
+# of other strings; some parts use one as the type of a further part, such as padding_mode
+WORD = re.compile(r'[\w-]{1,100}', re.ASCII)
 TUPLE = '__tuple__'  # {"__tuple__": [...]} is a tuple, which JSON does not have
 
 
@@ -233,6 +237,11 @@ def _decode(
         return [
             _decode(item, f'{where}.{i}', source, kinds, depth - 1) for i, item in enumerate(value)
         ]
+    if isinstance(value, str) and not WORD.fullmatch(value):
+        raise ConfigError(
+            f'{source}: {where} is {value[:100]!r}; a string in a published config can have letters, '
+            'digits, _ and -'
+        )
     if not isinstance(value, dict):
         return value
     if list(value) == [TUPLE] and isinstance(value[TUPLE], list):
