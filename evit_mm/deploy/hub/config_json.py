@@ -123,7 +123,7 @@ def from_json(text: str | bytes, source: str, filename: Path | None = None) -> C
     content = _parse(text, source)
     model = _decode(content['model'], 'model', source, PARTS | DETECTORS)
     steps = _decode(content['test_pipeline'], 'test_pipeline', source, STEPS)
-    kind = model.get('type') if isinstance(model, dict) else model
+    kind = model.get('type') if isinstance(model, dict) else None
     if kind not in DETECTORS:
         raise _refusal(source, 'model.type', kind, DETECTORS)
     names = [step.get('type', '') if isinstance(step, dict) else '' for step in _listed(steps)]
