@@ -1,15 +1,18 @@
 """A published folder gives the same detections, its figures are measured, and it runs no code."""
 
+import copy
 import hashlib
 import json
 import os
 import pickle
 import runpy
+import shlex
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import safetensors.torch
@@ -18,6 +21,7 @@ from huggingface_hub import ModelCard, constants
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
+import evit_mm
 from evit_mm.data import make_shapes
 from evit_mm.data.pipeline import PredictionPipeline
 from evit_mm.deploy.hub import load_published, publish
@@ -27,7 +31,9 @@ from evit_mm.inference.coco import coco_ids
 from evit_mm.runner.build import load_detector
 from evit_mm.runner.config import load_config
 from evit_mm.runner.test import test as evaluate
+from tests.configs.test_drop_in import BLOCKS, FOR_THE_TEST, STRIDES, SURE_OF_NOTHING
 from tests.conftest import ROOT, TINY, randomise
+from tests.docs.test_pages import blocks
 from tests.trainings import save_weights, write_config
 
 FILES = ['README.md', 'config.json', 'model.safetensors']
@@ -122,6 +128,32 @@ def test_a_published_detector_finds_exactly_the_same(kind, tmp_path):
     assert ('masks' in found) == (kind == 'mask_rcnn')
     for name, value in expected.items():
         assert torch.equal(found[name], value), name
+
+
+CASCADE = BLOCKS['Faster R-CNN'].replace(
+    'faster_rcnn/faster-rcnn', 'cascade_rcnn/cascade-mask-rcnn'
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', [*STRIDES, 'Cascade R-CNN'])
+def test_so_does_each_detector_of_the_page_on_them(name, tmp_path, monkeypatch):
+    from mmdet.registry import MODELS
+
+    (tmp_path / 'mine.py').write_text(BLOCKS.get(name, CASCADE))
+    monkeypatch.chdir(tmp_path)
+    options = FOR_THE_TEST.get(name.replace('Cascade', 'Faster'), SURE_OF_NOTHING)
+    options = {**options, 'test_dataloader.dataset.pipeline.1.scale': (128, 96)}
+    init_default_scope('mmdet')
+    detector = randomise(MODELS.build(load_config('mine.py', options).model))
+    torch.save({'state_dict': detector.state_dict()}, 'a.pth')
+    publish('mine.py', 'a.pth', 'out', cfg_options={**options, **NOWHERE})
+    image = np.random.default_rng(0).integers(0, 255, (80, 100, 3), np.uint8)
+    expected = detections(load_config('mine.py', options), 'a.pth', image)
+    found = detections(*load_published('out'), image)
+    assert len(found) == len(expected) > 0
+    for key, value in expected.items():
+        assert torch.equal(found[key], value), key
 
 
 def plain(value):
@@ -233,12 +265,12 @@ def test_what_a_stranger_could_not_read_is_not_published(model):
         ('model.test_cfg.score_thr', torch.ones(1), 'score_thr is of the type Tensor'),
         ('default_scope', 'mmyolo', "default_scope is 'mmyolo'; only detectors of mmdet"),
     ):
-        changed = load_config(model[0])
+        changed = copy.deepcopy(cfg)
         changed.merge_from_dict({key: value})
         with pytest.raises(ConfigError, match='cannot be published') as caught:
             to_json(changed, metainfo, '0')
         assert said in str(caught.value)
-    changed = load_config(model[0])
+    changed = copy.deepcopy(cfg)
     changed.model.backbone.arch = {1: 2}
     with pytest.raises(ConfigError, match=r"published: 'model\.backbone\.arch\.1' is not a field"):
         to_json(changed, metainfo, '0')
@@ -507,6 +539,28 @@ def test_a_repository_gives_the_same_detections(hub, model, monkeypatch):
     monkeypatch.setattr(constants, 'ENDPOINT', 'http://127.0.0.1:9')
     assert load_published('hf-hub:me/tiny')[1] == weights
     assert not hub.asked
+
+
+def test_the_page_on_publishing(hub, model, tmp_path, monkeypatch):
+    """The commands and the snippets of ``docs/hub.md``."""
+    page = ROOT / 'docs' / 'hub.md'
+    write, upload = (shlex.split(block) for block in blocks(page, 'bash'))
+    monkeypatch.chdir(tmp_path)
+    place = {'CONFIG': model[0], 'CHECKPOINT': str(model[1])}
+    monkeypatch.setattr(sys, 'argv', [place.get(word, word) for word in write[1:]])
+    runpy.run_path(str(ROOT / 'tools' / 'publish.py'), run_name='__main__')
+    assert upload[:2] == ['hf', 'upload'] and sorted(os.listdir(upload[3])) == FILES
+    cv2.imwrite('image.jpg', np.zeros((80, 96, 3), np.uint8))
+    short, functions = (
+        block.replace(f'hf-hub:{upload[2]}', 'hf-hub:me/tiny') for block in blocks(page, 'python')
+    )
+    scope = {}
+    exec(functions, scope)
+    assert type(scope['model']).__name__ == 'RetinaNet'
+    if hasattr(evit_mm, 'Detector'):
+        exec(short, scope)
+    card = (tmp_path / upload[3] / 'README.md').read_text()
+    assert short.splitlines()[0] in card and short.splitlines()[-1] in card
 
 
 def test_what_the_hub_does_not_have_is_one_sentence(hub, monkeypatch):

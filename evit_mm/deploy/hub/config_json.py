@@ -239,8 +239,8 @@ def _decode(
         ]
     if isinstance(value, str) and not WORD.fullmatch(value):
         raise ConfigError(
-            f'{source}: {where} is {value[:100]!r}; a string in a published config can have letters, '
-            'digits, _ and -'
+            f'{source}: {where} is {value[:100]!r}; a string in a published config can have only '
+            'letters, digits, _ and -'
         )
     if not isinstance(value, dict):
         return value
