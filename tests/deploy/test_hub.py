@@ -145,15 +145,19 @@ def test_so_does_each_detector_of_the_page_on_them(name, tmp_path, monkeypatch):
     options = FOR_THE_TEST.get(name.replace('Cascade', 'Faster'), SURE_OF_NOTHING)
     options = {**options, 'test_dataloader.dataset.pipeline.1.scale': (128, 96)}
     init_default_scope('mmdet')
-    detector = randomise(MODELS.build(load_config('mine.py', options).model))
+    cfg = load_config('mine.py', options)
+    published = from_json(to_json(cfg, {'classes': range_of_names(80)}, '0'), 'test')
+    detector = randomise(MODELS.build(copy.deepcopy(cfg.model)))
     torch.save({'state_dict': detector.state_dict()}, 'a.pth')
-    publish('mine.py', 'a.pth', 'out', cfg_options={**options, **NOWHERE})
     image = np.random.default_rng(0).integers(0, 255, (80, 100, 3), np.uint8)
-    expected = detections(load_config('mine.py', options), 'a.pth', image)
-    found = detections(*load_published('out'), image)
+    expected, found = (detections(config, 'a.pth', image) for config in (cfg, published))
     assert len(found) == len(expected) > 0
     for key, value in expected.items():
         assert torch.equal(found[key], value), key
+
+
+def range_of_names(number):
+    return [f'class {i}' for i in range(number)]
 
 
 def plain(value):
@@ -170,7 +174,7 @@ def test_each_config_of_a_detector_comes_back_as_it_was():
     for file in detectors:
         cfg = Config.fromfile(file)
         number = str(cfg.model).count("'num_classes': 80") and 80
-        classes = [f'class {i}' for i in range(number or len(cfg.classes))]
+        classes = range_of_names(number or len(cfg.classes))
         read = from_json(to_json(cfg, {'classes': classes}, '0'), 'test')
         assert read.model.to_dict() == plain(cfg.model.to_dict()), file.name
         steps = [s for s in cfg.test_dataloader.dataset.pipeline if s.type != 'LoadAnnotations']
@@ -210,6 +214,13 @@ def test_without_the_data_nothing_is_claimed(model, tmp_path, capsys, monkeypatc
     card = ModelCard.load(tmp_path / 'out' / 'README.md')
     assert card.data.eval_results is None and card.data.license == 'unknown'
     assert 'Measured figures\n\nNot measured.' in card.text and '| metric' not in card.text
+
+
+def test_a_config_without_our_checks_of_the_data_is_published_without_figures(model, tmp_path):
+    options = {**NOWHERE, 'default_hooks.data_check': None}
+    _, figures, reason = publish(*model, tmp_path / 'out', cfg_options=options, device='cpu')
+    assert figures is None and 'No such file' in reason and 'nowhere' in reason
+    assert sorted(os.listdir(tmp_path / 'out')) == FILES
 
 
 def test_averaged_weights_are_published_as_a_test_uses_them(model, tmp_path):

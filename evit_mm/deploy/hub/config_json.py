@@ -187,6 +187,8 @@ def _encode(value: Any, where: str, source: str) -> Any:
         found: dict[Any, Any] = {}
         for key, item in value.items():  # a ConfigDict builds lazily imported classes here
             below = f'{where}.{key}'
+            if (key, item) == ('_scope_', 'mmdet'):  # of a base 'mmdet::...'; it is the default
+                continue
             if key in NULL:
                 found[key] = None
             elif key == 'type':

@@ -105,7 +105,8 @@ def _write(
     device: str | None,
 ) -> tuple[Figures | None, str]:
     """Write the files into a folder, and return the figures, or why there are none."""
-    model = load_detector(copy.deepcopy(cfg), checkpoint)  # mmdet adds fields to what it builds
+    # copies, because mmdet adds fields to the configs that it builds
+    model = load_detector(copy.deepcopy(cfg), checkpoint)
     found = versions(PACKAGES)
     metainfo: Any = model.dataset_meta
     text = to_json(cfg, metainfo, found['evit_mm'])
@@ -114,7 +115,7 @@ def _write(
     meta = {'dataset_meta': {'classes': classes}}
     write_checkpoint(model.state_dict(), folder / WEIGHTS, meta)
     published, weights = load_published(folder)  # what cannot be read is not published
-    load_detector(published, weights)
+    load_detector(copy.deepcopy(published), weights)
     figures, reason = _measure(cfg, published, weights, device)
     what = _describe(model, cfg, len(classes))
     tags = ['evit_mm', 'mmdet', type(model).__name__.lower(), 'object-detection']
@@ -143,7 +144,7 @@ def _measure(
     evaluated.model = copy.deepcopy(published.model)
     try:
         metrics = test(evaluated, weights, device=device, hooks=[count])
-    except DataError as error:
+    except (DataError, FileNotFoundError) as error:  # with and without our checks of the data
         return None, str(error)
     return Figures(metrics, *_names_of_data(cfg), count.images), ''
 
