@@ -134,7 +134,7 @@ def _fetch_from_hub(repository: str) -> Path:
     for file in HUB_FILES:
         try:
             return Path(huggingface_hub.hf_hub_download(name, file, revision=revision or None))
-        except (OSError, ValueError) as error:
+        except Exception as error:  # the HTTP library and its errors depend on the version
             fault = error
     url = f'https://huggingface.co/{name}/resolve/{revision or "main"}/{HUB_FILES[0]}'
     raise CheckpointError(
@@ -163,9 +163,9 @@ def fetch_folder(repository: str, files: Sequence[str]) -> Path:
                 name, revision=revision or None, allow_patterns=list(files)
             )
         )
-    except (OSError, ValueError) as error:
+    except Exception as error:  # as above
         raise CheckpointError(
             f"cannot download '{repository}' from the Hugging Face hub ({first_line(error)}). On a "
             f'machine with network access, run: hf download {name} --local-dir FOLDER, and give '
             'FOLDER instead'
-        ) from None
+        ) from error

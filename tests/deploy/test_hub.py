@@ -22,6 +22,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 import evit_mm
+from evit_mm.checkpoint.sources import local_path
 from evit_mm.data import make_shapes
 from evit_mm.data.pipeline import PredictionPipeline
 from evit_mm.deploy.hub import load_published, publish
@@ -217,7 +218,8 @@ def test_without_the_data_nothing_is_claimed(model, tmp_path, capsys, monkeypatc
 
 
 def test_a_config_without_our_checks_of_the_data_is_published_without_figures(model, tmp_path):
-    options = {**NOWHERE, 'default_hooks.data_check': None}
+    plain = {'test_dataloader.dataset.type': 'CocoDataset', 'test_evaluator.type': 'CocoMetric'}
+    options = {**NOWHERE, **plain, 'default_hooks.data_check': None}
     _, figures, reason = publish(*model, tmp_path / 'out', cfg_options=options, device='cpu')
     assert figures is None and 'No such file' in reason and 'nowhere' in reason
     assert sorted(os.listdir(tmp_path / 'out')) == FILES
@@ -401,7 +403,8 @@ def test_the_types_would_run_if_they_were_not_refused(copied, tmp_path, monkeypa
         ('{"format_version": NaN}', 'NaN is not valid JSON'),
         ('{"model_type": "detr"}', "has no 'format_version', so tools/publish.py did not write it"),
         ('{"format_version": 1}', "the field 'evit_mm' is missing"),
-        (b'\xff\xfe{', 'it is not valid JSON'),
+        ('{}'.encode('utf-16'), 'it is not valid JSON'),
+        (json.dumps({'format_version': 'long' * 1000}), "format_version is 'longlong.{,100}, and"),
         (' ' * (1 << 20) + '{}', 'bytes are too much for a config'),
     ],
 )
@@ -488,6 +491,9 @@ class Hub(BaseHTTPRequestHandler):
 
     def answer(self):
         server, parts = self.server, self.path.partition('?')[0].strip('/').split('/')
+        if server.hangs_up:
+            self.connection.close()
+            return b''
         content, code = None, 'RepoNotFound'
         if parts[:2] == ['api', 'models'] and parts[2:4] == ['me', 'tiny']:
             content = self.api(parts[4], parts[5])
@@ -521,7 +527,8 @@ class Hub(BaseHTTPRequestHandler):
 def hub(published, tmp_path, monkeypatch):
     """A stand-in for the hub with the repository me/tiny."""
     found = ThreadingHTTPServer(('127.0.0.1', 0), Hub)
-    found.asked, found.commit = [], 'c0ffee' + '0' * 34
+    found.asked, found.commit, found.hangs_up = [], 'c0ffee' + '0' * 34, False
+    found.handle_error = lambda *_: None
     found.files = {name: (published / name).read_bytes() for name in FILES}
     thread = threading.Thread(target=found.serve_forever, kwargs={'poll_interval': 0.02})
     thread.start()
@@ -587,6 +594,13 @@ def test_what_the_hub_does_not_have_is_one_sentence(hub, monkeypatch):
         repository = name.partition('@')[0]
         assert f'run: hf download {repository} --local-dir FOLDER' in str(e.value) and said
         assert '\n' not in str(e.value)
+    hub.hangs_up = True
+    for read in (load_published, local_path):
+        with pytest.raises(
+            CheckpointError, match=r"'me/tiny' from the Hugging Face hub \(Server d"
+        ):
+            read('hf-hub:me/tiny')
+    hub.hangs_up = False
     del hub.files['config.json']
     with pytest.raises(ConfigError, match=r"'hf-hub:me/tiny' has no file config\.json; give"):
         load_published('hf-hub:me/tiny')

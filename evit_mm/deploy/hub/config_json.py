@@ -136,8 +136,8 @@ def from_json(text: str | bytes, source: str, filename: Path | None = None) -> C
     for where, number in _numbers_of_classes(model, 'model'):
         if number != len(classes):
             raise ConfigError(
-                f'{source}: {where} is {number!r}, but classes has {len(classes)} names; the two '
-                'must agree'
+                f'{source}: {where} is {_short(number)}, but classes has {len(classes)} names; '
+                'they must agree'
             )
     metainfo: dict[str, Any] = {'classes': classes}
     if content['palette'] is not None:
@@ -156,7 +156,8 @@ def _parse(text: str | bytes, source: str) -> dict[str, Any]:
     if len(text) > MAX_BYTES:
         raise ConfigError(f'{source}: {len(text)} bytes are too much for a config')
     try:
-        content = json.loads(text, parse_constant=refuse)
+        decoded = text.decode() if isinstance(text, bytes) else text
+        content = json.loads(decoded, parse_constant=refuse)
     except (ValueError, RecursionError) as error:
         raise ConfigError(f'{source}: it is not valid JSON ({error})') from None
     if not isinstance(content, dict) or 'format_version' not in content:
@@ -166,14 +167,14 @@ def _parse(text: str | bytes, source: str) -> dict[str, Any]:
         )
     if content['format_version'] != VERSION:
         raise ConfigError(
-            f'{source}: format_version is {content["format_version"]!r}, and this version of '
+            f'{source}: format_version is {_short(content["format_version"])}, and this version of '
             f'evit_mm reads {VERSION}; update evit_mm'
         )
     for key in content:
         if key not in FIELDS:
+            hint = did_you_mean(key[:100], FIELDS)
             raise ConfigError(
-                f'{source}: {key[:100]!r} is not a field of a published config'
-                f'{did_you_mean(key, FIELDS)}; remove it'
+                f'{source}: {_short(key)} is not a field of a published config{hint}; remove it'
             )
     missing = [key for key in FIELDS if key not in content]
     if missing:
@@ -241,7 +242,7 @@ def _decode(
         ]
     if isinstance(value, str) and not WORD.fullmatch(value):
         raise ConfigError(
-            f'{source}: {where} is {value[:100]!r}; a string in a published config can have only '
+            f'{source}: {where} is {_short(value)}; a string in a published config can have only '
             'letters, digits, _ and -'
         )
     if not isinstance(value, dict):
@@ -282,7 +283,7 @@ def _check_type(kind: Any, where: str, source: str, kinds: frozenset[str]) -> No
 
 def _refusal(source: str, where: str, kind: Any, kinds: frozenset[str]) -> ConfigError:
     return ConfigError(
-        f'{source}: {where} is {str(kind)[:100]!r}, which is not on the list of the parts that a '
+        f'{source}: {where} is {_short(kind)}, which is not on the list of the parts that a '
         f'published detector can have; use one of {", ".join(sorted(kinds))}'
     )
 
@@ -335,3 +336,8 @@ def _numbers_of_classes(value: Any, where: str) -> Iterator[tuple[str, Any]]:
 
 def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
+
+
+def _short(value: Any) -> str:
+    """Return a value of a stranger for a message, in one line without control characters."""
+    return repr(value)[:100]
