@@ -184,7 +184,8 @@ def test_each_config_of_a_detector_comes_back_as_it_was():
 
 
 def test_figures_are_those_of_an_evaluation(model, data, tmp_path):
-    folder, figures, reason = publish(*model, tmp_path / 'a: b', 'cc-by-4.0', device='cpu')
+    options = {'work_dir': str(tmp_path / 'logs')}
+    folder, figures, reason = publish(*model, tmp_path / 'a: b', 'cc-by-4.0', options, 'cpu')
     expected = evaluate(*model, work_dir=str(tmp_path / 'work'), device='cpu')
     assert dict(figures.metrics) == expected and figures.images == 4 and not reason
     assert 'coco/bbox_mAP' in expected
