@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
@@ -133,10 +134,38 @@ def _fetch_from_hub(repository: str) -> Path:
     for file in HUB_FILES:
         try:
             return Path(huggingface_hub.hf_hub_download(name, file, revision=revision or None))
-        except (OSError, ValueError) as error:
+        except Exception as error:  # the HTTP library and its errors depend on the version
             fault = error
     url = f'https://huggingface.co/{name}/resolve/{revision or "main"}/{HUB_FILES[0]}'
     raise CheckpointError(
         f"cannot download '{repository}' from the Hugging Face hub ({first_line(fault)}). Download "
         f'{url} on a machine with network access{POINT_AT_FILE}'
     )
+
+
+def fetch_folder(repository: str, files: Sequence[str]) -> Path:
+    """Download files of one commit of ``OWNER/NAME[@REVISION]`` on the Hugging Face hub.
+
+    Without a network connection, the cache of the hub is used.
+
+    Returns:
+        The folder in the cache, with those of the files that the repository has.
+
+    Raises:
+        CheckpointError: The repository or the revision cannot be downloaded.
+    """
+    import huggingface_hub
+
+    name, _, revision = repository.partition('@')
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(
+                name, revision=revision or None, allow_patterns=list(files)
+            )
+        )
+    except Exception as error:  # as above
+        raise CheckpointError(
+            f"cannot download '{repository}' from the Hugging Face hub ({first_line(error)}). On a "
+            f'machine with network access, run: hf download {name} --local-dir FOLDER, and give '
+            'FOLDER instead'
+        ) from error

@@ -37,6 +37,7 @@ RUN_ELSEWHERE = {
     'docs/your_data.md': 'docs/test_pages.py::test_your_data_page_on_the_blood_cells',
     'docs/your_detector.md': 'configs/test_drop_in.py::test_every_block_of_the_page_is_tested',
     'docs/checkpoints.md': 'docs/test_checkpoints.py::test_the_pages_commands_and_snippets',
+    'docs/hub.md': 'deploy/test_hub.py::test_the_page_on_publishing',
     'examples/onnx_numpy.py': 'deploy/test_export.py::test_onnx_example_needs_no_torch',
 }
 # pages whose tools are all run, one after the other
