@@ -3,9 +3,11 @@
 import copy
 import importlib
 import json
+import re
 import shutil
 import subprocess
 import sys
+import zipfile
 
 import cv2
 import numpy as np
@@ -307,7 +309,7 @@ def test_half_on_a_cpu(static, derive, openvino_file, folder):
 
 
 def test_without_nms_all_boxes_come_out(trained, detector, folder, monkeypatch):
-    exported = export(*trained, folder / 'all.onnx', with_nms=False, dynamic=False)
+    exported = export(*trained, folder / 'all.onnx', nms='none', dynamic=False)
     assert exported.agreement is None
     opened = ExportedModel(exported.file)
     assert opened.metadata['outputs'] == ['boxes', 'scores']
@@ -328,8 +330,10 @@ def test_without_nms_all_boxes_come_out(trained, detector, folder, monkeypatch):
         decoded = head.bbox_coder.decode(anchors, flat[1], max_shape=(150, 190))
     np.testing.assert_allclose(scores[0], flat[0].sigmoid(), atol=1e-5)
     np.testing.assert_allclose(boxes[0], decoded, atol=1e-2)
-    with pytest.raises(EvitError, match='contains no NMS'):
-        evaluate(trained[0], exported.file, work_dir=str(folder), device='cpu')
+    # with NMS outside: what mmdet detects
+    outputs = opened.detect(image.numpy(), [[150, 190]])
+    pair = expected(detector, image[0], (150, 190)), to_instances(outputs)
+    assert compare_detections([pair], 0, 100, 1e-5).within(1e-5)
     # what the check would have said of other boxes and scores, of pixels and shares
     file = folder / 'a.png'
     cv2.imwrite(str(file), np.random.default_rng(0).integers(0, 255, (150, 190, 3), np.uint8))
@@ -591,10 +595,6 @@ def test_a_batch_of_an_exported_detector_keeps_each_images_size_and_scale(writte
             dict(out='a.onnx', precision='bfloat16'),
             'onnx has no bfloat16 .* float32, float16, int8',
         ),
-        (
-            dict(out='a.onnx', precision='int8', with_nms=False),
-            '--int8 and --no-nms cannot be combined',
-        ),
         (dict(out='a.onnx', check='nowhere'), "'nowhere' does not exist; give a folder .* --check"),
         (dict(out='a.onnx', precision='int8', calibration='nowhere'), 'with --calibration DIR'),
         (dict(out='a.onnx', cfg_options={'model.test_cfg.nms.type': 'soft_nms'}), 'type nms'),
@@ -607,7 +607,7 @@ def test_a_batch_of_an_exported_detector_keeps_each_images_size_and_scale(writte
         (dict(out='a.onnx', cfg_options={'modle': 1}), 'unknown key'),
         (
             dict(out='a.onnx', cfg_options={'model.bbox_head.bbox_coder.use_box_type': True}),
-            'RetinaNet with RetinaHead cannot be exported',
+            'RetinaNet with SyncedRetinaHead cannot be exported',
         ),
     ],
 )
@@ -726,6 +726,109 @@ def test_without_nms_its_options_do_not_matter(detector):
     with torch.inference_mode():
         boxes, scores = DetectorGraph(other, 'all')(images(1, 64, 64), torch.tensor([[64.0, 64.0]]))
     assert boxes.shape == (1, 9 * (2 * 2 + 1), 4) and scores.shape == (1, 45, 5)
+
+
+@pytest.fixture(scope='module')
+def torch_file(trained, folder):
+    return export(*trained, folder / 'any.pt2', file_format='torch')
+
+
+@pytest.mark.parametrize(('batch', 'size'), [(1, (32, 32)), (3, (96, 160)), (1, (480, 512))])
+def test_a_torch_program_takes_any_batch_and_size(detector, torch_file, batch, size):
+    assert torch_file.agreement.detections == 400 and torch_file.agreement.within(1e-5)
+    image = images(batch, *size)
+    outputs = ExportedModel(torch_file.file).detect(image.numpy(), [size] * batch)
+    for i in range(batch):
+        found = to_instances([x[i : i + 1] for x in outputs])
+        agreement = compare_detections([(expected(detector, image[i], size), found)], 0, 100, 1e-5)
+        assert agreement.detections > 4 and agreement.unmatched == 0
+        assert agreement.score_error < 1e-5
+
+
+def test_a_torch_program_runs_without_this_package(torch_file, tmp_path):
+    program = f"""
+import json, sys, torch
+extra = {{'evit_mm': ''}}
+model = torch.export.load({str(torch_file.file)!r}, extra_files=extra).module(check_guards=False)
+boxes, scores, labels = model(torch.rand(1, 3, 64, 96), torch.tensor([[64.0, 96.0]]))
+assert boxes.shape[2] == 4 and scores.shape == labels.shape
+assert json.loads(extra['evit_mm'])['nms'] == {{'iou_threshold': 0.5, 'max_per_img': 100}}
+assert not {{'evit_mm', 'mmdet', 'mmengine', 'torchvision'}} & set(sys.modules)
+"""
+    done = subprocess.run([sys.executable, '-I', '-c', program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert b'test_export0' not in torch_file.file.read_bytes()  # no path of this machine
+
+
+def change(text, old, new):
+    assert old in text
+    return text.replace(old, new, 1)
+
+
+EVAL = '__import__("os").system("false")'
+HOSTILE = {
+    'models/model.json': [
+        lambda text: re.sub(r'"expr_str": ".*?"', f'"expr_str": {json.dumps(EVAL)}', text),
+        lambda text: change(text, '"torch.ops.aten.conv2d.default"', '"torch.os.system"'),
+        lambda text: change(text, '"torch.ops.aten.conv2d.default"', '"_operator.call"'),
+        lambda text: change(
+            text, '"torch.ops.aten.conv2d.default"', '"torch.ops.aten.from_file.default"'
+        ),
+        lambda text: change(text, 'builtins.tuple', 'os.system'),
+    ],
+    'data/weights/model_weights_config.json': [
+        lambda text: change(text, '"use_pickle": false', '"use_pickle": true')
+    ],
+    'data/sample_inputs/model.pt': [lambda text: 'pickle'],
+    'data/aotinductor/model/a.so': [lambda text: 'library'],
+    'data/constants/opaque_obj_0': [lambda text: 'pickle'],
+}
+
+
+@pytest.mark.parametrize(
+    ('member', 'edit'), [(name, edit) for name, edits in HOSTILE.items() for edit in edits]
+)
+def test_a_torch_program_of_a_stranger_is_not_loaded(
+    torch_file, tmp_path, monkeypatch, member, edit
+):
+    """torch.export.load would evaluate, unpickle or import these."""
+    bad = tmp_path / 'bad.pt2'
+    with zipfile.ZipFile(torch_file.file) as old, zipfile.ZipFile(bad, 'w') as new:
+        entries = {name: old.read(name) for name in old.namelist()}
+        root = old.namelist()[0].split('/')[0]
+        name = f'{root}/{member}'
+        entries[name] = edit(entries.get(name, b'').decode()).encode()
+        for key, content in entries.items():
+            new.writestr(key, content)
+    monkeypatch.setattr(torch.export, 'load', lambda *args, **kwargs: pytest.fail('was loaded'))
+    with pytest.raises(EvitError, match=r"bad\.pt2' contains .* could run code"):
+        ExportedModel(bad)
+
+
+def test_a_file_for_tensorrt_ends_with_its_operator(trained, folder):
+    file = export(*trained, folder / 'trt.onnx', nms='tensorrt', dynamic=False).file
+    model = onnx.load(file)
+    node = model.graph.node[-1]
+    values = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+    assert node.op_type == 'EfficientNMS_TRT' and list(node.input) == ['boxes', 'scores']
+    assert (values['max_output_boxes'], values['background_class']) == (100, -1)
+    assert (values['score_threshold'], values['iou_threshold']) == (0, 0.5)
+    assert (values['score_activation'], values['box_coding'], values['class_agnostic']) == (0,) * 3
+    shapes = {
+        value.name: [d.dim_value for d in value.type.tensor_type.shape.dim]
+        for value in model.graph.output
+    }
+    assert shapes == {
+        'num_detections': [1, 1],
+        'detection_boxes': [1, 100, 4],
+        'detection_scores': [1, 100],
+        'detection_classes': [1, 100],
+    }
+    assert json.loads(model.metadata_props[0].value)['outputs'] == list(shapes)
+    with pytest.raises(EvitError, match='cannot be opened .*EfficientNMS_TRT'):
+        ExportedModel(file)
+    with pytest.raises(ConfigError, match='--tensorrt-nms needs --format onnx'):
+        export(*trained, folder / 'a.xml', file_format='openvino', nms='tensorrt')
 
 
 def test_half_leaves_the_detector_as_it_is(detector):

@@ -104,7 +104,10 @@ def export_program(graph: nn.Module, channels: int, size: Size) -> Any:
     image = torch.rand(batch, channels, height, width)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.filterwarnings('ignore', 'torch.meshgrid', UserWarning)  # of mmdet's priors
-        return torch.export.export(graph.eval(), (image, sizes), dynamic_shapes=dimensions)
+        program = torch.export.export(graph.eval(), (image, sizes), dynamic_shapes=dimensions)
+    for node in program.graph.nodes:
+        node.meta.pop('stack_trace', None)  # paths of this machine, which a file would keep
+    return program
 
 
 def nms_options(cfg: Any) -> dict[str, Any]:

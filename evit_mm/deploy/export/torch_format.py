@@ -3,16 +3,36 @@
 from __future__ import annotations
 
 import json
+import re
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import nn
 
 from ...checkpoint.reading import METADATA_KEY
+from ...errors import EvitError
 from .files import BFLOAT16, FLOAT16, FLOAT32, Format, Run
 from .graph import Size, export_program
+
+# what a file of TorchFormat.write contains; torch.export.load can run code of anything else
+MEMBERS = re.compile(
+    r'[^/]+/(\.data/\w+|archive_\w+|byteorder|version|models/model\.json|extra/evit_mm'
+    r'|data/(constants|weights)/(model_\w+_config\.json|(tensor|weight)_\d+))'
+)
+EMPTY = '/data/sample_inputs/model.pt'  # otherwise a pickle
+OPERATORS = 'add|sub|mul|floordiv|truediv|mod|neg|eq|ne|ge|gt|le|lt|getitem'
+TARGETS = re.compile(
+    rf'torch\.ops\.aten\.(?!from_file)\w+\.\w+|_operator\.({OPERATORS})|torch\.sym_(min|max)'
+)
+FUNCTIONS = 'Symbol|Integer|Add|Mul|Pow|Mod|PythonMod|Min|Max|FloorDiv|CleanDiv|CeilDiv'
+EXPRESSION = re.compile(
+    rf"(({FUNCTIONS})\(|Symbol\('[su]\d+'|(positive|integer|evaluate)=(True|False)|-?\d+|[), ])*"
+)
+TREE_TYPES = re.compile(r'"type": (?!null|"builtins\.(tuple|list|dict)")')
 
 
 class TorchFormat(Format):
@@ -29,15 +49,17 @@ class TorchFormat(Format):
     def write(self, graph: nn.Module, file: Path, metadata: dict, size: Size) -> None:
         """Write the program, with the metadata as an extra file."""
         program = export_program(graph, metadata['in_channels'], size)
+        program.example_inputs = None  # they would be a pickle
         torch.export.save(program, file, extra_files={METADATA_KEY: json.dumps(metadata)})
 
     def load(self, file: Path, threads: int | None) -> tuple[str | None, Run]:
         """Open a file in PyTorch, on the CPU."""
+        _check_archive(file)
         if threads:
             torch.set_num_threads(threads)
         extra = {METADATA_KEY: ''}
         program = torch.export.load(file, extra_files=extra)
-        # the guards of the example refuse sizes that the program computes correctly
+        # the guards of the example image refuse sizes that the program computes correctly
         module = program.module(check_guards=False)
 
         @torch.inference_mode()
@@ -45,3 +67,43 @@ class TorchFormat(Format):
             return [x.numpy() for x in module(torch.from_numpy(image), torch.from_numpy(size))]
 
         return extra[METADATA_KEY] or None, run
+
+
+def _check_archive(file: Path) -> None:
+    """Check that a file contains only what :meth:`TorchFormat.write` writes.
+
+    ``torch.export.load`` unpickles some entries, loads libraries and evaluates expressions.
+    """
+    with zipfile.ZipFile(file) as archive:
+        foreign = [
+            info.filename
+            for info in archive.infolist()
+            if not MEMBERS.fullmatch(info.filename)
+            and not (info.filename.endswith(EMPTY) and info.file_size == 0)
+        ]
+        for name in archive.namelist():
+            if name.endswith('.json'):
+                foreign += _foreign(json.loads(archive.read(name)))
+    if foreign:
+        raise EvitError(
+            f"exported file '{file}' contains {foreign[0][:80]!r}, which tools/export.py does not "
+            'write and which could run code; export the model again'
+        )
+
+
+def _foreign(value: Any, key: str = '') -> Iterator[str]:
+    """Yield what could run code in a part of the program's description."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield from _foreign(item, name)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _foreign(item, key)
+    elif key == 'use_pickle' and value:
+        yield key
+    elif isinstance(value, str):
+        allowed = {'target': TARGETS, 'expr_str': EXPRESSION}.get(key)
+        if allowed and not allowed.fullmatch(value):
+            yield value
+        if key in ('in_spec', 'out_spec') and TREE_TYPES.search(value):
+            yield value
