@@ -28,6 +28,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--auto-scale-lr', action='store_true', help=text)
     text = 'use deterministic algorithms only'
     parser.add_argument('--deterministic', action='store_true', help=text)
+    text = (
+        'end after N evaluations without an improvement (default_hooks.early_stopping; default: 5)'
+    )
+    parser.add_argument('--early-stopping', nargs='?', const=5, type=int, metavar='N', help=text)
     text = 'also log scalars and pictures to tensorboard, mlflow or wandb'
     parser.add_argument('--track', nargs='+', default=(), metavar='NAME', help=text)
     parser.add_argument('--seed', type=int, help='random seed')

@@ -16,6 +16,7 @@ from mmengine.runner import Runner
 from ..errors import ConfigError
 from .build import CheckedRunner, build_runner, set_device
 from .config import load_config
+from .early_stopping import add_early_stopping
 from .tracking import add_trackers
 from .work_dir import last_checkpoints
 
@@ -33,6 +34,7 @@ def train(
     hooks: Sequence[Hook] = (),
     deterministic: bool = False,
     track: Sequence[str] = (),
+    early_stopping: int | None = None,
 ) -> Runner:
     """Train a detector or a classifier.
 
@@ -54,6 +56,8 @@ def train(
             give bitwise equal results.
         track: Trackers for scalars and pictures, from
             :data:`evit_mm.runner.tracking.BACKENDS`.
+        early_stopping: Number of evaluations without an improvement after which the training ends,
+            see :func:`~evit_mm.runner.early_stopping.add_early_stopping`. None trains to the end.
 
     Returns:
         The runner after training.
@@ -86,6 +90,8 @@ def train(
             cfg.resume, cfg.load_from = True, None
     elif resume is not None:
         cfg.resume, cfg.load_from = True, str(resume)
+    if early_stopping is not None:
+        add_early_stopping(cfg, early_stopping)
     if track:
         add_trackers(cfg, track)
     runner = build_runner(cfg, launcher)
