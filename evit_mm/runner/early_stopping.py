@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,8 +28,8 @@ class ResumedEarlyStoppingHook(EarlyStoppingHook):
     evaluations since then in each checkpoint. The arguments are the same. A training that resumes
     after it has ended early goes on only with a larger ``patience``.
 
-    ``IterBasedTrainLoop`` does not repeat an evaluation at the iteration of the checkpoint, so after
-    a resume this evaluation may not count.
+    ``IterBasedTrainLoop`` does not repeat an evaluation of the iteration of a checkpoint. After a
+    resume, this evaluation may not count.
     """
 
     priority = 'LOW'  # before the checkpoint hook saves the record
@@ -86,7 +85,7 @@ def add_early_stopping(cfg: Config, patience: int) -> None:
                 'there and remove --early-stopping'
             )
     evaluations = _evaluations(cfg.train_cfg)
-    if evaluations <= patience + 1:
+    if evaluations is not None and evaluations <= patience + 1:
         raise ConfigError(
             f'{name}: --early-stopping {patience} has no effect with '
             f'{counted(evaluations, "evaluation")}; use a smaller number, or evaluate more often '
@@ -119,11 +118,11 @@ def _first(value: Any) -> Any:
     return value[0] if isinstance(value, (list, tuple)) and value else value
 
 
-def _evaluations(train_cfg: Mapping[str, Any]) -> float:
-    """Return the number of evaluations of a training, or infinity if it cannot be known."""
+def _evaluations(train_cfg: Mapping[str, Any]) -> int | None:
+    """Return the number of evaluations of a training, or None if it cannot be known."""
     last = train_cfg.get('max_epochs') or train_cfg.get('max_iters')
     if last is None or train_cfg.get('dynamic_intervals'):
-        return math.inf
+        return None
     interval, begin = train_cfg.get('val_interval', 1), max(train_cfg.get('val_begin', 1), 1)
     due = {place for place in range(interval, last + 1, interval) if place >= begin}
     return len(due | {last})

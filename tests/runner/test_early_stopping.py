@@ -81,7 +81,8 @@ def test_a_loss_that_falls_and_a_nan(tmp_path):
     assert 'ap is nan' in runner.message_hub.get_info('evit_mm_stopped_early')
 
 
-def test_a_training_in_iterations(tmp_path):
+def test_a_training_in_iterations(tmp_path, monkeypatch):
+    monkeypatch.setattr('time.sleep', lambda _: None)  # mmengine waits two seconds after an epoch
     iterations = {'type': 'IterBasedTrainLoop', 'max_iters': 24, 'val_interval': 3}
     options = {'train_cfg': {**iterations, 'max_epochs': None}, 'save_best': 'ap'}
     options['checkpoint'] = {'by_epoch': False, 'interval': 3}

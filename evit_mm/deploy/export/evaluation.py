@@ -50,7 +50,8 @@ class ExportedFileHook(Hook):
 
     def before_test(self, runner: Any) -> None:
         """Compare the classes, the reader, the preprocessing and the score threshold."""
-        metadata = unwrap(runner.model).exported.metadata
+        model: Any = unwrap(runner.model)
+        metadata = model.exported.metadata
         check_classes(metadata, runner.test_dataloader.dataset.metainfo, self.file)
         # files of older versions do not name the reader
         for key in ('reader', 'mean', 'std', 'channels', 'pad_value', 'score_thr'):
