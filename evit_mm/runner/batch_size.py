@@ -12,7 +12,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,20 +141,23 @@ def largest_batch(cfg: Config, processes: int = 1) -> int:
         if budget is None:
             budget = SHARE * child.free
         most = max(child.images // processes, 1)
-        trials = search(child.measure, budget, most, predict=not on_gpu)
-    sizes = [trial.size for trial in trials if trial.fits]
-    said = f'tried {", ".join(map(str, trials))}; limit: {budget / 1024:.2f} GiB'
-    if not sizes:
+        best = 0
+        for trial in search(child.measure, budget, most, predict=not on_gpu):
+            _say(f'  {trial}')
+            best = max(best, trial.size if trial.fits else 0)
+    limit = f'{budget / 1024:.2f} GiB, 90 % of the unused memory'
+    if not best:
         raise ConfigError(
-            f'{name}: one image does not fit into memory ({said}); use smaller images, --amp or '
-            'another model'
+            f'{name}: one image does not fit into {limit}; use smaller images, --amp or another '
+            'model'
         )
-    reason = f'; the data set has {counted(child.images, "image")}' if max(sizes) == most else ''
-    _say(f'batch size: {max(sizes)} per process ({said}{reason})')
+    if best == most:
+        limit = f'there are {counted(child.images, "image")}'
+    _say(f'batch size: {best} per process (limit: {limit})')
     base = (cfg.get('auto_scale_lr') or {}).get('base_batch_size')
-    if base not in (None, max(sizes) * processes) and not cfg.auto_scale_lr.get('enable'):
+    if base not in (None, best * processes) and not cfg.auto_scale_lr.get('enable'):
         _say(f'the learning rate is for batch size {base}; --auto-scale-lr scales it')
-    return max(sizes)
+    return best
 
 
 def _say(text: str) -> None:
@@ -164,7 +167,7 @@ def _say(text: str) -> None:
 
 def search(
     measure: Callable[[int], float | None], budget: float, most: int, predict: bool = False
-) -> list[Trial]:
+) -> Iterator[Trial]:
     """Try 1, 2, 4, ... until a size does not fit, then sizes between the last two.
 
     The result is at most an eighth below the largest size that fits.
@@ -173,40 +176,36 @@ def search(
         measure: Returns the peak memory of a size in MiB, or None if memory runs out.
         budget: Memory that may be used, in MiB.
         most: Largest size.
-        predict: Do not try a size that two smaller ones predict to be over the budget. On a CPU,
-            the system could end other programs.
+        predict: From the two largest measured sizes, predict the memory of others. A size that is
+            predicted to be over the budget is not tried, because a system without memory ends
+            programs. After size 8, the next one is the largest that is predicted to fit. It is not
+            tried either if it is predicted to need less than half of the budget, because a CPU
+            needs long for it.
 
-    Returns:
-        The sizes in the order in which they were tried.
+    Yields:
+        The sizes in the order in which they are tried.
     """
-    trials: list[Trial] = []
-
-    def fits(size: int) -> bool:
-        expected = _extrapolate(trials, size) if predict else None
-        if expected is not None and expected > budget:
-            trials.append(Trial(size, False, expected, predicted=True))
+    known: list[tuple[int, float]] = []
+    low, high = 0, most + 1  # low fits, high does not
+    while low < most and (high > most or high - low > max(low // 8, 1)):
+        size = max(2 * low, 1) if high > most else (low + high) // 2
+        expected = None
+        if predict and len(known) > 1:
+            (a, at_a), (b, at_b) = sorted(known)[-2:]
+            slope = max(at_b - at_a, 0) / (b - a)
+            if high > most and low >= 8:
+                size = max(int(b + (budget - at_b) / slope), low + 1) if slope else most
+            size = min(size, most)
+            expected = at_b + (size - b) * slope
+        size = min(size, most)
+        if expected is not None and (expected > budget or (low >= 8 and expected < budget / 2)):
+            trial = Trial(size, expected <= budget, expected, predicted=True)
         else:
             mib = measure(size)
-            trials.append(Trial(size, mib is not None and mib <= budget, mib))
-        return trials[-1].fits
-
-    low, high = 0, most + 1  # low fits, high does not
-    while low < most and high > most:
-        size = min(max(2 * low, 1), most)
-        low, high = (size, high) if fits(size) else (low, size)
-    while high - low > max(low // 8, 1):
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return trials
-
-
-def _extrapolate(trials: Sequence[Trial], size: int) -> float | None:
-    """Return the memory of a size on the line through the two largest measured ones."""
-    known = sorted((t.size, t.mib) for t in trials if t.mib is not None and not t.predicted)[-2:]
-    if len(known) < 2:
-        return None
-    (a, at_a), (b, at_b) = known
-    return at_b + (size - b) * max(at_b - at_a, 0) / (b - a)
+            trial = Trial(size, mib is not None and mib <= budget, mib)
+            known += [] if mib is None else [(size, mib)]
+        yield trial
+        low, high = (size, high) if trial.fits else (low, size)
 
 
 def available_memory() -> float:
@@ -377,7 +376,7 @@ class Iteration:
         kind = type(getattr(loader.batch_sampler, 'batch_sampler', loader.batch_sampler))
         self.samples = largest_samples(loader.dataset, 'AspectRatio' in kind.__name__)
         self.image_mib = self.samples[0]['inputs'].nbytes / MIB
-        self.on_gpu = get_device() != 'cpu'
+        self.on_gpu, self.has_stepped = get_device() != 'cpu', False
 
     def peak(self, size: int) -> float | None:
         """Return the peak memory of an iteration in MiB, or None if memory runs out."""
@@ -387,8 +386,10 @@ class Iteration:
         chosen = itertools.islice(itertools.cycle(self.samples), size)
         try:
             batch = self.collate([copy.deepcopy(sample) for sample in chosen])
-            for _ in range(2):  # the first step of an optimizer adds its state
+            self.model.train_step(batch, self.optimizer)
+            if not self.has_stepped:  # the first step of an optimizer adds its state
                 self.model.train_step(batch, self.optimizer)
+            self.has_stepped = True
         except OVERFLOWS:
             return None
         finally:
