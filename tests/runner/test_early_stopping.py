@@ -168,10 +168,13 @@ def test_a_metric_that_never_comes_is_refused_before_the_training(data, tmp_path
 
 
 @pytest.mark.slow
-def test_two_processes_end_together(data, tmp_path):
+def test_two_processes_end_together_with_the_batch_size_that_one_has_found(data, tmp_path):
     extra = 'train_cfg = dict(max_epochs=6, val_interval=1)\n'
     extra += "custom_hooks = [dict(type='LevelHook')]\n"
-    config = write_config(tmp_path, data, extra + "train_dataloader['batch_size'] = 2\n")
+    config = write_config(tmp_path, data, extra)
     options = ['--work-dir', tmp_path / 'work', '--device', 'cpu', '--early-stopping', 2]
-    said = succeeded(launch('train', [config, *options], 2))
+    said = succeeded(launch('train', [config, *options, '--batch-size', 'auto'], 2))
     assert 'stopped early after 3 of 6 epochs' in said
+    # eight images
+    assert said.count('batch size: 4 per process (limit: there are 8 images)') == 1
+    assert Config.fromfile(tmp_path / 'work' / 'tiny.py').train_dataloader.batch_size == 4
