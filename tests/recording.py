@@ -41,6 +41,16 @@ class KillHook(Hook):
 
 
 @HOOKS.register_module()
+class LevelHook(Hook):
+    """Replace all figures of an evaluation by the same one."""
+
+    priority = 'VERY_HIGH'
+
+    def after_val_epoch(self, runner, metrics=None):
+        metrics.update(dict.fromkeys(metrics, 0.25))
+
+
+@HOOKS.register_module()
 class FatalHook(Hook):
     """Let one process die or raise after its first iteration, or have a NaN in its second."""
 

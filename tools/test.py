@@ -19,6 +19,9 @@ def parse_args() -> argparse.Namespace:
         '--show-dir', help='folder for pictures with ground truth (left) and detections (right)'
     )
     parser.add_argument('--fuse', action='store_true', help='evaluate the fused model')
+    text = 'test-time augmentation by tta_model and tta_pipeline of the config, by default flips; '
+    text += 'numbers such as 0.75 1 1.25 also scale the image'
+    parser.add_argument('--tta', nargs='*', type=float, metavar='SCALE', help=text)
     add_device(parser)
     add_cfg_options(parser)
     add_launcher(parser)

@@ -17,17 +17,19 @@ def parse_args() -> argparse.Namespace:
     names = ', '.join(data_models())
     parser.add_argument('--model', help=f'for --data: {names} (default: {DEFAULT_MODEL})')
     parser.add_argument('--work-dir', help='folder for logs and checkpoints')
-    parser.add_argument(
-        '--resume',
-        nargs='?',
-        const='auto',
-        help='resume from the given checkpoint, by default the last one in the work dir',
-    )
+    text = 'resume from the given checkpoint, by default the last one in the work dir'
+    parser.add_argument('--resume', nargs='?', const='auto', help=text)
     parser.add_argument('--amp', action='store_true', help='train in mixed precision')
+    text = 'images per process (train_dataloader.batch_size), or auto: the most that fit in memory'
+    parser.add_argument('--batch-size', metavar='N', help=text)
     text = 'scale the learning rate to the batch size'
     parser.add_argument('--auto-scale-lr', action='store_true', help=text)
     text = 'use deterministic algorithms only'
     parser.add_argument('--deterministic', action='store_true', help=text)
+    text = (
+        'end after N evaluations without an improvement (default_hooks.early_stopping; default: 5)'
+    )
+    parser.add_argument('--early-stopping', nargs='?', const=5, type=int, metavar='N', help=text)
     text = 'also log scalars and pictures to tensorboard, mlflow or wandb'
     parser.add_argument('--track', nargs='+', default=(), metavar='NAME', help=text)
     parser.add_argument('--seed', type=int, help='random seed')

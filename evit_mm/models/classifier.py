@@ -146,5 +146,8 @@ class ClsVisualizationHook(VisualizationHook):
             inside = self.folder and path.is_relative_to(self.folder)
             parts = path.relative_to(self.folder).parts if inside else path.parts[-2:]
             sample.set_metainfo({'img_path': '_'.join(parts)})  # CLASS_SUBFOLDER_IMAGE.jpg
-        rgb = [image.flip(0) for image in data_batch['inputs']]
+        images = data_batch['inputs']
+        if isinstance(data_batch['data_samples'][0], Sequence):
+            images = images[0]  # the first view of each image, in test-time augmentation
+        rgb = [image.flip(0) for image in images]
         super()._draw_samples(batch_idx, {**data_batch, 'inputs': rgb}, samples, step)

@@ -7,6 +7,7 @@ from .build import CheckedRunner
 from .checkpoints import SafeCheckpointHook
 from .console import ConsoleLoggerHook
 from .data_check import DataCheckHook
+from .early_stopping import ResumedEarlyStoppingHook
 from .guards import NonFiniteLossHook
 from .loop import ExactTrainLoop
 from .optimizers import FusedAdamW
@@ -24,6 +25,7 @@ __all__ = [
     'FusedAdamW',
     'NonFiniteLossHook',
     'PictureHook',
+    'ResumedEarlyStoppingHook',
     'ResumedOptimizerHook',
     'SafeCheckpointHook',
     'SummaryHook',

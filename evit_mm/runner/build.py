@@ -17,10 +17,11 @@ import mmengine.device.utils
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.dist import is_distributed, is_main_process, master_only
+from mmengine.dist import init_dist, is_distributed, is_main_process, master_only
 from mmengine.hooks import CheckpointHook
 from mmengine.registry import RUNNERS, init_default_scope
 from mmengine.runner import Runner
+from mmengine.utils.dl_utils import set_multi_processing
 from mmengine.visualization import Visualizer
 
 from ..checkpoint import check_exists, check_state_dict, extract_state_dict
@@ -203,8 +204,8 @@ class CheckedRunner(Runner):
 
     def setup_env(self, env_cfg: dict) -> None:
         """Set up the environment as mmengine does, but join other processes also without a GPU."""
-        if self.distributed and not is_distributed() and get_device() == 'cpu':
-            torch.distributed.init_process_group('gloo')
+        if self.distributed and get_device() == 'cpu':
+            join_processes(self.launcher, env_cfg)
         super().setup_env(env_cfg)
         folder = Path(self.work_dir, self.timestamp)
         self._has_own_log = is_main_process() and not folder.exists()
@@ -292,6 +293,17 @@ class CheckedRunner(Runner):
         """Build the learning rate schedules."""
         with config_faults(self.cfg):
             return super().build_param_scheduler(scheduler)
+
+
+def join_processes(launcher: str, env_cfg: Mapping[str, Any]) -> None:
+    """Join the other processes of a launcher, unless this is done. Without a GPU, use gloo."""
+    if is_distributed():
+        return
+    if get_device() == 'cpu':
+        torch.distributed.init_process_group('gloo')
+        return
+    set_multi_processing(**(env_cfg.get('mp_cfg') or {}), distributed=True)
+    init_dist(launcher, **(env_cfg.get('dist_cfg') or {}))
 
 
 def build_runner(cfg: Config, launcher: str = 'none') -> Runner:

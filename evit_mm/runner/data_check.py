@@ -49,7 +49,10 @@ class DataCheckHook(Hook):
     def before_val_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
         """Check that no image of the batch is truncated."""
         samples = data_batch.get('data_samples') if isinstance(data_batch, Mapping) else None
-        for sample in samples if isinstance(samples, Sequence) else ():
+        samples = samples if isinstance(samples, Sequence) else ()
+        if samples and isinstance(samples[0], Sequence):
+            samples = samples[0]  # the first view of each image, in test-time augmentation
+        for sample in samples:
             path = getattr(sample, 'img_path', None)
             if isinstance(path, str) and is_cut_short(path):
                 raise DataError(

@@ -25,7 +25,7 @@ def check_metrics(runner: Any, evaluator: Any, hooks: Iterable[Hook] = ()) -> No
     """
     metrics = getattr(evaluator, 'metrics', [])
     for metric in metrics:
-        if 'segm' in getattr(metric, 'metrics', ()) and not _has_masks(unwrap(runner.model)):
+        if 'segm' in getattr(metric, 'metrics', ()) and not predicts_masks(runner.model):
             raise ConfigError(
                 f"{config_name(runner.cfg)}: {type(metric).__name__} has metric='segm', but "
                 f"{type(unwrap(runner.model)).__name__} predicts no masks; use metric='bbox'"
@@ -107,7 +107,8 @@ def metric_names(metric: BaseMetric, prefix: str) -> list[str] | None:
     return [f'{prefix}{metric.prefix}/{name}' for name in names]
 
 
-def _has_masks(model: Any) -> bool:
+def predicts_masks(model: Any) -> bool:
     """Return whether a part of a model is named for masks, as in all of mmdet's such models."""
-    parts = (f'{name} {type(module).__name__}'.lower() for name, module in model.named_modules())
+    modules = unwrap(model).named_modules()
+    parts = (f'{name} {type(module).__name__}'.lower() for name, module in modules)
     return any(word in part for part in parts for word in ('mask', 'panoptic', 'segm'))

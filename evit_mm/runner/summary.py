@@ -43,6 +43,7 @@ except ImportError:  # not available on Windows
 PACKAGES = ('evit_mm', 'torch', 'numpy', 'mmengine', 'mmcv', 'mmdet', 'mmpretrain', 'timm')
 FILE = 'summary.json'
 BEST = 'evit_mm_best'  # key of the message hub, which is saved in checkpoints
+STOPPED = 'evit_mm_stopped_early'  # key of the message hub: why early stopping ended the training
 SECONDS = 'evit_mm_seconds'  # key of meta in checkpoints
 MAIN_METRIC = 'coco/bbox_mAP'  # with classwise=True, the first metric is the AP of one class
 MIB = 2**20
@@ -171,6 +172,7 @@ class SummaryHook(Hook):
         best = best_so_far(runner)
         return {
             'finished': self.finished,
+            'stopped_early': stopped_early(runner),
             'best': best and {**best, 'checkpoint': _best_file(runner, best['metric'])},
             'seconds': time.monotonic() - self.start,
             'peak_memory_mib': peak_memory(),
@@ -202,6 +204,13 @@ def best_so_far(runner: Any) -> dict[str, Any] | None:
     return runner.message_hub.runtime_info.get(BEST)
 
 
+def stopped_early(runner: Any) -> str | None:
+    """Return why an early stopping hook has ended the training, or None if none has."""
+    if not getattr(runner.train_loop, 'stop_training', False):
+        return None
+    return runner.message_hub.runtime_info.get(STOPPED, 'a hook has ended the training')
+
+
 def peak_memory() -> dict[str, float | None]:
     """Return the peak memory of this process in MiB, without data loader workers."""
     unit = 1 if sys.platform == 'darwin' else 1024  # bytes per unit of ru_maxrss
@@ -225,6 +234,9 @@ def describe(runner: Any, summary: Mapping[str, Any]) -> str:
         if value is not None
     )
     state = 'finished' if summary['finished'] else 'stopped'
+    reason = summary.get('stopped_early')
+    if reason:
+        state, done = 'stopped early', f'{done}, because {reason},'
     lines = [f'{state} after {done} in {seconds}; peak: {memory}']
     best, folder = summary['best'], Path(_shown(runner.work_dir))
     checkpoint = pointed_at(folder)

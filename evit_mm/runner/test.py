@@ -15,7 +15,9 @@ from ..checkpoint import check_exists
 from ..errors import ConfigError
 from .build import build_runner, make_folder, set_device
 from .config import is_classifier, load_config
+from .evaluators import predicts_masks
 from .tracking import drop_trackers
+from .tta import use_tta
 
 
 def test(
@@ -28,6 +30,7 @@ def test(
     cfg_options: Mapping[str, Any] | None = None,
     device: str | None = None,
     hooks: Sequence[Hook] = (),
+    tta: Sequence[float] | None = None,
 ) -> dict[str, float]:
     """Evaluate a checkpoint on the test set of a config.
 
@@ -45,6 +48,8 @@ def test(
         cfg_options: As in :func:`~evit_mm.runner.train.train`.
         device: As in :func:`~evit_mm.runner.train.train`.
         hooks: Additional hooks.
+        tta: Scales of test-time augmentation, see :func:`~evit_mm.runner.tta.use_tta`. None
+            evaluates each image once.
 
     Returns:
         The metrics by name.
@@ -71,7 +76,13 @@ def test(
         make_folder('--show-dir', show_dir)
     drop_trackers(cfg)
     set_device(device)
+    if tta is not None:
+        use_tta(cfg, tta)
     runner = build_runner(cfg, launcher)
+    if tta is not None and predicts_masks(runner.model):
+        raise ConfigError(
+            f'{cfg.filename}: --tta cannot merge masks, and the model predicts masks; remove --tta'
+        )
     for hook in hooks:
         runner.register_hook(hook)
     metrics = runner.test()

@@ -14,8 +14,10 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from ..errors import ConfigError
+from .batch_size import set_batch_size
 from .build import CheckedRunner, build_runner, set_device
 from .config import load_config
+from .early_stopping import add_early_stopping
 from .tracking import add_trackers
 from .work_dir import last_checkpoints
 
@@ -33,6 +35,8 @@ def train(
     hooks: Sequence[Hook] = (),
     deterministic: bool = False,
     track: Sequence[str] = (),
+    early_stopping: int | None = None,
+    batch_size: int | str | None = None,
 ) -> Runner:
     """Train a detector or a classifier.
 
@@ -54,6 +58,10 @@ def train(
             give bitwise equal results.
         track: Trackers for scalars and pictures, from
             :data:`evit_mm.runner.tracking.BACKENDS`.
+        early_stopping: Number of evaluations without an improvement after which the training ends,
+            see :func:`~evit_mm.runner.early_stopping.add_early_stopping`. None trains to the end.
+        batch_size: Number of images per process, or ``'auto'`` for the largest that fits into
+            memory, see :func:`~evit_mm.runner.batch_size.set_batch_size`. None uses the config.
 
     Returns:
         The runner after training.
@@ -86,6 +94,12 @@ def train(
             cfg.resume, cfg.load_from = True, None
     elif resume is not None:
         cfg.resume, cfg.load_from = True, str(resume)
+    if early_stopping is not None:
+        add_early_stopping(cfg, early_stopping)
+    if batch_size is not None:
+        if {'batch_size', 'train_dataloader.batch_size'} & {*(cfg_options or ())}:
+            raise ConfigError('--batch-size and --cfg-options both set the batch size; use one')
+        set_batch_size(cfg, batch_size, launcher)
     if track:
         add_trackers(cfg, track)
     runner = build_runner(cfg, launcher)

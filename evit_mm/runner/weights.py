@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
+from mmengine.model import BaseTTAModel, is_model_wrapper
 from torch import nn
 
 from ..checkpoint import (
@@ -26,9 +26,11 @@ BODY = ('backbone', 'neck')
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """Return the model inside a distributed wrapper, or the model itself."""
+    """Return the model inside wrappers for several processes and for test-time augmentation."""
     inner: Any = model
-    return inner.module if is_model_wrapper(model) else inner
+    while is_model_wrapper(inner) or isinstance(inner, BaseTTAModel):
+        inner = inner.module
+    return inner
 
 
 def read_fitting(

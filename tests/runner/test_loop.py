@@ -97,12 +97,13 @@ def run(folder, load_from=None, checkpoint=None, broken=(), batch_size=4, **opti
         'sampler': {'type': 'DefaultSampler', 'shuffle': True},
         'collate_fn': {'type': 'default_collate'},
     }
+    train_cfg = {'type': 'ExactTrainLoop', 'max_epochs': 2, **options.pop('train_cfg', {})}
     cfg = {
         'model': {'type': 'Layers'},
         'work_dir': str(folder),
         'experiment_name': str(folder),  # else two runs of one second share mmengine's hub
         'train_dataloader': loader,
-        'train_cfg': {'type': 'ExactTrainLoop', 'max_epochs': 2, **options.pop('train_cfg', {})},
+        'train_cfg': {key: value for key, value in train_cfg.items() if value is not None},
         'val_dataloader': {**loader, 'dataset': {'type': 'Points'}},
         'val_cfg': {},
         'val_evaluator': {'type': 'Mean'},

@@ -215,7 +215,9 @@ def test_without_validation_the_last_checkpoint_is_named(data, tmp_path):
 
 def runner_with(tmp_path, hooks=()):
     hub = MessageHub(str(tmp_path))
-    return SimpleNamespace(hooks=list(hooks), message_hub=hub, epoch=3, work_dir=str(tmp_path))
+    return SimpleNamespace(
+        hooks=list(hooks), message_hub=hub, epoch=3, work_dir=str(tmp_path), train_loop=None
+    )
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from mmengine.registry import HOOKS
 from ...errors import ConfigError
 from ...runner.config import is_classifier, load_config
 from ...runner.test import test
-from ...runner.weights import check_classes
+from ...runner.tta import add_tta
+from ...runner.weights import check_classes, unwrap
 from .. import fusion
 from .files import describe
 from .formats import BY_SUFFIX
@@ -52,7 +53,8 @@ class ExportedFileHook(Hook):
 
     def before_test(self, runner: Any) -> None:
         """Compare the classes, the reader, the preprocessing and the score threshold."""
-        metadata = runner.model.exported.metadata
+        model: Any = unwrap(runner.model)
+        metadata = model.exported.metadata
         check_classes(metadata, runner.test_dataloader.dataset.metainfo, self.file)
         # files of older versions do not name the reader
         for key in COMPARED:
@@ -103,6 +105,9 @@ def evaluate(
             'one process; remove --launcher'
         )
     hook = ExportedFileHook(file, describe(cfg, ()))
+    if options.get('tta') is not None:
+        add_tta(cfg, options['tta'])  # reads test_cfg of the model, which is replaced below
+        options['tta'] = ()
     preprocessor = cfg.model.data_preprocessor
     cfg.model = ConfigDict(type='ExportedDetector', file=file, data_preprocessor=preprocessor)
     return test(cfg, None, hooks=[hook], **options)
