@@ -333,14 +333,18 @@ def parse_tool(words):
         assert len(words) == 1, f'{words[0]} takes no arguments'
         return argparse.Namespace(), argparse.ArgumentParser()
     parsers, said = [], io.StringIO()
-    plain = argparse.ArgumentParser.parse_args
 
-    def recording(parser, *args, **kwargs):
-        parsers.append(parser)
-        return plain(parser, *args, **kwargs)
+    def recorded(plain):
+        def recording(parser, *args, **kwargs):
+            parsers.append(parser)
+            return plain(parser, *args, **kwargs)
+
+        return recording
 
     with arguments(words), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(argparse.ArgumentParser, 'parse_args', recording)
+        for method in ('parse_args', 'parse_intermixed_args'):
+            plain = getattr(argparse.ArgumentParser, method)
+            patch.setattr(argparse.ArgumentParser, method, recorded(plain))
         try:
             with contextlib.redirect_stderr(said):
                 return namespace['parse_args'](), parsers[-1]

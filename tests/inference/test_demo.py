@@ -101,8 +101,9 @@ def test_a_photograph_its_threshold_and_the_choice_of_a_checkpoint(
     photograph = sorted((real_data('bccd') / 'images').glob('*.jpg'))[0]
     expected = {}
     for number, name in enumerate(('first', 'second')):
-        pair = models[2 * number : 2 * number + 2]
-        found = inference.predict(*pair, photograph, tmp_path / name, device='cpu').detections
+        config, checkpoint = models[2 * number : 2 * number + 2]
+        predicted = inference.predict(checkpoint, photograph, tmp_path / name, config, device='cpu')
+        found = predicted.detections
         expected[name] = sorted((e['score'] for e in found), reverse=True)
     middle = round((expected['first'][9] + expected['first'][10]) / 2, 2)
     urls = []
@@ -267,7 +268,8 @@ def test_rows_are_what_the_json_has(models, detectors, tmp_path):
 
     pixels = np.random.default_rng(0).integers(0, 255, (90, 120, 3), np.uint8)
     cv2.imwrite(str(tmp_path / 'a.png'), pixels)
-    inference.predict(*models[:2], tmp_path / 'a.png', tmp_path / 'out', device='cpu')
+    config, checkpoint = models[:2]
+    inference.predict(checkpoint, tmp_path / 'a.png', tmp_path / 'out', config, device='cpu')
     written = json.loads((tmp_path / 'out' / 'results.json').read_text())
     detector = next(iter(detectors.values()))
     start = time.perf_counter()
@@ -293,8 +295,11 @@ def test_pictures_too_thin_and_pairs_that_are_none_are_named(models, detectors, 
     Image.new('RGB', (2, 3000)).save(tmp_path / 'a.png')
     with pytest.raises(DataError, match='2x3000 pixels are too thin'):
         demo.detect(next(iter(detectors.values())), str(tmp_path / 'a.png'))
-    with pytest.raises(ConfigError, match='each CONFIG needs a CHECKPOINT'):
-        demo.load_detectors(models[:3])
+    for number, alone in ((3, models[2]), (1, models[0])):
+        with pytest.raises(ConfigError, match=f"the config '{alone}' needs a MODEL after it"):
+            demo.load_detectors(models[:number])
+    with pytest.raises(ConfigError, match=f"the config '{models[0]}' needs a MODEL after it"):
+        demo.load_detectors([models[0], *models[:2]])
     with pytest.raises(CheckpointError, match='no.pth'):
         demo.load_detectors([models[0], 'no.pth'])
 

@@ -198,7 +198,7 @@ def assert_seen(case, name, picture):
 
 
 def test_prediction_finds_what_the_evaluation_finds(case, tmp_path):
-    found = inference.predict(case.config, case.weights, case.data / 'val', tmp_path, 1.0,
+    found = inference.predict(case.weights, case.data / 'val', tmp_path, case.config, 1.0,
                               device='cpu')  # fmt: skip
     assert found.faults == []  # the hidden files of macOS are no images
     case.assert_expected(found.detections)
@@ -208,9 +208,8 @@ def test_prediction_finds_what_the_evaluation_finds(case, tmp_path):
 
 
 def test_the_demo_finds_it_too_and_pixels_in_memory_give_it_or_one_sentence(case):
-    cfg = inference.load_detector_config(case.config)
-    detector = inference.Detector(cfg, case.weights, 'cpu')
-    image_ids, categories = inference.coco_ids(cfg, detector.classes)
+    detector = inference.Detector(case.weights, case.config, 'cpu')
+    image_ids, categories = inference.coco_ids(detector.cfg, detector.classes)
     from_files, from_memory = [], []
     for name in case.pixels:
         path = case.data / 'val' / name
@@ -240,11 +239,11 @@ def test_a_video_is_read_or_refused_before_the_first_frame(case, tmp_path):
     writer.release()
     out = tmp_path / 'out'
     if case.in_memory:
-        found = inference.predict(case.config, case.weights, film, out, device='cpu')
+        found = inference.predict(case.weights, film, out, case.config, device='cpu')
         assert found.speed.frames == len(case.pixels)
     else:
         with pytest.raises(ConfigError, match='cannot take frames of a video'):
-            inference.predict(case.config, case.weights, film, out, device='cpu')
+            inference.predict(case.weights, film, out, case.config, device='cpu')
         assert list(out.iterdir()) == []
 
 
