@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ..checkpoint import check_exists
 from ..data.dataset_configs import image_suffixes
 from ..data.pictures import complete_palette
-from ..data.pipeline import AnyImage, PredictionPipeline
+from ..data.pipeline import AnyImage, ImageReader, PredictionPipeline
 from ..deploy import fuse_detector
 from ..deploy.export.evaluation import check_metadata
 from ..deploy.export.files import describe, pipeline_of
@@ -356,5 +356,11 @@ def _open_exported(
     }
     content = {'default_scope': 'mmdet', 'test_dataloader': {'dataset': dataset}}
     cfg = Config(content, cfg_text=json.dumps(metadata), filename=file)
+    try:
+        ImageReader(cfg.test_dataloader.dataset.pipeline)
+    except ConfigError as error:
+        raise ConfigError(
+            f"exported file '{file}': {error}; give the config, which imports the transform"
+        ) from error
     model.dataset_meta = test_metainfo(cfg)
     return cfg, model

@@ -156,6 +156,8 @@ def open_source(
             of the images.
     """
     path = Path(source)
+    if not str(source):  # as a path, it would mean the current folder
+        raise DataError('the path of the image is empty')
     if is_camera(str(source)):
         return Video(str(source))
     folder = path if path.is_dir() else path.parent
