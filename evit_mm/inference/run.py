@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mmengine.config import Config
 from mmengine.logging import print_log
 from rich.progress import Progress
 
@@ -71,7 +72,7 @@ def predict(
     model: str | Path,
     source: str | Path,
     out_dir: str | Path,
-    config: str | Path | None = None,
+    config: str | Path | Config | None = None,
     score_thr: float = 0.3,
     cfg_options: Mapping[str, Any] | None = None,
     device: str | None = None,

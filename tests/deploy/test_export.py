@@ -835,6 +835,16 @@ def test_an_exported_file_is_named_where_a_checkpoint_is_needed(trained, written
         load_detector(load_config(trained[0]), openvino)
 
 
+def test_every_format_detects_as_the_checkpoint_does(trained, written, openvino_file, data):
+    images = sorted((data / 'val').glob('*.jpg'))
+    expected = inference.Detector(trained[1], trained[0], 'cpu')(images)
+    for file in (written.file, openvino_file.file):
+        for found, other in zip(inference.Detector(file)(images), expected, strict=True):
+            assert found.names == other.names and len(found) > 4
+            assert found.scores == pytest.approx(other.scores, abs=1e-4)
+            assert found.boxes == pytest.approx(other.boxes, abs=0.05)
+
+
 def test_a_checkpoint_is_never_overwritten(trained, tmp_path):
     for name, out in (('m.bin', 'm.xml'), ('m.onnx', 'm.onnx')):
         mine = tmp_path / name

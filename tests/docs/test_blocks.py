@@ -21,7 +21,9 @@ import shlex
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
+import cv2
 import pytest
 from markdown_it import MarkdownIt
 from mmengine.registry import Registry, init_default_scope
@@ -31,6 +33,8 @@ from sybil.parsers.markdown.lexers import RawFencedCodeBlockLexer
 from evit_mm.models import EfficientViT
 from evit_mm.runner.config import load_config
 from tests.conftest import ROOT, TINY
+from tests.inference.test_detector import write_exported
+from tests.inference.test_run import noise
 
 # pages and scripts that another test runs, which is not done twice
 RUN_ELSEWHERE = {
@@ -68,8 +72,20 @@ USAGE = re.compile(r'\[[^\]]*\]|\.\.\.')
 SOME_CONFIG = 'configs/retinanet_evit_m4_coco.py'
 # a base that a page names without saying where the reader's own lies
 BASES = {'retinanet_r50_fpn_1x_coco.py': 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'}
+
+
+def write_model_and_image():
+    os.makedirs('work_dirs', exist_ok=True)
+    write_exported(Path('work_dirs/cells.onnx'))
+    cv2.imwrite('image.jpg', noise(0))
+    return {}
+
+
 # what a page's snippet takes for granted
-GIVEN = {'docs/deployment.md': lambda: {'model': EfficientViT(TINY).eval()}}
+GIVEN = {
+    'docs/deployment.md': lambda: {'model': EfficientViT(TINY).eval()},
+    'docs/looking.md': write_model_and_image,
+}
 
 
 def page_of(example):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from pycocotools import mask as mask_api
 
 import evit_mm
 from evit_mm import Detector, inference
+from evit_mm.data import make_shapes
 from evit_mm.data.pipeline import DECODING
 from evit_mm.deploy.export import ExportedDetector
 from evit_mm.errors import CheckpointError, ConfigError, DataError, EvitError
@@ -258,7 +260,7 @@ SIZES = {
     'cmyk tiff': (lambda f: save('a.tif')(PICTURE, f, 'CMYK'), (60, 90)),
     'pil cmyk': (lambda f: Image.fromarray(PICTURE).convert('CMYK'), (60, 90)),
     'pil ycbcr': (lambda f: Image.fromarray(PICTURE).convert('YCbCr'), (60, 90)),
-    'pil lab': (lambda f: Image.new('LAB', (90, 60), (200, 20, 20)), (60, 90)),
+    'pil lab': (lambda f: Image.new('LAB', (90, 60), (200, 128, 128)), (60, 90)),
     'pil hsv': (lambda f: Image.fromarray(PICTURE).convert('HSV'), (60, 90)),
     'palette': (lambda f: save('a.png')(PICTURE, f, 'P'), (60, 90)),
     'transparent palette': (
@@ -629,3 +631,37 @@ def test_the_package_loads_it_at_its_first_use():
     assert done.stdout.splitlines()[-1] == 'set() evit_mm.inference.detector True'
     with pytest.raises(AttributeError, match="module 'evit_mm' has no attribute 'Detektor'"):
         evit_mm.Detektor  # noqa: B018
+
+
+def test_the_tool_takes_options_between_its_arguments_and_no_config(tmp_path, monkeypatch):
+    parse = runpy.run_path(str(ROOT / 'tools' / 'predict.py'), run_name='tool')['parse_args']
+    for words, expected in (
+        ('a.onnx b.jpg --out c', (None, 'a.onnx', 'b.jpg')),
+        ('--out c a.onnx b.jpg', (None, 'a.onnx', 'b.jpg')),
+        ('a.onnx --out c b.jpg', (None, 'a.onnx', 'b.jpg')),
+        ('a.py b.pth --out c d.jpg', ('a.py', 'b.pth', 'd.jpg')),
+        ('a.py b.pth d.jpg --out c --half', ('a.py', 'b.pth', 'd.jpg')),
+    ):
+        monkeypatch.setattr(sys, 'argv', ['predict.py', *words.split()])
+        args = parse()
+        assert (args.config, args.model, args.source) == expected and args.out_dir == 'c'
+
+
+def test_prediction_with_an_exported_file_has_ids_with_a_config_only(model, exported, tmp_path):
+    data = make_shapes(tmp_path / 'set', 1, 3, size=(96, 80), quiet=True)
+    cfg = load_config(model[0])
+    cfg.model.data_preprocessor.update(mean=[0.0] * 3, std=[1.0] * 3)
+    cfg.test_dataloader.dataset.data_root = str(data)
+    alone = inference.predict(exported, data / 'val', tmp_path / 'alone')
+    ours = inference.predict(exported, data / 'val', tmp_path / 'ours', cfg)
+    coco = json.loads((data / 'annotations' / 'instances_val.json').read_text())
+    assert [e['image_id'] for e in ours.detections] == [image['id'] for image in coco['images']]
+    for found in (alone, ours):
+        assert [e['file_name'] for e in found.detections] == [
+            image['file_name'] for image in coco['images']
+        ]
+        for entry in found.detections:
+            assert entry['bbox'] == pytest.approx([0, 0, 48, 40], abs=1e-3)
+            assert (entry['category_name'], entry['category_id']) == ('star', 4)
+    assert [e['image_id'] for e in alone.detections] == [e['file_name'] for e in alone.detections]
+    assert len(list((tmp_path / 'alone').glob('*.*'))) == 4

@@ -301,6 +301,11 @@ def test_an_exported_file_finds_it_too_and_names_the_reader(case, tmp_path):
     out, work = tmp_path / 'found.json', str(tmp_path)
     evaluate(case.config, tmp_path / 'a.onnx', out=str(out), work_dir=work, device='cpu')
     case.assert_expected(json.loads(out.read_text()), score=1e-3, pixels=0.1)
+    # with the ids of the config, and its suffixes of images
+    found = inference.predict(tmp_path / 'a.onnx', case.data / 'val', tmp_path / 'p', case.config)
+    case.assert_expected(found.detections, score=1e-3, pixels=0.1)
+    alone = inference.Detector(tmp_path / 'a.onnx')([case.data / 'val' / x for x in case.pixels])
+    assert sum(map(len, alone)) == len(found.detections)
     if case.kind == 'sixteen bits':
         first = {'test_dataloader.dataset.pipeline.0.color_type': 'color'}
         with pytest.raises(
