@@ -33,7 +33,7 @@ from sybil.parsers.markdown.lexers import RawFencedCodeBlockLexer
 from evit_mm.models import EfficientViT
 from evit_mm.runner.config import load_config
 from tests.conftest import ROOT, TINY
-from tests.inference.test_detector import write_exported
+from tests.exported import write_exported
 from tests.inference.test_run import noise
 
 # pages and scripts that another test runs, which is not done twice
