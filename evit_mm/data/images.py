@@ -73,6 +73,7 @@ def to_bgr(image: np.ndarray | Image.Image, turn: bool = True) -> np.ndarray:
     """Return an image in memory as OpenCV reads the same picture from a file in colour.
 
     Grey becomes three equal channels, an alpha channel is dropped, and of 16 bits the upper 8 stay.
+    CMYK of PIL and 16-bit colours of TIFF files differ by a few levels, the roundings of OpenCV.
 
     Args:
         image: ``(H, W)``, ``(H, W, 1)``, ``(H, W, 3)`` in BGR or ``(H, W, 4)`` in BGRA, uint8 or

@@ -158,7 +158,11 @@ def open_source(
     path = Path(source)
     if not str(source):  # as a path, it would mean the current folder
         raise DataError('the path of the image is empty')
-    if is_camera(str(source)):
+    try:
+        camera = is_camera(str(source))
+    except OSError as error:  # the folder is another user's, or the text is no path
+        raise DataError(f"'{str(source)[:100]}' cannot be opened: {error.strerror}") from None
+    if camera:
         return Video(str(source))
     folder = path if path.is_dir() else path.parent
     if out_dir is not None and folder.resolve() == out_dir.resolve():

@@ -248,6 +248,7 @@ FILES = {
         lambda f: written(f / 'a.tif', PICTURE.astype(np.float32)), "a.tif'.*be decoded"),
     'missing': (lambda f: f / 'a.jpg', "a.jpg' does not exist"),
     'missing text': (lambda f: str(f / 'a.jpg'), "a.jpg' does not exist"),
+    'content in place of a path': (lambda f: 5000 * 'x', "x' cannot be opened: File name too long"),
     'nothing': (lambda f: '', 'the path of the image is empty'),
     'folder without images': (lambda f: f, 'no image found in'),
     'broken video': (lambda f: content(f / 'a.mp4', b'none'), "a.mp4' cannot be opened"),
