@@ -473,7 +473,7 @@ def test_padding_of_the_pipeline_is_used(pad_to, sides, reader, tmp_path):
     grey = {'in_channels': 1, 'mean': [0.0], 'std': [1.0], 'channels': 'BGR'}
     step = {'type': 'LoadImageFromFile', 'color_type': reader}
     more = {'reader': [step], **(grey if reader == 'grayscale' else {})}
-    file = write_exported(tmp_path / 'a.onnx', pad_to=pad_to, pad_pixel=114, **more)
+    file = write_exported(tmp_path / 'a.onnx', pad_to=pad_to, pad_pixel=114.0, **more)
     path = written(tmp_path / 'a.png', np.full((50, 100, 3), 9, np.uint8))
     image = Detector(file).prepare(path)['inputs'].numpy()
     assert image.shape == (len(more.get('mean', [0] * 3)), *sides)
