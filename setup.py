@@ -51,7 +51,7 @@ extras = {
         'nncf>=2.19',
     ],
     'report': ['jinja2'],
-    'demo': ['gradio>=6'],
+    'demo': ['gradio>=6', 'supervision>=0.31'],
     'track': ['tensorboard'],  # install MLflow or Weights & Biases separately
     'docs': ['Sphinx>=8', 'myst-parser>=4', 'furo', 'sphinx-autoapi>=3.6'],
     'dev': [

@@ -1,4 +1,4 @@
-"""Serve a local demo page: python tools/demo.py CONFIG CHECKPOINT [CONFIG CHECKPOINT ...]."""
+"""Serve a local demo page: python tools/demo.py [CONFIG] MODEL [[CONFIG] MODEL ...]."""
 
 import argparse
 
@@ -12,7 +12,10 @@ def parse_args() -> argparse.Namespace:
         description='Serve a local web page that shows the detections in uploaded pictures'
     )
     parser.add_argument(
-        'pairs', nargs='+', metavar='CONFIG CHECKPOINT', help='config and checkpoint, once or more'
+        'models',
+        nargs='+',
+        metavar='[CONFIG] MODEL',
+        help='checkpoint or exported file, after its config if that is elsewhere; once or more',
     )
     parser.add_argument(
         '--score-thr', type=float, default=0.3, help='initial score threshold (default: 0.3)'
@@ -29,7 +32,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Serve the page until Ctrl-C."""
     args = parse_args()
-    detectors = load_detectors(args.pairs, args.device, args.cfg_options)
+    detectors = load_detectors(args.models, args.device, args.cfg_options)
     page = build_page(detectors, args.score_thr)
     print(f'{serve(page, args.host, args.port)} (press Ctrl-C to stop)', flush=True)
     page.block_thread()

@@ -1,4 +1,4 @@
-"""Detect objects: python tools/predict.py CONFIG CHECKPOINT IMAGE|DIR|VIDEO|CAMERA --out DIR."""
+"""Detect objects: python tools/predict.py [CONFIG] MODEL IMAGE|DIR|VIDEO|CAMERA --out DIR."""
 
 import argparse
 import sys
@@ -13,8 +13,10 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description='Detect objects in an image, a folder of images, a video or a camera stream'
     )
-    parser.add_argument('config', help='config file')
-    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument(
+        'config', nargs='?', help='config file (default: the one in the folder of a checkpoint)'
+    )
+    parser.add_argument('model', help='checkpoint or exported file')
     parser.add_argument('source', help='image, folder of images, video, camera (0, 1, ...)')
     parser.add_argument(
         '--out', dest='out_dir', required=True, help='folder for results.json and pictures or video'
@@ -29,7 +31,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--fuse', action='store_true', help='fuse the detector, which is faster')
     add_device(parser)
     add_cfg_options(parser)
-    return parser.parse_args()
+    return parser.parse_intermixed_args()  # the options can stand between CONFIG, MODEL and SOURCE
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Find images, also by names that another system has written, and recognise truncated ones."""
+"""Find images, also by names that another system has written; take images from memory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
-from PIL import Image
+import numpy as np
+from PIL import Image, ImageOps
 
 from ..errors import DataError
 
@@ -66,6 +67,53 @@ def is_cut_short(path: str) -> bool:
     except OSError:
         return True
     return False
+
+
+def to_bgr(image: np.ndarray | Image.Image, turn: bool = True) -> np.ndarray:
+    """Return an image in memory as OpenCV reads the same picture from a file in colour.
+
+    Grey becomes three equal channels, an alpha channel is dropped, and of 16 bits the upper 8 stay.
+    CMYK of PIL and 16-bit colours of TIFF files differ by a few levels, the roundings of OpenCV.
+
+    Args:
+        image: ``(H, W)``, ``(H, W, 1)``, ``(H, W, 3)`` in BGR or ``(H, W, 4)`` in BGRA, uint8 or
+            uint16; or a PIL image of any mode.
+        turn: Apply the EXIF orientation of a PIL image.
+
+    Returns:
+        ``(H, W, 3)``, BGR, uint8.
+
+    Raises:
+        DataError: The image has another shape or type, or PIL cannot decode it.
+    """
+    pixels = _from_pil(image, turn) if isinstance(image, Image.Image) else image
+    channels = pixels[..., None] if pixels.ndim == 2 else pixels
+    if channels.ndim != 3 or channels.shape[2] not in (1, 3, 4) or not channels.size:
+        raise DataError(
+            f'the array has the shape {pixels.shape}; give (H, W), (H, W, 1), (H, W, 3) in BGR or '
+            '(H, W, 4) in BGRA, without empty sides'
+        )
+    if channels.dtype.kind != 'u' or channels.dtype.itemsize > 2:
+        raise DataError(
+            f'the pixels are of type {pixels.dtype}; convert them to uint8 (0 to 255) or uint16'
+        )
+    if channels.dtype.itemsize == 2:
+        channels = (channels >> 8).astype(np.uint8)
+    chosen = channels[..., [0, 0, 0]] if channels.shape[2] == 1 else channels[..., :3]
+    return np.ascontiguousarray(chosen)
+
+
+def _from_pil(image: Image.Image, turn: bool) -> np.ndarray:
+    try:
+        image = ImageOps.exif_transpose(image) if turn else image
+        if not image.mode.startswith(('I', 'F')):
+            return np.asarray(image.convert('RGB'))[..., ::-1]
+        pixels = np.asarray(image)
+    except Exception as error:  # PIL reads files late, and their decoders can raise anything
+        raise DataError(f'the PIL image {UNDECODABLE} ({error})') from error
+    # some versions of PIL open images of 16 bits as 32 bits
+    fits = image.mode == 'I' and 0 <= pixels.min(initial=0) <= pixels.max(initial=0) < 2**16
+    return pixels.astype(np.uint16) if fits else pixels
 
 
 def is_hidden(path: Path) -> bool:

@@ -20,10 +20,11 @@ import mmcv.transforms  # noqa: F401 (registers LoadImageFromFile)
 import numpy as np
 from mmengine.config import Config
 from mmengine.registry import TRANSFORMS, init_default_scope
+from PIL import Image
 
 from ..errors import ConfigError, DataError
 from ..utils.text import did_you_mean
-from .images import UNDECODABLE, is_cut_short
+from .images import UNDECODABLE, is_cut_short, to_bgr
 from .pictures import to_picture
 
 DEFAULT_LOADING = ({'type': 'LoadImageFromFile'},)
@@ -44,6 +45,7 @@ BACKENDS = {
     'turbojpeg': ('turbojpeg', 'PyTurboJPEG'),
 }
 ImagePath = str | Path | Sequence[str]  # some transforms read one file per channel
+AnyImage = ImagePath | np.ndarray | Image.Image
 
 
 def step_name(step: Any) -> str:
@@ -195,17 +197,24 @@ class PredictionPipeline:
         self.reader = ImageReader(steps)
         self._further = [TRANSFORMS.build(step) for step in steps[len(self.loading) :]]
 
-    def load(self, image: ImagePath | np.ndarray) -> dict[str, Any]:
-        """Load an image file, or take pixels ``(H, W, 3)``, BGR, uint8, from memory.
+    def load(self, image: AnyImage) -> dict[str, Any]:
+        """Load an image file, or take an array or a PIL image, see :func:`.images.to_bgr`.
 
         Raises:
-            DataError: The file cannot be read.
+            DataError: The image cannot be read or is of another type.
             ConfigError: The pipeline cannot read a file, or it needs other images than the pixels.
         """
-        if not isinstance(image, np.ndarray):
+        if isinstance(image, (np.ndarray, Image.Image)):
+            load = {'type': 'mmdet.LoadImageFromNDArray', 'to_float32': self._to_float32()}
+            turn = self.loading[0].get('color_type') != 'color_ignore_orientation'
+            return TRANSFORMS.build(load)({'img': to_bgr(image, turn), 'img_id': 0})
+        if isinstance(image, (str, Path)) or (
+            isinstance(image, (list, tuple)) and all(isinstance(name, str) for name in image)
+        ):
             return self.reader.load(image)
-        load = {'type': 'mmdet.LoadImageFromNDArray', 'to_float32': self._to_float32()}
-        return TRANSFORMS.build(load)({'img': image, 'img_id': 0})
+        raise DataError(
+            f'an image must be a path, an array or a PIL image, got {type(image).__name__}'
+        )
 
     def check_memory(self) -> None:
         """Raise a ConfigError if the pipeline needs other images than BGR pixels of 8 bits."""
@@ -246,7 +255,7 @@ class PredictionPipeline:
             raise DataError(f'{width}x{height} pixels are too thin to resize') from None
         return {**results, 'picture': picture}
 
-    def __call__(self, image: ImagePath | np.ndarray) -> dict[str, Any]:
+    def __call__(self, image: AnyImage) -> dict[str, Any]:
         """Load and pack an image, see :meth:`load` and :meth:`pack`."""
         return self.pack(self.load(image))
 

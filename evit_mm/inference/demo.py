@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -17,16 +18,18 @@ import numpy as np
 
 from ..data.dataset_configs import image_suffixes
 from ..errors import ConfigError, DataError, EvitError
+from ..runner.config import KINDS
+from ..utils.package_files import find_config
 from ..utils.text import counted
 from .coco import coco_ids, to_coco
-from .detector import Detector, load_detector_config, shown_instances
+from .detector import Detector, shown_instances
 
 HOST, PORT = '127.0.0.1', 7860
 COLUMNS = ('class', 'score', 'x', 'y', 'width', 'height')
 FONTS = ('system-ui', 'sans-serif'), ('ui-monospace', 'monospace')
 MAX_EXAMPLES = 3
 TITLE = '# Object detection with EfficientViT'
-HOW = 'Drop a picture or click on an example. Then move the score or choose another checkpoint.'
+HOW = 'Drop a picture or click on an example. Then move the score or choose another model.'
 # a picture fits the screen, and its empty place is low
 CSS = (
     '#picture { min-height: 12rem; } #picture img { max-height: 75vh; object-fit: contain; } '
@@ -88,22 +91,43 @@ def example_pictures(detector: Detector) -> list[Path]:
 
 
 def load_detectors(
-    pairs: Sequence[str],
+    models: Sequence[str],
     device: str | None = None,
     cfg_options: Mapping[str, Any] | None = None,
 ) -> dict[str, Detector]:
-    """Load the detectors of ``[config, checkpoint, config, checkpoint, ...]``, by display name."""
-    if len(pairs) % 2:
-        raise ConfigError('each CONFIG needs a CHECKPOINT; give both in pairs')
-    given = list(zip(pairs[::2], pairs[1::2], strict=True))
-    names = [f'{Path(config).stem} · {Path(checkpoint).name}' for config, checkpoint in given]
+    """Load the detectors of ``[CONFIG] MODEL [[CONFIG] MODEL ...]``, by display name.
+
+    A model has the config before it, if there is one. See :class:`Detector`.
+    """
+    given = list(_with_configs(models))
+    names = [
+        f'{Path(config).stem} · {Path(m).name}' if config else Path(m).name for config, m in given
+    ]
     if len({*names}) < len(names):  # of two work dirs
-        names = [f'{config} · {checkpoint}' for config, checkpoint in given]
+        names = [f'{config} · {model}' if config else model for config, model in given]
     detectors = [
-        Detector(load_detector_config(config, cfg_options), checkpoint, device)
-        for config, checkpoint in given
+        Detector(model, config, device=device, cfg_options=cfg_options) for config, model in given
     ]
     return dict(zip(names, detectors, strict=True))
+
+
+def _with_configs(models: Sequence[str]) -> Iterator[tuple[str | None, str]]:
+    """Yield each model with the config before it, or None."""
+    config = None
+    for name in [*models, '']:
+        if config and (not name or _is_config(name)):
+            raise ConfigError(f"the config '{config}' needs a MODEL after it")
+        if _is_config(name):
+            config = name
+        elif name:
+            yield config, name
+            config = None
+
+
+def _is_config(name: str) -> bool:
+    with suppress(ConfigError):
+        return find_config(name).suffix in KINDS  # also the name of a config of this package
+    return Path(name).suffix in KINDS
 
 
 def build_page(detectors: Mapping[str, Detector], score_thr: float = 0.3) -> Any:
@@ -129,7 +153,7 @@ def build_page(detectors: Mapping[str, Detector], score_thr: float = 0.3) -> Any
             with gr.Column(scale=1, min_width=300):
                 kinds = sorted({s for d in detectors.values() for s in image_suffixes(d.cfg)})
                 upload = gr.File(label='Drop a picture here', file_types=kinds, height=150)
-                model = gr.Radio(names, value=names[0], label='Checkpoint')
+                model = gr.Radio(names, value=names[0], label='Model')
                 threshold = gr.Slider(0, 1, score_thr, step=0.01, label='Lowest score shown')
                 examples = _examples(gr, next(iter(detectors.values())))
                 said = gr.Textbox(label='Found', interactive=False, lines=2, elem_id='said')

@@ -1,74 +1,151 @@
-"""A trained detector for images, with batches and half precision."""
+"""A trained detector, from a checkpoint or an exported file, for images of any kind."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import copy
+import json
+import logging
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import mmcv
 import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.logging import print_log
+from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 
+from ..checkpoint import check_exists
+from ..data.dataset_configs import image_suffixes
 from ..data.pictures import complete_palette
-from ..data.pipeline import ImagePath, PredictionPipeline
-from ..errors import ConfigError
-from ..runner.build import config_faults, load_detector, set_device
-from ..runner.config import is_classifier, load_config
+from ..data.pipeline import AnyImage, ImageReader, PredictionPipeline
+from ..deploy import fuse_detector
+from ..deploy.export.evaluation import check_metadata
+from ..deploy.export.files import describe, pipeline_of
+from ..deploy.export.formats import BY_SUFFIX
+from ..deploy.export.runtime import ExportedDetector
+from ..errors import ConfigError, DataError
+from ..runner.build import config_faults, load_detector, set_device, test_metainfo
+from ..runner.config import KINDS, config_name, is_classifier, load_config
+from ..runner.work_dir import configs_in
+from .sources import Frame, Video, open_source
+
+Item = TypeVar('Item', bound=tuple)
 
 
-def load_detector_config(
-    config: str | Path, cfg_options: Mapping[str, Any] | None = None
-) -> Config:
-    """Load the config of a detector; raise a ConfigError for a classifier."""
-    cfg = load_config(config, cfg_options)
-    if is_classifier(cfg):
-        raise ConfigError(
-            f"config '{config}' is a classifier, not a detector; evaluate it with tools/test.py"
+@dataclass(frozen=True, eq=False)
+class Detections:
+    """The detections in one image, in the order of the model, the best first.
+
+    Attributes:
+        boxes: ``(N, 4)``, float32; x1, y1, x2, y2 in pixels of the original image.
+        scores: ``(N,)``, float32.
+        labels: ``(N,)``, int64, index into the classes of the detector.
+        masks: ``(N, H, W)``, bool, or None if the model finds only boxes.
+        names: Class name of each detection.
+        path: File of the image or the video, or None for an image in memory.
+        frame: Index of the frame in a video, from 0, or None for an image.
+    """
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+    masks: np.ndarray | None
+    names: list[str]
+    path: Path | None = None
+    frame: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def to_supervision(self) -> Any:
+        """Return ``supervision.Detections``, with the class names in ``data['class_name']``.
+
+        Raises:
+            ConfigError: The package ``supervision`` is not installed.
+        """
+        try:
+            import supervision
+        except ImportError:
+            raise ConfigError(
+                "to_supervision needs supervision; install it with: pip install 'evit_mm[demo]'"
+            ) from None
+        return supervision.Detections(
+            xyxy=self.boxes,
+            mask=self.masks,
+            confidence=self.scores,
+            class_id=self.labels,
+            data={'class_name': np.array(self.names, dtype=str)},
         )
-    return cfg
 
 
 class Detector:
-    """A detector with trained weights, for image files and for images in memory.
+    """A trained detector. Call it with images to get their :class:`Detections`.
 
     Args:
-        cfg: Config from :func:`load_detector_config`.
-        checkpoint: Checkpoint written by :func:`evit_mm.runner.train.train`.
-        device: See :func:`evit_mm.runner.train.train`.
+        model: Checkpoint written by :func:`evit_mm.runner.train.train`, or file written by
+            :func:`evit_mm.deploy.export.export`.
+        config: Config file, or a loaded config. Default: the only config in the folder of the
+            checkpoint, where a training saves it. A config is a Python program, which runs. An
+            exported file needs no config. If there is one, it must match the file, and gives what
+            the file does not contain: image ids, colours of classes and imports of transforms.
+        device: See :func:`evit_mm.runner.train.train`; not for an exported file.
         half: Compute the backbone, the neck and the dense head in half precision: float16 on a
-            GPU, bfloat16 on a CPU. Boxes are decoded in float32.
-        fuse: Fuse the detector, see :func:`evit_mm.deploy.fuse_detector`.
+            GPU, bfloat16 on a CPU. Boxes are decoded in float32. Not for an exported file.
+        fuse: Fuse the detector, see :func:`evit_mm.deploy.fuse_detector`; not for an exported file.
+        cfg_options: Overrides of the config with dotted keys.
 
     Attributes:
-        cfg: The config.
+        cfg: The config; for an exported file without one, only what its metadata describes.
+        model: The detector of mmdet or of the exported file.
         classes: Class name of each label.
         pipeline: The test pipeline of the config.
 
     Raises:
-        EvitError: The config, the checkpoint or the device cannot be used.
+        EvitError: The model, the config or the device cannot be used.
+
+    Example:
+        >>> detector = Detector('work_dirs/cells.onnx')  # doctest: +SKIP
+        >>> found = detector('image.jpg')  # doctest: +SKIP
+        >>> found.boxes, found.scores, found.names  # doctest: +SKIP
     """
 
     def __init__(
         self,
-        cfg: Config,
-        checkpoint: str | Path,
+        model: str | Path,
+        config: str | Path | Config | None = None,
         device: str | None = None,
         half: bool = False,
         fuse: bool = False,
+        cfg_options: Mapping[str, Any] | None = None,
     ) -> None:
         from mmdet.visualization import DetLocalVisualizer
 
-        self.cfg = cfg
-        set_device(device)
-        self.model = load_detector(self.cfg, checkpoint)
+        suffix = Path(model).suffix
+        if suffix in KINDS:
+            raise ConfigError(
+                f"'{model}' is a config, not a model; give a checkpoint or an exported file"
+            )
+        if suffix in BY_SUFFIX:
+            for name, value in (('device', device), ('half', half), ('fuse', fuse)):
+                if value:
+                    raise ConfigError(
+                        f"{name}={value} cannot be used with the exported file '{model}', which is "
+                        f'fused and runs as it was exported; remove {name}'
+                    )
+            self.cfg, self.model = _open_exported(str(model), config, cfg_options)
+        else:
+            set_device(device)
+            self.cfg = _config_of(config or _config_beside(model), cfg_options)
+            self.model = load_detector(self.cfg, model)
         self.classes = tuple(self.model.dataset_meta['classes'])
         if fuse:
-            from ..deploy import fuse_detector
-
             self.model = fuse_detector(self.model)
         if half:
             compute_in_half(self.model, get_device())
@@ -78,17 +155,84 @@ class Detector:
         self._visualizer = DetLocalVisualizer()
         self._visualizer.dataset_meta = complete_palette(self.model.dataset_meta)
 
-    def prepare(self, image: ImagePath | np.ndarray) -> dict[str, Any]:
-        """Load, resize and pack an image file, or pixels ``(H, W, 3)``, BGR, uint8.
+    def __call__(
+        self, image: AnyImage | Sequence[AnyImage], batch_size: int = 1
+    ) -> Detections | list[Detections] | Iterator[Detections]:
+        """Detect objects.
+
+        Args:
+            image: An image, see :meth:`prepare`; a list or tuple of images; or a folder, a video
+                file or a camera, see :func:`evit_mm.inference.sources.open_source`.
+            batch_size: Images per batch. A batch contains only consecutive images that have the
+                same shape after resizing, so the detections do not depend on the batch size.
+
+        Returns:
+            The detections of an image; a list for a list; for a folder, a video or a camera an
+            iterator, which reads the images one after the other. An image of a folder that cannot
+            be read is skipped with a warning.
+
+        Raises:
+            DataError: An image or a source cannot be read. The message names it.
+            ConfigError: The config reads other images than pixels in memory, or ``batch_size`` is
+                less than 1.
+        """
+        if batch_size < 1:
+            raise ConfigError(f'batch_size must be at least 1, got {batch_size}')
+        if isinstance(image, (list, tuple)):
+            named = [(item, f'image[{place}]') for place, item in enumerate(image)]
+            items = ((_path_of(item), None, self.prepare(item, name)) for item, name in named)
+            return list(self._found_in(items, batch_size))
+        if isinstance(image, (str, Path)):
+            frames = open_source(image, suffixes=image_suffixes(self.cfg))
+            if isinstance(frames, Video):
+                self.pipeline.check_memory()
+            if isinstance(frames, Video) or os.path.isdir(image):
+                return self._found_in(self._usable(frames), batch_size)
+        (found,) = self._found_in([(_path_of(image), None, self.prepare(image))], batch_size)
+        return found
+
+    def _usable(self, frames: Iterable[Frame]) -> Iterator[tuple]:
+        """Yield the path, the index and the prepared image of each frame that can be read."""
+        for frame in frames:
+            try:
+                yield frame.path, frame.time.get('frame'), self.prepare(frame.image)
+            except DataError as error:
+                print_log(f'skipped {error}', 'current', logging.WARNING)
+
+    def _found_in(self, items: Iterable[tuple], batch_size: int) -> Iterator[Detections]:
+        for batch in in_batches(items, batch_size):
+            samples = self.detect([prepared for *_, prepared in batch])
+            for (path, frame, _), sample in zip(batch, samples, strict=True):
+                found = sample.pred_instances.numpy()
+                names = [self.classes[label] for label in found.labels]
+                masks = found.masks.astype(bool) if 'masks' in found else None
+                yield Detections(
+                    found.bboxes, found.scores, found.labels, masks, names, path, frame
+                )
+
+    def prepare(self, image: AnyImage, name: str = 'the image') -> dict[str, Any]:
+        """Load, resize and pack an image.
+
+        Args:
+            image: File, read as the test pipeline of the config reads it; array ``(H, W)``,
+                ``(H, W, 1)``, ``(H, W, 3)`` in BGR or ``(H, W, 4)`` in BGRA, uint8 or uint16; or
+                PIL image of any mode, turned by its EXIF orientation as a file is. See
+                :func:`evit_mm.data.images.to_bgr`.
+            name: Name of an image in memory, for an error.
 
         Returns:
             See :meth:`evit_mm.data.pipeline.PredictionPipeline.pack`.
 
         Raises:
-            DataError: The file cannot be read, or the image is too thin to resize.
+            DataError: The image cannot be read, is of another type, or is too thin to resize. The
+                message names it.
             ConfigError: The config reads other images than pixels in memory.
         """
-        return self.pipeline(image)
+        try:
+            return self.pipeline(image)
+        except DataError as error:
+            path = _path_of(image)
+            raise DataError(f'{name if path is None else repr(str(path))}: {error}') from error
 
     def detect(self, prepared: Sequence[Mapping[str, Any]]) -> list[Any]:
         """Run the network on a batch of prepared images of the same shape.
@@ -118,6 +262,16 @@ class Detector:
         return mmcv.rgb2bgr(self._visualizer.get_image())
 
 
+def in_batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Group consecutive images of the same shape; padding would change the detections.
+
+    The last part of each item is the prepared image.
+    """
+    for _, alike in groupby(items, key=lambda item: item[-1]['inputs'].shape):
+        while batch := list(islice(alike, size)):
+            yield batch
+
+
 def shown_instances(sample: Any, score_thr: float) -> Any:
     """Return the detections of a sample with a score of at least ``score_thr``."""
     return sample.pred_instances[sample.pred_instances.scores >= score_thr]
@@ -141,3 +295,72 @@ def compute_in_half(model: nn.Module, device_type: str) -> None:
 
 def _to_float(maps: Any) -> Any:
     return maps.float() if isinstance(maps, Tensor) else type(maps)(map(_to_float, maps))
+
+
+def _path_of(image: AnyImage) -> Path | None:
+    return Path(image) if isinstance(image, (str, Path)) else None
+
+
+def _config_of(config: str | Path | Config, cfg_options: Mapping[str, Any] | None = None) -> Config:
+    """Load the config of a detector; raise a ConfigError for a classifier."""
+    if isinstance(config, Config):
+        cfg = copy.deepcopy(config)
+        cfg.merge_from_dict(dict(cfg_options or {}))
+    else:
+        cfg = load_config(config, cfg_options)
+    if is_classifier(cfg):
+        raise ConfigError(
+            f"config '{config_name(cfg)}' is a classifier, not a detector; evaluate it with "
+            'tools/test.py'
+        )
+    return cfg
+
+
+def _config_beside(checkpoint: str | Path) -> Path:
+    """Return the only config in the folder of a checkpoint."""
+    check_exists(checkpoint)
+    found = configs_in(Path(checkpoint).expanduser().parent)
+    if len(found) == 1:
+        return found[0]
+    names = ', '.join(sorted(file.name for file in found))
+    has = f'{len(found)} configs ({names})' if found else 'no config (*.py)'
+    raise ConfigError(
+        f"the folder of the checkpoint '{checkpoint}' has {has}; give the config with which the "
+        'checkpoint was trained'
+    )
+
+
+def _open_exported(
+    file: str, config: str | Path | Config | None, cfg_options: Mapping[str, Any] | None
+) -> tuple[Config, ExportedDetector]:
+    """Return an exported file as a detector, and its config.
+
+    Without a config, all comes from the metadata of the file.
+    """
+    if config is None and cfg_options:
+        raise ConfigError(
+            f"cfg_options cannot change the exported file '{file}'; remove them, or export again"
+        )
+    init_default_scope('mmdet')
+    model = ExportedDetector(file)
+    metadata = model.exported.metadata
+    if config is not None:
+        cfg = _config_of(config, cfg_options)
+        model.dataset_meta = test_metainfo(cfg)
+        check_metadata(file, metadata, describe(cfg, ()), model.dataset_meta)
+        return cfg, model
+    dataset = {
+        'type': 'CocoDataset',
+        'metainfo': {'classes': metadata['classes']},
+        'pipeline': pipeline_of(metadata),
+    }
+    content = {'default_scope': 'mmdet', 'test_dataloader': {'dataset': dataset}}
+    cfg = Config(content, cfg_text=json.dumps(metadata), filename=file)
+    try:
+        ImageReader(cfg.test_dataloader.dataset.pipeline)
+    except ConfigError as error:
+        raise ConfigError(
+            f"exported file '{file}': {error}; give the config, which imports the transform"
+        ) from error
+    model.dataset_meta = test_metainfo(cfg)
+    return cfg, model

@@ -6,10 +6,10 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mmengine.config import Config
 from mmengine.logging import print_log
 from rich.progress import Progress
 
@@ -19,7 +19,7 @@ from ..runner.build import make_folder
 from ..utils.files import write_json
 from ..utils.text import counted
 from .coco import coco_ids, to_coco
-from .detector import Detector, load_detector_config
+from .detector import Detector, in_batches
 from .sources import Frame, Images, Video, open_source, open_target
 
 PARTS = ('decode', 'detect', 'draw')
@@ -69,10 +69,10 @@ class Prediction(NamedTuple):
 
 
 def predict(
-    config: str | Path,
-    checkpoint: str | Path,
+    model: str | Path,
     source: str | Path,
     out_dir: str | Path,
+    config: str | Path | Config | None = None,
     score_thr: float = 0.3,
     cfg_options: Mapping[str, Any] | None = None,
     device: str | None = None,
@@ -97,10 +97,10 @@ def predict(
     An interrupt (Ctrl-C) ends the prediction and keeps the results. Use it to stop a camera.
 
     Args:
-        config: Config file.
-        checkpoint: Checkpoint written by :func:`evit_mm.runner.train.train`.
+        model: Checkpoint or exported file, see :class:`Detector`.
         source: Image, folder, video file, camera number or camera device.
         out_dir: Folder to write to.
+        config: See :class:`Detector`.
         score_thr: Lowest score of a drawn detection. The JSON file contains all detections.
         cfg_options: See :func:`evit_mm.runner.train.train`.
         device: See :func:`evit_mm.runner.train.train`.
@@ -113,20 +113,20 @@ def predict(
         The detections, the skipped images and the time of each part.
 
     Raises:
-        EvitError: The config, the checkpoint or the source cannot be used.
+        EvitError: The config, the model or the source cannot be used.
         OSError: The results cannot be written.
     """
     if batch_size < 1:
         raise ConfigError(f'--batch-size must be at least 1, got {batch_size}')
     if not 0 <= score_thr <= 1:
         raise ConfigError(f'--score-thr must be between 0 and 1, got {score_thr}')
-    cfg, out_dir = load_detector_config(config, cfg_options), Path(out_dir)
-    frames = open_source(source, out_dir, image_suffixes(cfg))
+    out_dir = Path(out_dir)
+    detector = Detector(model, config, device, half, fuse, cfg_options)
+    frames = open_source(source, out_dir, image_suffixes(detector.cfg))
     make_folder('--out', out_dir)
-    detector = Detector(cfg, checkpoint, device, half, fuse)
     if isinstance(frames, Video):
         detector.pipeline.check_memory()
-    known_ids, category_ids = coco_ids(cfg, detector.classes)
+    known_ids, category_ids = coco_ids(detector.cfg, detector.classes)
     image_ids = _of_all(frames, known_ids)
     detections: list[dict[str, Any]] = []
     faults: list[str] = []
@@ -135,7 +135,7 @@ def predict(
     try:
         with Progress() as progress:
             read = iter(progress.track(frames, frames.total, description='detecting'))
-            for batch in _batches(_prepare(read, detector, faults, speed), batch_size):
+            for batch in in_batches(_prepare(read, detector, faults, speed), batch_size):
                 with speed.of('detect'):
                     samples = detector.detect([prepared for _, prepared in batch])
                 for (frame, prepared), sample in zip(batch, samples, strict=True):
@@ -198,12 +198,3 @@ def _prepare(
             faults.append(f"'{frame.path}' was skipped: {error}")
         else:
             yield frame, prepared
-
-
-def _batches(
-    items: Iterator[tuple[Frame, dict[str, Any]]], size: int
-) -> Iterator[list[tuple[Frame, dict[str, Any]]]]:
-    """Group consecutive images of the same shape; padding would change the detections."""
-    for _, alike in groupby(items, key=lambda item: item[1]['inputs'].shape):
-        while batch := list(islice(alike, size)):
-            yield batch

@@ -43,11 +43,12 @@ class Frame:
 class Images:
     """One image, or all images under a folder except those under ``but_not_in``."""
 
-    def __init__(self, source: Path, but_not_in: Path, suffixes: Sequence[str]) -> None:
+    def __init__(self, source: Path, but_not_in: Path | None, suffixes: Sequence[str]) -> None:
         self.root = source if source.is_dir() else source.parent
-        left_out = but_not_in.resolve()
-        images = list_images(source, suffixes)
-        self.paths = [path for path in images if left_out not in path.resolve().parents]
+        self.paths = list_images(source, suffixes)
+        if but_not_in is not None:
+            left_out = but_not_in.resolve()
+            self.paths = [path for path in self.paths if left_out not in path.resolve().parents]
         self.total = len(self.paths)
 
     def __iter__(self) -> Iterator[Frame]:
@@ -144,21 +145,27 @@ def is_camera(source: str) -> bool:
 
 
 def open_source(
-    source: str | Path, out_dir: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES
+    source: str | Path, out_dir: Path | None = None, suffixes: Sequence[str] = IMAGE_SUFFIXES
 ) -> Images | Video:
     """Open a source of images; its name decides between images, a video and a camera.
 
-    ``suffixes`` are those of the images in a folder.
+    ``suffixes`` are those of the images in a folder. Images under ``out_dir`` are left out.
 
     Raises:
         EvitError: The source contains no image or cannot be opened, or ``out_dir`` is the folder
             of the images.
     """
     path = Path(source)
-    if is_camera(str(source)):
+    if not str(source):  # as a path, it would mean the current folder
+        raise DataError('the path of the image is empty')
+    try:
+        camera = is_camera(str(source))
+    except OSError as error:  # the folder is another user's, or the text is no path
+        raise DataError(f"'{str(source)[:100]}' cannot be opened: {error.strerror}") from None
+    if camera:
         return Video(str(source))
     folder = path if path.is_dir() else path.parent
-    if folder.resolve() == out_dir.resolve():
+    if out_dir is not None and folder.resolve() == out_dir.resolve():
         raise ConfigError(f"--out '{out_dir}' is the folder of the images; choose another folder")
     if path.is_file() and path.suffix.lower() in VIDEO_SUFFIXES:
         return Video(str(source))

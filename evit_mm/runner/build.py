@@ -375,17 +375,25 @@ def load_detector(cfg: Config, checkpoint: str | Path) -> torch.nn.Module:
     The detector is in eval mode and on the current device. Its ``dataset_meta`` contains the class
     names.
     """
-    from mmdet.registry import DATASETS, MODELS
+    from mmdet.registry import MODELS
 
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     with config_faults(cfg):
         model = MODELS.build(cfg.model)
-        dataset = {**cfg.test_dataloader.dataset, 'lazy_init': True}
-        model.dataset_meta = DATASETS.build(dataset).metainfo
+    model.dataset_meta = test_metainfo(cfg)
     content = read_fitting(checkpoint, model, model.dataset_meta)
     model.load_state_dict(content['state_dict'], strict=False)
     model.cfg = cfg
     return model.to(get_device()).eval()
+
+
+def test_metainfo(cfg: Config) -> dict[str, Any]:
+    """Return the metainfo of the test set, with its class names. Its files are not read."""
+    from mmdet.registry import DATASETS
+
+    init_default_scope(cfg.get('default_scope', 'mmdet'))
+    with config_faults(cfg):
+        return DATASETS.build({**cfg.test_dataloader.dataset, 'lazy_init': True}).metainfo
 
 
 def set_device(device: str | None) -> None:

@@ -283,7 +283,7 @@ def test_trains_evaluates_boxes_and_masks_and_predicts(real_data, tmp_path):
     name = json.loads(files['val'].read_text())['images'][0]['file_name']
     picture = data / 'val2017' / name
     out = tmp_path / 'out'
-    results, faults, _ = inference.predict(config, checkpoint, picture, out, 0.0, device='cpu')
+    results, faults, _ = inference.predict(checkpoint, picture, out, config, 0.0, device='cpu')
     assert not faults and len(results) == 10
     assert json.loads((out / 'results.json').read_text()) == results
     pixels, drawn = (cv2.imread(str(p)).astype(int) for p in (picture, out / name))

@@ -871,7 +871,7 @@ def test_onnx_example_needs_no_torch(trained, detector, written, data, tmp_path)
     )
     assert done.returncode == 0, done.stderr
     image, out = tmp_path / 'image.png', tmp_path / 'out'
-    results = inference.predict(*trained, image, out, device='cpu').detections
+    results = inference.predict(trained[1], image, out, trained[0], device='cpu').detections
     lines = [line.split() for line in done.stdout.splitlines()]
     assert len(lines) == len(results) == 100
     names = detector.dataset_meta['classes']
@@ -927,16 +927,25 @@ def test_onnx_example_says_what_is_wrong_with_its_arguments(written, data, tmp_p
         assert 'Traceback' not in done.stderr and not done.stdout
 
 
-def test_an_exported_file_is_named_where_a_checkpoint_is_needed(trained, written, data, tmp_path):
-    image = data / 'val' / '000001.jpg'
+def test_an_exported_file_is_named_where_a_checkpoint_is_needed(trained, written, tmp_path):
     with pytest.raises(
         CheckpointError, match=r"any.onnx' is an ONNX model, not a checkpoint; tools"
     ):
-        inference.predict(trained[0], written.file, image, tmp_path, device='cpu')
+        load_detector(load_config(trained[0]), written.file)
     openvino = tmp_path / 'net.xml'
     openvino.write_text('<?xml version="1.0"?>\n<net name="Model0" version="11">\n</net>')
     with pytest.raises(CheckpointError, match=r"net.xml' is an OpenVINO model, not a checkpoint"):
-        inference.predict(trained[0], openvino, image, tmp_path, device='cpu')
+        load_detector(load_config(trained[0]), openvino)
+
+
+def test_every_format_detects_as_the_checkpoint_does(trained, written, openvino_file, data):
+    images = sorted((data / 'val').glob('*.jpg'))
+    expected = inference.Detector(trained[1], trained[0], 'cpu')(images)
+    for file in (written.file, openvino_file.file):
+        for found, other in zip(inference.Detector(file)(images), expected, strict=True):
+            assert found.names == other.names and len(found) > 4
+            assert found.scores == pytest.approx(other.scores, abs=1e-4)
+            assert found.boxes == pytest.approx(other.boxes, abs=0.05)
 
 
 def test_a_checkpoint_is_never_overwritten(trained, tmp_path):

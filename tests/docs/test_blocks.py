@@ -21,7 +21,9 @@ import shlex
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
+import cv2
 import pytest
 from markdown_it import MarkdownIt
 from mmengine.registry import Registry, init_default_scope
@@ -31,6 +33,8 @@ from sybil.parsers.markdown.lexers import RawFencedCodeBlockLexer
 from evit_mm.models import EfficientViT
 from evit_mm.runner.config import load_config
 from tests.conftest import ROOT, TINY
+from tests.exported import write_exported
+from tests.inference.test_run import noise
 
 # pages and scripts that another test runs, which is not done twice
 RUN_ELSEWHERE = {
@@ -69,8 +73,20 @@ USAGE = re.compile(r'\[[^\]]*\]|\.\.\.')
 SOME_CONFIG = 'configs/retinanet_evit_m4_coco.py'
 # a base that a page names without saying where the reader's own lies
 BASES = {'retinanet_r50_fpn_1x_coco.py': 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'}
+
+
+def write_model_and_image():
+    os.makedirs('work_dirs', exist_ok=True)
+    write_exported(Path('work_dirs/cells.onnx'))
+    cv2.imwrite('image.jpg', noise(0))
+    return {}
+
+
 # what a page's snippet takes for granted
-GIVEN = {'docs/deployment.md': lambda: {'model': EfficientViT(TINY).eval()}}
+GIVEN = {
+    'docs/deployment.md': lambda: {'model': EfficientViT(TINY).eval()},
+    'docs/looking.md': write_model_and_image,
+}
 
 
 def page_of(example):
@@ -334,14 +350,18 @@ def parse_tool(words):
         assert len(words) == 1, f'{words[0]} takes no arguments'
         return argparse.Namespace(), argparse.ArgumentParser()
     parsers, said = [], io.StringIO()
-    plain = argparse.ArgumentParser.parse_args
 
-    def recording(parser, *args, **kwargs):
-        parsers.append(parser)
-        return plain(parser, *args, **kwargs)
+    def recorded(plain):
+        def recording(parser, *args, **kwargs):
+            parsers.append(parser)
+            return plain(parser, *args, **kwargs)
+
+        return recording
 
     with arguments(words), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(argparse.ArgumentParser, 'parse_args', recording)
+        for method in ('parse_args', 'parse_intermixed_args'):
+            plain = getattr(argparse.ArgumentParser, method)
+            patch.setattr(argparse.ArgumentParser, method, recorded(plain))
         try:
             with contextlib.redirect_stderr(said):
                 return namespace['parse_args'](), parsers[-1]

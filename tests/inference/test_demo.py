@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import sys
 import time
@@ -18,6 +19,8 @@ from evit_mm import inference
 from evit_mm.data import make_shapes
 from evit_mm.errors import CheckpointError, ConfigError, DataError
 from evit_mm.inference import demo
+from evit_mm.runner.config import load_config
+from tests.exported import write_exported
 from tests.trainings import save_weights, write_config
 
 SAID = '#said textarea'
@@ -101,8 +104,9 @@ def test_a_photograph_its_threshold_and_the_choice_of_a_checkpoint(
     photograph = sorted((real_data('bccd') / 'images').glob('*.jpg'))[0]
     expected = {}
     for number, name in enumerate(('first', 'second')):
-        pair = models[2 * number : 2 * number + 2]
-        found = inference.predict(*pair, photograph, tmp_path / name, device='cpu').detections
+        config, checkpoint = models[2 * number : 2 * number + 2]
+        predicted = inference.predict(checkpoint, photograph, tmp_path / name, config, device='cpu')
+        found = predicted.detections
         expected[name] = sorted((e['score'] for e in found), reverse=True)
     middle = round((expected['first'][9] + expected['first'][10]) / 2, 2)
     urls = []
@@ -267,7 +271,8 @@ def test_rows_are_what_the_json_has(models, detectors, tmp_path):
 
     pixels = np.random.default_rng(0).integers(0, 255, (90, 120, 3), np.uint8)
     cv2.imwrite(str(tmp_path / 'a.png'), pixels)
-    inference.predict(*models[:2], tmp_path / 'a.png', tmp_path / 'out', device='cpu')
+    config, checkpoint = models[:2]
+    inference.predict(checkpoint, tmp_path / 'a.png', tmp_path / 'out', config, device='cpu')
     written = json.loads((tmp_path / 'out' / 'results.json').read_text())
     detector = next(iter(detectors.values()))
     start = time.perf_counter()
@@ -293,10 +298,32 @@ def test_pictures_too_thin_and_pairs_that_are_none_are_named(models, detectors, 
     Image.new('RGB', (2, 3000)).save(tmp_path / 'a.png')
     with pytest.raises(DataError, match='2x3000 pixels are too thin'):
         demo.detect(next(iter(detectors.values())), str(tmp_path / 'a.png'))
-    with pytest.raises(ConfigError, match='each CONFIG needs a CHECKPOINT'):
-        demo.load_detectors(models[:3])
+    for number, alone in ((3, models[2]), (1, models[0])):
+        with pytest.raises(ConfigError, match=f"the config '{alone}' needs a MODEL after it"):
+            demo.load_detectors(models[:number])
+    with pytest.raises(ConfigError, match=f"the config '{models[0]}' needs a MODEL after it"):
+        demo.load_detectors([models[0], *models[:2]])
     with pytest.raises(CheckpointError, match='no.pth'):
         demo.load_detectors([models[0], 'no.pth'])
+
+
+def test_exported_files_stand_alone_or_with_their_config(models, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.new('RGB', (96, 80), 'white').save('a.png')
+    for name in ('a.onnx', 'b.onnx'):
+        write_exported(Path(name))
+    load_config(models[0]).dump('beside.py')
+    shutil.copy(models[1], 'c.pth')
+    detectors = demo.load_detectors(['a.onnx', *models[:2], 'b.onnx', 'c.pth'])
+    assert list(detectors) == ['a.onnx', f'tiny · {Path(models[1]).name}', 'b.onnx', 'c.pth']
+    assert demo.example_pictures(detectors['a.onnx']) == []
+    shown = [demo.show(demo.detect(d, 'a.png'), 0.0)[1] for d in detectors.values()]
+    assert shown[0] == shown[2] == [['star', 1.0, 0.0, 0.0, 48.0, 40.0]]
+    assert shown[1] == shown[3] and len(shown[1]) == 30
+    assert demo.build_page(detectors)
+    own = 'retinanet_evit_m4_shapes'  # a config of the package by its name
+    with pytest.raises(CheckpointError, match='does not fit'):
+        demo.load_detectors([own, models[1]])
 
 
 def test_options_reach_each_detector(models, tmp_path):

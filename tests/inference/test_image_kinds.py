@@ -198,7 +198,7 @@ def assert_seen(case, name, picture):
 
 
 def test_prediction_finds_what_the_evaluation_finds(case, tmp_path):
-    found = inference.predict(case.config, case.weights, case.data / 'val', tmp_path, 1.0,
+    found = inference.predict(case.weights, case.data / 'val', tmp_path, case.config, 1.0,
                               device='cpu')  # fmt: skip
     assert found.faults == []  # the hidden files of macOS are no images
     case.assert_expected(found.detections)
@@ -208,9 +208,8 @@ def test_prediction_finds_what_the_evaluation_finds(case, tmp_path):
 
 
 def test_the_demo_finds_it_too_and_pixels_in_memory_give_it_or_one_sentence(case):
-    cfg = inference.load_detector_config(case.config)
-    detector = inference.Detector(cfg, case.weights, 'cpu')
-    image_ids, categories = inference.coco_ids(cfg, detector.classes)
+    detector = inference.Detector(case.weights, case.config, 'cpu')
+    image_ids, categories = inference.coco_ids(detector.cfg, detector.classes)
     from_files, from_memory = [], []
     for name in case.pixels:
         path = case.data / 'val' / name
@@ -240,11 +239,11 @@ def test_a_video_is_read_or_refused_before_the_first_frame(case, tmp_path):
     writer.release()
     out = tmp_path / 'out'
     if case.in_memory:
-        found = inference.predict(case.config, case.weights, film, out, device='cpu')
+        found = inference.predict(case.weights, film, out, case.config, device='cpu')
         assert found.speed.frames == len(case.pixels)
     else:
         with pytest.raises(ConfigError, match='cannot take frames of a video'):
-            inference.predict(case.config, case.weights, film, out, device='cpu')
+            inference.predict(case.weights, film, out, case.config, device='cpu')
         assert list(out.iterdir()) == []
 
 
@@ -302,6 +301,11 @@ def test_an_exported_file_finds_it_too_and_names_the_reader(case, tmp_path):
     out, work = tmp_path / 'found.json', str(tmp_path)
     evaluate(case.config, tmp_path / 'a.onnx', out=str(out), work_dir=work, device='cpu')
     case.assert_expected(json.loads(out.read_text()), score=1e-3, pixels=0.1)
+    # with the ids of the config, and its suffixes of images
+    found = inference.predict(tmp_path / 'a.onnx', case.data / 'val', tmp_path / 'p', case.config)
+    case.assert_expected(found.detections, score=1e-3, pixels=0.1)
+    alone = inference.Detector(tmp_path / 'a.onnx')([case.data / 'val' / x for x in case.pixels])
+    assert sum(map(len, alone)) == len(found.detections)
     if case.kind == 'sixteen bits':
         first = {'test_dataloader.dataset.pipeline.0.color_type': 'color'}
         with pytest.raises(

@@ -46,8 +46,9 @@ def model(data, tmp_path_factory):
     return config, save_weights(config, folder / 'random.pth')
 
 
-def predict(model, source, out, **options):
-    return inference.predict(*model, source, out, device='cpu', **options)
+def predict(model, source, out, device='cpu', **options):
+    config, checkpoint = model
+    return inference.predict(checkpoint, source, out, config, device=device, **options)
 
 
 def noise(seed: int, height: int = 80, width: int = 96) -> np.ndarray:
@@ -270,13 +271,13 @@ def test_what_is_not_said_is_as_documented(model, tmp_path):
     assert all(((low < scores) & (scores < low + 0.05)).any() for low in (0.25, 0.3))
     assert [np.array_equal(drawn[0], other) for other in drawn[1:]] == [True, False, False]
     with pytest.raises(ConfigError, match=r"--device 'xla' is not available|--device 'nowhere'"):
-        inference.predict(*model, tmp_path / 'a.png', tmp_path / 'out', device='nowhere')
+        predict(model, tmp_path / 'a.png', tmp_path / 'out', device='nowhere')
 
 
 def test_boxes_have_the_colours_of_their_classes(model):
-    cfg = inference.load_detector_config(model[0])
+    cfg = load_config(model[0])
     cfg.test_dataloader.dataset.metainfo.palette = [(250, 0, 0), *[(0, 0, 250)] * 4]
-    detector = inference.Detector(cfg, model[1], 'cpu')
+    detector = inference.Detector(model[1], cfg, 'cpu')
     pixels = np.full((80, 96, 3), (90, 100, 110), np.uint8)
     (sample,) = detector.detect([detector.prepare(pixels)])
     sample.pred_instances = sample.pred_instances[:2]
@@ -289,12 +290,12 @@ def test_boxes_have_the_colours_of_their_classes(model):
 
 
 def test_detectors_beside_each_other_keep_their_names_and_colours(model, tmp_path):
-    cfg, other = (inference.load_detector_config(model[0]) for _ in range(2))
+    cfg, other = (load_config(model[0]) for _ in range(2))
     other.test_dataloader.dataset.metainfo.palette = [(0, 0, 0)] * 5
-    first = inference.Detector(cfg, model[1], 'cpu')
+    first = inference.Detector(model[1], cfg, 'cpu')
     (sample,) = first.detect([first.prepare(noise(0))])
     before = first.draw(noise(0), sample, 0.0)
-    second = inference.Detector(other, model[1], 'cpu')
+    second = inference.Detector(model[1], other, 'cpu')
     assert not np.array_equal(second.draw(noise(0), sample, 0.0), before)
     assert np.array_equal(first.draw(noise(0), sample, 0.0), before)
 
@@ -326,9 +327,8 @@ def test_a_batch_finds_what_each_image_finds_alone(model, tmp_path, monkeypatch)
 @pytest.mark.parametrize('fuse', [False, True])
 def test_half_precision_gives_the_same_maps_within_its_rounding(model, fuse):
     """bfloat16 has 8 bits, and the maps come after some fifty layers."""
-    cfg = inference.load_detector_config(model[0])
     exact, half = (
-        inference.Detector(cfg.copy(), model[1], 'cpu', half=half, fuse=fuse)
+        inference.Detector(model[1], model[0], 'cpu', half=half, fuse=fuse)
         for half in (False, True)
     )
     inside = []
@@ -539,7 +539,8 @@ def test_ctrl_c_is_one_sentence(tool, monkeypatch, capsys):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr('argparse.ArgumentParser.parse_args', interrupt)
+    for method in ('parse_args', 'parse_intermixed_args'):
+        monkeypatch.setattr(f'argparse.ArgumentParser.{method}', interrupt)
     with pytest.raises(SystemExit, match='^130$'):
         runpy.run_path(str(ROOT / 'tools' / f'{tool}.py'), run_name='__main__')
     assert capsys.readouterr().err.startswith('interrupted')

@@ -625,7 +625,7 @@ def test_what_is_for_detectors_alone_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r'must end in \.pkl for a classifier'):
         run_test(BASE, None, out='x.json')
     with pytest.raises(ConfigError, match='is a classifier, not a detector'):
-        inference.predict(BASE, 'x.pth', tmp_path, tmp_path / 'out')
+        inference.predict('x.pth', tmp_path, tmp_path / 'out', BASE)
 
 
 def test_missing_imagenet_is_named_before_anything_starts(tmp_path, monkeypatch):

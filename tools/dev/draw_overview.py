@@ -14,9 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from PIL import Image
 
+from evit_mm import Detector
 from evit_mm.compare.published_results import PUBLISHED, read_results
 from evit_mm.errors import EvitError
-from evit_mm.inference import Detector, load_detector_config
 
 ROOT = Path(__file__).resolve().parents[2]
 OURS, OTHERS = '#1f6feb', '#8c959f'
@@ -25,18 +25,14 @@ COLORS = ('#d1242f', '#1f6feb', '#1a7f37')
 
 def draw_detections(ax: Axes, config: str, checkpoint: str, image: str, score: float) -> None:
     """Draw the boxes of a detector."""
-    detector = Detector(load_detector_config(config), checkpoint, 'cpu')
-    names = detector.classes
-    pixels = np.array(Image.open(image).convert('RGB'))
-    found = detector.detect([detector.prepare(pixels[..., ::-1])])[0].pred_instances
-    ax.imshow(pixels)
+    found = Detector(checkpoint, config, 'cpu')(image)
+    ax.imshow(Image.open(image).convert('RGB'))
     used = {}
-    for box, label, confidence in zip(found.bboxes, found.labels, found.scores, strict=True):
-        if confidence >= score:
-            x1, y1, x2, y2 = box.tolist()
-            color = COLORS[label % len(COLORS)]
-            patch = Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, color=color, linewidth=1.6)
-            used[names[label]] = ax.add_patch(patch)
+    for index in np.flatnonzero(found.scores >= score):
+        x1, y1, x2, y2 = found.boxes[index]
+        color = COLORS[found.labels[index] % len(COLORS)]
+        patch = Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, color=color, linewidth=1.6)
+        used[found.names[index]] = ax.add_patch(patch)
     ax.legend(used.values(), used.keys(), loc='lower right', fontsize=8, framealpha=0.9)
     ax.set_title(read_results()['configs'][Path(config).stem]['title'].split(' (')[0], fontsize=10)
     ax.axis('off')

@@ -53,16 +53,23 @@ class ExportedFileHook(Hook):
 
     def before_test(self, runner: Any) -> None:
         """Compare the classes, the reader, the preprocessing and the score threshold."""
+        metainfo = runner.test_dataloader.dataset.metainfo
         model: Any = unwrap(runner.model)
-        metadata = model.exported.metadata
-        check_classes(metadata, runner.test_dataloader.dataset.metainfo, self.file)
-        # files of older versions do not name the reader
-        for key in COMPARED:
-            if key in metadata and metadata[key] != self.described[key]:
-                raise ConfigError(
-                    f"'{self.file}' was exported with {key}={metadata[key]}, but the config has "
-                    f'{self.described[key]}; restore the config, or export the model again'
-                )
+        check_metadata(self.file, model.exported.metadata, self.described, metainfo)
+
+
+def check_metadata(
+    file: str, metadata: Mapping[str, Any], described: Mapping[str, Any], metainfo: Mapping
+) -> None:
+    """Check that a config, summarised in ``described``, matches the metadata of a file."""
+    check_classes(metadata, metainfo, file)
+    # files of older versions do not name the reader
+    for key in COMPARED:
+        if key in metadata and metadata[key] != described[key]:
+            raise ConfigError(
+                f"'{file}' was exported with {key}={metadata[key]}, but the config has "
+                f'{described[key]}; restore the config, or export the model again'
+            )
 
 
 def evaluate(

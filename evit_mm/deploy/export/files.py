@@ -12,7 +12,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from ...data.pipeline import describe_loading, loading_steps, step_name, without_annotations
+from ...data.pipeline import (
+    DEFAULT_LOADING,
+    describe_loading,
+    loading_steps,
+    step_name,
+    without_annotations,
+)
 from ...errors import ConfigError, EvitError
 from .graph import DIVISOR, Size
 
@@ -150,3 +156,31 @@ def need(package: str) -> Any:
             f"package '{package}' cannot be imported ({error}); install it with: "
             "pip install 'evit_mm[export]'"
         ) from None
+
+
+def preprocessor_of(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the config of the data preprocessor that :func:`describe` has described."""
+    return {
+        'type': 'mmdet.DetDataPreprocessor',
+        'mean': metadata['mean'],
+        'std': metadata['std'],
+        'bgr_to_rgb': metadata['channels'] == 'RGB',
+        'pad_size_divisor': metadata['pad_size_divisor'],
+        'pad_value': metadata['pad_value'],
+    }
+
+
+def pipeline_of(metadata: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the test pipeline that :func:`describe` has described."""
+    # files of older versions have no reader and no padding in the pipeline
+    steps: list[dict[str, Any]] = list(metadata.get('reader') or DEFAULT_LOADING)
+    scale, keep_ratio = tuple(metadata['scale']), metadata['keep_ratio']
+    steps.append({'type': 'mmdet.Resize', 'scale': scale, 'keep_ratio': keep_ratio})
+    if pad_to := metadata.get('pad_to'):
+        value = metadata.get('pad_pixel') or 0
+        size = {'pad_to_square': True} if pad_to == 'square' else {'size': tuple(pad_to)}
+        if metadata['in_channels'] > 1:  # OpenCV pads only the first channel with one number
+            value = tuple(value if isinstance(value, list) else [value] * metadata['in_channels'])
+        steps.append({'type': 'mmdet.Pad', 'pad_val': {'img': value}, **size})
+    keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')
+    return [*steps, {'type': 'mmdet.PackDetInputs', 'meta_keys': keys}]

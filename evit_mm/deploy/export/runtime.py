@@ -16,6 +16,7 @@ from mmengine.structures import InstanceData
 
 from ...checkpoint.reading import METADATA_KEY
 from ...errors import EvitError
+from .files import preprocessor_of
 from .formats import BY_SUFFIX
 from .graph import suppress
 
@@ -95,12 +96,16 @@ class ExportedDetector(BaseModel):
     Args:
         file: See :class:`ExportedModel`.
         data_preprocessor: Config of the detector's data preprocessor, which normalises and pads.
+            Default: see :func:`evit_mm.deploy.export.files.preprocessor_of`.
     """
 
-    def __init__(self, file: str, data_preprocessor: dict) -> None:
+    def __init__(self, file: str, data_preprocessor: dict | None = None) -> None:
         self.exported = ExportedModel(file)
+        if self.exported.metadata.get('task', 'detection') != 'detection':
+            raise EvitError(f"exported file '{file}' is a classifier, not a detector")
         divisor = self.exported.metadata['pad_size_divisor']
-        super().__init__({**data_preprocessor, 'pad_size_divisor': divisor})
+        preprocessor = data_preprocessor or preprocessor_of(self.exported.metadata)
+        super().__init__({**preprocessor, 'pad_size_divisor': divisor})
 
     def forward(self, inputs: torch.Tensor, data_samples: list, mode: str) -> list:  # noqa: ARG002
         """Return the samples with ``pred_instances`` in pixels of the original images."""
