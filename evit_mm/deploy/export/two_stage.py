@@ -10,6 +10,7 @@ import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -124,35 +125,34 @@ class TwoStageGraph(nn.Module):
 
 
 def paste_masks(
-    instances: Any,
-    masks: Any,
-    ori_shape: tuple[int, int],
-    scale_factor: tuple[float, float] = (1.0, 1.0),
-    threshold: float = 0.5,
-) -> None:
-    """Set the masks of ``instances`` and rescale their boxes, as mmdet does.
+    masks: np.ndarray, boxes: Tensor, shape: tuple[int, int], threshold: float = 0.5
+) -> Tensor:
+    """Paste masks of the boxes into an image, as mmdet does.
 
     Args:
-        instances: Detections with ``bboxes (n, 4)`` in pixels of the network's input, which become
-            pixels of the original image.
-        masks: Probabilities from :class:`TwoStageGraph`, a NumPy array ``(n, h, w)``.
-        ori_shape: Height and width of the original image.
-        scale_factor: Resized width and height divided by the original width and height.
+        masks: Probabilities from :class:`TwoStageGraph`, ``(n, h, w)``.
+        boxes: Boxes ``(n, 4)`` in pixels of the image.
+        shape: Height and width of the image.
         threshold: ``mask_thr_binary`` of ``test_cfg``.
+
+    Returns:
+        ``(n, *shape)``, bool.
     """
     from mmdet.models.roi_heads.mask_heads import FCNMaskHead
     from mmengine.config import ConfigDict
+    from mmengine.structures import InstanceData
 
-    # a head without weights, because pasting depends on none
+    # pasting does not depend on the weights of the head
     head = FCNMaskHead(num_convs=0, in_channels=1, class_agnostic=True, upsample_cfg={'type': None})
+    found = InstanceData(bboxes=boxes, labels=boxes.new_zeros(len(boxes), dtype=torch.long))
     head.predict_by_feat(
         [masks[:, None]],
-        [instances],
-        [{'ori_shape': ori_shape, 'scale_factor': scale_factor}],
+        [found],
+        [{'ori_shape': shape, 'scale_factor': (1.0, 1.0)}],
         ConfigDict(mask_thr_binary=threshold),
-        rescale=True,
         activate_map=True,  # the values are probabilities already
     )
+    return found.masks
 
 
 def two_stage_translations(onnxscript: Any, opset: int = 18) -> dict[Any, Any]:
@@ -220,7 +220,12 @@ if hasattr(torch.library, 'custom_op'):  # from PyTorch 2.4 on; export needs a n
 
     @roi_align_levels.register_fake
     def _(
-        features: Sequence[Tensor], rois: Tensor, levels: Tensor, scales, size, *_: Any  # noqa: ANN001, ARG001
+        features: Sequence[Tensor],
+        rois: Tensor,
+        levels: Tensor,  # noqa: ARG001
+        scales: Sequence[float],  # noqa: ARG001
+        size: Sequence[int],
+        *_: Any,
     ) -> Tensor:
         return features[0].new_empty((rois.shape[0], features[0].shape[1], *size))
 
@@ -248,22 +253,18 @@ def _run_where(there: Tensor, run: Callable[[Tensor], tuple[Tensor, ...]]) -> li
     Row 0 always runs, because some runtimes refuse a convolution of nothing.
     """
     rows = (there | (torch.arange(there.shape[0], device=there.device) == 0)).nonzero()[:, 0]
-    torch._check(rows.shape[0] >= 1)
-    return [
-        x.new_zeros((there.shape[0], *x.shape[1:])).index_put((rows,), x) for x in run(rows)
-    ]
+    return [x.new_zeros((there.shape[0], *x.shape[1:])).index_put((rows,), x) for x in run(rows)]
 
 
-def _nms(
-    boxes: Tensor, scores: Tensor, labels: Tensor, cfg: Any
-) -> tuple[Tensor, Tensor, Tensor]:
+def _nms(boxes: Tensor, scores: Tensor, labels: Tensor, cfg: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Return the best boxes ``(B, N, 4)``, scores and labels ``(B, N)`` of K candidates.
 
     Candidates with score 0 are ignored. Boxes with different labels do not suppress each other.
     """
     most = cfg.max_per_img
     # like mmcv's batched_nms, offset the boxes of each class so that classes do not overlap
-    apart = boxes + (labels * (boxes.amax((1, 2)) + 1)[:, None])[..., None]
+    largest = (boxes * (scores > 0)[..., None]).amax((1, 2))
+    apart = boxes + (labels * (largest + 1)[:, None])[..., None]
     scores = scores * nms_mask(apart, scores, cfg.nms.iou_threshold, most)
     # pad, because a small image can have fewer candidates
     scores, order = nn.functional.pad(scores, (0, most)).topk(most)
@@ -295,4 +296,66 @@ def _rows(x: Tensor, columns: int) -> Tensor:
 
 
 def _check(detector: Any) -> None:
-    pass
+    """Check that the graph does what the parts of the detector do."""
+    from mmcv.ops import RoIAlign
+    from mmdet.models.dense_heads import RPNHead
+    from mmdet.models.roi_heads import StandardRoIHead, bbox_heads
+    from mmdet.models.roi_heads.mask_heads import FCNMaskHead
+    from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
+    from mmdet.models.task_modules.coders import DeltaXYWHBBoxCoder
+
+    kinds: dict[str, tuple[type, ...]] = {
+        'rpn_head': (RPNHead,),
+        'rpn_head.bbox_coder': (DeltaXYWHBBoxCoder,),
+        'roi_head': (StandardRoIHead,),
+        'roi_head.bbox_roi_extractor': (SingleRoIExtractor,),
+        'roi_head.bbox_roi_extractor.roi_layers.0': (RoIAlign,),
+        'roi_head.bbox_head': (
+            bbox_heads.Shared2FCBBoxHead,
+            bbox_heads.Shared4Conv1FCBBoxHead,
+            bbox_heads.ConvFCBBoxHead,
+        ),
+        'roi_head.bbox_head.bbox_coder': (DeltaXYWHBBoxCoder,),
+        'roi_head.shared_head': (type(None),),
+    }
+    if _part(detector, 'roi_head.mask_head') is not None:
+        kinds |= {
+            'roi_head.mask_roi_extractor': (SingleRoIExtractor,),
+            'roi_head.mask_roi_extractor.roi_layers.0': (RoIAlign,),
+            'roi_head.mask_head': (FCNMaskHead,),
+        }
+    for name, types in kinds.items():
+        part = _part(detector, name)
+        if type(part) not in types:
+            names = ' or '.join('None' if x is type(None) else x.__name__ for x in types)
+            raise ConfigError(f'{name}={type(part).__name__} cannot be exported; use {names}')
+        for option, value in (('use_box_type', False), ('pool_mode', 'avg')):
+            if getattr(part, option, value) != value:
+                raise ConfigError(
+                    f'{name}.{option}={getattr(part, option)} cannot be exported; use {value}'
+                )
+    for name, counts in (
+        ('rpn', ('nms_pre', 'max_per_img')),
+        ('rcnn', ('max_per_img',)),
+    ):
+        cfg = detector.test_cfg[name]
+        nms = dict(cfg.get('nms') or {})
+        if {*nms, 'type'} != {'type', 'iou_threshold'} or nms.get('type', 'nms') != 'nms':
+            raise ConfigError(
+                f'test_cfg.{name}.nms={nms} cannot be exported; use type nms with an '
+                'iou_threshold and no other option'
+            )
+        for key in counts:
+            if not cfg.get(key, -1) > 0:
+                raise ConfigError(
+                    f'test_cfg.{name}.{key}={cfg.get(key)} cannot be exported; set it to a number '
+                    'above 0'
+                )
+
+
+def _part(detector: nn.Module, name: str) -> Any:
+    """Return an attribute of an attribute, or None if there is no such part."""
+    part: Any = detector
+    for key in name.split('.'):
+        part = getattr(part, key, None)
+    return part
