@@ -15,7 +15,12 @@ from mmengine.structures import InstanceData
 
 import evit_mm.ops  # noqa: F401  # isort: skip
 from evit_mm.deploy.export.check import compare_detections
-from evit_mm.deploy.export.two_stage import TwoStageGraph, paste_masks, two_stage_translations
+from evit_mm.deploy.export.two_stage import (
+    TwoStageGraph,
+    _extract,
+    paste_masks,
+    two_stage_translations,
+)
 from evit_mm.errors import ConfigError
 from evit_mm.runner.config import load_config
 from tests.conftest import ROOT, TINY, randomise
@@ -277,38 +282,30 @@ def test_cascade_is_refused():
         TwoStageGraph(MODELS.build(model))
 
 
-@pytest.fixture(scope='module')
-def written(detector, tmp_path_factory):
-    """The graph as an ONNX file for any batch and image size."""
+def write(module, file, inputs, outputs, dimensions):
+    """Write a module as an ONNX file."""
     onnxscript = pytest.importorskip('onnxscript')
     from evit_mm.deploy.export import onnx_format
 
-    file = tmp_path_factory.mktemp('files') / 'any.onnx'
-    height, width = onnx_format.EXAMPLE_SIZE
-    any_batch = torch.export.Dim.DYNAMIC
-    rows, columns = (32 * torch.export.Dim(name, min=1, max=256) for name in 'hw')
     table = two_stage_translations(onnxscript)
     table[torch.ops.evit_mm.nms_mask.default] = onnx_format._nms_mask(onnxscript)
-    program = torch.onnx.export(
-        TwoStageGraph(detector).eval(),
-        (images(2, height, width), sizes_of(2, height, width).float()),
+    torch.onnx.export(
+        module,
+        tuple(inputs.values()),
         dynamo=True,
         verbose=False,
         opset_version=onnx_format.OPSET,
-        input_names=['image', 'size'],
-        output_names=['boxes', 'scores', 'labels', 'masks'],
-        dynamic_shapes=({0: any_batch, 2: rows, 3: columns}, {0: any_batch}),
+        input_names=list(inputs),
+        output_names=outputs,
+        dynamic_shapes=dimensions,
         custom_translation_table=table,
-    )
-    program.save(str(file))
+    ).save(str(file))
     return file
 
 
 def runs(file):
     """The file in ONNX Runtime and in OpenVINO."""
-    import onnxruntime
-    import openvino
-
+    onnxruntime, openvino = map(pytest.importorskip, ('onnxruntime', 'openvino'))
     from evit_mm.deploy.export.openvino_format import openvino_core
 
     session = onnxruntime.InferenceSession(str(file), providers=['CPUExecutionProvider'])
@@ -324,10 +321,56 @@ def runs(file):
     )
 
 
-@pytest.mark.slow  # half a minute for the graph
+class Extractor(torch.nn.Module):
+    def __init__(self, extractor):
+        super().__init__()
+        self.extractor = extractor
+
+    def forward(self, first, second, rois):
+        return _extract(self.extractor, (first, second), rois)
+
+
+@pytest.mark.parametrize(('aligned', 'sampling_ratio'), [(True, 0), (False, 2)])
+def test_rois_of_a_file_are_those_of_mmdet(tmp_path, aligned, sampling_ratio):
+    from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
+
+    layer = dict(type='RoIAlign', output_size=3, sampling_ratio=sampling_ratio, aligned=aligned)
+    extractor = SingleRoIExtractor(layer, out_channels=4, featmap_strides=[4, 8])
+    maps = {'first': torch.randn(2, 4, 64, 48), 'second': torch.randn(2, 4, 32, 24)}
+    corner = torch.rand(40, 2) * 150
+    rois = torch.cat((torch.arange(40)[:, None] % 2, corner, corner + torch.rand(40, 2) * 220), 1)
+    few = {n: {0: torch.export.Dim.DYNAMIC} if n == 'rois' else {} for n in (*maps, 'rois')}
+    file = write(
+        Extractor(extractor).eval(), tmp_path / 'a.onnx', maps | {'rois': rois}, ['out'], few
+    )
+    small = (rois[:, 3:] - rois[:, 1:3]).prod(1) < 112**2
+    assert 5 < small.sum() < 35
+    for run in runs(file):
+        for some in (rois, rois[small], rois[~small]):  # levels without a RoI
+            (out,) = run(**{n: x.numpy() for n, x in maps.items()}, rois=some.numpy())
+            expected = extractor(tuple(maps.values()), some)
+            torch.testing.assert_close(torch.from_numpy(out), expected, rtol=0, atol=1e-5)
+
+
+@pytest.fixture(scope='module')
+def written(detector, tmp_path_factory):
+    """The graph as an ONNX file for any batch and image size."""
+    from evit_mm.deploy.export.onnx_format import EXAMPLE_SIZE
+
+    inputs = images(2, *EXAMPLE_SIZE), sizes_of(2, *EXAMPLE_SIZE).float()
+    any_batch = torch.export.Dim.DYNAMIC
+    rows, columns = (32 * torch.export.Dim(name, min=1, max=256) for name in 'hw')
+    return write(
+        TwoStageGraph(detector).eval(),
+        tmp_path_factory.mktemp('files') / 'any.onnx',
+        dict(zip(('image', 'size'), inputs, strict=True)),
+        ['boxes', 'scores', 'labels', 'masks'],
+        ({0: any_batch, 2: rows, 3: columns}, {0: any_batch}),
+    )
+
+
+@pytest.mark.slow  # a minute for the graph
 def test_runtimes_find_what_mmdet_finds(detector, written, real_data):
-    for package in ('onnxruntime', 'openvino'):
-        pytest.importorskip(package)
     photos = sorted(x for x in real_data('photos').iterdir() if x.suffix in ('.png', '.jpg'))
     assert len(photos) == 4
     pictures = [cv2.imread(str(x)).astype(np.float32) / 60 - 2 for x in photos]
@@ -348,6 +391,6 @@ def test_runtimes_find_what_mmdet_finds(detector, written, real_data):
             for first, second in pairs:
                 if first.labels.tolist() == second.labels.tolist():
                     torch.testing.assert_close(second.masks, first.masks, rtol=0, atol=1e-3)
-        # images without a detection
-        outputs = run(image=image.numpy() * np.nan, size=sizes.float().numpy())
-        assert not any(outputs[k].any() for k in (0, 1, 3)) and (outputs[2] == -1).all()
+        # no proposal is left
+        boxes, scores, labels, masks = run(image=image.numpy(), size=np.zeros((1, 2), np.float32))
+        assert not boxes.any() and not scores.any() and (labels == -1).all() and not masks.any()
