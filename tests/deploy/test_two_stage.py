@@ -134,6 +134,9 @@ def detector():
 VARIANTS = {
     'mask': {},
     'softmax': {'rpn_head.loss_cls.use_sigmoid': False},
+    'seesaw': {
+        'roi_head.bbox_head.loss_cls': dict(_delete_=True, type='SeesawLoss', num_classes=CLASSES),
+    },
     'large': {'test_cfg.rpn.min_bbox_size': 9},
     'few': {
         'test_cfg.rpn.max_per_img': 40,

@@ -94,18 +94,17 @@ class TwoStageGraph(nn.Module):
                 _extract(self.detector.roi_head.bbox_roi_extractor, maps, rois[rows])
             ),
         )
-        # all images as one, and without NMS; boxes are clipped below, to the size of each image
-        (found,) = head.predict_by_feat(
-            [rois], [logits.to(size)], [deltas.to(size)], [{'img_shape': None}]
-        )
-        shape = (*there.shape, head.num_classes)
-        boxes = found.bboxes.unflatten(1, (-1, 4)).expand(-1, head.num_classes, -1)
-        boxes = boxes.unflatten(0, there.shape).flatten(1, 2)
+        # as in BBoxHead.predict_by_feat, which fixes the number of RoIs when it is traced
+        logits, deltas = logits.to(size), deltas.to(size)
+        custom = head.custom_cls_channels
+        scores = head.loss_cls.get_activation(logits) if custom else logits.softmax(1)
+        scores = scores[:, :-1].unflatten(0, there.shape)
+        scores = scores * (scores > cfg.score_thr) * there[..., None]
+        boxes = head.bbox_coder.decode(rois[:, 1:], deltas).unflatten(1, (-1, 4))
+        boxes = boxes.expand(-1, head.num_classes, -1).unflatten(0, there.shape).flatten(1, 2)
         if head.bbox_coder.clip_border:
             boxes = _clip(boxes, size)
-        scores = found.scores[:, :-1].view(shape)
-        scores = scores * (scores > cfg.score_thr) * there[..., None]
-        labels = torch.arange(head.num_classes, device=size.device).expand(shape)
+        labels = torch.arange(head.num_classes, device=size.device).expand_as(scores)
         return _nms(boxes, scores.flatten(1), labels.flatten(1), cfg)
 
     def _masks(self, maps: Sequence[Tensor], boxes: Tensor, labels: Tensor) -> Tensor:
