@@ -397,3 +397,19 @@ def test_runtimes_find_what_mmdet_finds(detector, written, real_data):
         # no proposal is left
         boxes, scores, labels, masks = run(image=image.numpy(), size=np.zeros((1, 2), np.float32))
         assert not boxes.any() and not scores.any() and (labels == -1).all() and not masks.any()
+
+
+@pytest.mark.slow
+def test_half_in_a_file_for_one_size(detector, tmp_path):
+    onnxruntime = pytest.importorskip('onnxruntime')
+    image, size = images(1, 96, 160), sizes_of(1, 96, 160)
+    inputs = {'image': image, 'size': size.float()}
+    names = ['boxes', 'scores', 'labels', 'masks']
+    graph = TwoStageGraph(detector, half=True).eval()
+    file = write(graph, tmp_path / 'half.onnx', inputs, names, None)
+    session = onnxruntime.InferenceSession(str(file), providers=['CPUExecutionProvider'])
+    outputs = session.run(None, {name: x.numpy() for name, x in inputs.items()})
+    assert [x.dtype for x in outputs] == [np.float32, np.float32, np.int64, np.float32]
+    pair = expected(detector, image[0], size[0]), found_in(outputs, 0)
+    agreement = compare_detections([pair], 0.05, 100, 0.02)
+    assert agreement.detections == 100 and agreement.within(0.02, 1 / 20), str(agreement)

@@ -135,7 +135,7 @@ def paste_masks(
         threshold: ``mask_thr_binary`` of ``test_cfg``.
 
     Returns:
-        ``(n, *shape)``, bool.
+        ``(n, *shape)``, bool; uint8 from 0 to 255 if the threshold is negative.
     """
     from mmdet.models.roi_heads.mask_heads import FCNMaskHead
     from mmengine.config import ConfigDict
@@ -262,8 +262,7 @@ def _nms(boxes: Tensor, scores: Tensor, labels: Tensor, cfg: Any) -> tuple[Tenso
     """
     most = cfg.max_per_img
     # like mmcv's batched_nms, offset the boxes of each class so that classes do not overlap
-    largest = (boxes * (scores > 0)[..., None]).amax((1, 2))
-    apart = boxes + (labels * (largest + 1)[:, None])[..., None]
+    apart = boxes + (labels * (boxes.amax((1, 2)) + 1)[:, None])[..., None]
     scores = scores * nms_mask(apart, scores, cfg.nms.iou_threshold, most)
     # pad, because a small image can have fewer candidates
     scores, order = nn.functional.pad(scores, (0, most)).topk(most)
