@@ -205,7 +205,7 @@ def test_masks_are_pasted_as_in_mmdet(detector, count):
 def test_half_is_nearly_the_same(detector):
     image, size = images(1, 96, 160), torch.tensor([[96, 160]])
     with torch.inference_mode():
-        outputs = TwoStageGraph(detector, half=True)(image, size.float())
+        outputs = TwoStageGraph(detector, dtype=torch.float16)(image, size.float())
     assert all(x.dtype in (torch.float32, torch.int64) for x in outputs)
     assert next(detector.parameters()).dtype == torch.float32
     pair = expected(detector, image[0], size[0]), found_in(outputs, 0)
@@ -405,7 +405,7 @@ def test_half_in_a_file_for_one_size(detector, tmp_path):
     image, size = images(1, 96, 160), sizes_of(1, 96, 160)
     inputs = {'image': image, 'size': size.float()}
     names = ['boxes', 'scores', 'labels', 'masks']
-    graph = TwoStageGraph(detector, half=True).eval()
+    graph = TwoStageGraph(detector, dtype=torch.float16).eval()
     file = write(graph, tmp_path / 'half.onnx', inputs, names, None)
     session = onnxruntime.InferenceSession(str(file), providers=['CPUExecutionProvider'])
     outputs = session.run(None, {name: x.numpy() for name, x in inputs.items()})

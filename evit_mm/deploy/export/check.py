@@ -17,7 +17,7 @@ from ...errors import DataError
 from ...utils.text import counted
 
 SCORE_TOLERANCE = 1e-3
-SAME_BOX = 0.99  # IoU
+SAME_BOX, SAME_MASK = 0.99, 0.9  # IoU; a small mask has few pixels
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Agreement:
             reported score do not count.
         score_error: Largest score difference of two matched detections.
         iou: Smallest IoU of two matched boxes.
+        mask_iou: Smallest IoU of two matched masks, or 1 without masks.
     """
 
     images: int
@@ -38,16 +39,22 @@ class Agreement:
     unmatched: int
     score_error: float
     iou: float
+    mask_iou: float = 1.0
 
     def within(self, score_error: float = SCORE_TOLERANCE, share: float = 1 / 200) -> bool:
         """Return whether both sets agree, except for a share of unmatched detections."""
-        return self.unmatched <= self.detections * share and self.score_error <= score_error
+        return (
+            self.unmatched <= self.detections * share
+            and self.score_error <= score_error
+            and self.mask_iou >= SAME_MASK
+        )
 
     def __str__(self) -> str:
         return (
             f'{counted(self.images, "image")}, {counted(self.detections, "detection")}, '
             f'{self.unmatched} found by only one side; largest score difference '
             f'{self.score_error:.1e}, smallest IoU {self.iou:.4f}'
+            + (f' (masks: {self.mask_iou:.4f})' if self.mask_iou < 1 else '')
         )
 
 
@@ -64,7 +71,7 @@ def compare_detections(
     missing in the other set.
     """
     images = detections = unmatched = 0
-    score_error, iou = 0.0, 1.0
+    score_error, iou, mask_iou = 0.0, 1.0, 1.0
     for first, second in pairs:
         overlaps = _overlaps(first, second)
         left = second.scores.numpy().copy()  # 0 for a matched detection
@@ -80,9 +87,11 @@ def compare_detections(
                 continue
             score_error = max(score_error, abs(score - float(second.scores[best])))
             iou = min(iou, float(overlaps[row, best]))
+            if 'masks' in first:
+                mask_iou = min(mask_iou, _mask_iou(first.masks[row], second.masks[best]))
             overlaps[:, best], left[best] = -1, 0
         unmatched += int((left > floor).sum())
-    return Agreement(images, detections, unmatched, score_error, iou)
+    return Agreement(images, detections, unmatched, score_error, iou, mask_iou)
 
 
 def network_inputs(
@@ -112,3 +121,9 @@ def _overlaps(first: InstanceData, second: InstanceData) -> np.ndarray:
 
     same = first.labels[:, None] == second.labels[None]
     return torch.where(same, box_iou(first.bboxes, second.bboxes), -1.0).numpy()
+
+
+def _mask_iou(first: torch.Tensor, second: torch.Tensor) -> float:
+    """Return the IoU of two masks ``(H, W)``, or 1 if both are empty."""
+    union = int((first | second).sum())
+    return int((first & second).sum()) / union if union else 1.0

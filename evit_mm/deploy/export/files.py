@@ -85,6 +85,7 @@ def describe(cfg: Any, classes: Sequence[str]) -> dict[str, Any]:
       the order that ``reader`` gives; None for no padding. It counts as a part of the image
     - ``pad_size_divisor``, ``pad_value``: padding after normalisation
     - ``score_thr``: score threshold
+    - ``mask_thr``: threshold of the masks, if the file has masks
 
     :func:`evit_mm.deploy.export.export` adds ``task``, ``precision``, ``outputs``, the names of the
     graph's outputs, ``nms``, the arguments of :func:`~evit_mm.deploy.export.graph.suppress` if the
@@ -109,6 +110,7 @@ def describe(cfg: Any, classes: Sequence[str]) -> dict[str, Any]:
             + (f'; remove {", ".join(others)}' if others else '')
         )
     divisor = pre.get('pad_size_divisor', 1)
+    test_cfg = cfg.model.test_cfg.get('rcnn') or cfg.model.test_cfg
     return {
         'classes': list(classes),
         'reader': describe_loading(cfg),
@@ -120,7 +122,8 @@ def describe(cfg: Any, classes: Sequence[str]) -> dict[str, Any]:
         **_describe_pad(pad, cfg.filename),
         'pad_size_divisor': int(np.lcm(divisor, DIVISOR)),
         'pad_value': float(pre.get('pad_value', 0)),
-        'score_thr': _score_threshold(cfg.model),
+        'score_thr': float(test_cfg.get('score_thr', 0)),
+        **({'mask_thr': float(test_cfg.mask_thr_binary)} if 'mask_thr_binary' in test_cfg else {}),
     }
 
 
@@ -139,12 +142,6 @@ def _describe_pad(pad: Mapping[str, Any], filename: str) -> dict[str, Any]:
         'pad_to': ([int(x) for x in size] if size else 'square') if pad else None,
         'pad_pixel': [float(x) for x in pixel] if isinstance(pixel, Sequence) else float(pixel),
     }
-
-
-def _score_threshold(model: Any) -> float:
-    """Return the score threshold of a one-stage or two-stage detector."""
-    test_cfg = model.test_cfg.get('rcnn') or model.test_cfg
-    return float(test_cfg.get('score_thr', 0))
 
 
 def need(package: str) -> Any:

@@ -44,6 +44,9 @@ class DetectorGraph(nn.Module):
             ``'all'``, for a runtime that selects candidates itself.
         dtype: Type of the network. The input, the scores and the boxes stay float32.
 
+    Attributes:
+        outputs: Names of the outputs.
+
     Raises:
         ConfigError: The head, or an option of ``test_cfg``, is not supported.
     """
@@ -60,6 +63,7 @@ class DetectorGraph(nn.Module):
         if dtype != torch.float32:
             self.detector = copy.deepcopy(detector).to(dtype)
         self.ending, self.dtype = ending, dtype
+        self.outputs = ['boxes', 'scores'] if ending == ALL else ['boxes', 'scores', 'labels']
 
     def forward(self, image: Tensor, size: Tensor) -> tuple[Tensor, ...]:
         """Detect objects.
@@ -112,6 +116,7 @@ def export_program(graph: nn.Module, channels: int, size: Size) -> Any:
 
 def nms_options(cfg: Any) -> dict[str, Any]:
     """Return the arguments of :func:`suppress` from a ``test_cfg``."""
+    cfg = cfg.get('rcnn') or cfg  # of a two-stage detector
     return {'iou_threshold': float(cfg.nms.iou_threshold), 'max_per_img': int(cfg.max_per_img)}
 
 

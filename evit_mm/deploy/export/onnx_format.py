@@ -14,6 +14,7 @@ from ...checkpoint.reading import METADATA_KEY
 from ...errors import EvitError
 from .files import FLOAT16, FLOAT32, Format, Inputs, Run, need
 from .graph import Size, export_program
+from .two_stage import two_stage_translations
 
 OPSET = 18
 QUANTIZED = ['Conv', 'Gemm', 'MatMul', 'ConvTranspose']
@@ -30,7 +31,10 @@ class OnnxFormat(Format):
     def write(self, graph: nn.Module, file: Path, metadata: dict, size: Size) -> None:
         """Write the graph, exported by PyTorch."""
         onnx, onnxscript = need('onnx'), need('onnxscript')
-        table: dict[Any, Any] = {torch.ops.evit_mm.nms_mask.default: _nms_mask(onnxscript)}
+        table: dict[Any, Any] = {
+            torch.ops.evit_mm.nms_mask.default: _nms_mask(onnxscript),
+            **two_stage_translations(onnxscript, OPSET),
+        }
         try:
             program: Any = torch.onnx.export(
                 export_program(graph, metadata['in_channels'], size),

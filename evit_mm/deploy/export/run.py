@@ -32,6 +32,7 @@ from .formats import FORMATS
 from .graph import ALL, CANDIDATES, NMS, DetectorGraph, nms_options
 from .onnx_format import add_tensorrt_nms
 from .runtime import ExportedModel, to_instances
+from .two_stage import TwoStageGraph
 
 CHECKED_IMAGES = 20
 CALIBRATION_IMAGES = 100
@@ -111,14 +112,13 @@ def export(
         need(package)
     cfg = load_config(config, cfg_options)
     detector = load_detector(cfg, checkpoint).cpu()
-    detects = nms == STANDARD
-    ending = ALL if not detects else NMS if form.has_nms else CANDIDATES
+    ending = ALL if nms != STANDARD else NMS if form.has_nms else CANDIDATES
     graph = build_graph(detector, ending, form.dtypes[FLOAT32 if int8 else precision])
     metadata = {
         'task': 'detection',
         **describe(cfg, detector.dataset_meta['classes']),
         'precision': precision,
-        'outputs': ['boxes', 'scores', 'labels'] if detects else ['boxes', 'scores'],
+        'outputs': graph.outputs,
         'nms': None if ending == NMS else nms_options(detector.test_cfg),
     }
     # the file needs sizes that are multiples of this divisor
@@ -165,10 +165,23 @@ def build_graph(detector: nn.Module, ending: str, dtype: torch.dtype) -> nn.Modu
     Raises:
         ConfigError: The detector cannot be exported.
     """
-    DetectorGraph(detector, ending)  # raises before the fusion takes time
+    _plain_graph(detector, ending)  # raises before the fusion takes time
     fast = any(isinstance(m, EfficientViT) for m in detector.modules())
     fused = fuse(detector) if fast else copy.deepcopy(detector)
-    return DetectorGraph(fused.float().requires_grad_(False), ending, dtype).eval()
+    return _plain_graph(fused.float().requires_grad_(False), ending, dtype).eval()
+
+
+def _plain_graph(
+    detector: nn.Module, ending: str, dtype: torch.dtype = torch.float32
+) -> DetectorGraph | TwoStageGraph:
+    if not hasattr(detector, 'roi_head'):
+        return DetectorGraph(detector, ending, dtype)
+    if ending != NMS:
+        raise ConfigError(
+            f'{type(detector).__name__} has two stages, with NMS between them; export it to ONNX '
+            'or OpenVINO, without --no-nms or --tensorrt-nms'
+        )
+    return TwoStageGraph(detector, dtype)
 
 
 def _refuse(
@@ -238,11 +251,11 @@ def _agreement(
         for image, sample in track(inputs, description='comparing with PyTorch'):
             with torch.inference_mode():
                 (expected,) = detector.predict(image, [copy.deepcopy(sample)], rescale=False)
+            outputs = opened.detect(**_named(image, sample))
+            shape, threshold = sample.img_shape, metadata.get('mask_thr', 0.5)
+            found = to_instances(outputs, shape=shape, mask_thr=threshold)
             # YOLOX does not limit the number of detections
-            yield (
-                expected.pred_instances[:most],
-                to_instances(opened.detect(**_named(image, sample))),
-            )
+            yield expected.pred_instances[:most], found
 
     return compare_detections(pairs(), metadata['score_thr'], most, tolerance)
 

@@ -19,6 +19,7 @@ from ...errors import EvitError
 from .files import preprocessor_of
 from .formats import BY_SUFFIX
 from .graph import suppress
+from .two_stage import paste_masks
 
 
 class ExportedModel:
@@ -77,7 +78,7 @@ class ExportedModel:
         return outputs
 
     def detect(self, image: np.ndarray, size: np.ndarray) -> list[np.ndarray]:
-        """Run the file, and NMS if the file does not contain it: boxes, scores and labels."""
+        """Run the file, and NMS if the file does not contain it: boxes, scores, labels, masks."""
         found = [torch.from_numpy(np.array(x)) for x in self(image, size)]
         options = self.metadata.get('nms')  # files of older versions do not have it
         if 'labels' not in self.metadata['outputs']:
@@ -115,7 +116,9 @@ class ExportedDetector(BaseModel):
             outputs = self.exported.detect(
                 inputs[row : row + 1].cpu().numpy(), sizes[row : row + 1]
             )
-            sample.pred_instances = to_instances(outputs, sample.scale_factor)
+            threshold = self.exported.metadata.get('mask_thr', 0.5)
+            shape = sample.get('ori_shape')
+            sample.pred_instances = to_instances(outputs, sample.scale_factor, shape, threshold)
         return data_samples
 
 
@@ -136,13 +139,23 @@ def _last_line(error: Exception) -> str:
 
 
 def to_instances(
-    outputs: list[np.ndarray], scale_factor: tuple[float, float] = (1.0, 1.0)
+    outputs: list[np.ndarray],
+    scale_factor: tuple[float, float] = (1.0, 1.0),
+    shape: tuple[int, ...] | None = None,
+    mask_thr: float = 0.5,
 ) -> InstanceData:
-    """Convert the boxes, scores and labels of a batch of one image to detections.
+    """Convert the outputs for a batch of one image to detections.
 
-    ``scale_factor`` is the resized width and height divided by the original width and height.
+    Args:
+        outputs: Boxes, scores, labels and optionally masks.
+        scale_factor: Resized width and height, divided by the original width and height.
+        shape: Height and width of the original image, into which masks are pasted.
+        mask_thr: Threshold of the masks.
     """
-    boxes, scores, labels = (torch.from_numpy(x[0]) for x in outputs)
+    boxes, scores, labels, *masks = (torch.from_numpy(x[0]) for x in outputs)
     there = scores > 0
     scale = torch.tensor([*scale_factor, *scale_factor], dtype=torch.float32)
-    return InstanceData(bboxes=boxes[there] / scale, scores=scores[there], labels=labels[there])
+    found = InstanceData(bboxes=boxes[there] / scale, scores=scores[there], labels=labels[there])
+    if masks and shape is not None:
+        found.masks = paste_masks(masks[0][there].numpy(), found.bboxes, shape[:2], mask_thr)
+    return found

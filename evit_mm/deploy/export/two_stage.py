@@ -25,17 +25,24 @@ class TwoStageGraph(nn.Module):
         detector: A two-stage detector in eval mode, with RPNHead, StandardRoIHead,
             SingleRoIExtractor of RoIAlign, a box head that predicts as BBoxHead does, and
             FCNMaskHead or no mask head.
-        half: Compute in float16. The input, the boxes, the scores and the masks stay float32.
+        dtype: Type of the network. The input, the boxes, the scores and the masks stay float32.
+
+    Attributes:
+        outputs: Names of the outputs.
 
     Raises:
         ConfigError: A head, or an option of ``test_cfg``, is not supported.
     """
 
-    def __init__(self, detector: nn.Module, half: bool = False) -> None:
+    def __init__(self, detector: nn.Module, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         _check(detector)
-        self.detector: Any = copy.deepcopy(detector).half() if half else detector
-        self.half_precision = half
+        self.detector: Any = detector
+        if dtype != torch.float32:
+            self.detector = copy.deepcopy(detector).to(dtype)
+        self.dtype = dtype
+        masks = ['masks'] if self.detector.roi_head.with_mask else []
+        self.outputs = ['boxes', 'scores', 'labels', *masks]
 
     def forward(self, image: Tensor, size: Tensor) -> tuple[Tensor, ...]:
         """Detect objects.
@@ -51,7 +58,7 @@ class TwoStageGraph(nn.Module):
             (B, N, h, w)``: the probability that each cell of the box belongs to the object. N is
             ``max_per_img``; unused rows have score 0, label -1, an empty box and a mask of zeros.
         """
-        maps = self.detector.extract_feat(image.half() if self.half_precision else image)
+        maps = self.detector.extract_feat(image.to(self.dtype))
         proposals, there = self._proposals(maps, size)
         boxes, scores, labels = self._boxes(maps, size, proposals, there)
         if not self.detector.roi_head.with_mask:
