@@ -30,6 +30,7 @@ from ..deploy.export.evaluation import check_metadata
 from ..deploy.export.files import describe, pipeline_of
 from ..deploy.export.formats import BY_SUFFIX
 from ..deploy.export.runtime import ExportedDetector
+from ..deploy.hub.reading import HUB, load_published
 from ..errors import ConfigError, DataError
 from ..runner.build import config_faults, load_detector, set_device, test_metainfo
 from ..runner.config import KINDS, config_name, is_classifier, load_config
@@ -89,8 +90,9 @@ class Detector:
     """A trained detector. Call it with images to get their :class:`Detections`.
 
     Args:
-        model: Checkpoint written by :func:`evit_mm.runner.train.train`, or file written by
-            :func:`evit_mm.deploy.export.export`.
+        model: Checkpoint written by :func:`evit_mm.runner.train.train`; file written by
+            :func:`evit_mm.deploy.export.export`; or ``hf-hub:OWNER/NAME`` or a folder of
+            :func:`evit_mm.deploy.hub.publish`, which can be a stranger's.
         config: Config file, or a loaded config. Default: the only config in the folder of the
             checkpoint, where a training saves it. A config is a Python program, which runs. An
             exported file needs no config. If there is one, it must match the file, and gives what
@@ -127,6 +129,8 @@ class Detector:
     ) -> None:
         from mmdet.visualization import DetLocalVisualizer
 
+        if config is None and (str(model).startswith(HUB) or os.path.isdir(model)):
+            config, model = load_published(model)
         suffix = Path(model).suffix
         if suffix in KINDS:
             raise ConfigError(

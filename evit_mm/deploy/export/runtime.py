@@ -157,5 +157,7 @@ def to_instances(
     scale = torch.tensor([*scale_factor, *scale_factor], dtype=torch.float32)
     found = InstanceData(bboxes=boxes[there] / scale, scores=scores[there], labels=labels[there])
     if masks and shape is not None:
-        found.masks = paste_masks(masks[0][there].numpy(), found.bboxes, shape[:2], mask_thr)
+        found.masks = paste_masks(
+            masks[0][there].numpy(), found.bboxes, (shape[0], shape[1]), mask_thr
+        )
     return found
