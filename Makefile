@@ -72,7 +72,7 @@ smoke:
 # updates the exact versions from the ranges in setup.py; requires uv
 lock:
 	@head -n 3 requirements/constraints.txt >requirements/constraints.new && \
-	uv pip compile -q setup.py --extra all --universal --python-version 3.10 --upgrade \
+	uv pip compile -q setup.py --extra all --extra executorch --universal --python-version 3.10 --upgrade \
 	    --no-annotate --no-header | grep -vE '^(nvidia|cuda|triton)' >>requirements/constraints.new && \
 	mv requirements/constraints.new requirements/constraints.txt
 

@@ -83,6 +83,7 @@ stack = [
     'opencv-contrib-python-headless',
 ]
 extras['all'] = sorted({*stack, *(package for packages in extras.values() for package in packages)})
+extras['executorch'] = ['executorch>=1.5']  # not in 'all': 250 MB, most of it for other devices
 
 setup(
     name='evit_mm',

@@ -43,7 +43,7 @@ has "$venv/bin/python" torch || [ "$free" -ge "$gigabytes" ] ||
 log=$venv/install.log
 echo "evit_mm: installing torch, mmdet and other packages into $venv (about 3 minutes)" >&2
 "$venv/bin/python" -m pip install --disable-pip-version-check \
-    --no-compile -c requirements/constraints.txt -e '.[all]' >"$log" 2>&1 || {
+    --no-compile -c requirements/constraints.txt -e '.[all,executorch]' >"$log" 2>&1 || {
     grep -q 'No space left' "$log" && fail "the disk is full; free some space, then run the command again"
     grep -qE 'NewConnectionError|NameResolutionError|ConnectTimeout|ProxyError|SSLError' "$log" &&
         fail "pip cannot reach the package index; check the network and the proxy, then run the command again (log: $log)"

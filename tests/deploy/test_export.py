@@ -831,6 +831,29 @@ def test_a_file_for_tensorrt_ends_with_its_operator(trained, folder):
         export(*trained, folder / 'a.xml', file_format='openvino', nms='tensorrt')
 
 
+def test_executorch_detects_the_same(trained, detector, folder):
+    pytest.importorskip('executorch')
+    found = export(*trained, folder / 'one.pte', file_format='executorch', dynamic=False)
+    assert found.agreement.detections == 400 and found.agreement.within()
+    opened = ExportedModel(found.file)
+    assert opened.metadata['classes'] == ['circle', 'square', 'triangle', 'star', 'cross']
+    image = images(1, 160, 192)
+    pair = (
+        expected(detector, image[0], (150, 190)),
+        to_instances(opened.detect(image.numpy(), [[150, 190]])),
+    )
+    agreement = compare_detections([pair], 0, 100, 1e-5)
+    assert agreement.detections == 100 and agreement.within(1e-5)
+    with pytest.raises(EvitError, match=r"one\.pte' cannot run on an image of shape"):
+        opened(images(1, 192, 192).numpy(), [[192, 192]])
+    damaged = folder / 'cut.pte'
+    damaged.write_bytes(found.file.read_bytes()[:1000])
+    with pytest.raises(EvitError, match=r"cut\.pte' cannot be opened"):
+        ExportedModel(damaged)
+    with pytest.raises(ConfigError, match='executorch accepts one image size; add --static'):
+        export(*trained, folder / 'any.pte', file_format='executorch')
+
+
 def test_half_leaves_the_detector_as_it_is(detector):
     graph = DetectorGraph(detector, dtype=torch.float16)
     assert next(graph.parameters()).dtype == torch.float16

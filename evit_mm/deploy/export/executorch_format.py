@@ -21,13 +21,14 @@ class ExecutorchFormat(Format):
 
     suffixes = ('.pte',)
     packages = ('executorch',)
+    extra = 'executorch'
     has_nms = False
     dynamic = False  # ExecuTorch needs hours to plan the memory of a graph for any size
 
     def write(self, graph: nn.Module, file: Path, metadata: dict, size: Size) -> None:
         """Write the graph, with the metadata as a method that returns a text."""
-        exir = need('executorch.exir')
-        xnnpack = need('executorch.backends.xnnpack.partition.xnnpack_partitioner')
+        exir = need('executorch.exir', self.extra)
+        xnnpack = need('executorch.backends.xnnpack.partition.xnnpack_partitioner', self.extra)
         plain = copy.deepcopy(graph).to(memory_format=torch.contiguous_format)
         for module in plain.modules():  # XNNPACK takes weights in no other layout
             if hasattr(module, 'memory_format'):
@@ -45,9 +46,9 @@ class ExecutorchFormat(Format):
 
     def load(self, file: Path, threads: int | None) -> tuple[str | None, Run]:
         """Open a file in ExecuTorch's runtime for Python."""
-        runtime = need('executorch.runtime').Runtime.get()
+        runtime = need('executorch.runtime', self.extra).Runtime.get()
         if threads:
-            library = need('executorch.extension.pybindings.portable_lib')
+            library = need('executorch.extension.pybindings.portable_lib', self.extra)
             library._unsafe_reset_threadpool(threads)
         program = runtime.load_program(file)
         method, text = program.load_method('forward'), None

@@ -39,6 +39,7 @@ class Format(ABC):
         packages: Packages that are needed to write and run a file.
         int8_packages: Additional packages that are needed to quantise a file, or None if the format
             has no int8.
+        extra: Extra of this package that installs them.
         dtypes: Type of the graph for each supported precision.
         has_nms: Whether a file can contain NMS.
         dynamic: Whether a file can accept any image size.
@@ -47,6 +48,7 @@ class Format(ABC):
     suffixes: ClassVar[tuple[str, ...]]
     packages: ClassVar[tuple[str, ...]] = ()
     int8_packages: ClassVar[tuple[str, ...] | None] = None
+    extra: ClassVar[str] = 'export'
     dtypes: ClassVar[Mapping[str, torch.dtype]] = {FLOAT32: torch.float32}
     has_nms: ClassVar[bool] = True
     dynamic: ClassVar[bool] = True
@@ -144,14 +146,14 @@ def _describe_pad(pad: Mapping[str, Any], filename: str) -> dict[str, Any]:
     }
 
 
-def need(package: str) -> Any:
+def need(package: str, extra: str = 'export') -> Any:
     """Import an optional package, or raise an :class:`EvitError` that states how to install it."""
     try:
         return importlib.import_module(package)
     except ImportError as error:
         raise EvitError(
             f"package '{package}' cannot be imported ({error}); install it with: "
-            "pip install 'evit_mm[export]'"
+            f"pip install 'evit_mm[{extra}]'"
         ) from None
 
 

@@ -109,7 +109,7 @@ def export(
     _refuse(form, file_format, out, checkpoint, nms, dynamic, precision)
     need_torch(TORCH, 'An export')
     for package in (*form.packages, *((form.int8_packages or ()) if int8 else ())):
-        need(package)
+        need(package, form.extra)
     cfg = load_config(config, cfg_options)
     detector = load_detector(cfg, checkpoint).cpu()
     ending = ALL if nms != STANDARD else NMS if form.has_nms else CANDIDATES
