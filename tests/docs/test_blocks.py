@@ -25,6 +25,7 @@ from pathlib import Path
 
 import cv2
 import pytest
+import torch
 from markdown_it import MarkdownIt
 from mmengine.registry import Registry, init_default_scope
 from sybil import Region, Sybil
@@ -82,9 +83,22 @@ def write_model_and_image():
     return {}
 
 
+class ThreeOutputs(torch.nn.Module):
+    def forward(self, image, size):
+        return image.sum(1), size + 1, size - 1
+
+
+def write_exported_files():
+    write_model_and_image()
+    inputs = {'image': torch.rand(1, 3, 32, 32), 'size': torch.ones(1, 2)}
+    program = torch.export.export(ThreeOutputs(), tuple(inputs.values()))
+    torch.export.save(program, 'work_dirs/cells.pt2')
+    return {'model': EfficientViT(TINY).eval(), **inputs}
+
+
 # what a page's snippet takes for granted
 GIVEN = {
-    'docs/deployment.md': lambda: {'model': EfficientViT(TINY).eval()},
+    'docs/deployment.md': write_exported_files,
     'docs/looking.md': write_model_and_image,
 }
 
