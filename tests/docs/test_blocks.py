@@ -21,6 +21,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -76,9 +77,9 @@ SOME_CONFIG = 'configs/retinanet_evit_m4_coco.py'
 BASES = {'retinanet_r50_fpn_1x_coco.py': 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'}
 
 
-def write_model_and_image():
+def write_model_and_image(model='work_dirs/cells.onnx'):
     os.makedirs('work_dirs', exist_ok=True)
-    write_exported(Path('work_dirs/cells.onnx'))
+    write_exported(Path(model))
     cv2.imwrite('image.jpg', noise(0))
     return {}
 
@@ -98,6 +99,7 @@ def write_exported_files():
 
 # what a page's snippet takes for granted
 GIVEN = {
+    'README.md': partial(write_model_and_image, 'detector.onnx'),
     'docs/deployment.md': write_exported_files,
     'docs/looking.md': write_model_and_image,
 }
