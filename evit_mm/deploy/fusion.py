@@ -51,10 +51,9 @@ def fold_residual_depthwise(conv: nn.Conv2d) -> nn.Conv2d:
     return folded
 
 
-def _add_product(total: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """Return ``total + x @ weight.T``, in-place where possible."""
-    # autocast has no in-place product, and other runtimes have fast kernels for linear layers
-    if autocasts(total) or _is_exporting():
+def _add_product(total: Tensor, x: Tensor, weight: Tensor, in_place: bool) -> Tensor:
+    """Return ``total + x @ weight.T``. ``in_place`` is faster, but not under autocast."""
+    if autocasts(total) or not in_place:  # autocast does not support in-place products
         return total + F.linear(x, weight)
     return total.addmm_(x, weight.t())
 
@@ -66,6 +65,8 @@ class FusedConvFFN(nn.Module):
     reduced by ``pw1 @ b`` to compensate. The second product is added to ``y'`` in-place, which
     saves the passes over memory for the residual and the bias.
     """
+
+    in_place = True  # some runtimes have fast kernels only for linear layers
 
     def __init__(self, conv: ConvBN, ffn: FFN) -> None:
         super().__init__()
@@ -82,7 +83,7 @@ class FusedConvFFN(nn.Module):
         """Apply the convolution and add the output of the FFN."""
         tokens = self.dw(x).permute(0, 2, 3, 1).contiguous()  # no copy in channels-last layout
         hidden = self.pw1(tokens).relu_().flatten(0, 2)
-        added = _add_product(tokens.flatten(0, 2), hidden, self.pw2.weight)
+        added = _add_product(tokens.flatten(0, 2), hidden, self.pw2.weight, self.in_place)
         return added.view_as(tokens).permute(0, 3, 1, 2)
 
 
@@ -104,6 +105,8 @@ class FusedWindowAttention(nn.Module):
     Tokens keep the channels-last layout from the window partition to its inverse. The scale is
     folded into the query's depthwise kernel. The attention biases are gathered once.
     """
+
+    in_place = True  # as in FusedConvFFN
 
     def __init__(self, attention: CascadedGroupAttention) -> None:
         super().__init__()
@@ -132,7 +135,7 @@ class FusedWindowAttention(nn.Module):
         tokens = tokens.reshape(batch, rows, w, cols, w, channels).transpose(2, 3)
         tokens = tokens.reshape(-1, channels)  # (M * N, C)
         output = torch.add(tokens, self.proj.bias)
-        output = _add_product(output, self._attend(tokens).relu_(), self.proj.weight)
+        output = _add_product(output, self._attend(tokens).relu_(), self.proj.weight, self.in_place)
         output = output.view(batch, rows, cols, w, w, channels).transpose(2, 3)
         output = output.reshape(batch, rows * w, cols * w, channels)
         return output.narrow(1, 0, height).narrow(2, 0, width).permute(0, 3, 1, 2)

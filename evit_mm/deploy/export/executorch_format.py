@@ -30,9 +30,11 @@ class ExecutorchFormat(Format):
         exir = need('executorch.exir', self.extra)
         xnnpack = need('executorch.backends.xnnpack.partition.xnnpack_partitioner', self.extra)
         plain = copy.deepcopy(graph).to(memory_format=torch.contiguous_format)
-        for module in plain.modules():  # XNNPACK takes weights in no other layout
-            if hasattr(module, 'memory_format'):
-                vars(module)['memory_format'] = torch.contiguous_format
+        # XNNPACK takes weights in no other layout, and has no kernel that adds a product in-place
+        for module in plain.modules():
+            for name, value in (('memory_format', torch.contiguous_format), ('in_place', False)):
+                if hasattr(module, name):
+                    vars(module)[name] = value
         program = export_program(plain, metadata['in_channels'], size)
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
