@@ -293,22 +293,22 @@ def test_training_starts(case, tmp_path):
 
 @pytest.mark.slow
 def test_an_exported_file_finds_it_too_and_names_the_reader(case, tmp_path):
-    exported = export(case.config, case.weights, tmp_path / 'a.onnx')
+    exported = export(case.config, case.weights, tmp_path / 'a.pt2', 'torch')
     assert exported.agreement.images == len(case.pixels)
-    metadata = ExportedModel(tmp_path / 'a.onnx').metadata
+    metadata = ExportedModel(tmp_path / 'a.pt2').metadata
     assert metadata['in_channels'] == case.channels
     assert metadata['reader'][0].items() >= KINDS[case.kind][1].items()
     out, work = tmp_path / 'found.json', str(tmp_path)
-    evaluate(case.config, tmp_path / 'a.onnx', out=str(out), work_dir=work, device='cpu')
+    evaluate(case.config, tmp_path / 'a.pt2', out=str(out), work_dir=work, device='cpu')
     case.assert_expected(json.loads(out.read_text()), score=1e-3, pixels=0.1)
     # with the ids of the config, and its suffixes of images
-    found = inference.predict(tmp_path / 'a.onnx', case.data / 'val', tmp_path / 'p', case.config)
+    found = inference.predict(tmp_path / 'a.pt2', case.data / 'val', tmp_path / 'p', case.config)
     case.assert_expected(found.detections, score=1e-3, pixels=0.1)
-    alone = inference.Detector(tmp_path / 'a.onnx')([case.data / 'val' / x for x in case.pixels])
+    alone = inference.Detector(tmp_path / 'a.pt2')([case.data / 'val' / x for x in case.pixels])
     assert sum(map(len, alone)) == len(found.detections)
     if case.kind == 'sixteen bits':
         first = {'test_dataloader.dataset.pipeline.0.color_type': 'color'}
         with pytest.raises(
             ConfigError, match=r"was exported with reader=\[.*'color_type': 'unchanged'"
         ):
-            evaluate(case.config, tmp_path / 'a.onnx', work_dir=work, cfg_options=first)
+            evaluate(case.config, tmp_path / 'a.pt2', work_dir=work, cfg_options=first)
