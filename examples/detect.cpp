@@ -76,8 +76,8 @@ int main(int count, char** arguments) try {
     info.model().set_layout("NCHW");
     if (has("\"channels\": \"BGR\"")) info.preprocess().convert_color(pp::ColorFormat::BGR);
     info.preprocess()
-        .convert_element_type(ov::element::f32)
         .resize(pp::ResizeAlgorithm::RESIZE_LINEAR, new_h, new_w)
+        .convert_element_type(ov::element::f32)
         .pad({0, 0, 0, 0}, {0, size_h - new_h, size_w - new_w, 0}, pad_pixel[0], pp::PaddingMode::CONSTANT)
         .mean(numbers("mean"))
         .scale(numbers("std"))
