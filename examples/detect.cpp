@@ -39,6 +39,7 @@ void require(bool condition, const std::string& message) {
 int main(int count, char** arguments) try {
     require(count == 3, "usage: detect MODEL.xml IMAGE.ppm");
     const std::string file = arguments[1], picture = arguments[2];
+    require(std::ifstream(file).good(), "'" + file + "' cannot be opened");
     ov::Core core;
     auto model = core.read_model(file);
     require(model->has_rt_info("evit_mm"), "'" + file + "' was not written by tools/export.py");
@@ -46,7 +47,8 @@ int main(int count, char** arguments) try {
     const auto scale = numbers("scale"), pad_to = numbers("pad_to"), pad_pixel = numbers("pad_pixel");
     require(has("\"labels\""), "'" + file + "' does not contain NMS");
     require(has("\"type\": \"LoadImageFromFile\"") && has("\"color_type\": \"color\"") &&
-                has("\"imdecode_backend\": \"cv2\"") && pad_pixel.size() == 1,
+                has("\"imdecode_backend\": \"cv2\"") && pad_pixel.size() == 1 &&
+                meta[meta.find('}', meta.find("\"reader\": ")) + 1] == ']',  // one step
             "'" + file + "' does not take RGB images of 8 bits, padded with one value");
 
     std::ifstream input(picture, std::ios::binary);

@@ -41,7 +41,7 @@ def main(file, picture):
         text = model.get_rt_info('evit_mm').astype(str) if model.has_rt_info('evit_mm') else '{}'
         meta = json.loads(text)
     except RuntimeError as error:
-        sys.exit(f"error: '{file}' cannot be opened: {str(error).splitlines()[-1]}")
+        sys.exit(f"error: '{file}' cannot be opened: {str(error).strip().splitlines()[-1]}")
     if 'labels' not in meta.get('outputs', ()):
         sys.exit(f"error: '{file}' is not a detector with NMS that tools/export.py wrote")
     if len(meta['reader']) != 1 or not READER.items() <= meta['reader'][0].items():
