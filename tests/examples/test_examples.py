@@ -4,6 +4,7 @@ import asyncio
 import functools
 import io
 import json
+import re
 import subprocess
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
@@ -340,3 +341,32 @@ def test_a_failure_of_a_batch_is_answered(detector, monkeypatch):
     monkeypatch.setattr(detector, 'detect', fail)
     replies = answers(detector, [png(x) for x in PICTURES[:3]])
     assert [reply.status_code for reply in replies] == [500] * 3
+
+
+FREE_PORT = """
+import functools, runpy, sys, uvicorn
+uvicorn.run = functools.partial(uvicorn.run, port=0)
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name='__main__')
+"""
+
+
+@pytest.mark.slow
+def test_the_command_starts_the_server(tmp_path):
+    httpx = pytest.importorskip('httpx')
+    file, picture = write_exported(tmp_path / 'a.onnx'), png(PICTURES[0])
+    command = [sys.executable, '-c', FREE_PORT, ROOT / 'examples' / 'server.py']
+    server = subprocess.Popen([*command, file], stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    try:
+        lines = iter(server.stderr.readline, '')
+        found = next(filter(None, (re.search(r'running on (http://\S+)', x) for x in lines)))
+        reply = httpx.post(f'{found[1]}/detect', files={'image': picture}, timeout=60).json()
+    finally:
+        server.kill()
+        server.communicate()
+    truth = Detector(file)(PICTURES[0])
+    assert reply['boxes'] == truth.boxes.tolist() and reply['names'] == ['star']
+    none = tmp_path / 'none.onnx'
+    done = subprocess.run([*command, none], capture_output=True, text=True, cwd=ROOT)
+    message = f"error: exported file '{none}' does not exist"
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (1, message)
