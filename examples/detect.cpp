@@ -47,7 +47,8 @@ int main(int count, char** arguments) try {
     const auto scale = numbers("scale"), pad_to = numbers("pad_to"), pad_pixel = numbers("pad_pixel");
     require(has("\"labels\""), "'" + file + "' does not contain NMS");
     require(has("\"type\": \"LoadImageFromFile\"") && has("\"color_type\": \"color\"") &&
-                has("\"imdecode_backend\": \"cv2\"") && pad_pixel.size() == 1 &&
+                has("\"imdecode_backend\": \"cv2\"") && !pad_pixel.empty() &&
+                std::equal(pad_pixel.begin() + 1, pad_pixel.end(), pad_pixel.begin()) &&
                 meta[meta.find('}', meta.find("\"reader\": ")) + 1] == ']',  // one step
             "'" + file + "' does not take RGB images of 8 bits, padded with one value");
 
