@@ -1,64 +1,63 @@
-"""Detect objects with an exported file; needs only ONNX Runtime and numpy.
+"""Detect objects with ONNX Runtime, NumPy and OpenCV, without PyTorch.
 
-python examples/onnx_numpy.py MODEL.onnx IMAGE.npy, with an RGB image (H, W, 3), uint8.
+pip install onnxruntime opencv-python-headless
+python examples/onnx_numpy.py MODEL.onnx IMAGE
 """
 
 import json
 import sys
 
+import cv2
 import numpy as np
 import onnxruntime
 
-
-def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resize with linear interpolation between pixel centres, as in OpenCV."""
-    for axis, new in enumerate((height, width)):
-        old = image.shape[axis]
-        place = ((np.arange(new) + 0.5) * old / new - 0.5).clip(0, old - 1)
-        share = np.expand_dims(place % 1, (1 - axis, 2))
-        low, high = image.take(np.int64(place), axis), image.take(np.int64(np.ceil(place)), axis)
-        image = low * (1 - share) + high * share
-    return image.round()
+# the example reads images in this way; for a file with another reader, change cv2.imread below
+READER = {'type': 'LoadImageFromFile', 'color_type': 'color', 'imdecode_backend': 'cv2'}
 
 
-if len(sys.argv) != 3:
-    sys.exit('usage: python examples/onnx_numpy.py MODEL.onnx IMAGE.npy')
-model, picture = sys.argv[1:]
-try:
-    session = onnxruntime.InferenceSession(model, providers=['CPUExecutionProvider'])
-    meta = json.loads(session.get_modelmeta().custom_metadata_map['evit_mm'])
-except Exception as error:  # the errors of onnxruntime have no common type
-    sys.exit(f"error: '{model}' is not an ONNX file of tools/export.py ({error})")
-if 'labels' not in meta['outputs']:
-    sys.exit(f"error: '{model}' contains no NMS; export it without --no-nms")
-first, *further = meta.get('reader') or [{}]  # files of older versions do not name it
-supported = (
-    first.get('type', 'LoadImageFromFile') == 'LoadImageFromFile'
-    and first.get('color_type', 'color') in ('color', 'color_ignore_orientation')
-    and first.get('imdecode_backend') != 'tifffile'  # the other backends give 8 bits
-)
-if further or not supported:
-    sys.exit(
-        f"error: '{model}' needs images as {meta['reader']} reads them, but this example only "
-        'takes 8 bits and three channels; load the images in your own program'
-    )
-try:
-    image = np.load(picture)
-except (OSError, ValueError) as error:
-    sys.exit(f"error: '{picture}' is not a .npy file ({error}); write it with numpy.save")
-if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-    found = f'{image.dtype} of shape {image.shape}'
-    sys.exit(f"error: '{picture}' contains {found}, not an RGB image (H, W, 3) of uint8")
-old, new = np.array(image.shape[:2]), np.array(meta['scale'][::-1])  # height, width
-if meta['keep_ratio']:
-    new = np.int64(old * min(max(new) / max(old), min(new) / min(old)) + 0.5)
-pixels = resize(image, *new)[..., :: 1 if meta['channels'] == 'RGB' else -1]
-pixels = (pixels - meta['mean']) / meta['std']
-down, right = -new % meta['pad_size_divisor']
-pixels = np.pad(pixels, ((0, down), (0, right), (0, 0)), constant_values=meta['pad_value'])
-inputs = {'image': pixels.transpose(2, 0, 1)[None], 'size': new[None]}
-inputs = {name: np.ascontiguousarray(x, np.float32) for name, x in inputs.items()}
-boxes, scores, labels = (x[0] for x in session.run(None, inputs))
-for box, score, label in zip(boxes * np.tile((old / new)[::-1], 2), scores, labels, strict=True):
-    if score > 0:
-        print(meta['classes'][label], f'{score:.3f}', *(f'{x:.1f}' for x in box))
+def prepare(image, meta):
+    """Return the input of the model for a BGR image, and the new (height, width) of the image."""
+    old, new = np.array(image.shape[:2]), np.array(meta['scale'][::-1])
+    if meta['keep_ratio']:
+        new = np.int64(old * min(max(new) / max(old), min(new) / min(old)) + 0.5).clip(1)
+    resized = cv2.resize(image, new[::-1].tolist())
+    size = new
+    if meta['pad_to']:  # this padding counts as a part of the image
+        size = np.array([max(new)] * 2 if meta['pad_to'] == 'square' else meta['pad_to'][::-1])
+    image = np.full((*size, 3), meta['pad_pixel'], np.uint8)
+    image[: new[0], : new[1]] = resized
+    image = image[..., ::-1] if meta['channels'] == 'RGB' else image
+    padded = size + -size % meta['pad_size_divisor']
+    pixels = np.full((*padded, 3), meta['pad_value'], np.float32)
+    pixels[: size[0], : size[1]] = (image - np.array(meta['mean'])) / meta['std']
+    inputs = {'image': pixels.transpose(2, 0, 1)[None].copy(), 'size': np.float32(size)[None]}
+    return inputs, new
+
+
+def main(file, picture):
+    """Print the class, the score and the box (x1, y1, x2, y2) of each detection."""
+    try:
+        session = onnxruntime.InferenceSession(file, providers=['CPUExecutionProvider'])
+        meta = json.loads(session.get_modelmeta().custom_metadata_map.get('evit_mm', '{}'))
+    except Exception as error:  # the errors of onnxruntime have no common type
+        sys.exit(f"error: '{file}' cannot be opened: {error}")
+    if 'labels' not in meta.get('outputs', ()):
+        sys.exit(f"error: '{file}' is not a detector with NMS that tools/export.py wrote")
+    if len(meta['reader']) != 1 or not READER.items() <= meta['reader'][0].items():
+        sys.exit(f"error: '{file}' needs images from {meta['reader']}, which this example lacks")
+    image = cv2.imread(picture)
+    if image is None:
+        sys.exit(f"error: '{picture}' does not exist or is not an image")
+    inputs, new = prepare(image, meta)
+    outputs = session.run(['boxes', 'scores', 'labels'], inputs)
+    boxes, scores, labels = (x[0] for x in outputs)
+    boxes /= np.tile(new / image.shape[:2], 2)[::-1]
+    for box, score, label in zip(boxes, scores, labels, strict=True):
+        if score > 0:
+            print(meta['classes'][label], f'{score:.3f}', *(f'{x:.1f}' for x in box))
+
+
+if __name__ == '__main__':
+    if len(sys.argv) != 3:
+        sys.exit(f'usage: python {sys.argv[0]} MODEL.onnx IMAGE')
+    main(*sys.argv[1:])

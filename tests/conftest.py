@@ -2,7 +2,10 @@
 
 import logging
 import os
+import re
 import shutil
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -76,6 +79,27 @@ def page(chromium):
     yield page
     page.close()
     assert not errors
+
+
+@pytest.fixture(scope='session')
+def cpp_example(tmp_path_factory):
+    """examples/detect.cpp, compiled as its first lines say; skips without g++ or the headers."""
+    openvino = pytest.importorskip('openvino')
+    folder = Path(openvino.__file__).parent
+    if shutil.which('g++') is None:
+        pytest.skip('no g++ to compile examples/detect.cpp')
+    if not (folder / 'include/openvino').is_dir() or not any(folder.glob('libs/libopenvino.so.*')):
+        pytest.skip('the installed openvino has no headers or no library for g++')
+    source = ROOT / 'examples' / 'detect.cpp'
+    commands = re.findall(r'^// ((?:OV=|g\+\+).*)', source.read_text(), re.MULTILINE)
+    path = tmp_path_factory.mktemp('cpp')
+    bin_folder = Path(sys.executable).parent
+    command = '\n'.join(['set -e', f'cd {ROOT}', *commands]).replace(
+        ' -o detect', f' -o {path}/detect'
+    )
+    environment = {**os.environ, 'PATH': f'{bin_folder}:{os.environ["PATH"]}'}
+    subprocess.run(['bash', '-c', command], check=True, env=environment)
+    return path / 'detect'
 
 
 @pytest.fixture(autouse=True)

@@ -44,7 +44,9 @@ RUN_ELSEWHERE = {
     'docs/your_detector.md': 'configs/test_drop_in.py::test_every_block_of_the_page_is_tested',
     'docs/checkpoints.md': 'docs/test_checkpoints.py::test_the_pages_commands_and_snippets',
     'docs/hub.md': 'deploy/test_hub.py::test_the_page_on_publishing',
-    'examples/onnx_numpy.py': 'deploy/test_export.py::test_onnx_example_needs_no_torch',
+    'examples/onnx_numpy.py': 'deploy/test_export.py::test_an_example_finds_what_predict_finds',
+    'examples/openvino_numpy.py': 'deploy/test_export.py::test_an_example_finds_what_predict_finds',
+    'examples/server.py': 'examples/test_examples.py::test_the_command_starts_the_server',
 }
 # pages whose tools are all run, one after the other
 RUN_PAGES = ('docs/start.md',)
