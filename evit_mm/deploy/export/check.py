@@ -1,4 +1,4 @@
-"""Comparison of an exported file's detections with PyTorch's detections."""
+"""Comparison of an exported file's detections or scores with those of PyTorch."""
 
 from __future__ import annotations
 
@@ -49,6 +49,46 @@ class Agreement:
             f'{self.unmatched} found by only one side; largest score difference '
             f'{self.score_error:.1e}, smallest IoU {self.iou:.4f}'
         )
+
+
+@dataclass(frozen=True)
+class ScoreAgreement:
+    """The agreement of two classifiers on the same images.
+
+    Attributes:
+        images: Number of images.
+        others: Number of images of which the best class differs, except for ties.
+        score_error: Largest difference of two scores of a class.
+    """
+
+    images: int
+    others: int
+    score_error: float
+
+    def within(self, score_error: float = SCORE_TOLERANCE, share: float = 1 / 200) -> bool:
+        """Return whether the scores agree, and the classes of all but a share of the images."""
+        return self.others <= self.images * share and self.score_error <= score_error
+
+    def __str__(self) -> str:
+        return (
+            f'{counted(self.images, "image")}, {self.others} with another class; largest score '
+            f'difference {self.score_error:.1e}'
+        )
+
+
+def compare_scores(
+    pairs: Iterable[tuple[np.ndarray, np.ndarray]], tolerance: float = SCORE_TOLERANCE
+) -> ScoreAgreement:
+    """Compare the scores ``(K,)`` of two classifiers image by image.
+
+    Two classes are a tie if their scores in the first set differ by at most this share of the best
+    score.
+    """
+    errors, others = [], 0
+    for first, second in pairs:
+        errors.append(np.abs(first - second).max())
+        others += bool(first[second.argmax()] < first.max() * (1 - tolerance))
+    return ScoreAgreement(len(errors), others, float(np.max(errors)))  # NaN if one is NaN
 
 
 def compare_detections(

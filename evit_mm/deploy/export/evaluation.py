@@ -18,10 +18,11 @@ from ...runner.test import test
 from ...runner.tta import add_tta
 from ...runner.weights import check_classes, unwrap
 from .. import fusion
-from .files import describe
+from .classification import describe_classifier
+from .files import describe, preprocessor_of
 from .formats import BY_SUFFIX
 
-# keys of the metadata that the config must agree with
+# keys of a detector's metadata that the config must agree with; of a classifier's, all must
 COMPARED = ('reader', 'mean', 'std', 'channels', 'pad_to', 'pad_pixel', 'pad_value', 'score_thr')
 
 
@@ -53,11 +54,12 @@ class ExportedFileHook(Hook):
 
     def before_test(self, runner: Any) -> None:
         """Compare the classes, the reader, the preprocessing and the score threshold."""
+        compared = COMPARED if 'score_thr' in self.described else {*self.described} - {'classes'}
         model: Any = unwrap(runner.model)
         metadata = model.exported.metadata
         check_classes(metadata, runner.test_dataloader.dataset.metainfo, self.file)
         # files of older versions do not name the reader
-        for key in COMPARED:
+        for key in compared:
             if key in metadata and metadata[key] != self.described[key]:
                 raise ConfigError(
                     f"'{self.file}' was exported with {key}={metadata[key]}, but the config has "
@@ -104,10 +106,11 @@ def evaluate(
             f"--launcher {launcher} cannot be used with the exported file '{file}', which runs in "
             'one process; remove --launcher'
         )
-    hook = ExportedFileHook(file, describe(cfg, ()))
+    classifies = is_classifier(cfg)
+    hook = ExportedFileHook(file, (describe_classifier if classifies else describe)(cfg, ()))
     if options.get('tta') is not None:
         add_tta(cfg, options['tta'])  # reads test_cfg of the model, which is replaced below
         options['tta'] = ()
-    preprocessor = cfg.model.data_preprocessor
-    cfg.model = ConfigDict(type='ExportedDetector', file=file, data_preprocessor=preprocessor)
+    kind = 'ExportedClassifier' if classifies else 'ExportedDetector'
+    cfg.model = ConfigDict(type=kind, file=file, data_preprocessor=preprocessor_of(cfg))
     return test(cfg, None, hooks=[hook], **options)
