@@ -45,12 +45,16 @@ class ClassifierGraph(nn.Module):
             self.classifier = copy.deepcopy(classifier).to(dtype)
         self.image_size, self.dtype = image_size, dtype
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Return the scores ``(B, K)``, float32, for normalised images ``(B, C, H, W)``, float32.
+    def forward(self, image: Tensor) -> tuple[Tensor]:
+        """Classify images.
 
-        The scores of an image are probabilities and add up to 1.
+        Args:
+            image: Normalised images ``(B, C, H, W)``, float32.
+
+        Returns:
+            ``scores (B, K)``, float32. The scores of an image add up to 1.
         """
-        return self.classifier(image.to(self.dtype), mode='tensor').float().softmax(1)
+        return (self.classifier(image.to(self.dtype), mode='tensor').float().softmax(1),)
 
 
 def _check(classifier: Any) -> None:

@@ -385,7 +385,7 @@ def _average_precisions(
                 name: evaluate(config, weights, work_dir=folder, cfg_options=cfg_options)
                 for name, weights in (('PyTorch', checkpoint), ('int8', out))
             }
-        except EvitError as error:  # an export does not need annotations
+        except (EvitError, OSError) as error:  # an export does not need annotations
             print_log(f'the {metric} of the int8 file was not measured: {error}', logger='current')
             return {}
     key = 'coco/bbox_mAP' if metric == 'AP' else 'accuracy/top1'
