@@ -18,6 +18,7 @@ from ...utils.text import counted
 
 SCORE_TOLERANCE = 1e-3
 SAME_BOX = 0.99  # IoU
+TIE = 0.1  # share of the best score by which the score of an equally good class may be lower
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,9 @@ class ScoreAgreement:
 
     Attributes:
         images: Number of images.
-        others: Number of images of which the best class differs, except for ties.
+        others: Number of images for which the best class of the second classifier is clearly
+            worse than that of the first. The scores of many classes can all be below the limit, so
+            they say little alone.
         score_error: Largest difference of two scores of a class.
     """
 
@@ -76,18 +79,12 @@ class ScoreAgreement:
         )
 
 
-def compare_scores(
-    pairs: Iterable[tuple[np.ndarray, np.ndarray]], tolerance: float = SCORE_TOLERANCE
-) -> ScoreAgreement:
-    """Compare the scores ``(K,)`` of two classifiers image by image.
-
-    Two classes are a tie if their scores in the first set differ by at most this share of the best
-    score.
-    """
+def compare_scores(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> ScoreAgreement:
+    """Compare the scores ``(K,)`` of two classifiers image by image."""
     errors, others = [], 0
     for first, second in pairs:
         errors.append(np.abs(first - second).max())
-        others += bool(first[second.argmax()] < first.max() * (1 - tolerance))
+        others += bool(first[second.argmax()] < first.max() * (1 - TIE))
     return ScoreAgreement(len(errors), others, float(np.max(errors)))  # NaN if one is NaN
 
 

@@ -297,7 +297,7 @@ def _agreement(
 ) -> Agreement | ScoreAgreement:
     opened = ExportedModel(file)
     if metadata['task'] == CLASSIFICATION:
-        return compare_scores(_score_pairs(detector, opened, inputs), tolerance)
+        return compare_scores(_score_pairs(detector, opened, inputs))
     most = nms_options(detector.test_cfg)['max_per_img']
 
     def pairs() -> Iterator[tuple[InstanceData, InstanceData]]:
