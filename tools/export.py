@@ -1,4 +1,4 @@
-"""Export a trained detector to ONNX or OpenVINO: python tools/export.py CONFIG CHECKPOINT -o FILE.
+"""Export a detector or classifier: python tools/export.py CONFIG CHECKPOINT -o FILE.
 
 Example: python tools/export.py CONFIG CHECKPOINT --format onnx -o model.onnx
 """
@@ -13,7 +13,7 @@ from evit_mm.utils.cli import add_cfg_options, run_tool
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
-        description='Export a detector to ONNX or OpenVINO, and compare the file with PyTorch'
+        description='Export a detector or classifier, and compare the file with PyTorch'
     )
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file')
@@ -26,7 +26,7 @@ def parse_args() -> argparse.Namespace:
         (nms, '--tensorrt-nms', 'tensorrt', 'end with EfficientNMS_TRT, for TensorRT only'),
         (precision, '--half', 'float16', 'use float16'),
         (precision, '--bfloat16', 'bfloat16', 'use bfloat16'),
-        (precision, '--int8', 'int8', 'quantise to int8 and report the AP'),
+        (precision, '--int8', 'int8', 'quantise to int8 and report the AP or accuracy'),
     ):
         dest, default = ('nms', 'standard') if group is nms else ('precision', 'float32')
         group.add_argument(
@@ -49,11 +49,11 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Export the detector and print the agreement with PyTorch."""
+    """Export the model and print the agreement with PyTorch."""
     exported = export(**vars(parse_args()))
     print(f'{exported.file}: {exported.agreement or "all boxes and scores agree with PyTorch"}')
     for name, ap in exported.ap.items():
-        print(f'AP {name}: {ap:.4f}')
+        print(f'{exported.metric} {name}: {ap:.4f}')
 
 
 if __name__ == '__main__':

@@ -35,7 +35,8 @@ def image_data_faults(cfg: Config, split: str) -> list[str]:
     return faults
 
 
-def _folder(dataset: Mapping[str, Any]) -> Path:
+def image_folder(dataset: Mapping[str, Any]) -> Path:
+    """Return the folder with the images of a data set of mmpretrain."""
     prefix = dataset.get('data_prefix') or dataset.get('split') or ''
     if isinstance(prefix, Mapping):
         prefix = prefix.get('img_path') or ''
@@ -52,7 +53,7 @@ def _list_file(dataset: Mapping[str, Any]) -> Path | None:
 
 
 def _folder_faults(dataset: Mapping[str, Any], num_classes: int | None, field: str) -> list[str]:
-    folder = _folder(dataset)
+    folder = image_folder(dataset)
     if not folder.is_dir():
         return [
             f"image folder '{folder}' does not exist; set {field}.data_root and data_prefix, or "
@@ -95,7 +96,7 @@ def _order_faults(cfg: Config, dataset: Mapping[str, Any]) -> Iterator[str]:
     train = list(find_datasets(cfg, 'train', *TYPES))
     if len(train) != 1 or _list_file(train[0]) or _list_file(dataset):
         return
-    folder, train_folder = _folder(dataset), _folder(train[0])
+    folder, train_folder = image_folder(dataset), image_folder(train[0])
     trained, found = set(_class_folders(train_folder)), set(_class_folders(folder))
     if trained and trained != found:
         yield (

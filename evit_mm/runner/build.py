@@ -36,7 +36,7 @@ from .resuming import find_resumed, resumed_from
 from .run_length import check_batches, schedule_notes
 from .tracking import drop_trackers
 from .variables import follow_variables
-from .weights import read_fitting, read_start, unwrap
+from .weights import evaluated_weights, read_fitting, read_start, unwrap
 from .work_dir import recorded_config, set_aside
 
 # default hooks of mmengine; mmengine accepts None only for these
@@ -370,19 +370,23 @@ def rehearse(cfg: Config) -> list[str]:
 
 
 def load_detector(cfg: Config, checkpoint: str | Path) -> torch.nn.Module:
-    """Build the detector of a config and load a checkpoint.
+    """Build the detector or classifier of a config and load a checkpoint.
 
-    The detector is in eval mode and on the current device. Its ``dataset_meta`` contains the class
+    The model is in eval mode and on the current device. Its ``dataset_meta`` contains the class
     names.
     """
     from mmdet.registry import MODELS
 
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     with config_faults(cfg):
+        if cfg.get('data_preprocessor'):  # as mmengine's runner does
+            cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
         model = MODELS.build(cfg.model)
     model.dataset_meta = test_metainfo(cfg)
     content = read_fitting(checkpoint, model, model.dataset_meta)
-    model.load_state_dict(content['state_dict'], strict=False)
+    model.load_state_dict(evaluated_weights(cfg, content), strict=False)
+    if isinstance(model.dataset_meta, Mapping):  # the classes of image folders are in no config
+        model.dataset_meta = {**content['meta'].get('dataset_meta', {}), **model.dataset_meta}
     model.cfg = cfg
     return model.to(get_device()).eval()
 

@@ -58,6 +58,20 @@ def read_fitting(
     return read
 
 
+def evaluated_weights(cfg: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the weights of :func:`read_fitting` that a test of the config evaluates.
+
+    These are the averaged weights, unless mmpretrain's ``EMAHook`` has ``evaluate_on_ema=False``.
+    """
+    state = content['state_dict']
+    hooks = cfg.get('custom_hooks') or ()
+    if all(hook.get('evaluate_on_ema', True) for hook in hooks if isinstance(hook, Mapping)):
+        return state
+    prefix, plain = 'module.', content.get('ema_state_dict') or {}
+    names = (key for key in plain if key.startswith(prefix))
+    return {**state, **{key.removeprefix(prefix): plain[key] for key in names}}
+
+
 def read_start(checkpoint: str | Path, model: nn.Module) -> dict[str, Any]:
     """Read initial weights for training. Only the head may differ.
 
@@ -85,8 +99,9 @@ def read_start(checkpoint: str | Path, model: nn.Module) -> dict[str, Any]:
 def check_classes(trained: Mapping[str, Any] | None, metainfo: Any, checkpoint: str | Path) -> None:
     """Raise a ConfigError if the class names of a checkpoint differ from the config."""
     classes = (trained or {}).get('classes')
-    if not isinstance(metainfo, Mapping):
-        return  # of several data sets with classes of their own
+    # several data sets have classes of their own; a folder is not read before it is needed
+    if not isinstance(metainfo, Mapping) or metainfo.get('classes') is None:
+        return
     if classes is not None and list(classes) != list(metainfo['classes']):
         raise ConfigError(
             f"checkpoint '{checkpoint}' was trained with the classes {tuple(classes)}, but the "

@@ -1,7 +1,16 @@
-"""Export of trained detectors to ONNX Runtime and OpenVINO: write, check, run, evaluate."""
+"""Export of trained detectors and classifiers: write, check, run, evaluate."""
 
+from .classification import ClassifierGraph
 from .graph import DetectorGraph
 from .run import Exported, export
-from .runtime import ExportedDetector, ExportedModel
+from .runtime import ExportedClassifier, ExportedDetector, ExportedModel
 
-__all__ = ['DetectorGraph', 'Exported', 'ExportedDetector', 'ExportedModel', 'export']
+__all__ = [
+    'ClassifierGraph',
+    'DetectorGraph',
+    'Exported',
+    'ExportedClassifier',
+    'ExportedDetector',
+    'ExportedModel',
+    'export',
+]

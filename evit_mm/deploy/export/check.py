@@ -1,4 +1,4 @@
-"""Comparison of an exported file's detections with PyTorch's detections."""
+"""Comparison of an exported file's detections or scores with those of PyTorch."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from ...utils.text import counted
 
 SCORE_TOLERANCE = 1e-3
 SAME_BOX, SAME_MASK = 0.99, 0.9  # IoU; a small mask has few pixels
+TIE = 0.1  # share of the best score by which the score of an equally good class may be lower
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,42 @@ class Agreement:
             f'{self.score_error:.1e}, smallest IoU {self.iou:.4f}'
             + (f' (masks: {self.mask_iou:.4f})' if self.mask_iou < 1 else '')
         )
+
+
+@dataclass(frozen=True)
+class ScoreAgreement:
+    """The agreement of two classifiers on the same images.
+
+    Attributes:
+        images: Number of images.
+        others: Number of images for which the best class of the second classifier is clearly
+            worse than that of the first. The scores of many classes can all be below the limit, so
+            they say little alone.
+        score_error: Largest difference of two scores of a class.
+    """
+
+    images: int
+    others: int
+    score_error: float
+
+    def within(self, score_error: float = SCORE_TOLERANCE, share: float = 1 / 200) -> bool:
+        """Return whether the scores agree, and the classes of all but a share of the images."""
+        return self.others <= self.images * share and self.score_error <= score_error
+
+    def __str__(self) -> str:
+        return (
+            f'{counted(self.images, "image")}, {self.others} with another class; largest score '
+            f'difference {self.score_error:.1e}'
+        )
+
+
+def compare_scores(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> ScoreAgreement:
+    """Compare the scores ``(K,)`` of two classifiers image by image."""
+    errors, others = [], 0
+    for first, second in pairs:
+        errors.append(np.abs(first - second).max())
+        others += bool(first[second.argmax()] < first.max() * (1 - TIE))
+    return ScoreAgreement(len(errors), others, float(np.max(errors)))  # NaN if one is NaN
 
 
 def compare_detections(

@@ -18,10 +18,11 @@ from ...runner.test import test
 from ...runner.tta import add_tta
 from ...runner.weights import check_classes, unwrap
 from .. import fusion
-from .files import describe
+from .classification import describe_classifier
+from .files import describe, preprocessor_config
 from .formats import BY_SUFFIX
 
-# keys of the metadata that the config must agree with
+# keys of a detector's metadata that the config must agree with; of a classifier's, all must
 COMPARED = ('reader', 'mean', 'std', 'channels', 'pad_to', 'pad_pixel', 'pad_value', 'score_thr')
 
 
@@ -64,7 +65,8 @@ def check_metadata(
     """Check that a config, summarised in ``described``, matches the metadata of a file."""
     check_classes(metadata, metainfo, file)
     # files of older versions do not name the reader
-    for key in COMPARED:
+    compared = COMPARED if 'score_thr' in described else {*described} - {'classes'}
+    for key in compared:
         if key in metadata and metadata[key] != described[key]:
             raise ConfigError(
                 f"'{file}' was exported with {key}={metadata[key]}, but the config has "
@@ -111,10 +113,11 @@ def evaluate(
             f"--launcher {launcher} cannot be used with the exported file '{file}', which runs in "
             'one process; remove --launcher'
         )
-    hook = ExportedFileHook(file, describe(cfg, ()))
+    classifies = is_classifier(cfg)
+    hook = ExportedFileHook(file, (describe_classifier if classifies else describe)(cfg, ()))
     if options.get('tta') is not None:
         add_tta(cfg, options['tta'])  # reads test_cfg of the model, which is replaced below
         options['tta'] = ()
-    preprocessor = cfg.model.data_preprocessor
-    cfg.model = ConfigDict(type='ExportedDetector', file=file, data_preprocessor=preprocessor)
+    kind = 'ExportedClassifier' if classifies else 'ExportedDetector'
+    cfg.model = ConfigDict(type=kind, file=file, data_preprocessor=preprocessor_config(cfg))
     return test(cfg, None, hooks=[hook], **options)

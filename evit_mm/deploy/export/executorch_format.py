@@ -57,9 +57,9 @@ class ExecutorchFormat(Format):
         if METADATA_KEY in program.method_names:
             (text,) = program.load_method(METADATA_KEY).execute([])
 
-        def run(image: np.ndarray, size: np.ndarray) -> list[np.ndarray]:
-            inputs = [torch.from_numpy(image), torch.from_numpy(size)]
-            return [x.numpy().copy() for x in method.execute(inputs)]
+        def run(inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+            tensors = [torch.from_numpy(x) for x in inputs.values()]
+            return [x.numpy().copy() for x in method.execute(tensors)]
 
         vars(run)['program'] = program  # it owns the memory of its methods
         return text, run

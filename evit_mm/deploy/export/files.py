@@ -26,9 +26,10 @@ from .graph import DIVISOR, Size
 TORCH = '2.7'
 KNOWN_STEPS = ('Resize', 'Pad', 'PackDetInputs')  # besides those that load image and annotations
 PRECISIONS = FLOAT32, FLOAT16, BFLOAT16, INT8 = 'float32', 'float16', 'bfloat16', 'int8'
-Inputs = Sequence[dict[str, np.ndarray]]  # ``image`` and ``size`` of each image
-# maps ``image`` and ``size`` to the outputs of the graph
-Run = Callable[[np.ndarray, np.ndarray], list[np.ndarray]]
+DETECTION, CLASSIFICATION = 'detection', 'classification'  # tasks
+Inputs = Sequence[dict[str, np.ndarray]]  # the inputs of the graph for each image
+# maps the inputs, in the order of the graph, to its outputs
+Run = Callable[[dict[str, np.ndarray]], list[np.ndarray]]
 
 
 class Format(ABC):
@@ -58,7 +59,7 @@ class Format(ABC):
         """Write a graph such as :class:`~evit_mm.deploy.export.DetectorGraph`.
 
         The metadata from :func:`describe` is stored in the file as JSON. ``size`` is the only
-        height and width that the file accepts, or None for any size.
+        height and width that the file accepts, or None for any that the graph accepts.
         """
 
     @abstractmethod
@@ -98,7 +99,7 @@ def describe(cfg: Any, classes: Sequence[str]) -> dict[str, Any]:
     """
     from mmdet.utils import get_test_pipeline_cfg
 
-    pre = cfg.model.get('data_preprocessor') or {}
+    pre = preprocessor_config(cfg)
     whole = without_annotations(get_test_pipeline_cfg(cfg))
     loading = loading_steps(whole)
     steps = {step_name(step): step for step in whole[len(loading) :]}
@@ -116,8 +117,7 @@ def describe(cfg: Any, classes: Sequence[str]) -> dict[str, Any]:
     return {
         'classes': list(classes),
         'reader': describe_loading(cfg),
-        'mean': [float(x) for x in pre.get('mean') or (0, 0, 0)],
-        'std': [float(x) for x in pre.get('std') or (1, 1, 1)],
+        **describe_normalisation(pre),
         'channels': 'RGB' if pre.get('bgr_to_rgb') or pre.get('rgb_to_bgr') else 'BGR',
         'scale': [scale, scale] if isinstance(scale, int) else [int(x) for x in scale],
         'keep_ratio': bool(resize.get('keep_ratio', False)),
@@ -126,6 +126,19 @@ def describe(cfg: Any, classes: Sequence[str]) -> dict[str, Any]:
         'pad_value': float(pre.get('pad_value', 0)),
         'score_thr': float(test_cfg.get('score_thr', 0)),
         **({'mask_thr': float(test_cfg.mask_thr_binary)} if 'mask_thr_binary' in test_cfg else {}),
+    }
+
+
+def preprocessor_config(cfg: Any) -> Mapping[str, Any]:
+    """Return the config of the data preprocessor, which mmengine looks for in two places."""
+    return cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
+
+
+def describe_normalisation(pre: Mapping[str, Any]) -> dict[str, list[float]]:
+    """Return ``mean`` and ``std`` of a data preprocessor."""
+    return {
+        'mean': [float(x) for x in pre.get('mean') or (0, 0, 0)],
+        'std': [float(x) for x in pre.get('std') or (1, 1, 1)],
     }
 
 

@@ -9,6 +9,7 @@ Shapes: batch B, padded image H x W, priors of all levels A, candidates K, detec
 from __future__ import annotations
 
 import copy
+import inspect
 import sys
 import warnings
 from collections.abc import Iterator
@@ -95,20 +96,37 @@ class DetectorGraph(nn.Module):
         return suppress(boxes, scores, labels, **nms_options(self.cfg))
 
 
+def input_names(graph: nn.Module) -> list[str]:
+    """Return the names of a graph's inputs in order."""
+    return [*inspect.signature(graph.forward).parameters]
+
+
 def export_program(graph: nn.Module, channels: int, size: Size) -> Any:
-    """Return the ``torch.export`` program of a graph, for one image of a size or for any images."""
+    """Return the ``torch.export`` program of a graph, for one image of a size or for any batch.
+
+    A batch can have any image size, unless the graph has an ``image_size``.
+    """
     batch = 2 if size is None else 1
-    height, width = size or EXAMPLE_SIZE
-    sizes = torch.tensor([(height, width)] * batch, dtype=torch.float32)
-    dimensions = None
+    fixed = size or getattr(graph, 'image_size', None)
+    height, width = fixed or EXAMPLE_SIZE
+    example = {
+        'image': torch.rand(batch, channels, height, width),
+        'size': torch.tensor([(height, width)] * batch, dtype=torch.float32),
+    }
+    dynamic: dict[str, Any] = {'image': {}, 'size': {}}
     if size is None:
-        any_batch = torch.export.Dim.DYNAMIC
+        dynamic = {name: {0: torch.export.Dim.DYNAMIC} for name in example}
+    if fixed is None:
         rows, columns = (DIVISOR * torch.export.Dim(name, min=1, max=256) for name in 'hw')
-        dimensions = ({0: any_batch, 2: rows, 3: columns}, {0: any_batch})
-    image = torch.rand(batch, channels, height, width)
+        dynamic['image'] |= {2: rows, 3: columns}
+    names = input_names(graph)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.filterwarnings('ignore', 'torch.meshgrid', UserWarning)  # of mmdet's priors
-        program = torch.export.export(graph.eval(), (image, sizes), dynamic_shapes=dimensions)
+        program = torch.export.export(
+            graph.eval(),
+            tuple(example[name] for name in names),
+            dynamic_shapes=tuple(dynamic[name] for name in names),
+        )
     for node in program.graph.nodes:
         node.meta.pop('stack_trace', None)  # paths of this machine, which a file would keep
     return program

@@ -13,7 +13,7 @@ from torch import nn
 from ...checkpoint.reading import METADATA_KEY
 from ...errors import EvitError
 from .files import FLOAT16, FLOAT32, Format, Inputs, Run, need
-from .graph import Size, export_program
+from .graph import Size, export_program, input_names
 from .two_stage import two_stage_translations
 
 OPSET = 18
@@ -41,7 +41,7 @@ class OnnxFormat(Format):
                 dynamo=True,
                 verbose=False,
                 opset_version=OPSET,
-                input_names=['image', 'size'],
+                input_names=input_names(graph),
                 output_names=metadata['outputs'],
                 custom_translation_table=table,
             )
@@ -51,8 +51,7 @@ class OnnxFormat(Format):
                 f'the model cannot be exported to ONNX ({reason}); try --static'
             ) from error
         model = program.model_proto
-        if size is None:
-            _name_dimensions(model)
+        _name_dimensions(model)
         onnx.helper.set_model_props(model, {METADATA_KEY: json.dumps(metadata)})
         onnx.checker.check_model(model)
         onnx.save_model(model, str(file))
@@ -65,7 +64,7 @@ class OnnxFormat(Format):
         providers = runtime.get_available_providers()
         session = runtime.InferenceSession(str(file), options, providers=providers)
         text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
-        return text, lambda image, size: session.run(None, {'image': image, 'size': size})
+        return text, lambda inputs: session.run(None, inputs)
 
     def quantize(self, source: Path, target: Path, metadata: dict, inputs: Inputs) -> None:
         """Quantise with QDQ nodes, symmetrically and to int8, as TensorRT requires it."""
@@ -146,7 +145,9 @@ def _name_dimensions(model: Any) -> None:
     names = {'image': {0: 'batch', 2: 'height', 3: 'width'}}
     for value in (*model.graph.input, *model.graph.output):
         for axis, name in names.get(value.name, {0: 'batch'}).items():
-            value.type.tensor_type.shape.dim[axis].dim_param = name
+            dimension = value.type.tensor_type.shape.dim[axis]
+            if not dimension.HasField('dim_value'):
+                dimension.dim_param = name
 
 
 def _nms_mask(onnxscript: Any) -> Any:

@@ -56,8 +56,8 @@ class OpenVinoFormat(Format):
             options['INFERENCE_NUM_THREADS'] = threads
         request = openvino_core().compile_model(model, 'CPU', options).create_infer_request()
 
-        def run(image: np.ndarray, size: np.ndarray) -> list[np.ndarray]:
-            return [x.copy() for x in request.infer({'image': image, 'size': size}).values()]
+        def run(inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+            return [x.copy() for x in request.infer(inputs).values()]
 
         return text, run
 

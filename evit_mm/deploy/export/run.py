@@ -16,20 +16,40 @@ from mmengine.structures import InstanceData
 from rich.progress import track
 from torch import nn
 
+from ...data.check_images import image_folder
 from ...data.dataset_configs import dataset_paths, image_suffixes
 from ...data.images import list_images, spread
 from ...errors import ConfigError, DataError, EvitError
 from ...models import EfficientViT
 from ...runner.build import load_detector
-from ...runner.config import load_config
+from ...runner.config import is_classifier, load_config
 from ...utils.provenance import need_torch
 from ...utils.text import counted
 from ..fusion import fuse
-from .check import SCORE_TOLERANCE, Agreement, compare_detections, network_inputs
+from .check import (
+    SCORE_TOLERANCE,
+    Agreement,
+    ScoreAgreement,
+    compare_detections,
+    compare_scores,
+    network_inputs,
+)
+from .classification import ClassifierGraph, describe_classifier
 from .evaluation import evaluate
-from .files import BFLOAT16, FLOAT16, FLOAT32, INT8, TORCH, Format, describe, need
+from .files import (
+    BFLOAT16,
+    CLASSIFICATION,
+    DETECTION,
+    FLOAT16,
+    FLOAT32,
+    INT8,
+    TORCH,
+    Format,
+    describe,
+    need,
+)
 from .formats import FORMATS
-from .graph import ALL, CANDIDATES, NMS, DetectorGraph, nms_options
+from .graph import ALL, CANDIDATES, NMS, DetectorGraph, input_names, nms_options
 from .onnx_format import add_tensorrt_nms
 from .runtime import ExportedModel, to_instances
 from .two_stage import TwoStageGraph
@@ -52,13 +72,16 @@ class Exported:
 
     Attributes:
         file: The exported file.
-        agreement: Agreement of its detections with PyTorch, or None without NMS.
-        ap: AP of PyTorch and of the file, with ``int8`` and if annotations are available.
+        agreement: Agreement of its detections or scores with PyTorch, or None without NMS.
+        ap: AP of PyTorch and of the file, with ``int8`` and if annotations are available. For a
+            classifier, the top-1 accuracy in percent.
+        metric: Name of the metric in ``ap``.
     """
 
     file: Path
-    agreement: Agreement | None
+    agreement: Agreement | ScoreAgreement | None
     ap: dict[str, float] = field(default_factory=dict)
+    metric: str = 'AP'
 
 
 def export(
@@ -73,12 +96,15 @@ def export(
     check: str | Path | None = None,
     cfg_options: Mapping[str, Any] | None = None,
 ) -> Exported:
-    """Export a trained detector and compare the file with PyTorch.
+    """Export a trained detector or classifier and compare the file with PyTorch.
 
     The file is written only if its detections on the check images agree with PyTorch. Scores may
     differ by 1e-3 (float16: 0.02, bfloat16: 0.05). One detection in 200 (50, 20) may be missing on
     one side, because NMS can decide differently for boxes at its threshold. An int8 file is not
     held to these limits. Its agreement is reported, and its AP if annotations are available.
+
+    The file of a classifier returns scores. They must agree to the same limits, and one image in
+    200 (50, 20) may have another class. With ``int8``, the accuracy is reported.
 
     Args:
         config: Config file.
@@ -87,8 +113,8 @@ def export(
         file_format: Key of :data:`~evit_mm.deploy.export.formats.FORMATS`.
         nms: ``'standard'``: the file detects objects; ``'none'``: it returns all boxes and class
             scores; ``'tensorrt'``: it ends with ``EfficientNMS_TRT``, which only TensorRT has.
-        dynamic: Accept any batch size and image size. Otherwise, the file accepts one image of the
-            size of the first check image.
+        dynamic: Accept any batch size and, for a detector, any image size. Otherwise, the file
+            accepts one image of the size of the first check image.
         precision: ``'float32'``, ``'float16'``, ``'bfloat16'`` or ``'int8'``, see the format. int8
             is calibrated with the images in ``calibration``.
         calibration: Folder of images. Default: the training images of the config.
@@ -99,7 +125,7 @@ def export(
         The file and its agreement with PyTorch.
 
     Raises:
-        EvitError: An input cannot be read, the detector cannot be exported, the file cannot be
+        EvitError: An input cannot be read, the model cannot be exported, the file cannot be
             written, or the file disagrees with PyTorch.
     """
     out, form = Path(out), FORMATS.get(file_format)
@@ -111,23 +137,32 @@ def export(
     for package in (*form.packages, *((form.int8_packages or ()) if int8 else ())):
         need(package, form.extra)
     cfg = load_config(config, cfg_options)
+    if is_classifier(cfg) and nms != STANDARD:
+        flag = '--no-nms' if nms == NONE else '--tensorrt-nms'
+        raise ConfigError(f"{flag} is for detectors, and '{config}' is a classifier; remove it")
     detector = load_detector(cfg, checkpoint).cpu()
-    ending = ALL if nms != STANDARD else NMS if form.has_nms else CANDIDATES
-    graph = build_graph(detector, ending, form.dtypes[FLOAT32 if int8 else precision])
-    metadata = {
-        'task': 'detection',
-        **describe(cfg, detector.dataset_meta['classes']),
-        'precision': precision,
-        'outputs': graph.outputs,
-        'nms': None if ending == NMS else nms_options(detector.test_cfg),
-    }
-    # the file needs sizes that are multiples of this divisor
-    detector.data_preprocessor.pad_size_divisor = metadata['pad_size_divisor']
+    dtype = form.dtypes[FLOAT32 if int8 else precision]
+    graph: nn.Module
+    if is_classifier(cfg):
+        graph, metadata = build_classifier_graph(cfg, detector, dtype)
+    else:
+        ending = ALL if nms != STANDARD else NMS if form.has_nms else CANDIDATES
+        graph = build_graph(detector, ending, dtype)
+        metadata = {
+            'task': DETECTION,
+            **describe(cfg, detector.dataset_meta['classes']),
+            'outputs': graph.outputs,
+            'nms': None if ending == NMS else nms_options(detector.test_cfg),
+        }
+        # the file needs sizes that are multiples of this divisor
+        detector.data_preprocessor.pad_size_divisor = metadata['pad_size_divisor']
+    metadata['precision'] = precision
     inputs = _read(cfg, detector, 'test', check, '--check', CHECKED_IMAGES)
     metadata['in_channels'] = inputs[0][0].shape[1]
     size = None if dynamic else tuple(inputs[0][0].shape[2:])
     inputs = _of_size(inputs, size)
     calibrated_on, ap = [], {}
+    metric = 'top-1 accuracy' if is_classifier(cfg) else 'AP'
     if int8:
         images = _read(cfg, detector, 'train', calibration, '--calibration', CALIBRATION_IMAGES)
         calibrated_on = _of_size(images, size)
@@ -147,16 +182,19 @@ def export(
             agreement = _check(detector, file, inputs, metadata)
             if int8:
                 source, file = file, file.with_stem('int8')
-                form.quantize(source, file, metadata, [_named(*row) for row in calibrated_on])
+                names = input_names(graph)
+                named = [_named(*row) for row in calibrated_on]
+                chosen = [{name: values[name] for name in names} for values in named]
+                form.quantize(source, file, metadata, chosen)
                 agreement = _agreement(detector, file, inputs, metadata, SCORE_TOLERANCE)
-                ap = _average_precisions(config, checkpoint, file, cfg_options)
+                ap = _average_precisions(config, checkpoint, file, cfg_options, metric)
             if nms == TENSORRT:
                 add_tensorrt_nms(file, metadata)
             for suffix in form.suffixes:
                 file.with_suffix(suffix).replace(out.with_suffix(suffix))
     except OSError as error:
         raise EvitError(f"'{out}' cannot be written: {error}") from None
-    return Exported(out, agreement, ap)
+    return Exported(out, agreement, ap, metric)
 
 
 def build_graph(detector: nn.Module, ending: str, dtype: torch.dtype) -> nn.Module:
@@ -166,9 +204,7 @@ def build_graph(detector: nn.Module, ending: str, dtype: torch.dtype) -> nn.Modu
         ConfigError: The detector cannot be exported.
     """
     _plain_graph(detector, ending)  # raises before the fusion takes time
-    fast = any(isinstance(m, EfficientViT) for m in detector.modules())
-    fused = fuse(detector) if fast else copy.deepcopy(detector)
-    return _plain_graph(fused.float().requires_grad_(False), ending, dtype).eval()
+    return _plain_graph(_fused(detector), ending, dtype).eval()
 
 
 def _plain_graph(
@@ -182,6 +218,33 @@ def _plain_graph(
             'or OpenVINO, without --no-nms or --tensorrt-nms'
         )
     return TwoStageGraph(detector, dtype)
+
+
+def build_classifier_graph(
+    cfg: Any, classifier: nn.Module, dtype: torch.dtype
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Return the graph of a classifier in eval mode, with its EfficientViT fused, and the metadata.
+
+    Raises:
+        ConfigError: The classifier cannot be exported.
+    """
+    classes = classifier.dataset_meta.get('classes')
+    if classes is None:
+        raise ConfigError(
+            f"config '{cfg.filename}': neither the config nor the checkpoint has the class names; "
+            'set test_dataloader.dataset.metainfo.classes'
+        )
+    described = describe_classifier(cfg, classes)
+    ClassifierGraph(classifier)  # raises before the fusion takes time
+    width, height = described['crop_size']
+    graph = ClassifierGraph(_fused(classifier), (height, width), dtype).eval()
+    return graph, {'task': CLASSIFICATION, **described, 'outputs': ['scores']}
+
+
+def _fused(model: nn.Module) -> nn.Module:
+    fast = any(isinstance(m, EfficientViT) for m in model.modules())
+    fused = fuse(model) if fast else copy.deepcopy(model)
+    return fused.float().requires_grad_(False)
 
 
 def _refuse(
@@ -221,7 +284,8 @@ def _read(
             dataset = (cfg.get(f'{split}_dataloader') or {}).get('dataset') or {}
             while inner := dataset.get('dataset') or dataset.get('datasets', [None])[0]:
                 dataset = inner
-            folder = dataset_paths(dataset)['img_dir']
+            classifies = is_classifier(cfg)
+            folder = image_folder(dataset) if classifies else dataset_paths(dataset)['img_dir']
         files = spread(list_images(folder, image_suffixes(cfg)), most)
     except DataError as error:
         raise ConfigError(f'{error}; give a folder of real images with {flag} DIR') from None
@@ -243,8 +307,10 @@ def _named(image: torch.Tensor, sample: Any) -> dict[str, np.ndarray]:
 
 def _agreement(
     detector: nn.Module, file: Path, inputs: Samples, metadata: dict, tolerance: float
-) -> Agreement:
+) -> Agreement | ScoreAgreement:
     opened = ExportedModel(file)
+    if metadata['task'] == CLASSIFICATION:
+        return compare_scores(_score_pairs(detector, opened, inputs))
     most = nms_options(detector.test_cfg)['max_per_img']
 
     def pairs() -> Iterator[tuple[InstanceData, InstanceData]]:
@@ -260,17 +326,30 @@ def _agreement(
     return compare_detections(pairs(), metadata['score_thr'], most, tolerance)
 
 
-def _check(detector: nn.Module, file: Path, inputs: Samples, metadata: dict) -> Agreement | None:
+def _score_pairs(
+    classifier: nn.Module, opened: ExportedModel, inputs: Samples
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield the scores ``(K,)`` of PyTorch and of the file for each image."""
+    for image, _ in track(inputs, description='comparing with PyTorch'):
+        with torch.inference_mode():
+            (expected,) = classifier.predict(image)
+        (scores,) = opened(image.numpy())
+        yield expected.pred_score.numpy(), scores[0]
+
+
+def _check(
+    detector: nn.Module, file: Path, inputs: Samples, metadata: dict
+) -> Agreement | ScoreAgreement | None:
     """Compare a file with PyTorch, and raise an EvitError if they disagree."""
     precision = metadata['precision']
     precision = FLOAT32 if precision == INT8 else precision
     tolerance, share = LIMITS[precision]
     fix = 'choose another --format' if precision == FLOAT32 else 'use float32'
-    if 'labels' not in metadata['outputs']:
+    if metadata['outputs'] == ['boxes', 'scores']:
         _compare_all_boxes(detector, file, inputs, tolerance, fix)
         return None
     agreement = _agreement(detector, file, inputs, metadata, tolerance)
-    if not agreement.detections:
+    if isinstance(agreement, Agreement) and not agreement.detections:
         raise EvitError(
             f'no file was written: PyTorch detected nothing on '
             f'{counted(agreement.images, "image")}, so there is nothing to compare. '
@@ -306,17 +385,21 @@ def _compare_all_boxes(
 
 
 def _average_precisions(
-    config: str | Path, checkpoint: str | Path, out: Path, cfg_options: Mapping[str, Any] | None
+    config: str | Path,
+    checkpoint: str | Path,
+    out: Path,
+    cfg_options: Mapping[str, Any] | None,
+    metric: str = 'AP',
 ) -> dict[str, float]:
-    """Return the AP of PyTorch and of the file on the test set, if it is available."""
+    """Return the AP or accuracy of PyTorch and of the file on the test set, if it is available."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             found = {
                 name: evaluate(config, weights, work_dir=folder, cfg_options=cfg_options)
                 for name, weights in (('PyTorch', checkpoint), ('int8', out))
             }
-        except EvitError as error:  # an export does not need annotations
-            print_log(f'the AP of the int8 file was not measured: {error}', logger='current')
+        except (EvitError, OSError) as error:  # an export does not need annotations
+            print_log(f'the {metric} of the int8 file was not measured: {error}', logger='current')
             return {}
-    key = 'coco/bbox_mAP'
+    key = 'coco/bbox_mAP' if metric == 'AP' else 'accuracy/top1'
     return {name: metrics[key] for name, metrics in found.items() if key in metrics}

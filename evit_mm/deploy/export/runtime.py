@@ -1,12 +1,13 @@
-"""Inference with exported detectors.
+"""Inference with exported detectors and classifiers.
 
-Shapes: batch B, padded image H x W, detections N.
+Shapes: batch B, padded image H x W, detections N, classes K.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from mmengine.structures import InstanceData
 
 from ...checkpoint.reading import METADATA_KEY
 from ...errors import EvitError
-from .files import preprocessor_of
+from .files import CLASSIFICATION, DETECTION, preprocessor_of
 from .formats import BY_SUFFIX
 from .graph import suppress
 from .two_stage import paste_masks
@@ -30,7 +31,8 @@ class ExportedModel:
         threads: Number of CPU threads, or None for the default of the runtime.
 
     Attributes:
-        metadata: Metadata from :func:`evit_mm.deploy.export.files.describe`.
+        metadata: Metadata from :func:`evit_mm.deploy.export.files.describe` or
+            :func:`evit_mm.deploy.export.classification.describe_classifier`.
 
     Raises:
         EvitError: The file is missing or damaged, was not written by this package, or its runtime
@@ -59,17 +61,24 @@ class ExportedModel:
                 f"exported file '{file}' has no '{METADATA_KEY}' in its metadata; export the model "
                 'with tools/export.py'
             )
-        self.metadata = json.loads(text)
+        # files of older versions are detectors
+        self.metadata: dict[str, Any] = {'task': DETECTION, **json.loads(text)}
 
-    def __call__(self, image: np.ndarray, size: np.ndarray) -> list[np.ndarray]:
-        """Run the file; see :class:`evit_mm.deploy.export.DetectorGraph` for inputs and outputs.
+    def __call__(self, image: np.ndarray, size: np.ndarray | None = None) -> list[np.ndarray]:
+        """Run the file.
+
+        See :class:`evit_mm.deploy.export.DetectorGraph`, or
+        :class:`evit_mm.deploy.export.ClassifierGraph`, which has no ``size``, for the inputs and
+        the outputs.
 
         Raises:
             EvitError: The file does not accept this batch size or image size.
         """
-        image, size = (np.ascontiguousarray(x, dtype=np.float32) for x in (image, size))
+        given = {'image': image} if size is None else {'image': image, 'size': size}
+        inputs = {name: np.ascontiguousarray(x, dtype=np.float32) for name, x in given.items()}
+        image = inputs['image']
         try:
-            outputs = self._run(image, size)
+            outputs = self._run(inputs)
         except Exception as error:  # the exceptions of the runtimes have no other common base
             raise EvitError(
                 f"exported file '{self.file}' cannot run on an image of shape {image.shape} "
@@ -77,8 +86,21 @@ class ExportedModel:
             ) from None
         return outputs
 
+    def __deepcopy__(self, memo: dict) -> ExportedModel:
+        """Return the same object, for example to a hook that copies the model. It has no state."""
+        return self
+
+    def check_task(self, task: str) -> None:
+        """Raise an :class:`EvitError` if the file has another task than a caller needs."""
+        if self.metadata['task'] != task:
+            raise EvitError(
+                f"exported file '{self.file}' is for {self.metadata['task']}, but {task} is "
+                'needed; give another file, or the config with which it was exported'
+            )
+
     def detect(self, image: np.ndarray, size: np.ndarray) -> list[np.ndarray]:
         """Run the file, and NMS if the file does not contain it: boxes, scores, labels, masks."""
+        self.check_task(DETECTION)
         found = [torch.from_numpy(np.array(x)) for x in self(image, size)]
         options = self.metadata.get('nms')  # files of older versions do not have it
         if 'labels' not in self.metadata['outputs']:
@@ -102,8 +124,7 @@ class ExportedDetector(BaseModel):
 
     def __init__(self, file: str, data_preprocessor: dict | None = None) -> None:
         self.exported = ExportedModel(file)
-        if self.exported.metadata.get('task', 'detection') != 'detection':
-            raise EvitError(f"exported file '{file}' is a classifier, not a detector")
+        self.exported.check_task(DETECTION)
         divisor = self.exported.metadata['pad_size_divisor']
         preprocessor = data_preprocessor or preprocessor_of(self.exported.metadata)
         super().__init__({**preprocessor, 'pad_size_divisor': divisor})
@@ -119,6 +140,30 @@ class ExportedDetector(BaseModel):
             threshold = self.exported.metadata.get('mask_thr', 0.5)
             shape = sample.get('ori_shape')
             sample.pred_instances = to_instances(outputs, sample.scale_factor, shape, threshold)
+        return data_samples
+
+
+@MODELS.register_module()
+class ExportedClassifier(BaseModel):
+    """An exported file as a classifier, for mmpretrain's evaluation.
+
+    Args:
+        file: See :class:`ExportedModel`.
+        data_preprocessor: Config of the classifier's data preprocessor, which normalises.
+    """
+
+    def __init__(self, file: str, data_preprocessor: dict) -> None:
+        self.exported = ExportedModel(file)
+        self.exported.check_task(CLASSIFICATION)
+        super().__init__({'type': 'ClsDataPreprocessor', **data_preprocessor})
+
+    def forward(self, inputs: torch.Tensor, data_samples: list, mode: str) -> list:  # noqa: ARG002
+        """Return the samples with ``pred_score (K,)`` and ``pred_label (1,)``."""
+        # one image at a time, because a file exported with --static accepts only one
+        for row, sample in enumerate(data_samples):
+            (scores,) = self.exported(inputs[row : row + 1].cpu().numpy())
+            score = torch.from_numpy(np.array(scores[0]))
+            sample.set_pred_score(score).set_pred_label(score.argmax(0, keepdim=True))
         return data_samples
 
 

@@ -63,8 +63,8 @@ class TorchFormat(Format):
         module = program.module(check_guards=False)
 
         @torch.inference_mode()
-        def run(image: np.ndarray, size: np.ndarray) -> list[np.ndarray]:
-            return [x.numpy() for x in module(torch.from_numpy(image), torch.from_numpy(size))]
+        def run(inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+            return [x.numpy() for x in module(*map(torch.from_numpy, inputs.values()))]
 
         return extra[METADATA_KEY] or None, run
 
