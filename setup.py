@@ -52,6 +52,7 @@ extras = {
     ],
     'report': ['jinja2'],
     'demo': ['gradio>=6', 'supervision>=0.31'],
+    'tiles': ['sahi>=0.12'],  # it requires opencv-python, which not every environment has
     'track': ['tensorboard'],  # install MLflow or Weights & Biases separately
     'docs': ['Sphinx>=8', 'myst-parser>=4', 'furo', 'sphinx-autoapi>=3.6'],
     'dev': [

@@ -26,6 +26,9 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--batch-size', type=int, default=1, help='images per batch (default: 1)')
     parser.add_argument(
+        '--tile', type=int, metavar='SIZE', help='cut larger images into tiles of SIZE pixels'
+    )
+    parser.add_argument(
         '--half', action='store_true', help='use float16 on a GPU, bfloat16 on a CPU'
     )
     parser.add_argument('--fuse', action='store_true', help='fuse the detector, which is faster')

@@ -239,25 +239,32 @@ class PredictionPipeline:
         """Run the steps after loading.
 
         Returns:
-            ``inputs (C, h, w)``, ``data_samples``, and ``picture``, the loaded image for people,
-            ``(H, W, 3)``, BGR, uint8.
+            ``inputs (C, h, w)``, ``data_samples``, ``picture``, the loaded image for people,
+            ``(H, W, 3)``, BGR, uint8, and ``loaded``.
 
         Raises:
             DataError: The image is too thin to resize.
         """
-        picture = np.array(to_picture(loaded['img']))  # a copy, because a step can work in place
-        results = dict(loaded)
+        picture = to_picture(loaded['img'])
+        results = {**loaded, 'img': loaded['img'].copy()}  # because a step can work in place
         try:
             for step in self._further:
                 results = step(results)
         except cv2.error:
             height, width = picture.shape[:2]
             raise DataError(f'{width}x{height} pixels are too thin to resize') from None
-        return {**results, 'picture': picture}
+        return {**results, 'picture': picture, 'loaded': loaded}
 
     def __call__(self, image: AnyImage) -> dict[str, Any]:
         """Load and pack an image, see :meth:`load` and :meth:`pack`."""
         return self.pack(self.load(image))
+
+
+def part_of(loaded: Mapping[str, Any], place: tuple[slice, slice]) -> dict[str, Any]:
+    """Return a loaded image that is cut to some rows and columns."""
+    pixels = loaded['img'][place]
+    shape = pixels.shape[:2]
+    return {**loaded, 'img': pixels, 'img_shape': shape, 'ori_shape': shape}
 
 
 def innermost_pipelines(dataset: Any) -> list[list[Any]]:

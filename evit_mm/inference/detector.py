@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ..checkpoint import check_exists
 from ..data.dataset_configs import image_suffixes
 from ..data.pictures import complete_palette
-from ..data.pipeline import AnyImage, ImageReader, PredictionPipeline
+from ..data.pipeline import AnyImage, ImageReader, PredictionPipeline, part_of
 from ..deploy import fuse_detector
 from ..deploy.export.evaluation import check_metadata
 from ..deploy.export.files import describe, pipeline_of
@@ -36,6 +36,7 @@ from ..runner.build import config_faults, load_detector, set_device, test_metain
 from ..runner.config import KINDS, config_name, is_classifier, load_config
 from ..runner.work_dir import configs_in
 from .sources import Frame, Video, open_source
+from .tiles import OVERLAP, Tiles, join_tiles
 
 Item = TypeVar('Item', bound=tuple)
 
@@ -160,7 +161,11 @@ class Detector:
         self._visualizer.dataset_meta = complete_palette(self.model.dataset_meta)
 
     def __call__(
-        self, image: AnyImage | Sequence[AnyImage], batch_size: int = 1
+        self,
+        image: AnyImage | Sequence[AnyImage],
+        batch_size: int = 1,
+        tile: int | None = None,
+        overlap: float = OVERLAP,
     ) -> Detections | list[Detections] | Iterator[Detections]:
         """Detect objects.
 
@@ -169,6 +174,12 @@ class Detector:
                 file or a camera, see :func:`evit_mm.inference.sources.open_source`.
             batch_size: Images per batch. A batch contains only consecutive images that have the
                 same shape after resizing, so the detections do not depend on the batch size.
+            tile: Side in pixels of the square tiles into which a larger image is cut, or None. The
+                detector then runs on each tile and on the whole image, which shows objects that no
+                tile contains. A smaller image gives the same detections as without tiles. A batch
+                contains tiles of one image.
+            overlap: Part of its side that a tile shares with the next one. Objects up to this size
+                are whole in some tile.
 
         Returns:
             The detections of an image; a list for a list; for a folder, a video or a camera an
@@ -177,22 +188,24 @@ class Detector:
 
         Raises:
             DataError: An image or a source cannot be read. The message names it.
-            ConfigError: The config reads other images than pixels in memory, or ``batch_size`` is
-                less than 1.
+            ConfigError: The config reads other images than pixels in memory, ``batch_size`` is less
+                than 1, ``tile`` is less than 32, or ``sahi``, which tiles need, is not installed.
         """
         if batch_size < 1:
             raise ConfigError(f'batch_size must be at least 1, got {batch_size}')
+        tiles = None if tile is None else Tiles(tile, overlap, batch_size)
         if isinstance(image, (list, tuple)):
             named = [(item, f'image[{place}]') for place, item in enumerate(image)]
             items = ((_path_of(item), None, self.prepare(item, name)) for item, name in named)
-            return list(self._found_in(items, batch_size))
+            return list(self._found_in(items, batch_size, tiles))
         if isinstance(image, (str, Path)):
             frames = open_source(image, suffixes=image_suffixes(self.cfg))
             if isinstance(frames, Video):
                 self.pipeline.check_memory()
             if isinstance(frames, Video) or os.path.isdir(image):
-                return self._found_in(self._usable(frames), batch_size)
-        (found,) = self._found_in([(_path_of(image), None, self.prepare(image))], batch_size)
+                return self._found_in(self._usable(frames), batch_size, tiles)
+        items = [(_path_of(image), None, self.prepare(image))]
+        (found,) = self._found_in(items, batch_size, tiles)
         return found
 
     def _usable(self, frames: Iterable[Frame]) -> Iterator[tuple]:
@@ -203,13 +216,15 @@ class Detector:
             except DataError as error:
                 print_log(f'skipped {error}', 'current', logging.WARNING)
 
-    def _found_in(self, items: Iterable[tuple], batch_size: int) -> Iterator[Detections]:
-        for batch in in_batches(items, batch_size):
-            samples = self.detect([prepared for *_, prepared in batch])
+    def _found_in(
+        self, items: Iterable[tuple], batch_size: int, tiles: Tiles | None
+    ) -> Iterator[Detections]:
+        for batch in in_batches(items, 1 if tiles else batch_size):
+            samples = self.detect([prepared for *_, prepared in batch], tiles)
             for (path, frame, _), sample in zip(batch, samples, strict=True):
                 found = sample.pred_instances.numpy()
                 names = [self.classes[label] for label in found.labels]
-                masks = found.masks.astype(bool) if 'masks' in found else None
+                masks = found.masks.astype(bool, copy=False) if 'masks' in found else None
                 yield Detections(
                     found.bboxes, found.scores, found.labels, masks, names, path, frame
                 )
@@ -238,8 +253,12 @@ class Detector:
             path = _path_of(image)
             raise DataError(f'{name if path is None else repr(str(path))}: {error}') from error
 
-    def detect(self, prepared: Sequence[Mapping[str, Any]]) -> list[Any]:
+    def detect(
+        self, prepared: Sequence[Mapping[str, Any]], tiles: Tiles | None = None
+    ) -> list[Any]:
         """Run the network on a batch of prepared images of the same shape.
+
+        With ``tiles``, it also runs on the tiles of each image that is larger than a tile.
 
         Returns:
             One ``DetDataSample`` per image, on the CPU, with ``pred_instances`` in pixels of the
@@ -247,7 +266,27 @@ class Detector:
         """
         batch = {key: [item[key] for item in prepared] for key in ('inputs', 'data_samples')}
         with torch.no_grad():
-            return [sample.cpu() for sample in self.model.test_step(batch)]
+            samples = [sample.cpu() for sample in self.model.test_step(batch)]
+        if tiles is not None:
+            for sample, item in zip(samples, prepared, strict=True):
+                self._add_tiles(sample, item['loaded'], tiles)
+        return samples
+
+    def _add_tiles(self, sample: Any, loaded: Mapping[str, Any], tiles: Tiles) -> None:
+        """Detect objects in the tiles of an image, and add them to those of the whole image."""
+        image = loaded['img']
+        height, width = image.shape[:2]
+        if max(height, width) <= tiles.size:
+            return
+        parts = [((slice(0, height), slice(0, width)), sample.pred_instances)]
+        cut = (
+            (place, self.pipeline.pack(part_of(loaded, place)))
+            for place in tiles.places(height, width)
+        )
+        for batch in in_batches(cut, tiles.batch_size):
+            found = self.detect([prepared for _, prepared in batch])
+            parts += [(place, x.pred_instances) for (place, _), x in zip(batch, found, strict=True)]
+        sample.pred_instances = join_tiles(parts, height, width)
 
     def draw(self, pixels: np.ndarray, sample: Any, score_thr: float) -> np.ndarray:
         """Return a copy of a BGR image ``(H, W, 3)`` with its detections drawn.

@@ -21,6 +21,7 @@ from ..utils.text import counted
 from .coco import coco_ids, to_coco
 from .detector import Detector, in_batches
 from .sources import Frame, Images, Video, open_source, open_target
+from .tiles import Tiles
 
 PARTS = ('decode', 'detect', 'draw')
 
@@ -79,6 +80,7 @@ def predict(
     batch_size: int = 1,
     half: bool = False,
     fuse: bool = False,
+    tile: int | None = None,
 ) -> Prediction:
     """Detect objects in an image, a folder of images, a video or a camera stream.
 
@@ -108,6 +110,7 @@ def predict(
             shape after resizing, so the results do not depend on the batch size.
         half: See :class:`Detector`.
         fuse: See :class:`Detector`.
+        tile: Side in pixels of the tiles of larger images, or None; see :meth:`Detector.__call__`.
 
     Returns:
         The detections, the skipped images and the time of each part.
@@ -120,6 +123,7 @@ def predict(
         raise ConfigError(f'--batch-size must be at least 1, got {batch_size}')
     if not 0 <= score_thr <= 1:
         raise ConfigError(f'--score-thr must be between 0 and 1, got {score_thr}')
+    tiles = None if tile is None else Tiles(tile, batch_size=batch_size)
     out_dir = Path(out_dir)
     detector = Detector(model, config, device, half, fuse, cfg_options)
     frames = open_source(source, out_dir, image_suffixes(detector.cfg))
@@ -135,9 +139,10 @@ def predict(
     try:
         with Progress() as progress:
             read = iter(progress.track(frames, frames.total, description='detecting'))
-            for batch in in_batches(_prepare(read, detector, faults, speed), batch_size):
+            prepared_frames = _prepare(read, detector, faults, speed)
+            for batch in in_batches(prepared_frames, 1 if tiles else batch_size):
                 with speed.of('detect'):
-                    samples = detector.detect([prepared for _, prepared in batch])
+                    samples = detector.detect([prepared for _, prepared in batch], tiles)
                 for (frame, prepared), sample in zip(batch, samples, strict=True):
                     with speed.of('draw'):
                         picture = detector.draw(prepared['picture'], sample, score_thr)

@@ -312,7 +312,7 @@ def test_a_batch_finds_what_each_image_finds_alone(model, tmp_path, monkeypatch)
     monkeypatch.setattr(
         inference.Detector,
         'detect',
-        lambda self, items: seen.append(len(items)) or detect(self, items),
+        lambda self, items, _: seen.append(len(items)) or detect(self, items),
     )
     together = predict(model, tmp_path / 'in', tmp_path / 'out', score_thr=0.0, batch_size=3)
     assert seen == [3, 1, 3]
@@ -361,7 +361,7 @@ def test_the_fast_form_finds_the_same(model, tmp_path, monkeypatch):
     kinds = []
     detect = inference.Detector.detect
 
-    def watch(self, items):
+    def watch(self, items, _):
         kinds.append({type(module).__name__ for module in self.model.modules()})
         return detect(self, items)
 

@@ -118,7 +118,7 @@ def test_the_wheel_trains_and_tests_from_outside_the_checkout(built, tmp_path):
     pip = [sys.executable, '-m', 'pip', '--python', python, 'install', '--no-index', '--quiet']
     # the stack may hold an evit_mm of its own, which must neither count nor go
     run(*pip, '--ignore-installed', '--no-deps', built[0], cwd=tmp_path)
-    tools = ('det', 'cls', 'export', 'report', 'demo', 'track')
+    tools = ('det', 'cls', 'export', 'report', 'demo', 'tiles', 'track')
     run(*pip, f'evit_mm[{",".join(tools)}]', cwd=tmp_path)  # what it needs is there already
     assert int(run(python, '-c', CHECKED, cwd=tmp_path).split()[-1]) > 50  # after a log line
 
