@@ -25,7 +25,7 @@ from ...runner.build import load_detector
 from ...runner.config import is_classifier, load_config
 from ...utils.provenance import need_torch
 from ...utils.text import counted
-from ..fusion import fuse
+from ..fusion import fold_conv_bn, fuse
 from .check import (
     SCORE_TOLERANCE,
     Agreement,
@@ -242,8 +242,21 @@ def build_classifier_graph(
 
 
 def _fused(model: nn.Module) -> nn.Module:
+    """Return a copy with a fused EfficientViT, and with BatchNorm folded into mmcv's ConvModules.
+
+    RTMDet's levels share convolutions but not BatchNorm. ExecuTorch 1.5 would fold each BatchNorm
+    into the shared convolution.
+    """
+    from mmcv.cnn import ConvModule
+
     fast = any(isinstance(m, EfficientViT) for m in model.modules())
     fused = fuse(model) if fast else copy.deepcopy(model)
+    for module in list(fused.modules()):
+        if isinstance(module, ConvModule) and module.order[:2] == ('conv', 'norm'):
+            norm = module.norm
+            if isinstance(module.conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                module.conv = fold_conv_bn(module.conv, norm)
+                setattr(module, module.norm_name, nn.Identity())
     return fused.float().requires_grad_(False)
 
 
