@@ -182,7 +182,6 @@ def test_detr_is_refused(tmp_path):
         ('yolox_evit_m0_coco', '.pt2', 'torch'),
         ('FCOS', '.onnx', 'onnx'),
         ('ATSS', '.pt2', 'torch'),
-        ('GFL', '.xml', 'openvino'),
     ],
 )
 def test_a_file_of_each_kind_detects_as_its_checkpoint(name, suffix, file_format, tmp_path):
