@@ -178,10 +178,8 @@ def test_detr_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ('name', 'suffix', 'file_format'),
     [
-        ('rtmdet_evit_m0_coco', '.xml', 'openvino'),
         ('yolox_evit_m0_coco', '.pt2', 'torch'),
         ('FCOS', '.onnx', 'onnx'),
-        ('ATSS', '.pt2', 'torch'),
     ],
 )
 def test_a_file_of_each_kind_detects_as_its_checkpoint(name, suffix, file_format, tmp_path):
