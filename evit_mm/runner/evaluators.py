@@ -108,7 +108,13 @@ def metric_names(metric: BaseMetric, prefix: str) -> list[str] | None:
 
 
 def predicts_masks(model: Any) -> bool:
-    """Return whether a part of a model is named for masks, as in all of mmdet's such models."""
-    modules = unwrap(model).named_modules()
+    """Return whether a model says that it has masks, or a part of it is named for masks.
+
+    A part is named so in all of mmdet's models with masks, an exported file says so.
+    """
+    model = unwrap(model)
+    if getattr(model, 'with_mask', False):
+        return True
+    modules = model.named_modules()
     parts = (f'{name} {type(module).__name__}'.lower() for name, module in modules)
     return any(word in part for part in parts for word in ('mask', 'panoptic', 'segm'))

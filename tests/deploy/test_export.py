@@ -39,7 +39,7 @@ from evit_mm.deploy.export.check import Agreement, compare_detections, network_i
 from evit_mm.deploy.export.files import describe
 from evit_mm.deploy.export.formats import FORMATS
 from evit_mm.deploy.export.graph import nms_mask
-from evit_mm.deploy.export.onnx_format import OnnxFormat
+from evit_mm.deploy.export.onnx_format import OnnxFormat, last_nodes
 from evit_mm.deploy.export.runtime import to_instances
 
 # a graph for any size costs half a minute at the least, most of it in torch's arithmetic of
@@ -382,6 +382,24 @@ def test_int8_reports_what_it_loses(derive, written, openvino_file, folder, suff
     assert set(names) >= ({'.xml', '.bin'} if suffix == '.xml' else {'.onnx'})
     text = found.file.read_bytes()
     assert b'QuantizeLinear' in text or b'FakeQuantize' in text
+
+
+def test_last_nodes_predict():
+    """Two branches end in a convolution of their own; the decoding follows."""
+
+    def node(kind, inputs, output):
+        return onnx.helper.make_node(kind, inputs, [output], name=output)
+
+    nodes = [
+        node('Conv', ['image', 'w'], 'stem'),
+        node('Relu', ['stem'], 'relu'),
+        node('Conv', ['relu', 'w'], 'tower'),
+        node('Conv', ['relu', 'w'], 'boxes'),
+        node('Conv', ['tower', 'w'], 'scores'),
+        node('Sigmoid', ['scores'], 'probabilities'),
+        node('Concat', ['probabilities', 'boxes'], 'out'),
+    ]
+    assert sorted(last_nodes(nodes, ['Conv'])) == ['boxes', 'scores']
 
 
 def test_int8_without_annotations_reports_no_ap(derive, written, data, tmp_path):

@@ -1,6 +1,7 @@
 """Two-stage detectors as one graph find what mmdet's own way through the network finds."""
 
 import copy
+import json
 from pathlib import Path
 
 import cv2
@@ -14,6 +15,7 @@ from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 
 import evit_mm.ops  # noqa: F401  # isort: skip
+from evit_mm.data import make_shapes
 from evit_mm.deploy.export.check import compare_detections
 from evit_mm.deploy.export.two_stage import (
     TwoStageGraph,
@@ -413,3 +415,67 @@ def test_half_in_a_file_for_one_size(detector, tmp_path):
     pair = expected(detector, image[0], size[0]), found_in(outputs, 0)
     agreement = compare_detections([pair], 0.05, 100, 0.02)
     assert agreement.detections == 100 and agreement.within(0.02, 1 / 20), str(agreement)
+
+
+CONFIG = """
+_base_ = {base!r}
+custom_imports = dict(imports=['evit_mm', 'evit_mm.evaluation.coco_metric'])
+model = dict(_delete_=True, **{model!r})
+data = dict(data_root={data!r})
+loader = dict(num_workers=0, persistent_workers=False, dataset=data)
+val_dataloader = loader
+test_dataloader = loader
+val_evaluator = dict(ann_file={data!r} + '/annotations/instances_val.json', metric=['bbox', 'segm'])
+test_evaluator = val_evaluator
+"""
+
+
+@pytest.mark.slow
+def test_a_file_has_the_ap_and_the_masks_of_the_checkpoint(detector, tmp_path):
+    """The annotations are the detections of PyTorch, so that its AP is 1."""
+    mask = pytest.importorskip('pycocotools.mask')
+    pytest.importorskip('onnxruntime')
+    from evit_mm.deploy.export import export
+    from evit_mm.deploy.export.evaluation import evaluate
+    from evit_mm.inference import Detector
+
+    data = make_shapes(tmp_path / 'set', 1, 4, size=(96, 96), quiet=True)
+    base = str(ROOT / 'configs' / 'retinanet_evit_m4_shapes.py')
+    file, weights = tmp_path / 'mask.py', tmp_path / 'weights.pth'
+    file.write_text(CONFIG.format(base=base, model=config().to_dict(), data=str(data)))
+    torch.save({'state_dict': detector.state_dict()}, weights)
+    images = sorted((data / 'val').glob('*.jpg'))
+    expected = Detector(weights, file, 'cpu')(images)
+    annotations = data / 'annotations' / 'instances_val.json'
+    content = json.loads(annotations.read_text())
+    names = {x['file_name']: x['id'] for x in content['images']}
+    content['annotations'] = []
+    for found in expected:
+        assert len(found) > 10 and found.masks.any((1, 2)).sum() > 10
+        for box, label, pixels in zip(found.boxes, found.labels, found.masks, strict=True):
+            code = mask.encode(np.asfortranarray(pixels, dtype=np.uint8))
+            x1, y1, x2, y2 = map(float, box)
+            content['annotations'].append(
+                {
+                    'id': len(content['annotations']) + 1,
+                    'image_id': names[found.path.name],
+                    'category_id': content['categories'][label]['id'],
+                    'bbox': [x1, y1, x2 - x1, y2 - y1],
+                    'segmentation': {**code, 'counts': code['counts'].decode()},
+                    'area': int(mask.area(code)),
+                    'iscrowd': 0,
+                }
+            )
+    annotations.write_text(json.dumps(content))
+    exported = export(file, weights, tmp_path / 'mask.onnx', dynamic=False)
+    assert exported.agreement.mask_iou > 0.9
+    plain, other = (
+        evaluate(file, model, work_dir=str(tmp_path / 'work')) for model in (weights, exported.file)
+    )
+    for key in ('coco/bbox_mAP', 'coco/segm_mAP'):
+        assert plain[key] > 0.9 and other[key] == pytest.approx(plain[key], abs=1e-3)
+    for found, truth in zip(Detector(exported.file)(images), expected, strict=True):
+        assert found.names == truth.names
+        assert found.scores == pytest.approx(truth.scores, abs=1e-3)
+        assert found.boxes == pytest.approx(truth.boxes, abs=0.05)
+        assert (found.masks != truth.masks).mean() < 1e-3

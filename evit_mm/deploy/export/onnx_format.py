@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -72,11 +73,13 @@ class OnnxFormat(Format):
         shape_inference = need('onnxruntime.quantization.shape_inference')
         prepared = target.with_suffix('.prepared')
         shape_inference.quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+        last = last_nodes(onnx.load(str(prepared)).graph.node, QUANTIZED)
         quantization.quantize_static(
             str(prepared),
             str(target),
             _CalibrationInputs(inputs),
             op_types_to_quantize=QUANTIZED,
+            nodes_to_exclude=last,  # they predict scores and boxes, where small errors cost AP
             per_channel=True,
             activation_type=quantization.QuantType.QInt8,
             # TensorRT computes the bias in float32
@@ -85,6 +88,24 @@ class OnnxFormat(Format):
         model = onnx.load(str(target))
         onnx.helper.set_model_props(model, {METADATA_KEY: json.dumps(metadata)})
         onnx.save_model(model, str(target))
+
+
+def last_nodes(nodes: Sequence[Any], kinds: Sequence[str]) -> list[str]:
+    """Return the names of the nodes of some kinds that no other of these nodes depends on.
+
+    Args:
+        nodes: ONNX nodes in topological order.
+        kinds: Types of operators.
+    """
+    needed: set[str] = set()  # values that a later node of these kinds depends on
+    last = []
+    for node in reversed(nodes):
+        leads_on = not needed.isdisjoint(node.output)
+        if node.op_type in kinds and not leads_on:
+            last.append(node.name)
+        if node.op_type in kinds or leads_on:
+            needed.update(node.input)
+    return last
 
 
 def add_tensorrt_nms(file: Path, metadata: dict) -> None:

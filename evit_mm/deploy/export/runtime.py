@@ -129,6 +129,11 @@ class ExportedDetector(BaseModel):
         preprocessor = data_preprocessor or preprocessor_of(self.exported.metadata)
         super().__init__({**preprocessor, 'pad_size_divisor': divisor})
 
+    @property
+    def with_mask(self) -> bool:
+        """Whether the file finds masks, as in mmdet's detectors."""
+        return 'masks' in self.exported.metadata['outputs']
+
     def forward(self, inputs: torch.Tensor, data_samples: list, mode: str) -> list:  # noqa: ARG002
         """Return the samples with ``pred_instances`` in pixels of the original images."""
         sizes = np.array([sample.img_shape[:2] for sample in data_samples])
