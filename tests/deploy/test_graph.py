@@ -14,6 +14,7 @@ from evit_mm.data import make_shapes
 from evit_mm.deploy.export import DetectorGraph
 from evit_mm.deploy.export.check import compare_detections
 from evit_mm.deploy.export.graph import ALL, CANDIDATES, nms_options, suppress
+from evit_mm.deploy.export.run import build_graph
 from evit_mm.errors import ConfigError
 from evit_mm.runner.config import load_config
 from tests.configs.test_drop_in import read_block
@@ -179,7 +180,6 @@ def test_detr_is_refused(tmp_path):
     ('name', 'suffix', 'file_format'),
     [
         ('yolox_evit_m0_coco', '.pt2', 'torch'),
-        ('FCOS', '.onnx', 'onnx'),
     ],
 )
 def test_a_file_of_each_kind_detects_as_its_checkpoint(name, suffix, file_format, tmp_path):
@@ -208,3 +208,14 @@ def test_a_file_of_each_kind_detects_as_its_checkpoint(name, suffix, file_format
     ]
     agreement = compare_detections(pairs, 0.01, cfg.model.test_cfg.max_per_img)
     assert agreement.detections > 20 and agreement.within(), str(agreement)
+
+
+def test_batchnorm_is_folded_where_levels_share_convolutions(tmp_path):
+    detector = with_random_features(build('rtmdet_evit_m0_coco', tmp_path))
+    head = detector.bbox_head
+    assert head.cls_convs[0][0].conv is head.cls_convs[1][0].conv
+    graph = build_graph(detector, 'nms', torch.float32)
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in graph.modules())
+    with torch.inference_mode():
+        outputs = graph(torch.zeros(2, 3, *IMAGE), torch.tensor(SIZES).float())
+    assert_same(outputs, detector)
