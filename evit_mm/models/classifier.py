@@ -147,7 +147,7 @@ class ClsVisualizationHook(VisualizationHook):
             parts = path.relative_to(self.folder).parts if inside else path.parts[-2:]
             sample.set_metainfo({'img_path': '_'.join(parts)})  # CLASS_SUBFOLDER_IMAGE.jpg
         images = data_batch['inputs']
-        if isinstance(data_batch['data_samples'][0], Sequence):
+        if isinstance(images[0], Sequence):
             images = images[0]  # the first view of each image, in test-time augmentation
         rgb = [image.flip(0) for image in images]
         super()._draw_samples(batch_idx, {**data_batch, 'inputs': rgb}, samples, step)

@@ -168,7 +168,7 @@ def test_same_as_mmdet_in_float64(variant, size):
     detector = build(changed(model, VARIANTS.get(variant, {}))).double()
     image, sizes = images(2, *size).double(), sizes_of(2, *size)
     with torch.inference_mode():
-        outputs = TwoStageGraph(detector)(image, sizes.double())
+        outputs = TwoStageGraph(detector, torch.float64)(image, sizes.double())
     most = 7 if variant == 'few' else 100
     shapes = [(2, most, 4), (2, most), (2, most), (2, most, 28, 28)][: len(outputs)]
     assert [x.shape for x in outputs] == shapes and len(outputs) == 3 + (variant != 'faster')

@@ -288,9 +288,9 @@ def batches(detector, monkeypatch):
     """The shape of each batch that the detector gets."""
     seen, detect = [], detector.detect
 
-    def watched(images):
+    def watched(images, *arguments):
         seen.append((len(images), *images[0]['inputs'].shape))
-        return detect(images)
+        return detect(images, *arguments)
 
     monkeypatch.setattr(detector, 'detect', watched)
     return seen

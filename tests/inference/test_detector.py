@@ -429,7 +429,7 @@ def test_what_cannot_be_opened_is_named(model, exported, tmp_path):
     with pytest.raises(ConfigError, match='is a classifier, not a detector'):
         Detector(model[1], ROOT / 'configs' / 'evit_m0_imagenet.py')
     classifier = write_exported(tmp_path / 'a.onnx', task='classification')
-    with pytest.raises(EvitError, match=r"a.onnx' is a classifier, not a detector"):
+    with pytest.raises(EvitError, match=r"a.onnx' is for classification, but detection is needed"):
         Detector(classifier)
     with pytest.raises(EvitError, match=r"b.onnx' contains no NMS"):
         Detector(write_exported(tmp_path / 'b.onnx', outputs=['boxes', 'scores']))

@@ -162,5 +162,6 @@ def _overlaps(first: InstanceData, second: InstanceData) -> np.ndarray:
 
 def _mask_iou(first: torch.Tensor, second: torch.Tensor) -> float:
     """Return the IoU of two masks ``(H, W)``, or 1 if both are empty."""
+    first, second = first > 0.5, second > 0.5  # they can be probabilities
     union = int((first | second).sum())
     return int((first & second).sum()) / union if union else 1.0

@@ -41,8 +41,9 @@ class DetectorGraph(nn.Module):
         detector: A single-stage detector in eval mode. Its head predicts with mmdet's
             ``BaseDenseHead.predict_by_feat``, as RetinaNet, FCOS, ATSS, GFL and RTMDet do, or is a
             ``YOLOXHead``.
-        ending: ``'nms'``; ``'candidates'``, for a runtime without NMS, see :func:`suppress`; or
-            ``'all'``, for a runtime that selects candidates itself.
+        ending: ``'nms'``; ``'candidates'``, for a runtime without NMS, which
+            :func:`evit_mm.deploy.export.graph.suppress` replaces; or ``'all'``, for a runtime that
+            selects candidates itself.
         dtype: Type of the network. The input, the scores and the boxes stay float32.
 
     Attributes:

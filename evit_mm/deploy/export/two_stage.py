@@ -218,7 +218,7 @@ def _roi_align_levels(
     return out
 
 
-roi_align_levels: Any = _roi_align_levels
+roi_align_levels = _roi_align_levels
 if hasattr(torch.library, 'custom_op'):  # from PyTorch 2.4 on; export needs a newer version
     roi_align_levels = torch.library.custom_op('evit_mm::roi_align_levels', mutates_args=())(
         _roi_align_levels
