@@ -12,7 +12,7 @@ import copy
 import inspect
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -181,13 +181,26 @@ def _nms_mask(boxes: Tensor, scores: Tensor, iou_threshold: float, most: int) ->
     return mask
 
 
-nms_mask = _nms_mask
-if hasattr(torch.library, 'custom_op'):  # from PyTorch 2.4 on; export needs a newer version
-    nms_mask = torch.library.custom_op('evit_mm::nms_mask', mutates_args=())(_nms_mask)
+def _nms_mask_shape(boxes: Tensor, scores: Tensor, iou_threshold: float, most: int) -> Tensor:  # noqa: ARG001
+    return torch.empty_like(scores)
 
-    @nms_mask.register_fake
-    def _(boxes: Tensor, scores: Tensor, iou_threshold: float, most: int) -> Tensor:  # noqa: ARG001
-        return torch.empty_like(scores)
+
+def as_operator(name: str, function: Callable, shape: Callable) -> Any:
+    """Return a function as an operator of PyTorch, which a graph contains as one node.
+
+    Args:
+        name: Name of the operator.
+        function: The function, with types in its signature.
+        shape: Function with the same arguments that returns an empty result of the right shape.
+    """
+    if not hasattr(torch.library, 'custom_op'):  # before PyTorch 2.4; exports need a newer version
+        return function
+    operator = torch.library.custom_op(name, mutates_args=())(function)
+    operator.register_fake(shape)
+    return operator
+
+
+nms_mask: Any = as_operator('evit_mm::nms_mask', _nms_mask, _nms_mask_shape)
 
 
 def _decode(head: Any, maps: list[list[Tensor]], size: Tensor, everything: bool) -> Detections:

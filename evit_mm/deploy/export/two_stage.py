@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import ConfigError
-from .graph import nms_mask
+from .graph import as_operator, nms_mask
 
 
 class TwoStageGraph(nn.Module):
@@ -218,22 +218,20 @@ def _roi_align_levels(
     return out
 
 
-roi_align_levels = _roi_align_levels
-if hasattr(torch.library, 'custom_op'):  # from PyTorch 2.4 on; export needs a newer version
-    roi_align_levels = torch.library.custom_op('evit_mm::roi_align_levels', mutates_args=())(
-        _roi_align_levels
-    )
+def _roi_align_levels_shape(
+    features: Sequence[Tensor],
+    rois: Tensor,
+    levels: Tensor,  # noqa: ARG001
+    scales: Sequence[float],  # noqa: ARG001
+    size: Sequence[int],
+    *_: Any,
+) -> Tensor:
+    return features[0].new_empty((rois.shape[0], features[0].shape[1], *size))
 
-    @roi_align_levels.register_fake
-    def _(
-        features: Sequence[Tensor],
-        rois: Tensor,
-        levels: Tensor,  # noqa: ARG001
-        scales: Sequence[float],  # noqa: ARG001
-        size: Sequence[int],
-        *_: Any,
-    ) -> Tensor:
-        return features[0].new_empty((rois.shape[0], features[0].shape[1], *size))
+
+roi_align_levels: Any = as_operator(
+    'evit_mm::roi_align_levels', _roi_align_levels, _roi_align_levels_shape
+)
 
 
 def _extract(extractor: Any, maps: Sequence[Tensor], rois: Tensor) -> Tensor:
