@@ -97,6 +97,10 @@ class ExportedModel:
                 f"exported file '{self.file}' is for {self.metadata['task']}, but {task} is "
                 'needed; give another file, or the config with which it was exported'
             )
+        # files of older versions without NMS do not have its options
+        options = self.metadata.get('nms')
+        if task == DETECTION and options is None and 'labels' not in self.metadata['outputs']:
+            raise EvitError(f"exported file '{self.file}' contains no NMS; export it again")
 
     def detect(self, image: np.ndarray, size: np.ndarray) -> list[np.ndarray]:
         """Run the file, and NMS if the file does not contain it: boxes, scores, labels, masks."""
@@ -104,8 +108,6 @@ class ExportedModel:
         found = [torch.from_numpy(np.array(x)) for x in self(image, size)]
         options = self.metadata.get('nms')  # files of older versions do not have it
         if 'labels' not in self.metadata['outputs']:
-            if options is None:
-                raise EvitError(f"exported file '{self.file}' contains no NMS; export it again")
             found = select(found[0], found[1], self.metadata['score_thr'])
         if options is not None:
             found = list(suppress(found[0], found[1], found[2], **options))
