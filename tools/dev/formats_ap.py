@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from evit_mm.compare.benchmark.machine import describe
 from evit_mm.deploy.export import export
 from evit_mm.deploy.export.evaluation import evaluate
@@ -25,6 +27,7 @@ from evit_mm.runner.work_dir import pointed_at, trained_config
 from evit_mm.utils.cli import run_tool
 from evit_mm.utils.files import read_json_dict, write_atomically, write_json
 from evit_mm.utils.provenance import versions
+from evit_mm.utils.text import markdown_table
 
 PACKAGES = ('onnx', 'nncf', 'executorch')
 METRICS = {'coco/bbox_mAP': 'AP', 'coco/segm_mAP': 'mask AP'}
@@ -70,8 +73,7 @@ def measure(config: Path, checkpoint: Path, name: str, precision: str) -> dict[s
 
 def markdown(rows: Sequence[dict[str, Any]], about: dict[str, Any]) -> str:
     """Return the page."""
-    lines = ['# AP of the exported files', '', f'| {" | ".join(COLUMNS)} |']
-    lines.append(f'|{"---|" * len(COLUMNS)}')
+    table = []
     for row in rows:
         plain = next(x for x in rows if x['detector'] == row['detector'])
         names = [name for name in METRICS.values() if name in row]
@@ -82,7 +84,7 @@ def markdown(rows: Sequence[dict[str, Any]], about: dict[str, Any]) -> str:
             'difference': ', '.join(f'{row[name] - plain[name]:+.3f}' for name in names) or '-',
             'agreement': row.get('agreement') or row.get('error', '-'),
         }
-        lines.append(f'| {" | ".join(str(cells[column]) for column in COLUMNS)} |')
+        table.append([str(cells[column]) for column in COLUMNS])
     facts = '; '.join(f'{key}: {value}' for key, value in about.items())
     notes = (
         'AP is that of boxes, and after a comma that of masks. The difference is to PyTorch. The '
@@ -90,7 +92,8 @@ def markdown(rows: Sequence[dict[str, Any]], about: dict[str, Any]) -> str:
         'most 100 training images. The files accept one image size (`--static`).\n\n'
         f'Measured with {facts}.'
     )
-    return '\n'.join([*lines, '', notes]) + '\n'
+    lines = ['# AP of the exported files', '', *markdown_table(COLUMNS, table), '', notes]
+    return '\n'.join(lines) + '\n'
 
 
 def parse_args() -> argparse.Namespace:
@@ -109,7 +112,7 @@ def main() -> None:
     file = args.out / 'formats_ap.json'
     rows = read_json_dict(file)['rows'] if file.exists() else []
     command = f'python tools/dev/formats_ap.py {" ".join(run.name for run in args.runs)}'
-    about = {**describe(1), **versions(PACKAGES), 'command': command}
+    about = {**describe(torch.get_num_threads()), **versions(PACKAGES), 'command': command}
     for name, precision in FORMS:  # all detectors in one format, then in the next
         for run in args.runs:
             config, checkpoint = trained_config(run), pointed_at(run)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import ConfigError
-from .graph import as_operator, nms_mask
+from .graph import as_operator, nms_options, suppress
 
 
 class TwoStageGraph(nn.Module):
@@ -78,7 +78,7 @@ class TwoStageGraph(nn.Module):
             raw = _rows(logits[level], head.cls_out_channels).to(size)
             every = raw.sigmoid() if head.use_sigmoid_cls else raw.softmax(2)[..., :-1]
             scores, order = every.squeeze(2).topk(torch.sym_min(cfg.nms_pre, anchors.shape[0]))
-            offsets = _take(_rows(deltas[level], 4).to(size), order)
+            offsets = _rows(deltas[level], 4).to(size).gather(1, order[..., None].expand(-1, -1, 4))
             boxes = head.bbox_coder.decode(anchors[order.flatten()], offsets.flatten(0, 1))
             found.append((boxes.view_as(offsets), scores, torch.full_like(order, level)))
         boxes, scores, levels = (torch.cat(parts, 1) for parts in zip(*found, strict=True))
@@ -87,7 +87,7 @@ class TwoStageGraph(nn.Module):
         smallest = cfg.get('min_bbox_size', -1)
         if smallest >= 0:  # as in mmdet, a negative value disables the filter
             scores = scores * (boxes[..., 2:] - boxes[..., :2] > smallest).all(2)
-        boxes, scores, _ = _nms(boxes, scores, levels, cfg)
+        boxes, scores, _ = suppress(boxes, scores, levels, **nms_options(cfg))
         return boxes, scores > 0
 
     def _boxes(
@@ -112,7 +112,7 @@ class TwoStageGraph(nn.Module):
         if head.bbox_coder.clip_border:
             boxes = _clip(boxes, size)
         labels = torch.arange(head.num_classes, device=size.device).expand_as(scores)
-        return _nms(boxes, scores.flatten(1), labels.flatten(1), cfg)
+        return suppress(boxes, scores.flatten(1), labels.flatten(1), **nms_options(cfg))
 
     def _masks(self, maps: Sequence[Tensor], boxes: Tensor, labels: Tensor) -> Tensor:
         roi_head = self.detector.roi_head
@@ -258,30 +258,6 @@ def _run_where(there: Tensor, run: Callable[[Tensor], tuple[Tensor, ...]]) -> li
     """
     rows = (there | (torch.arange(there.shape[0], device=there.device) == 0)).nonzero()[:, 0]
     return [x.new_zeros((there.shape[0], *x.shape[1:])).index_put((rows,), x) for x in run(rows)]
-
-
-def _nms(boxes: Tensor, scores: Tensor, labels: Tensor, cfg: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the best boxes ``(B, N, 4)``, scores and labels ``(B, N)`` of K candidates.
-
-    Candidates with score 0 are ignored. Boxes with different labels do not suppress each other.
-    """
-    most = cfg.max_per_img
-    # like mmcv's batched_nms, offset the boxes of each class so that classes do not overlap
-    apart = boxes + (labels * (boxes.amax((1, 2)) + 1)[:, None])[..., None]
-    scores = scores * nms_mask(apart, scores, cfg.nms.iou_threshold, most)
-    # pad, because a small image can have fewer candidates
-    scores, order = nn.functional.pad(scores, (0, most)).topk(most)
-    there = scores > 0
-    labels = torch.where(there, _take(nn.functional.pad(labels, (0, most)), order), -1)
-    boxes = _take(nn.functional.pad(boxes, (0, 0, 0, most)), order)
-    return boxes * there[..., None], scores, labels
-
-
-def _take(values: Tensor, places: Tensor) -> Tensor:
-    """Return the rows of each image: ``(B, A, ...)`` and ``(B, K)`` give ``(B, K, ...)``."""
-    if values.ndim == 2:
-        return values.gather(1, places)
-    return values.gather(1, places[..., None].expand(-1, -1, values.shape[2]))
 
 
 def _clip(boxes: Tensor, size: Tensor) -> Tensor:
