@@ -213,11 +213,18 @@ def stopped_early(runner: Any) -> str | None:
 
 def peak_memory() -> dict[str, float | None]:
     """Return the peak memory of this process in MiB, without data loader workers."""
+    gpu = torch.cuda.max_memory_allocated() / MIB if _gpu() else None
+    return {'ram': _peak_ram(), 'gpu': gpu}
+
+
+def _peak_ram() -> float | None:
+    with suppress(OSError, StopIteration):
+        # in Linux, ru_maxrss of a child process starts at the memory of its parent
+        lines = Path('/proc/self/status').read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith('VmHWM')) / 1024
     unit = 1 if sys.platform == 'darwin' else 1024  # bytes per unit of ru_maxrss
     usage = resource.getrusage(resource.RUSAGE_SELF) if resource else None
-    ram = usage.ru_maxrss * unit / MIB if usage else None
-    gpu = torch.cuda.max_memory_allocated() / MIB if _gpu() else None
-    return {'ram': ram, 'gpu': gpu}
+    return usage.ru_maxrss * unit / MIB if usage else None
 
 
 def describe(runner: Any, summary: Mapping[str, Any]) -> str:

@@ -72,6 +72,10 @@ def test(
                 'but no file is given; add --out FILE.json'
             )
     if show_dir:
+        if tta is not None and is_classifier(cfg):
+            raise ConfigError(
+                '--show-dir cannot draw the views of --tta for a classifier; remove one of them'
+            )
         _draw_predictions(cfg, show_dir)
         make_folder('--show-dir', show_dir)
     drop_trackers(cfg)

@@ -849,9 +849,14 @@ def test_a_file_for_tensorrt_ends_with_its_operator(trained, folder):
         export(*trained, folder / 'a.xml', file_format='openvino', nms='tensorrt')
 
 
-def test_executorch_detects_the_same(trained, detector, folder):
+@pytest.fixture(scope='module')
+def executorch_file(trained, folder):
     pytest.importorskip('executorch')
-    found = export(*trained, folder / 'one.pte', file_format='executorch', dynamic=False)
+    return export(*trained, folder / 'one.pte', file_format='executorch', dynamic=False)
+
+
+def test_executorch_detects_the_same(trained, detector, executorch_file, folder):
+    found = executorch_file
     assert found.agreement.detections == 400 and found.agreement.within()
     opened = ExportedModel(found.file)
     assert opened.metadata['classes'] == ['circle', 'square', 'triangle', 'star', 'cross']
@@ -933,14 +938,15 @@ def test_an_exported_file_is_named_where_a_checkpoint_is_needed(trained, written
         load_detector(load_config(trained[0]), openvino)
 
 
-def test_every_format_detects_as_the_checkpoint_does(trained, written, openvino_file, data):
+@pytest.mark.parametrize('exported', ['written', 'openvino_file', 'torch_file', 'executorch_file'])
+def test_every_format_detects_as_the_checkpoint_does(request, trained, data, exported):
+    file = request.getfixturevalue(exported).file
     images = sorted((data / 'val').glob('*.jpg'))
     expected = inference.Detector(trained[1], trained[0], 'cpu')(images)
-    for file in (written.file, openvino_file.file):
-        for found, other in zip(inference.Detector(file)(images), expected, strict=True):
-            assert found.names == other.names and len(found) > 4
-            assert found.scores == pytest.approx(other.scores, abs=1e-4)
-            assert found.boxes == pytest.approx(other.boxes, abs=0.05)
+    for found, other in zip(inference.Detector(file)(images), expected, strict=True):
+        assert found.names == other.names and len(found) > 4
+        assert found.scores == pytest.approx(other.scores, abs=1e-4)
+        assert found.boxes == pytest.approx(other.boxes, abs=0.05)
 
 
 def test_a_checkpoint_is_never_overwritten(trained, tmp_path):

@@ -360,7 +360,7 @@ def test_rois_of_a_file_are_those_of_mmdet(tmp_path, aligned, sampling_ratio):
 @pytest.fixture(scope='module')
 def written(detector, tmp_path_factory):
     """The graph as an ONNX file for any batch and image size."""
-    from evit_mm.deploy.export.onnx_format import EXAMPLE_SIZE
+    from evit_mm.deploy.export.graph import EXAMPLE_SIZE
 
     inputs = images(2, *EXAMPLE_SIZE), sizes_of(2, *EXAMPLE_SIZE).float()
     any_batch = torch.export.Dim.DYNAMIC

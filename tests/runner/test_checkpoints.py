@@ -120,6 +120,8 @@ def save_in_turns(rank, folder):
     call('before an evaluation', 'before_val_epoch')
     call('the best', 'after_val_epoch')
     (folder / f'{rank}.json').write_text(json.dumps(found))
+    torch.distributed.barrier()  # a process that ends breaks the other's connection
+    torch.distributed.destroy_process_group()
 
 
 def test_processes_agree_before_each_save_and_are_left_alone_otherwise(tmp_path):

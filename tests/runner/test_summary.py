@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import MessageHub
@@ -80,6 +81,13 @@ def test_summary_has_what_the_log_has(trained):
     # each line has the mean over all iterations so far
     spent = [6 * line['time'] for line in lines if 'loss' in line][-1]
     assert spent < found['seconds'] < 600
+
+
+def test_the_memory_of_a_process_is_its_own():
+    held = np.ones(3 * 2**26)  # 1.5 GiB, of which a child process has nothing
+    code = 'from evit_mm.runner.summary import peak_memory; print(peak_memory()["ram"])'
+    found = subprocess.run([sys.executable, '-c', code], capture_output=True, check=True)
+    assert 100 < float(found.stdout.split()[-1]) < held.nbytes / 2**20
 
 
 def test_the_console_is_short_and_the_file_has_all(trained):

@@ -42,24 +42,29 @@ CALIBRATION_IMAGES = 8
 
 def measure(setting: Setting) -> tuple[list[Row], list[str]]:
     """Time each detector in each form, and other detectors in ONNX Runtime and OpenVINO."""
-    timed: list[tuple[Row, Build]] = []
+    groups: list[list[tuple[Row, Build]]] = []
     for config in CONFIGS:
-        for name in FORMS:
-            row = Row(_title(config), name, against='mmdet')
-            timed.append((row, partial(build_form, config, name, setting.threads)))
+        title = _title(config)
+        builds = {name: partial(build_form, config, name, setting.threads) for name in FORMS}
+        groups.append([(Row(title, x, against='mmdet'), build) for x, build in builds.items()])
+    runtimes = {'ONNX Runtime': _run_onnx, 'OpenVINO': _run_openvino}
     for file in sorted(PEER_FOLDER.glob('*.onnx')):
-        for name, run in (('ONNX Runtime', _run_onnx), ('OpenVINO', _run_openvino)):
-            row = Row(file.stem, name, against='ONNX Runtime')
-            timed.append((row, partial(run, file.resolve(), setting.threads)))
+        builds = {x: partial(run, file.resolve(), setting.threads) for x, run in runtimes.items()}
+        groups.append(
+            [(Row(file.stem, x, against='ONNX Runtime'), build) for x, build in builds.items()]
+        )
     note = (
         f'Images of {SIDE}x{SIDE}, batch 1, from the normalised image to the detections after NMS, '
         f'random weights, with a score threshold that {PASSING} scores pass. Each form runs in a '
-        'separate process, and the calls are interleaved. int8 is calibrated on noise, only to '
-        'measure its speed. bf16 is computed in float32 if the processor has no bfloat16. The '
-        f'baseline is mmdet in PyTorch. Files in `{PEER_FOLDER}` are networks of others, without '
-        'NMS where their file has none.'
+        'separate process, and the calls of one detector are interleaved. int8 is calibrated on '
+        'noise, only to measure its speed. bf16 is computed in float32 if the processor has no '
+        f'bfloat16. The baseline is mmdet in PyTorch. Files in `{PEER_FOLDER}` are networks of '
+        'others, without NMS where their file has none.'
     )
-    return time_in_processes(timed, setting.rounds, 2, setting.threads), [note]
+    rows = []
+    for group in groups:  # one detector at a time, because each process needs up to 1 GB of memory
+        rows += time_in_processes(group, setting.rounds, 2, setting.threads)
+    return rows, [note]
 
 
 def build_form(config: str, name: str, threads: int) -> Call:
