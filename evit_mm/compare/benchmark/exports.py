@@ -165,7 +165,8 @@ def _run_openvino(file: Path, threads: int) -> Call:
         'PERFORMANCE_HINT': 'LATENCY',
     }
     request = openvino_core().compile_model(str(file), 'CPU', options).create_infer_request()
-    return lambda: request.infer([_image().numpy()])
+    inputs = [_image().numpy()]
+    return lambda: request.infer(inputs)
 
 
 def _image() -> torch.Tensor:
