@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmengine.config import Config
 from mmengine.hub import get_config
 from mmengine.registry import init_default_scope
+from torch import nn
 
 from ...deploy import fuse_detector
 from ...deploy.export import DetectorGraph, ExportedModel
@@ -76,12 +78,19 @@ def build_detector(config: str) -> Any:
     """Build a detector with random weights, of whose scores ``PASSING`` are above the threshold."""
     if config == PEER:
         init_default_scope('mmdet')
-        cfg = get_config(config)
+        text = get_config(config).pretty_text.replace('SyncBN', 'BN')  # the same on one CPU
+        cfg = Config.fromstring(text, '.py')
         cfg.model.backbone.init_cfg = None
     else:
         cfg = networks.read_untrained(config)
     model = networks.with_statistics(networks.build_detector(cfg)).requires_grad_(False)
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     with torch.inference_mode():
+        for norm in norms:  # with the statistics of their inputs, so that the scores differ
+            norm.momentum = 1.0
+            norm.train()
+        model.bbox_head(model.extract_feat(_image()))
+        model.eval()
         _, scores = DetectorGraph(model, ALL)(_image(), _size())
     model.bbox_head.test_cfg.score_thr = float(scores.flatten().topk(PASSING).values[-1])
     return model

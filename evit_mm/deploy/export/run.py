@@ -254,7 +254,8 @@ def _fused(model: nn.Module) -> nn.Module:
     for module in list(fused.modules()):
         if isinstance(module, ConvModule) and module.order[:2] == ('conv', 'norm'):
             norm = module.norm
-            if isinstance(module.conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+            norms = (nn.BatchNorm2d, nn.SyncBatchNorm)
+            if isinstance(module.conv, nn.Conv2d) and isinstance(norm, norms):
                 module.conv = fold_conv_bn(module.conv, norm)
                 setattr(module, module.norm_name, nn.Identity())
     return fused.float().requires_grad_(False)
