@@ -11,7 +11,7 @@
 #include <iostream>
 #include <openvino/openvino.hpp>
 
-std::string meta;  // the metadata, in JSON; simple enough to read them without a JSON library
+std::string meta;  // the metadata, in JSON; class names must not contain quotes
 
 bool has(const std::string& text) { return meta.find(text) != meta.npos; }
 

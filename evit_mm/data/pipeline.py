@@ -9,6 +9,7 @@ transforms that read TIFF or NumPy files.
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
@@ -85,7 +86,28 @@ def describe_loading(cfg: Config) -> list[dict[str, Any]]:
         for key in ('backend_args', 'file_client_args', 'ignore_empty'):
             options.pop(key, None)
         described.append({**(DECODING if name == FROM_FILE else {}), **options, 'type': name})
-    return described
+    return json.loads(json.dumps(described))  # with lists in place of tuples, as in a file
+
+
+def check_loading(steps: Any) -> None:
+    """Check that building loading steps from a file of a stranger runs no code of theirs.
+
+    mmengine imports a ``type`` with dots and the module ``_scope_``, and a transform can build
+    others from an option that is a dict.
+
+    Raises:
+        ConfigError: A step is not a registered transform, or has an option that is a dict.
+    """
+    import mmdet.datasets.transforms  # noqa: F401 (registers transforms)
+    import mmdet.registry
+
+    known = {*mmdet.registry.TRANSFORMS.module_dict, *TRANSFORMS.module_dict}
+    for step in steps if isinstance(steps, list) else [steps]:
+        kind = step.get('type') if isinstance(step, dict) else step
+        if not isinstance(step, dict) or kind not in list(known):
+            raise ConfigError(f'its reader {str(kind)[:100]!r} is not a registered transform')
+        if any(key.startswith('_') or _has_dict(value) for key, value in step.items()):
+            raise ConfigError(f'its reader {kind} has an option that only a config can have')
 
 
 def check_backend(step: Any) -> None:
@@ -293,6 +315,10 @@ def _test_steps(cfg: Config) -> list[Any]:
     from mmdet.utils import get_test_pipeline_cfg
 
     return get_test_pipeline_cfg(cfg)
+
+
+def _has_dict(value: Any) -> bool:
+    return isinstance(value, dict) or (isinstance(value, list) and any(map(_has_dict, value)))
 
 
 def _is_json(value: Any) -> bool:

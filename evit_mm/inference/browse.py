@@ -96,7 +96,7 @@ def browse(
             pictures[f'stages_{place + 1:02}.jpg'] = rows
         pictures.setdefault(f'sheet_{place // ROWS + 1:02}.jpg', []).append(row)
     for name, rows in pictures.items():
-        join_tiles(rows).savefig(folder / name, dpi=DPI)
+        draw_sheet(rows).savefig(folder / name, dpi=DPI)
     return [folder / name for name in sorted(pictures)]
 
 
@@ -245,7 +245,7 @@ def _pixels(packed: Packed) -> np.ndarray:
     return packed['inputs'].permute(1, 2, 0).numpy()
 
 
-def join_tiles(rows: Sequence[Sequence[Tile]]) -> Figure:
+def draw_sheet(rows: Sequence[Sequence[Tile]]) -> Figure:
     """Arrange tiles in rows; the highest tile sets the height of its row."""
     columns = max(map(len, rows))
     heights = [max(pixels.shape[0] for pixels, _ in row) + CAPTION for row in rows]

@@ -21,7 +21,7 @@ from ..errors import ConfigError, DataError, EvitError
 from ..runner.config import KINDS
 from ..utils.package_files import find_config
 from ..utils.text import counted
-from .coco import coco_ids, to_coco
+from .coco import coco_ids
 from .detector import Detector, shown_instances
 
 HOST, PORT = '127.0.0.1', 7860
@@ -73,10 +73,13 @@ def show(found: Found | None, score_thr: float) -> tuple[np.ndarray | None, list
         return None, [], ''
     classes = found.detector.classes
     instances = shown_instances(found.sample, score_thr)
-    entries = to_coco(instances, 0, found.name, classes, range(len(classes)))
+    order = instances.scores.argsort(descending=True, stable=True)
     rows = [
-        [entry['category_name'], round(entry['score'], 3), *np.round(entry['bbox'], 1).tolist()]
-        for entry in sorted(entries, key=lambda entry: -entry['score'])
+        [classes[label], round(score, 3), *np.round([x1, y1, x2 - x1, y2 - y1], 1).tolist()]
+        for (x1, y1, x2, y2), score, label in zip(
+            *(x[order].tolist() for x in (instances.bboxes, instances.scores, instances.labels)),
+            strict=True,
+        )
     ]
     height, width = found.pixels.shape[:2]
     took = f'{width} x {height} pixels, {found.milliseconds:.0f} ms'

@@ -68,7 +68,8 @@ class Video:
     """
 
     def __init__(self, source: str) -> None:
-        self._capture = cv2.VideoCapture(int(source) if source.isdecimal() else source)
+        number = source.isdecimal() and is_camera(source)
+        self._capture = cv2.VideoCapture(int(source) if number else source)
         if not self._capture.isOpened():
             raise DataError(
                 f"'{source}' cannot be opened: the video is damaged, or the camera is in use "
@@ -141,7 +142,8 @@ class VideoFile:
 
 def is_camera(source: str) -> bool:
     """Return whether a source is a camera number or a camera device."""
-    return source.isdecimal() or Path(source).is_char_device()
+    path = Path(source)
+    return path.is_char_device() or (source.isdecimal() and not path.exists())
 
 
 def open_source(

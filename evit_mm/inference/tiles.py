@@ -60,7 +60,8 @@ class Tiles:
 def join_tiles(parts: Sequence[tuple[tuple[slice, slice], Any]], height: int, width: int) -> Any:
     """Return the detections of all parts of an image as those of the image, the best first.
 
-    Of boxes of one class that mostly cover each other, the one with the highest score is kept.
+    Of boxes of one class that overlap by more than half of the smaller one, the one with the
+    highest score is kept.
 
     Args:
         parts: Place of each part, and its ``InstanceData`` in pixels of the part, on the CPU.

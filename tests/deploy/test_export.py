@@ -2,6 +2,7 @@
 
 import copy
 import importlib
+import io
 import json
 import re
 import shutil
@@ -229,7 +230,23 @@ def test_metadata_of_another_preprocessor(trained):
     cfg.test_dataloader.dataset.pipeline[2] = dict(type='RandomFlip')
     with pytest.raises(ConfigError, match='remove RandomFlip'):
         describe(cfg, ['a'])
-    del cfg.test_dataloader.dataset.pipeline[1:3]
+    resize = cfg.test_dataloader.dataset.pipeline[1]
+    cfg.test_dataloader.dataset.pipeline[2] = resize  # twice
+    with pytest.raises(ConfigError, match='at most once and in this order'):
+        describe(cfg, ['a'])
+    cfg.test_dataloader.dataset.pipeline[1:3] = [dict(type='Pad', size=(96, 64)), resize]
+    with pytest.raises(ConfigError, match='at most once and in this order'):
+        describe(cfg, ['a'])
+    cfg.test_dataloader.dataset.pipeline[1:3] = [dict(resize, backend='cv2')]
+    describe(cfg, ['a'])
+    cfg.test_dataloader.dataset.pipeline[1] = dict(resize, backend='pillow')
+    with pytest.raises(ConfigError, match='remove backend=pillow of Resize'):
+        describe(cfg, ['a'])
+    load = dict(type='LoadBands', bands=(3, 2, 1))
+    cfg.test_dataloader.dataset.pipeline[:2] = [load, resize]
+    assert describe(cfg, ['a'])['reader'] == [{'type': 'LoadBands', 'bands': [3, 2, 1]}]
+    cfg.test_dataloader.dataset.pipeline[0] = dict(type='LoadImageFromFile')
+    del cfg.test_dataloader.dataset.pipeline[1]
     with pytest.raises(ConfigError, match='Resize has a scale'):
         describe(cfg, ['a'])
     # what mmdet does where the config says nothing
@@ -738,6 +755,17 @@ def test_the_graph_follows_the_head(detector, changes):
         assert torch.equal(labels[i][there], truth.labels)
 
 
+def test_a_file_without_nms_needs_none_of_its_options(trained, folder):
+    options = {'model.test_cfg.nms.type': 'soft_nms', 'model.test_cfg.max_per_img': -1}
+    file = export(
+        *trained, folder / 'soft.onnx', nms='none', dynamic=False, cfg_options=options
+    ).file
+    opened = ExportedModel(file)
+    assert opened.metadata['nms'] is None
+    with pytest.raises(EvitError, match=r"soft\.onnx' has all boxes and no options for NMS"):
+        opened.detect(images(1, 160, 192).numpy(), [[160, 192]])
+
+
 def test_without_nms_its_options_do_not_matter(detector):
     other = copy.deepcopy(detector)
     other.bbox_head.test_cfg.update(nms=dict(type='soft_nms'), nms_pre=-1)
@@ -823,6 +851,24 @@ def test_a_torch_program_of_a_stranger_is_not_loaded(
         ExportedModel(bad)
 
 
+def test_entries_that_only_torch_finds_are_not_loaded(torch_file, tmp_path, monkeypatch):
+    """torch goes to the stored place of the directory, and Python to the end of the file."""
+    good = torch_file.file.read_bytes()
+    evil = io.BytesIO(good)
+    with zipfile.ZipFile(evil, 'a') as archive:
+        archive.writestr('a/data/sample_inputs/evil.pt', 'pickle')
+    (tmp_path / 'two.pt2').write_bytes(evil.getvalue() + good)
+    load, loaded = torch.export.load, []
+
+    def watched(archive, **kwargs):
+        loaded.append(archive.getvalue())
+        return load(archive, **kwargs)
+
+    monkeypatch.setattr(torch.export, 'load', watched)
+    ExportedModel(tmp_path / 'two.pt2')
+    assert b'evil.pt' not in loaded[0] and len(loaded[0]) < 1.1 * len(good)
+
+
 def test_a_file_for_tensorrt_ends_with_its_operator(trained, folder):
     file = export(*trained, folder / 'trt.onnx', nms='tensorrt', dynamic=False).file
     model = onnx.load(file)
@@ -845,6 +891,9 @@ def test_a_file_for_tensorrt_ends_with_its_operator(trained, folder):
     assert json.loads(model.metadata_props[0].value)['outputs'] == list(shapes)
     with pytest.raises(EvitError, match='cannot be opened .*EfficientNMS_TRT'):
         ExportedModel(file)
+    options = {'model.test_cfg.nms.class_agnostic': True}
+    with pytest.raises(ConfigError, match='class_agnostic'):
+        export(*trained, folder / 'b.onnx', nms='tensorrt', dynamic=False, cfg_options=options)
     with pytest.raises(ConfigError, match='--tensorrt-nms needs --format onnx'):
         export(*trained, folder / 'a.xml', file_format='openvino', nms='tensorrt')
 
@@ -979,6 +1028,23 @@ def test_a_check_that_compares_nothing_is_none(derive, tmp_path):
 def test_a_file_is_evaluated_as_it_was_exported(trained, written, tmp_path, options, message):
     with pytest.raises(ConfigError, match=message):
         evaluate(trained[0], written.file, work_dir=str(tmp_path), cfg_options=options)
+
+
+def test_a_model_that_torch_cannot_trace_is_named(trained, tmp_path, monkeypatch):
+    def forward(self, image, size):
+        return super(DetectorGraph, self).forward(image[: int(image.sum())])
+
+    monkeypatch.setattr(DetectorGraph, 'forward', forward)
+    for name, kind in (('a.onnx', 'onnx'), ('a.pt2', 'torch')):
+        with pytest.raises(EvitError, match='torch.export cannot export the model .*try --static'):
+            export(*trained, tmp_path / name, file_format=kind)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_calibration_needs_training_data(trained, tmp_path):
+    options = {'train_dataloader': None}
+    with pytest.raises(ConfigError, match='has no train_dataloader.dataset; .* with --calibration'):
+        export(*trained, tmp_path / 'a.onnx', precision='int8', cfg_options=options)
 
 
 def test_files_may_be_closed_in_any_order(openvino_file):

@@ -192,7 +192,7 @@ def test_tiles_stand_in_rows_as_high_as_their_highest_tile():
         [(np.full((*size, 3), next(shades), np.uint8), f'{size}') for size in row]
         for row in ([(320, 200), (100, 320), (50, 320)], [(160, 320)])
     ]
-    figure = room.join_tiles(rows)
+    figure = room.draw_sheet(rows)
     assert np.round(figure.get_size_inches() * 100).tolist() == [3 * 320, 320 + 160 + 2 * 24]
     figure.canvas.draw()
     axes = np.array(figure.axes).reshape(2, 3)

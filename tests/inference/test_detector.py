@@ -431,7 +431,7 @@ def test_what_cannot_be_opened_is_named(model, exported, tmp_path):
     classifier = write_exported(tmp_path / 'a.onnx', task='classification')
     with pytest.raises(EvitError, match=r"a.onnx' is for classification, but detection is needed"):
         Detector(classifier)
-    with pytest.raises(EvitError, match=r"b.onnx' contains no NMS"):
+    with pytest.raises(EvitError, match=r"b.onnx' has all boxes and no options for NMS"):
         Detector(write_exported(tmp_path / 'b.onnx', outputs=['boxes', 'scores']))
     for name, value in (('device', 'cpu'), ('half', True), ('fuse', True)):
         said = f"{name}={value} cannot be used with the exported file '.*quarter.onnx'.*; remove"
@@ -494,6 +494,33 @@ def test_an_exported_file_takes_a_config_that_fits(model, exported, tmp_path):
     options = {'test_dataloader.dataset.metainfo.classes': ['a', 'b', 'c', 'd', 'e']}
     with pytest.raises(ConfigError, match='quarter.onnx.* with the classes'):
         Detector(exported, cfg, cfg_options=options)
+
+
+STRANGERS = {
+    'a program': [{'type': 'subprocess.Popen', 'args': ['touch', 'RAN']}],
+    'a program in a step': [{'type': 'Compose', 'transforms': [{'type': 'os.system'}]}],
+    'a module': [{'type': 'antigravity'}],
+    'a scope': [{'type': 'LoadImageFromFile', '_scope_': 'antigravity'}],
+    'a connection': [{'type': 'LoadImageFromFile', 'backend_args': {'backend': 'http'}}],
+    'no list': {'type': 'subprocess.Popen', 'args': ['touch', 'RAN']},
+    'no dict': ['subprocess.Popen'],
+}
+
+
+@pytest.mark.parametrize('kind', STRANGERS)
+def test_a_reader_of_a_stranger_is_not_built(kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = write_exported(tmp_path / 'a.onnx', reader=STRANGERS[kind])
+    with pytest.raises(ConfigError, match=r"a\.onnx': its reader .*; give the config"):
+        Detector(file)
+    assert not (tmp_path / 'RAN').exists() and 'antigravity' not in sys.modules
+
+
+@pytest.mark.parametrize('classes', ['http://127.0.0.1/names.txt', [1, 2], None])
+def test_names_of_a_stranger_are_only_texts(classes, tmp_path):
+    file = write_exported(tmp_path / 'a.onnx', classes=classes)
+    with pytest.raises(EvitError, match=r"a\.onnx': its metadata 'evit_mm' is damaged"):
+        Detector(file)
 
 
 # --- results

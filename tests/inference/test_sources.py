@@ -73,7 +73,7 @@ def test_time_stamps_are_taken_where_there_are_some(monkeypatch):
     assert [frame.time['seconds'] for frame in Video('a.mp4')] == [1.235] * 3
 
 
-def test_the_name_decides_between_images_videos_and_cameras(film, tmp_path):
+def test_the_name_decides_between_images_videos_and_cameras(film, tmp_path, monkeypatch):
     assert is_camera('0') and is_camera('/dev/null')  # a device, though none that films
     assert not is_camera('-1') and not is_camera(str(film))
     with pytest.raises(DataError, match='/dev/null.* cannot be opened'):
@@ -94,6 +94,9 @@ def test_the_name_decides_between_images_videos_and_cameras(film, tmp_path):
     source = open_source(folder, folder / 'out')
     assert type(source) is Images and source.total == 2
     assert [frame.image_id for frame in source] == ['b.png', 'c.jpg']
+    monkeypatch.chdir(tmp_path)
+    folder.rename('2024')
+    assert type(open_source('2024')) is Images
     target = open_target(source, tmp_path)
     assert type(target) is PictureFolder and target.folder == tmp_path
 

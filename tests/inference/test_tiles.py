@@ -12,7 +12,9 @@ from mmengine.structures import InstanceData
 from PIL import Image
 
 from evit_mm import Detector, inference
+from evit_mm.data import make_shapes
 from evit_mm.errors import ConfigError
+from evit_mm.inference import Detections
 from evit_mm.inference.tiles import Tiles, join_tiles
 from tests.exported import CLASSES, write_exported
 from tests.inference.test_run import read_video
@@ -246,3 +248,38 @@ def test_what_cannot_be_cut_is_named(make, monkeypatch):
     monkeypatch.setitem(sys.modules, 'sahi', None)
     with pytest.raises(ConfigError, match=r"tiles need sahi; .*pip install 'evit_mm\[tiles\]'"):
         detector(draw(), tile=128)
+
+
+def test_the_joined_image_of_the_command_has_the_objects_of_its_parts(tmp_path):
+    from pycocotools.coco import COCO
+
+    import tiles_ap
+
+    root = make_shapes(tmp_path / 'set', 1, 3, size=(96, 64), quiet=True)
+    coco = COCO(str(root / 'annotations' / 'instances_val.json'))
+    image, annotations = tiles_ap.join(coco, root / 'val', 2)
+    assert image.shape == (128, 192, 3)
+    parts = [cv2.imread(str(root / 'val' / f'00000{n}.jpg')) for n in (1, 2, 3, 1)]
+    rows = [np.hstack(parts[:2]), np.hstack(parts[2:])]
+    assert np.array_equal(image, np.vstack(rows))
+    counts = [len(coco.getAnnIds([n])) for n in (1, 2, 3, 1)]
+    assert len(annotations) == sum(counts) > 4
+    last = annotations[-1]
+    x, y, *sides = coco.loadAnns(coco.getAnnIds([1]))[-1]['bbox']
+    assert last['bbox'] == [x + 96, y + 64, *sides]
+    whole = COCO()
+    whole.dataset = {**coco.dataset, 'images': [{'id': 1}], 'annotations': annotations}
+    whole.createIndex()
+    kept = [a for a in annotations if not a['iscrowd']]
+    boxes = np.array([a['bbox'] for a in kept], np.float32)
+    boxes[:, 2:] += boxes[:, :2]
+    names = [coco.cats[a['category_id']]['name'] for a in kept]
+    labels = np.array([CLASSES.index(name) for name in names])
+
+    def ap(count):
+        scores = np.linspace(1, 0.5, count, dtype=np.float32)
+        found = Detections(boxes[:count], scores, labels[:count], None, names[:count])
+        return tiles_ap.average_precision(whole, {1: found}, CLASSES)
+
+    assert ap(len(kept)) == pytest.approx(1)
+    assert 0 < ap(len(kept) // 2) < 1

@@ -8,6 +8,7 @@ the output folder after each file. Started again, it skips the files that the JS
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -110,9 +111,12 @@ def main() -> None:
     """Measure what the JSON does not contain, and write the page after each file."""
     args = parse_args()
     file = args.out / 'formats_ap.json'
-    rows = read_json_dict(file)['rows'] if file.exists() else []
-    command = f'python tools/dev/formats_ap.py {" ".join(run.name for run in args.runs)}'
+    command = shlex.join(['python', 'tools/dev/formats_ap.py', *map(str, args.runs)])
     about = {**describe(torch.get_num_threads()), **versions(PACKAGES), 'command': command}
+    found = read_json_dict(file) if file.exists() else {'rows': [], 'about': about}
+    rows, about = found['rows'], {**about, 'commit': found['about']['commit']}
+    if any(found['about'].get(key) != about[key] for key in ('cpu', *PACKAGES, 'torch')):
+        raise EvitError(f"'{file}' was measured elsewhere or with other versions; remove it first")
     for name, precision in FORMS:  # all detectors in one format, then in the next
         for run in args.runs:
             config, checkpoint = trained_config(run), pointed_at(run)

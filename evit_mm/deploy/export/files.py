@@ -24,6 +24,7 @@ from .graph import DIVISOR, Size
 
 # oldest version with torch.compiler.is_exporting, which graphs for any image size need
 TORCH = '2.7'
+DEFAULT_RESIZE = (('backend', 'cv2'), ('interpolation', 'bilinear'), ('scale_factor', None))
 KNOWN_STEPS = ('Resize', 'Pad', 'PackDetInputs')  # besides those that load image and annotations
 PRECISIONS = FLOAT32, FLOAT16, BFLOAT16, INT8 = 'float32', 'float16', 'bfloat16', 'int8'
 DETECTION, CLASSIFICATION = 'detection', 'classification'  # tasks
@@ -102,14 +103,27 @@ def describe(cfg: Any, classes: Sequence[str]) -> dict[str, Any]:
     pre = preprocessor_config(cfg)
     whole = without_annotations(get_test_pipeline_cfg(cfg))
     loading = loading_steps(whole)
-    steps = {step_name(step): step for step in whole[len(loading) :]}
+    names = [step_name(step) for step in whole[len(loading) :]]
+    steps = dict(zip(names, whole[len(loading) :], strict=True))
     resize, pad = steps.get('Resize', {}), steps.get('Pad', {})
     scale = resize.get('scale')
-    others = [name for name in steps if name not in KNOWN_STEPS]
-    if others or scale is None or pre.get('type', '').split('.')[-1] != 'DetDataPreprocessor':
+    others = [name for name in names if name not in KNOWN_STEPS]
+    others += [
+        f'{key}={value} of Resize'
+        for key, value in resize.items()
+        if key not in ('type', 'scale', 'keep_ratio', 'clip_object_border')
+        and (key, value) not in DEFAULT_RESIZE
+    ]
+    if (
+        others
+        or scale is None
+        or names != [name for name in KNOWN_STEPS if name in names]
+        or pre.get('type', '').split('.')[-1] != 'DetDataPreprocessor'
+    ):
         raise ConfigError(
             f"config '{cfg.filename}': an export needs a DetDataPreprocessor and a test pipeline "
-            f'of a step that loads the image, {", ".join(KNOWN_STEPS)}, where Resize has a scale'
+            f'of a step that loads the image, {", ".join(KNOWN_STEPS)}, each at most once and in '
+            'this order, where Resize has a scale'
             + (f'; remove {", ".join(others)}' if others else '')
         )
     divisor = pre.get('pad_size_divisor', 1)

@@ -21,7 +21,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from ...errors import ConfigError
+from ...errors import ConfigError, EvitError
 
 # how a graph ends: with NMS, with candidates for NMS, or with all boxes and class scores
 NMS, CANDIDATES, ALL = 'nms', 'candidates', 'all'
@@ -123,20 +123,48 @@ def export_program(graph: nn.Module, channels: int, size: Size) -> Any:
     names = input_names(graph)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.filterwarnings('ignore', 'torch.meshgrid', UserWarning)  # of mmdet's priors
-        program = torch.export.export(
-            graph.eval(),
-            tuple(example[name] for name in names),
-            dynamic_shapes=tuple(dynamic[name] for name in names),
-        )
+        try:
+            program = torch.export.export(
+                graph.eval(),
+                tuple(example[name] for name in names),
+                dynamic_shapes=tuple(dynamic[name] for name in names),
+            )
+        except EvitError:
+            raise
+        except Exception as error:  # tracing runs any code of the model
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise EvitError(
+                f'torch.export cannot export the model ({reason}); try --static'
+            ) from error
     for node in program.graph.nodes:
         node.meta.pop('stack_trace', None)  # paths of this machine, which a file would keep
     return program
 
 
 def nms_options(cfg: Any) -> dict[str, Any]:
-    """Return the arguments of :func:`suppress` from a ``test_cfg``."""
+    """Return the arguments of :func:`suppress` from a ``test_cfg``.
+
+    Raises:
+        ConfigError: It has other options.
+    """
     cfg = cfg.get('rcnn') or cfg  # of a two-stage detector
-    return {'iou_threshold': float(cfg.nms.iou_threshold), 'max_per_img': int(cfg.max_per_img)}
+    nms = dict(cfg.get('nms') or {})
+    if {*nms, 'type'} != {'type', 'iou_threshold'} or nms.get('type', 'nms') != 'nms':
+        raise ConfigError(
+            f'test_cfg.nms={nms} cannot be exported; use type nms with an iou_threshold and no '
+            'other option'
+        )
+    most = positive(cfg, 'max_per_img')
+    return {'iou_threshold': float(nms['iou_threshold']), 'max_per_img': most}
+
+
+def positive(cfg: Any, key: str) -> int:
+    """Return an option of a ``test_cfg``, or raise a ConfigError if it is not above 0."""
+    if not cfg.get(key, -1) > 0:
+        raise ConfigError(
+            f'test_cfg.{key}={cfg.get(key)} cannot be exported; set it to a number above 0'
+        )
+    return int(cfg[key])
 
 
 def suppress(
@@ -231,8 +259,13 @@ def _decode(head: Any, maps: list[list[Tensor]], size: Tensor, everything: bool)
         for x in (found.bboxes, found.scores, found.labels)
     )
     if getattr(getattr(head, 'bbox_coder', None), 'clip_border', True):
-        boxes = boxes.clamp_min(0).minimum(size.flip(1).repeat(1, 2)[:, None])
+        boxes = clip(boxes, size)
     return boxes, scores, labels
+
+
+def clip(boxes: Tensor, size: Tensor) -> Tensor:
+    """Clip boxes ``(B, K, 4)`` to images with the height and width ``size (B, 2)``."""
+    return boxes.clamp_min(0).minimum(size.flip(1).repeat(1, 2)[:, None])
 
 
 class _Choice:
@@ -344,20 +377,11 @@ def _unsupported(head: Any, detector: Any = None) -> ConfigError:
 
 def _check_test_cfg(cfg: Any, is_yolox: bool) -> None:
     """Check that the graph supports all options of ``test_cfg``."""
-    nms = dict(cfg.get('nms') or {})
-    if {*nms, 'type'} != {'type', 'iou_threshold'} or nms.get('type', 'nms') != 'nms':
-        raise ConfigError(
-            f'test_cfg.nms={nms} cannot be exported; use type nms with an iou_threshold and no '
-            'other option'
-        )
-    if (
-        cfg.get('min_bbox_size', -1) > 0 and not is_yolox
-    ):  # in pixels of the original image; the graph has no scale
+    nms_options(cfg)
+    if is_yolox:
+        return
+    positive(cfg, 'nms_pre')
+    if cfg.get('min_bbox_size', -1) > 0:  # in pixels of the original image; the graph has no scale
         raise ConfigError(
             f'test_cfg.min_bbox_size={cfg.min_bbox_size} cannot be exported; set it to 0'
         )
-    for key in ('max_per_img',) if is_yolox else ('nms_pre', 'max_per_img'):
-        if not cfg.get(key, -1) > 0:
-            raise ConfigError(
-                f'test_cfg.{key}={cfg.get(key)} cannot be exported; set it to a number above 0'
-            )

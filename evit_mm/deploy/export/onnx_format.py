@@ -58,11 +58,12 @@ class OnnxFormat(Format):
         onnx.save_model(model, str(file))
 
     def load(self, file: Path, threads: int | None) -> tuple[str | None, Run]:
-        """Open a file in ONNX Runtime."""
+        """Open a file in ONNX Runtime, on the CPU as in the other formats."""
         runtime = need('onnxruntime')
         options = runtime.SessionOptions()
         options.intra_op_num_threads = threads or 0
-        providers = runtime.get_available_providers()
+        # others, such as CoreML on a Mac, can compute in lower precision
+        providers = ['CPUExecutionProvider']
         session = runtime.InferenceSession(str(file), options, providers=providers)
         text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
         return text, lambda inputs: session.run(None, inputs)

@@ -36,7 +36,7 @@ class OpenVinoFormat(Format):
         source = file.with_suffix('.onnx')
         OnnxFormat().write(graph, source, metadata, size)
         model = openvino.convert_model(str(source))
-        model.set_rt_info(json.dumps(metadata), [METADATA_KEY])
+        model.set_rt_info(json.dumps(metadata, ensure_ascii=False), [METADATA_KEY])
         half = metadata['precision'] == FLOAT16
         openvino.save_model(model, str(file), compress_to_fp16=half)
 
@@ -78,7 +78,7 @@ class OpenVinoFormat(Format):
                 activations_quantization_params=advanced.QuantizationParameters(per_channel=False)
             ),
         )
-        quantized.set_rt_info(json.dumps(metadata), [METADATA_KEY])
+        quantized.set_rt_info(json.dumps(metadata, ensure_ascii=False), [METADATA_KEY])
         openvino.save_model(quantized, str(target), compress_to_fp16=False)
 
 

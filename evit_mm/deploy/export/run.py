@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from ...data.images import list_images, spread
 from ...errors import ConfigError, DataError, EvitError
 from ...models import EfficientViT
 from ...runner.build import load_detector
-from ...runner.config import is_classifier, load_config
+from ...runner.config import config_name, is_classifier, load_config
 from ...utils.provenance import need_torch
 from ...utils.text import counted
 from ..fusion import fold_conv_bn, fuse
@@ -109,7 +110,7 @@ def export(
     Args:
         config: Config file.
         checkpoint: Checkpoint written by :func:`evit_mm.runner.train.train`.
-        out: File whose suffix is that of the format: ``.onnx``, ``.xml`` or ``.pt2``.
+        out: File whose suffix is that of the format: ``.onnx``, ``.xml``, ``.pt2`` or ``.pte``.
         file_format: Key of :data:`~evit_mm.deploy.export.formats.FORMATS`.
         nms: ``'standard'``: the file detects objects; ``'none'``: it returns all boxes and class
             scores; ``'tensorrt'``: it ends with ``EfficientNMS_TRT``, which only TensorRT has.
@@ -148,11 +149,14 @@ def export(
     else:
         ending = ALL if nms != STANDARD else NMS if form.has_nms else CANDIDATES
         graph = build_graph(detector, ending, dtype)
+        options = None  # of NMS outside
+        with suppress(ConfigError) if nms == NONE else nullcontext():
+            options = nms_options(detector.test_cfg)
         metadata = {
             'task': DETECTION,
             **describe(cfg, detector.dataset_meta['classes']),
             'outputs': graph.outputs,
-            'nms': None if ending == NMS else nms_options(detector.test_cfg),
+            'nms': None if ending == NMS else options,
         }
         # the file needs sizes that are multiples of this divisor
         detector.data_preprocessor.pad_size_divisor = metadata['pad_size_divisor']
@@ -296,6 +300,8 @@ def _read(
     try:
         if folder is None:
             dataset = (cfg.get(f'{split}_dataloader') or {}).get('dataset') or {}
+            if not dataset:
+                raise DataError(f"config '{config_name(cfg)}' has no {split}_dataloader.dataset")
             while inner := dataset.get('dataset') or dataset.get('datasets', [None])[0]:
                 dataset = inner
             classifies = is_classifier(cfg)

@@ -27,7 +27,7 @@ class ExportedModel:
     """An opened file of :func:`evit_mm.deploy.export.export`.
 
     Args:
-        file: ``.onnx`` file for ONNX Runtime, or ``.xml`` file with its ``.bin`` for OpenVINO.
+        file: ``.onnx`` file, ``.xml`` file with its ``.bin``, ``.pt2`` file or ``.pte`` file.
         threads: Number of CPU threads, or None for the default of the runtime.
 
     Attributes:
@@ -61,8 +61,7 @@ class ExportedModel:
                 f"exported file '{file}' has no '{METADATA_KEY}' in its metadata; export the model "
                 'with tools/export.py'
             )
-        # files of older versions are detectors
-        self.metadata: dict[str, Any] = {'task': DETECTION, **json.loads(text)}
+        self.metadata = _parse(text, self.file)
 
     def __call__(self, image: np.ndarray, size: np.ndarray | None = None) -> list[np.ndarray]:
         """Run the file.
@@ -100,7 +99,10 @@ class ExportedModel:
         # files of older versions without NMS do not have its options
         options = self.metadata.get('nms')
         if task == DETECTION and options is None and 'labels' not in self.metadata['outputs']:
-            raise EvitError(f"exported file '{self.file}' contains no NMS; export it again")
+            raise EvitError(
+                f"exported file '{self.file}' has all boxes and no options for NMS; export the "
+                'model without --no-nms'
+            )
 
     def detect(self, image: np.ndarray, size: np.ndarray) -> list[np.ndarray]:
         """Run the file, and NMS if the file does not contain it: boxes, scores, labels, masks."""
@@ -184,6 +186,22 @@ def select(boxes: torch.Tensor, scores: torch.Tensor, score_thr: float) -> list[
     """
     rows, labels = (scores[0] > score_thr).nonzero(as_tuple=True)
     return [boxes[:, rows], scores[:, rows, labels], labels[None]]
+
+
+def _parse(text: str, file: Path) -> dict[str, Any]:
+    """Return the metadata of a file, whose names must be texts."""
+    try:
+        found = {'task': DETECTION, **json.loads(text)}  # files of older versions are detectors
+        names = [found['outputs'], found['classes']]
+    except (KeyError, TypeError, ValueError):
+        names = []
+    texts = [isinstance(x, list) and all(isinstance(name, str) for name in x) for x in names]
+    if texts != [True, True]:
+        raise EvitError(
+            f"exported file '{file}': its metadata '{METADATA_KEY}' is damaged; export the model "
+            'again'
+        )
+    return found
 
 
 def _last_line(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import zipfile
@@ -15,6 +16,7 @@ from torch import nn
 
 from ...checkpoint.reading import METADATA_KEY
 from ...errors import EvitError
+from ...utils.provenance import need_torch
 from .files import BFLOAT16, FLOAT16, FLOAT32, Format, Run
 from .graph import Size, export_program
 
@@ -23,10 +25,12 @@ MEMBERS = re.compile(
     r'[^/]+/(\.data/\w+|archive_\w+|byteorder|version|models/model\.json|extra/evit_mm'
     r'|data/(constants|weights)/(model_\w+_config\.json|(tensor|weight)_\d+))'
 )
+GUARDS = '2.9'  # first version with check_guards
 EMPTY = '/data/sample_inputs/model.pt'  # otherwise a pickle
 OPERATORS = 'add|sub|mul|floordiv|truediv|mod|neg|eq|ne|ge|gt|le|lt|getitem'
 TARGETS = re.compile(
     rf'torch\.ops\.aten\.(?!from_file)\w+\.\w+|_operator\.({OPERATORS})|torch\.sym_(min|max)'
+    r'|torch\.ops\.higher_order\.wrap_with_autocast'
 )
 FUNCTIONS = 'Symbol|Integer|Add|Mul|Pow|Mod|PythonMod|Min|Max|FloorDiv|CleanDiv|CeilDiv'
 EXPRESSION = re.compile(
@@ -48,17 +52,19 @@ class TorchFormat(Format):
 
     def write(self, graph: nn.Module, file: Path, metadata: dict, size: Size) -> None:
         """Write the program, with the metadata as an extra file."""
+        need_torch(GUARDS, 'A .pt2 file')
         program = export_program(graph, metadata['in_channels'], size)
         program.example_inputs = None  # they would be a pickle
         torch.export.save(program, file, extra_files={METADATA_KEY: json.dumps(metadata)})
 
     def load(self, file: Path, threads: int | None) -> tuple[str | None, Run]:
         """Open a file in PyTorch, on the CPU."""
-        _check_archive(file)
+        need_torch(GUARDS, 'A .pt2 file')
+        archive = _checked_archive(file)
         if threads:
             torch.set_num_threads(threads)
         extra = {METADATA_KEY: ''}
-        program = torch.export.load(file, extra_files=extra)
+        program = torch.export.load(archive, extra_files=extra)
         # the guards of the example image refuse sizes that the program computes correctly
         module = program.module(check_guards=False)
 
@@ -69,26 +75,30 @@ class TorchFormat(Format):
         return extra[METADATA_KEY] or None, run
 
 
-def _check_archive(file: Path) -> None:
-    """Check that a file contains only what :meth:`TorchFormat.write` writes.
+def _checked_archive(file: Path) -> io.BytesIO:
+    """Return a copy of an archive that contains only what :meth:`TorchFormat.write` writes.
 
-    ``torch.export.load`` unpickles some entries, loads libraries and evaluates expressions.
+    ``torch.export.load`` unpickles some entries, loads libraries and evaluates expressions. It
+    reads the copy, because its zip reader can find other entries in a manipulated file than
+    Python's, which checks them.
     """
-    with zipfile.ZipFile(file) as archive:
-        foreign = [
-            info.filename
-            for info in archive.infolist()
-            if not MEMBERS.fullmatch(info.filename)
-            and not (info.filename.endswith(EMPTY) and info.file_size == 0)
-        ]
-        for name in archive.namelist():
-            if name.endswith('.json'):
-                foreign += _foreign(json.loads(archive.read(name)))
+    copied = io.BytesIO()
+    with zipfile.ZipFile(file) as archive, zipfile.ZipFile(copied, 'w') as checked:
+        foreign = []
+        for name in dict.fromkeys(archive.namelist()):
+            content = archive.read(name)
+            if not MEMBERS.fullmatch(name) and not (name.endswith(EMPTY) and not content):
+                foreign.append(name)
+            elif name.endswith('.json'):
+                foreign += _foreign(json.loads(content))
+            checked.writestr(name, content)
     if foreign:
         raise EvitError(
             f"exported file '{file}' contains {foreign[0][:80]!r}, which tools/export.py does not "
             'write and which could run code; export the model again'
         )
+    copied.seek(0)
+    return copied
 
 
 def _foreign(value: Any, key: str = '') -> Iterator[str]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import ConfigError
-from .graph import as_operator, nms_options, suppress
+from .graph import as_operator, clip, nms_options, positive, suppress
 
 
 class TwoStageGraph(nn.Module):
@@ -83,7 +83,7 @@ class TwoStageGraph(nn.Module):
             found.append((boxes.view_as(offsets), scores, torch.full_like(order, level)))
         boxes, scores, levels = (torch.cat(parts, 1) for parts in zip(*found, strict=True))
         if head.bbox_coder.clip_border:
-            boxes = _clip(boxes, size)
+            boxes = clip(boxes, size)
         smallest = cfg.get('min_bbox_size', -1)
         if smallest >= 0:  # as in mmdet, a negative value disables the filter
             scores = scores * (boxes[..., 2:] - boxes[..., :2] > smallest).all(2)
@@ -110,7 +110,7 @@ class TwoStageGraph(nn.Module):
         boxes = head.bbox_coder.decode(rois[:, 1:], deltas).unflatten(1, (-1, 4))
         boxes = boxes.expand(-1, head.num_classes, -1).unflatten(0, there.shape).flatten(1, 2)
         if head.bbox_coder.clip_border:
-            boxes = _clip(boxes, size)
+            boxes = clip(boxes, size)
         labels = torch.arange(head.num_classes, device=size.device).expand_as(scores)
         return suppress(boxes, scores.flatten(1), labels.flatten(1), **nms_options(cfg))
 
@@ -260,10 +260,6 @@ def _run_where(there: Tensor, run: Callable[[Tensor], tuple[Tensor, ...]]) -> li
     return [x.new_zeros((there.shape[0], *x.shape[1:])).index_put((rows,), x) for x in run(rows)]
 
 
-def _clip(boxes: Tensor, size: Tensor) -> Tensor:
-    return boxes.clamp_min(0).minimum(size.flip(1).repeat(1, 2)[:, None])
-
-
 def _rois(boxes: Tensor) -> Tensor:
     """Return ``(B, K, 4)`` as ``(B * K, 5)``, with the index of the image before each box."""
     images = torch.arange(boxes.shape[0], device=boxes.device).to(boxes)
@@ -313,23 +309,13 @@ def _check(detector: Any) -> None:
                 raise ConfigError(
                     f'{name}.{option}={getattr(part, option)} cannot be exported; use {value}'
                 )
-    for name, counts in (
-        ('rpn', ('nms_pre', 'max_per_img')),
-        ('rcnn', ('max_per_img',)),
-    ):
-        cfg = detector.test_cfg[name]
-        nms = dict(cfg.get('nms') or {})
-        if {*nms, 'type'} != {'type', 'iou_threshold'} or nms.get('type', 'nms') != 'nms':
-            raise ConfigError(
-                f'test_cfg.{name}.nms={nms} cannot be exported; use type nms with an '
-                'iou_threshold and no other option'
-            )
-        for key in counts:
-            if not cfg.get(key, -1) > 0:
-                raise ConfigError(
-                    f'test_cfg.{name}.{key}={cfg.get(key)} cannot be exported; set it to a number '
-                    'above 0'
-                )
+    for name in ('rpn', 'rcnn'):
+        try:
+            nms_options(detector.test_cfg[name])
+            if name == 'rpn':
+                positive(detector.test_cfg[name], 'nms_pre')
+        except ConfigError as error:
+            raise ConfigError(str(error).replace('test_cfg', f'test_cfg.{name}', 1)) from None
 
 
 def _part(detector: nn.Module, name: str) -> Any:
