@@ -89,7 +89,7 @@ def add_early_stopping(cfg: Config, patience: int) -> None:
         raise ConfigError(
             f'{name}: --early-stopping {patience} has no effect with '
             f'{counted(evaluations, "evaluation")}; use a smaller number, or evaluate more often '
-            f'with train_cfg.val_interval (now {cfg.train_cfg.get("val_interval", 1)})'
+            f'with train_cfg.val_interval (now {_interval(cfg.train_cfg)})'
         )
     found = cfg.default_hooks.get('early_stopping')
     if found:
@@ -123,6 +123,11 @@ def _evaluations(train_cfg: Mapping[str, Any]) -> int | None:
     last = train_cfg.get('max_epochs') or train_cfg.get('max_iters')
     if last is None or train_cfg.get('dynamic_intervals'):
         return None
-    interval, begin = train_cfg.get('val_interval', 1), max(train_cfg.get('val_begin', 1), 1)
+    interval, begin = _interval(train_cfg), max(train_cfg.get('val_begin', 1), 1)
     due = {place for place in range(interval, last + 1, interval) if place >= begin}
     return len(due | {last})
+
+
+def _interval(train_cfg: Mapping[str, Any]) -> int:
+    """Return ``val_interval``, or the default of mmengine's loops for epochs and iterations."""
+    return train_cfg.get('val_interval', 1 if train_cfg.get('max_epochs') else 1000)
