@@ -20,7 +20,7 @@ def parse_args() -> argparse.Namespace:
     text = 'resume from the given checkpoint, by default the last one in the work dir'
     parser.add_argument('--resume', nargs='?', const='auto', help=text)
     parser.add_argument('--amp', action='store_true', help='train in mixed precision')
-    text = 'images per process (train_dataloader.batch_size), or auto: the most that fit in memory'
+    text = 'images per process (train_dataloader.batch_size), or auto: the most that fit on a GPU'
     parser.add_argument('--batch-size', metavar='N', help=text)
     text = 'scale the learning rate to the batch size'
     parser.add_argument('--auto-scale-lr', action='store_true', help=text)

@@ -1,6 +1,6 @@
-"""Find the largest batch size that fits into memory.
+"""Find the largest batch size that fits into the memory of a GPU.
 
-A child process trains the model of the config for one iteration per size. The training therefore
+A child process trains the model of the config for a few iterations per size. The training therefore
 starts with unused memory and with the random state that it would have without the search.
 """
 
@@ -10,56 +10,39 @@ import copy
 import itertools
 import json
 import os
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import redirect_stdout, suppress
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory, TemporaryFile
-from typing import Any, NoReturn
+from subprocess import DEVNULL, PIPE, Popen
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import broadcast_object_list, get_dist_info
+from torch import nn
 from torch.nn import functional as F  # noqa: N812 - torch's own abbreviation
 
+from ..checkpoint.reading import first_line
 from ..errors import ConfigError, EvitError
 from ..utils.distributed import is_first_process
 from ..utils.text import counted
 from .build import build_runner, join_processes, set_device
 from .config import config_name
-from .summary import MIB, peak_memory
+from .summary import MIB
 from .tracking import drop_trackers
 from .work_dir import trained_config
 
-AUTO = 'auto'
 SHARE = 0.9  # of the unused memory; the rest is for evaluations and for larger images
 SAMPLES = 64  # images from which the largest ones are chosen
-OVERFLOWS = torch.cuda.OutOfMemoryError, MemoryError
-CHILD = 'from evit_mm.runner.batch_size import measure_in_child; measure_in_child()'
+CONFIG, RESULT = 'config.py', 'result.json'  # files that the two processes share
+FAILED = 'the search for a batch size failed ({}); give --batch-size a number'
+CHILD = 'from evit_mm.runner.batch_size import search_in_child; search_in_child()'
 
-
-@dataclass(frozen=True)
-class Trial:
-    """One size of a search.
-
-    Attributes:
-        size: Batch size.
-        fits: Whether it needs no more than the budget.
-        mib: Peak memory in MiB, or None if memory ran out.
-        predicted: Whether the memory was extrapolated from smaller sizes, and not measured.
-    """
-
-    size: int
-    fits: bool
-    mib: float | None
-    predicted: bool = False
-
-    def __str__(self) -> str:
-        memory = 'out of memory' if self.mib is None else f'{self.mib / 1024:.2f} GiB'
-        return f'{self.size}: {memory}{" (predicted)" if self.predicted else ""}'
+_say = partial(print, flush=True)
 
 
 def set_batch_size(cfg: Config, wanted: int | str, launcher: str = 'none') -> None:
@@ -70,13 +53,14 @@ def set_batch_size(cfg: Config, wanted: int | str, launcher: str = 'none') -> No
 
     Args:
         cfg: Config with all other settings of the training.
-        wanted: Number, or ``'auto'`` for the largest that fits.
+        wanted: Number, or ``'auto'`` for the largest that fits into the memory of a CUDA GPU.
         launcher: As in :func:`~evit_mm.runner.train.train`.
 
     Raises:
-        EvitError: The number is invalid, no size fits, or the training cannot start.
+        EvitError: The number is invalid, there is no CUDA GPU, no size fits, or the training cannot
+            start.
     """
-    if wanted != AUTO:
+    if wanted != 'auto':
         with suppress(ValueError):
             cfg.train_dataloader.batch_size = int(wanted)
             if int(wanted) > 0:
@@ -88,6 +72,11 @@ def set_batch_size(cfg: Config, wanted: int | str, launcher: str = 'none') -> No
         if is_first_process():
             _say(f'batch size: {earlier}, as in the training that is resumed')
         return
+    if get_device() != 'cuda':
+        raise ConfigError(
+            f'--batch-size auto needs a CUDA GPU, not {get_device()}; give a number; on a CPU a '
+            'larger batch is rarely faster'
+        )
     if launcher != 'none':
         join_processes(launcher, cfg.get('env_cfg') or {})
     rank, processes = get_dist_info()
@@ -113,291 +102,152 @@ def _earlier_size(cfg: Config) -> int | None:
 
 
 def largest_batch(cfg: Config, processes: int = 1) -> int:
-    """Search the largest batch size per process whose training iteration fits into memory.
+    """Run :func:`find_size` in a child process, and print what it says.
+
+    Raises:
+        ConfigError: No size fits, or the config or its data cannot be used.
+    """
+    _say('searching for the largest batch size')
+    with TemporaryDirectory() as folder:
+        config, result = Path(folder, CONFIG), Path(folder, RESULT)
+        cfg.dump(config)
+        device = f'cuda:{torch.cuda.current_device()}'
+        command = [sys.executable, '-c', CHILD, folder, device, str(processes)]
+        env = {**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)}
+        with Popen(command, env=env, stdout=PIPE, stderr=DEVNULL, text=True) as child:
+            try:
+                for line in child.stdout or ():
+                    _say(line.rstrip())
+            except BaseException:
+                child.kill()
+                raise
+        found = json.loads(result.read_text()) if result.exists() else {}
+    if 'size' in found:
+        return found['size']
+    error = found.get('error', f'{config}: {FAILED.format(f"exit status {child.returncode}")}')
+    raise ConfigError(error.replace(str(config), config_name(cfg)))
+
+
+def search_in_child() -> None:
+    """Search in a process of its own: print the sizes, and write the result or an error."""
+    folder, device, processes = sys.argv[1:]
+    config = Path(folder, CONFIG)
+    say = partial(_say, file=sys.stdout)
+    with redirect_stdout(sys.stderr):  # other output, which nobody reads
+        try:
+            set_device(device)
+            cfg = Config.fromfile(config)
+            cfg.work_dir = str(Path(folder, 'work'))
+            found: dict[str, Any] = {'size': find_size(cfg, int(processes), say)}
+        except EvitError as error:
+            found = {'error': str(error)}
+        except Exception as error:
+            reason = f'{type(error).__name__}: {first_line(error)}'
+            found = {'error': f'{config}: {FAILED.format(reason)}'}
+    Path(folder, RESULT).write_text(json.dumps(found))
+
+
+def find_size(cfg: Config, processes: int, say: Callable[[str], object]) -> int:
+    """Return the largest batch size per process whose training iteration fits into the memory.
 
     Args:
-        cfg: Config. It is not changed.
+        cfg: Config. Its settings of the training set and of the optimizer change.
         processes: Number of processes of the training.
-
-    Returns:
-        The size. It prints what it has tried.
+        say: Is called with each line for the user.
 
     Raises:
         EvitError: No size fits, or the config or its data cannot be used.
     """
-    name, device = config_name(cfg), get_device()
-    if device not in ('cpu', 'cuda'):
-        raise ConfigError(
-            f'--batch-size auto needs a CPU or a CUDA GPU, not {device}; give a number'
-        )
-    _say('searching for the largest batch size')
-    on_gpu = device == 'cuda'
-    if on_gpu:
-        device = f'cuda:{torch.cuda.current_device()}'
-    # several processes on a machine share its memory
-    local = int(os.environ.get('LOCAL_WORLD_SIZE', processes))
-    budget = None if on_gpu else SHARE * available_memory() / local
-    with _Child(cfg, device) as child:
-        if budget is None:
-            budget = SHARE * child.free
-        most = max(child.images // processes, 1)
-        best = 0
-        for trial in search(child.measure, budget, most, predict=not on_gpu):
-            _say(f'  {trial}')
-            best = max(best, trial.size if trial.fits else 0)
+    budget = SHARE * torch.cuda.mem_get_info()[0] / MIB
+    iteration = Iteration(cfg)
+    # BatchNorm1d cannot normalise a single vector
+    alone = not any(isinstance(module, nn.BatchNorm1d) for module in iteration.model.modules())
+    least = 1 if alone else 2
+    most = max(iteration.images // processes, least)
+
+    def fits(size: int) -> bool:
+        mib = iteration.peak(size)
+        say(f'  {size}: ' + ('out of memory' if mib is None else f'{mib / 1024:.2f} GiB'))
+        return mib is not None and mib <= budget
+
+    best = search(fits, least, most)
     limit = f'{budget / 1024:.2f} GiB, 90 % of the unused memory'
     if not best:
         raise ConfigError(
-            f'{name}: one image does not fit into {limit}; use smaller images, --amp or another '
-            'model'
+            f'{config_name(cfg)}: batch size {least} does not fit into {limit}; use smaller '
+            'images, --amp or another model'
         )
     if best == most:
-        limit = f'there are {counted(child.images, "image")}'
-    _say(f'batch size: {best} per process (limit: {limit})')
+        limit = f'there are {counted(iteration.images, "image")}'
+    say(f'batch size: {best} per process (limit: {limit})')
     base = (cfg.get('auto_scale_lr') or {}).get('base_batch_size')
     if base not in (None, best * processes) and not cfg.auto_scale_lr.get('enable'):
-        _say(f'the learning rate is for batch size {base}; --auto-scale-lr scales it')
+        say(f'the learning rate is for batch size {base}; --auto-scale-lr scales it')
     return best
 
 
-def _say(text: str) -> None:
-    sys.stdout.write(f'{text}\n')
-    sys.stdout.flush()
-
-
-def search(
-    measure: Callable[[int], float | None], budget: float, most: int, predict: bool = False
-) -> Iterator[Trial]:
-    """Try 1, 2, 4, ... until a size does not fit, then sizes between the last two.
-
-    The result is at most an eighth below the largest size that fits.
+def search(fits: Callable[[int], bool], least: int, most: int) -> int:
+    """Double the size until it does not fit, then try sizes between the last two.
 
     Args:
-        measure: Returns the peak memory of a size in MiB, or None if memory runs out.
-        budget: Memory that may be used, in MiB.
+        fits: Whether a size fits.
+        least: Smallest size.
         most: Largest size.
-        predict: From the two largest measured sizes, predict the memory of others. A size that is
-            predicted to be over the budget is not tried, because a system without memory ends
-            programs. After size 8, the next one is the largest that is predicted to fit. It is not
-            tried either if it is predicted to need less than half of the budget, because a CPU
-            needs long for it.
 
-    Yields:
-        The sizes in the order in which they are tried.
+    Returns:
+        A size that fits, at most an eighth below the largest one that does, or 0.
     """
-    known: list[tuple[int, float]] = []
-    low, high = 0, most + 1  # low fits, high does not
+    low, high = least - 1, most + 1  # low fits, high does not
     while low < most and (high > most or high - low > max(low // 8, 1)):
-        size = max(2 * low, 1) if high > most else (low + high) // 2
-        expected = None
-        if predict and len(known) > 1:
-            (a, at_a), (b, at_b) = sorted(known)[-2:]
-            slope = max(at_b - at_a, 0) / (b - a)
-            if high > most and low >= 8:
-                size = max(int(b + (budget - at_b) / slope), low + 1) if slope else most
-            size = min(size, most)
-            expected = at_b + (size - b) * slope
-        size = min(size, most)
-        if expected is not None and (expected > budget or (low >= 8 and expected < budget / 2)):
-            trial = Trial(size, expected <= budget, expected, predicted=True)
-        else:
-            mib = measure(size)
-            trial = Trial(size, mib is not None and mib <= budget, mib)
-            known += [] if mib is None else [(size, mib)]
-        yield trial
-        low, high = (size, high) if trial.fits else (low, size)
-
-
-def available_memory() -> float:
-    """Return the unused memory of this machine or container in MiB.
-
-    Raises:
-        ConfigError: The system does not tell it.
-    """
-    try:
-        import psutil
-    except ImportError:
-        try:
-            lines = Path('/proc/meminfo').read_text().splitlines()
-        except OSError:
-            raise ConfigError(
-                '--batch-size auto needs the package psutil on this system; run pip install psutil'
-            ) from None
-        kib = next(int(line.split()[1]) for line in lines if line.startswith('MemAvailable'))
-        unused = kib / 1024
-    else:
-        unused = psutil.virtual_memory().available / MIB
-    return min([unused, *_unused_in_groups()])
-
-
-def _unused_in_groups(root: Path = Path('/sys/fs/cgroup')) -> Iterator[float]:
-    """Yield the unused memory in MiB of each control group with a limit, of both versions."""
-    names = {''}
-    with suppress(OSError):
-        for line in Path('/proc/self/cgroup').read_text().splitlines():
-            names.add(line.split(':', 2)[2].lstrip('/'))
-    for name, (part, limit, used, cache) in itertools.product(
-        sorted(names),
-        [
-            ('', 'memory.max', 'memory.current', 'inactive_file'),
-            ('memory', 'memory.limit_in_bytes', 'memory.usage_in_bytes', 'total_inactive_file'),
-        ],
-    ):
-        folder = root / part / name
-        with suppress(OSError, ValueError, KeyError):  # 'max' is no limit
-            most = int((folder / limit).read_text())
-            rows = (folder / 'memory.stat').read_text().splitlines()
-            # the system gives back what it keeps of files
-            freed = int(dict(row.split() for row in rows)[cache])
-            yield (most - int((folder / used).read_text()) + freed) / MIB
-
-
-class _Child:
-    """A child process that measures batch sizes.
-
-    Attributes:
-        images: Number of training images.
-        free: Unused memory of the GPU at the start in MiB.
-    """
-
-    def __init__(self, cfg: Config, device: str) -> None:
-        self.cfg, self.device = cfg, device
-        self.images, self.free = 0, 0.0
-
-    def __enter__(self) -> _Child:
-        self.folder, self.log = TemporaryDirectory(), TemporaryFile()
-        file = Path(self.folder.name, 'config.py')
-        self.cfg.dump(file)
-        environment = {**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)}
-        for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK'):  # it trains alone
-            environment.pop(name, None)
-        self.process = subprocess.Popen(
-            [sys.executable, '-c', CHILD, str(file), self.device],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.log,
-            env=environment,
-            text=True,
-        )
-        try:
-            found = self._read()
-            if found is None:
-                self._fail()
-            self.images, self.free = found['images'], found['free']
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.communicate()
-        self.log.close()
-        self.folder.cleanup()
-
-    def measure(self, size: int) -> float | None:
-        """Return the peak memory of an iteration in MiB, or None if memory ran out."""
-        if self.process.poll() is not None:  # the system has ended it
-            return None
-        assert self.process.stdin is not None
-        self.process.stdin.write(f'{size}\n')
-        self.process.stdin.flush()
-        found = self._read()
-        if found is None and self.process.wait() != -9:
-            self._fail()
-        return found['mib'] if found else None
-
-    def _read(self) -> dict[str, Any] | None:
-        """Return the next answer, or None if the process has ended."""
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        found = json.loads(line) if line else None
-        if found and 'error' in found:
-            own = str(Path(self.folder.name, 'config.py'))
-            raise ConfigError(found['error'].replace(own, config_name(self.cfg)))
-        return found
-
-    def _fail(self) -> NoReturn:
-        self.log.seek(0)
-        said = self.log.read().decode(errors='replace').strip().splitlines() or [
-            'it printed nothing'
-        ]
-        raise ConfigError(
-            f'{config_name(self.cfg)}: the search for a batch size failed ({said[-1]}); give '
-            '--batch-size a number'
-        )
-
-
-def measure_in_child() -> None:
-    """Answer the sizes in the standard input with lines of JSON, in a process of its own."""
-    file, device = sys.argv[1:]
-    answers = sys.stdout
-
-    def answer(**found: Any) -> None:
-        answers.write(json.dumps(found) + '\n')
-        answers.flush()
-
-    with redirect_stdout(sys.stderr), TemporaryDirectory() as folder:
-        try:
-            set_device(device)
-            free = torch.cuda.mem_get_info()[0] / MIB if device != 'cpu' else 0.0
-            cfg = Config.fromfile(file)
-            cfg.work_dir = folder
-            iteration = Iteration(cfg)
-        except EvitError as error:
-            answer(error=str(error))
-            return
-        answer(images=iteration.images, free=free)
-        for line in sys.stdin:
-            answer(mib=iteration.peak(int(line)))
+        size = min(max(2 * low, 1), most) if high > most else (low + high) // 2
+        low, high = (size, high) if fits(size) else (low, size)
+    return low if low >= least else 0
 
 
 class Iteration:
     """Training iterations of a config on batches of its largest images.
 
+    Attributes:
+        model: The model.
+        images: Number of training images.
+
     Args:
-        cfg: Config with an empty ``work_dir``.
+        cfg: Config with an empty ``work_dir``. It changes.
     """
 
     def __init__(self, cfg: Config) -> None:
         drop_trackers(cfg)
         cfg.resume, cfg.load_from = False, None
         loader = cfg.train_dataloader
-        self.waiting = loader.get('num_workers', 0) * (loader.pop('prefetch_factor', None) or 2)
+        loader.pop('prefetch_factor', None)
         loader.update(batch_size=1, num_workers=0, persistent_workers=False)
         if 'accumulative_counts' in cfg.optim_wrapper:
             cfg.optim_wrapper.accumulative_counts = 1  # the step adds the state of the optimizer
-        self.runner = build_runner(cfg)
-        self.runner.call_hook('before_build', splits=('train',))
-        self.model = self.runner.model.train()
-        self.optimizer = self.runner.build_optim_wrapper(self.runner.optim_wrapper)
-        loader = self.runner.train_loop.dataloader
+        runner = build_runner(cfg)
+        runner.call_hook('before_build', splits=('train',))
+        # mmdet's BatchSyncRandomResize reads it
+        runner.message_hub.update_info_dict({'iter': 0, 'epoch': 0})
+        self.model = runner.model.train()
+        self.optimizer = runner.build_optim_wrapper(runner.optim_wrapper)
+        loader = runner.train_loop.dataloader
         self.images, self.collate = len(loader.dataset), loader.collate_fn
         kind = type(getattr(loader.batch_sampler, 'batch_sampler', loader.batch_sampler))
         self.samples = largest_samples(loader.dataset, 'AspectRatio' in kind.__name__)
-        self.image_mib = self.samples[0]['inputs'].nbytes / MIB
-        self.on_gpu, self.has_stepped = get_device() != 'cpu', False
 
     def peak(self, size: int) -> float | None:
         """Return the peak memory of an iteration in MiB, or None if memory runs out."""
-        if self.on_gpu:
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
-        chosen = itertools.islice(itertools.cycle(self.samples), size)
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        chosen = list(itertools.islice(itertools.cycle(self.samples), size))
         try:
-            batch = self.collate([copy.deepcopy(sample) for sample in chosen])
-            self.model.train_step(batch, self.optimizer)
-            if not self.has_stepped:  # the first step of an optimizer adds its state
+            for _ in range(2):  # the first step of an optimizer adds its state
+                batch = self.collate([copy.deepcopy(sample) for sample in chosen])
                 self.model.train_step(batch, self.optimizer)
-            self.has_stepped = True
-        except OVERFLOWS:
+        except torch.cuda.OutOfMemoryError:
             return None
         finally:
             self.optimizer.zero_grad()
-        if self.on_gpu:
-            return torch.cuda.max_memory_reserved() / MIB
-        # the data loader workers keep the next batches
-        return (peak_memory()['ram'] or 0.0) + self.waiting * size * self.image_mib
+        return torch.cuda.max_memory_reserved() / MIB
 
 
 def largest_samples(dataset: Any, grouped: bool = False) -> list[dict[str, Any]]:
@@ -424,7 +274,8 @@ def largest_samples(dataset: Any, grouped: bool = False) -> list[dict[str, Any]]
     if grouped:
         found = [sample for sample in found if _is_wide(sample) == _is_wide(largest)]
     height, width = (max(sample['inputs'].shape[axis] for sample in found) for axis in (-2, -1))
-    chosen = [copy.deepcopy(x) for x in (largest, max(found, key=_objects))]
+    crowded = max(found, key=lambda sample: len(sample['data_samples'].get('gt_instances', ())))
+    chosen = [copy.deepcopy(sample) for sample in (largest, crowded)]
     for sample in chosen:
         missing = width - sample['inputs'].shape[-1], height - sample['inputs'].shape[-2]
         sample['inputs'] = F.pad(sample['inputs'], (0, missing[0], 0, missing[1]))
@@ -435,7 +286,3 @@ def largest_samples(dataset: Any, grouped: bool = False) -> list[dict[str, Any]]
 def _is_wide(sample: dict[str, Any]) -> bool:
     height, width = sample['inputs'].shape[-2:]
     return width > height
-
-
-def _objects(sample: dict[str, Any]) -> int:
-    return len(sample['data_samples'].get('gt_instances', ()))

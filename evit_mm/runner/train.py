@@ -60,8 +60,9 @@ def train(
             :data:`evit_mm.runner.tracking.BACKENDS`.
         early_stopping: Number of evaluations without an improvement after which the training ends,
             see :func:`~evit_mm.runner.early_stopping.add_early_stopping`. None trains to the end.
-        batch_size: Number of images per process, or ``'auto'`` for the largest that fits into
-            memory, see :func:`~evit_mm.runner.batch_size.set_batch_size`. None uses the config.
+        batch_size: Number of images per process, or ``'auto'`` for the largest that fits into the
+            memory of a CUDA GPU, see :func:`~evit_mm.runner.batch_size.set_batch_size`. None uses
+            the config.
 
     Returns:
         The runner after training.

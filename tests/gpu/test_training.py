@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ from mmengine.registry import init_default_scope
 
 from evit_mm.data import make_shapes
 from evit_mm.errors import ConfigError
+from evit_mm.runner import batch_size
 from evit_mm.runner.build import set_device
 from evit_mm.runner.config import load_config
 from evit_mm.runner.train import train
@@ -133,3 +135,30 @@ def test_one_process_of_several(data, tmp_path, device, is_gpu, figures):
     )
     # AMP's first steps may be skipped alike; sums on a GPU are in no fixed order
     assert figures['largest difference of a loss'] < (0.05 if is_gpu else 1e-4)
+
+
+def test_a_search_for_the_largest_batch_and_a_training_with_it(
+    tmp_path, device, is_gpu, figures, monkeypatch, capsys
+):
+    """A child process that may use 1 GiB runs out of memory, goes on and finds a size."""
+    if not is_gpu:
+        pytest.skip('--batch-size auto needs a CUDA GPU')
+    data = make_shapes(tmp_path / 'set', 256, 4, size=(96, 80), quiet=True)
+    config = write_config(tmp_path, data, 'train_cfg = dict(max_epochs=1)\n')
+    set_device(device)
+    share = 2**30 / torch.cuda.mem_get_info()[1]
+    limit = f'torch.cuda.set_per_process_memory_fraction({share}, {torch.cuda.current_device()})'
+    monkeypatch.setattr(batch_size, 'CHILD', f'import torch; {limit}; {batch_size.CHILD}')
+    runner = train(
+        config,
+        str(tmp_path / 'work'),
+        device=device,
+        batch_size='auto',
+        cfg_options={'scale': (640, 640)},
+    )
+    said = capsys.readouterr().out
+    sizes = [int(size) for size in re.findall(r'^  (\d+): \d\.\d\d GiB$', said, re.M)]
+    over = [int(size) for size in re.findall(r'^  (\d+): out of memory$', said, re.M)]
+    figures['largest batch size in 1 GiB'] = found = max(sizes)
+    assert found < min(over) <= 9 * found / 8 + 1 and min(over) <= 256
+    assert runner.train_dataloader.batch_sampler.batch_size == found and runner.epoch == 1

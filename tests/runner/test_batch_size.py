@@ -1,80 +1,97 @@
-"""The search for the largest batch size: beside a count by hand, a stand-in for a GPU, for real."""
+"""The search for the largest batch size: beside a count by hand, and on a stand-in for a GPU."""
 
+import json
 import random
 import re
-from types import SimpleNamespace
+from pathlib import Path
 
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.model import BaseModel
 from mmengine.structures import BaseDataElement, InstanceData
 
 from evit_mm.data import make_shapes
 from evit_mm.errors import ConfigError
 from evit_mm.runner import batch_size
-from evit_mm.runner.batch_size import available_memory, largest_samples, search, set_batch_size
+from evit_mm.runner.batch_size import find_size, largest_batch, largest_samples, search
+from evit_mm.runner.batch_size import set_batch_size as set_size
 from evit_mm.runner.config import load_config
 from evit_mm.runner.train import train
+from tests.models import test_classifier
 from tests.trainings import write_config
 
+# each iteration has another size, as if it were a later one of a training
+SYNCED = """
+optim_wrapper = dict(accumulative_counts=4)
+resize = dict(type='BatchSyncRandomResize', random_size_range=(96, 128), interval=1)
+model.update(data_preprocessor=dict(batch_augments=[resize]))
+"""
 
-def linear(base, slope, limit=None):
-    """A model's memory in MiB; from ``limit`` on, memory runs out."""
-    return lambda size: None if limit and size >= limit else base + slope * size
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    return make_shapes(tmp_path_factory.mktemp('data') / 'set', 40, 2, size=(96, 80), quiet=True)
 
 
-@pytest.mark.parametrize('predict', [False, True])
-def test_the_size_is_at_most_an_eighth_below_the_largest_that_fits(predict):
+@pytest.mark.parametrize('least', [1, 2])
+def test_the_size_is_at_most_an_eighth_below_the_largest_that_fits(least):
     draw = random.Random(0)
     for _ in range(300):
-        base, slope, most = draw.uniform(0, 900), draw.uniform(1, 90), draw.randint(1, 400)
-        budget = draw.uniform(base, 9000)
-        largest = max((n for n in range(1, most + 1) if base + slope * n <= budget), default=0)
-        tried = list(search(linear(base, slope), budget, most, predict))
-        sizes = [trial.size for trial in tried]
-        assert len(set(sizes)) == len(sizes) < 16 and max(sizes) <= most
-        found = max((trial.size for trial in tried if trial.fits), default=0)
+        largest, most, tried = draw.randint(0, 500), draw.randint(least, 400), []
+        found = search(lambda size: tried.append(size) or size <= largest, least, most)  # noqa: B023
+        assert len({*tried}) == len(tried) < 16 and least <= min(tried) and max(tried) <= most
+        assert found == max((size for size in tried if size <= largest), default=0)
+        largest = min(largest, most) if largest >= least else 0
         assert largest - max(largest // 8, 1) < found <= largest or found == largest
-        over = [trial for trial in tried if not trial.predicted and not trial.fits]
-        # on a CPU, hardly anything is tried that does not fit
-        assert not predict or all(trial.size <= 2 for trial in over)
 
 
-def test_memory_that_runs_out_is_a_size_that_does_not_fit():
-    tried = list(search(linear(0, 1, limit=25), 1000, 400))
-    assert [(t.size, t.fits) for t in tried] == [
-        *((2**i, True) for i in range(5)), (32, False), (24, True), (28, False), (26, False)
-    ]  # fmt: skip
-    assert [str(t) for t in tried[3:6]] == ['8: 0.01 GiB', '16: 0.02 GiB', '32: out of memory']
-    assert not any(t.fits for t in search(linear(0, 1, limit=1), 1000, 400))
+@pytest.fixture
+def gpu(monkeypatch):
+    """A stand-in for a GPU with memory for nine images. It gives the sizes of the batches."""
+    sizes, step = [], BaseModel.train_step
 
-
-class Overflowing(torch.nn.Module):
-    """A model whose GPU has memory for five images."""
-
-    def train_step(self, data, optim_wrapper):
-        if len(data['inputs']) > 5:
+    def train_step(model, data, optim_wrapper):
+        sizes.append(len(data['inputs']))
+        if sizes[-1] > 9:
             raise torch.cuda.OutOfMemoryError
-        return {}
+        return step(model, data, optim_wrapper)
+
+    monkeypatch.setattr(BaseModel, 'train_step', train_step)
+    memory = {
+        'empty_cache': lambda: None,
+        'reset_peak_memory_stats': lambda: None,
+        'mem_get_info': lambda: (2**30, 2**31),
+        'max_memory_reserved': lambda: sizes[-1] * 100 * 2**20,
+    }
+    for name, function in memory.items():
+        monkeypatch.setattr(torch.cuda, name, function)
+    return sizes
 
 
-def test_a_gpu_that_runs_out_of_memory_and_goes_on(monkeypatch):
-    calls = []
-    for name in ('empty_cache', 'reset_peak_memory_stats'):
-        monkeypatch.setattr(torch.cuda, name, lambda name=name: calls.append(name))
-    monkeypatch.setattr(torch.cuda, 'max_memory_reserved', lambda: 7 * 2**20)
-    iteration = batch_size.Iteration.__new__(batch_size.Iteration)
-    vars(iteration).update(
-        model=Overflowing(),
-        optimizer=SimpleNamespace(zero_grad=lambda: calls.append('zero_grad')),
-        collate=lambda samples: {'inputs': [sample['inputs'] for sample in samples]},
-        samples=[{'inputs': torch.zeros(3, 4, 4)}] * 2,
-        on_gpu=True,
-        has_stepped=False,
-    )
-    tried = list(search(iteration.peak, 100, 64))
-    assert max(t.size for t in tried if t.fits) == 5
-    assert {t.mib for t in tried} == {7.0, None} and calls.count('zero_grad') == len(tried)
+def test_a_gpu_that_runs_out_of_memory_and_goes_on(gpu, data, tmp_path, monkeypatch):
+    cfg = load_config(write_config(tmp_path, data, SYNCED), work_dir=str(tmp_path / 'work'))
+    said = []
+    assert find_size(cfg, 2, said.append) == 9
+    assert gpu == [1, 1, 2, 2, 4, 4, 8, 8, 16, 12, 10, 9, 9]
+    assert said[3:6] == ['  8: 0.78 GiB', '  16: out of memory', '  12: out of memory']
+    assert said[-2] == 'batch size: 9 per process (limit: 0.90 GiB, 90 % of the unused memory)'
+    assert said[-1] == 'the learning rate is for batch size 8; --auto-scale-lr scales it'
+    monkeypatch.setattr(batch_size, 'SHARE', 0.5)  # 512 MiB
+    assert find_size(cfg, 2, said.append) == 5
+    assert find_size(cfg, 10, said.append) == 4
+    assert said[-2] == 'batch size: 4 per process (limit: there are 40 images)'
+    monkeypatch.setattr(batch_size, 'SHARE', 0.05)
+    with pytest.raises(ConfigError, match=r'tiny\.py: batch size 1 does not fit into 0\.05 GiB'):
+        find_size(cfg, 1, said.append)
+
+
+def test_a_classifier_starts_with_two_images(gpu, tmp_path):
+    images = test_classifier.draw_images(tmp_path / 'images', (('train', 2), ('val', 1)))
+    config = test_classifier.write_config(tmp_path, images)
+    cfg = load_config(config, work_dir=str(tmp_path / 'work'))
+    assert find_size(cfg, 1, lambda _: None) == 6
+    assert gpu == [2, 2, 4, 4, 6, 6]
 
 
 def sample(height, width, objects):
@@ -97,90 +114,127 @@ def test_a_batch_has_the_largest_image_and_the_most_objects():
         largest_samples([None])
 
 
-def test_the_limit_of_a_container_counts(tmp_path):
-    group = tmp_path / 'memory'
-    group.mkdir()
-    (tmp_path / 'memory.max').write_text('max\n')
-    (group / 'memory.limit_in_bytes').write_text(str(500 * 2**20))
-    (group / 'memory.usage_in_bytes').write_text(str(300 * 2**20))
-    (group / 'memory.stat').write_text(f'cache 7\ntotal_inactive_file {100 * 2**20}\n')
-    assert list(batch_size._unused_in_groups(tmp_path)) == [300.0]
-    (tmp_path / 'memory.max').write_text(str(80 * 2**20))
-    (tmp_path / 'memory.current').write_text(str(70 * 2**20))
-    (tmp_path / 'memory.stat').write_text('inactive_file 0\n')
-    assert 10.0 in list(batch_size._unused_in_groups(tmp_path))
-    assert 0 < available_memory() < 2**30
-
-
 @pytest.mark.parametrize('wanted', ['0', '-3', '2.5', 'most', 0])
-def test_other_words_are_refused(wanted, tmp_path):
-    cfg = load_config(write_config(tmp_path, tmp_path))
+def test_other_words_are_refused(wanted):
     with pytest.raises(ConfigError, match='must be a positive integer or auto'):
-        set_batch_size(cfg, wanted)
+        set_size(Config({'train_dataloader': {}}), wanted)
+
+
+def test_the_size_is_set_once_and_searched_only_on_a_gpu(data, tmp_path):
+    config = write_config(tmp_path, data)
     with pytest.raises(ConfigError, match='both set the batch size'):
-        train(str(tmp_path / 'tiny.py'), batch_size='4', cfg_options={'batch_size': 4})
+        train(config, batch_size='4', cfg_options={'batch_size': 4})
+    with pytest.raises(ConfigError, match='auto needs a CUDA GPU, not cpu; give a number; on a C'):
+        train(config, batch_size='auto', device='cpu')
 
 
-class Child:
-    """A child process that has answered."""
-
-    images, free = 50, 8.0
-
-    def __init__(self, cfg, device):
-        assert device == 'cpu'
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
-    def measure(self, size):
-        return 10.0 + 10 * size
+@pytest.fixture
+def on_gpu(monkeypatch):
+    monkeypatch.setattr(batch_size, 'get_device', lambda: 'cuda')
+    monkeypatch.setattr(torch.cuda, 'current_device', lambda: 3)
 
 
-def test_processes_share_memory_and_images(tmp_path, monkeypatch, capsys):
-    cfg = load_config(write_config(tmp_path, tmp_path))
-    monkeypatch.setattr(batch_size, '_Child', Child)
-    monkeypatch.setattr(batch_size, 'get_device', lambda: 'cpu')
-    monkeypatch.setattr(batch_size, 'available_memory', lambda: 210 / 0.9)
-    assert [batch_size.largest_batch(cfg, n) for n in (1, 2, 10)] == [20, 9, 1]
-    assert 'the learning rate is for batch size' in capsys.readouterr().out
-    monkeypatch.setattr(batch_size, 'available_memory', lambda: 19 / 0.9)
-    with pytest.raises(ConfigError, match=r'tiny\.py: one image does not fit into 0.02 GiB'):
-        batch_size.largest_batch(cfg)
+# a child process that answers as a search does, but at once
+ANSWER = """
+import json, sys
+from pathlib import Path
+folder, device, processes = sys.argv[1:]
+print('  1:', device, processes)
+config = Path(folder, 'config.py')
+assert 'RetinaNet' in config.read_text()
+Path(folder, 'result.json').write_text(json.dumps({}))
+"""
+
+
+def test_a_child_process_searches(on_gpu, data, tmp_path, monkeypatch, capsys):
+    cfg = load_config(write_config(tmp_path, data))
+    monkeypatch.setattr(batch_size, 'CHILD', ANSWER.format("{'size': 7}"))
+    assert largest_batch(cfg, 2) == 7
+    assert capsys.readouterr().out == 'searching for the largest batch size\n  1: cuda:3 2\n'
+    monkeypatch.setattr(batch_size, 'CHILD', ANSWER.format("{'error': f'{config}: no'}"))
+    with pytest.raises(ConfigError, match=rf'^{cfg.filename}: no$'):
+        largest_batch(cfg)
+    monkeypatch.setattr(batch_size, 'CHILD', 'import os; os.kill(os.getpid(), 9)')
+    with pytest.raises(ConfigError, match=r'tiny\.py: the search .* failed \(exit status -9\); gi'):
+        largest_batch(cfg)
+
+
+def test_what_a_child_process_says(gpu, data, tmp_path, monkeypatch, capfd):
+    def searched():
+        batch_size.search_in_child()
+        return json.loads((tmp_path / 'result.json').read_text())
+
+    monkeypatch.setattr('sys.argv', ['', str(tmp_path), 'cpu', '10'])
+    file = Path(write_config(tmp_path, data)).rename(tmp_path / 'config.py')
+    assert searched() == {'size': 4}
+    assert capfd.readouterr().out.startswith('  1: 0.10 GiB\n  2: 0.20 GiB\n  4: 0.39 GiB\nbatch')
+    monkeypatch.setattr(torch.cuda, 'max_memory_reserved', lambda: 1 / 0)
+    assert searched() == {
+        'error': f'{file}: the search for a batch size failed (ZeroDivisionError: division by '
+        'zero); give --batch-size a number'
+    }
+    file.write_text(file.read_text() + "model['backbone']['type'] = 'EfficientViTT'\n")
+    assert f'{file}: model.backbone.type: EfficientViTT is not in' in searched()['error']
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='the search works on this machine')
+def test_the_real_child_process_needs_a_gpu(on_gpu, data, tmp_path):
+    cfg = load_config(write_config(tmp_path, data))
+    with pytest.raises(ConfigError, match="--device 'cuda:3' is not available"):
+        largest_batch(cfg)
+
+
+def test_one_of_several_processes_searches(on_gpu, data, tmp_path, monkeypatch):
+    cfg, joined, sent = load_config(write_config(tmp_path, data)), [], []
+    monkeypatch.setattr(batch_size, 'join_processes', lambda *args: joined.append(args[0]))
+    monkeypatch.setattr(batch_size, 'largest_batch', lambda cfg, processes: 10 * processes)
+    monkeypatch.setattr(batch_size, 'get_dist_info', lambda: (0, 4))
+    monkeypatch.setattr(batch_size, 'broadcast_object_list', sent.extend)
+    set_size(cfg, 'auto', 'pytorch')
+    assert cfg.train_dataloader.batch_size == 40 and sent == [40] and joined == ['pytorch']
+    for received in (9, ConfigError('nothing fits')):
+        monkeypatch.setattr(batch_size, 'get_dist_info', lambda: (1, 4))
+        monkeypatch.setattr(
+            batch_size,
+            'broadcast_object_list',
+            lambda found, received=received: found.__setitem__(0, received),
+        )
+        if received == 9:
+            set_size(cfg, 'auto', 'pytorch')
+            assert cfg.train_dataloader.batch_size == 9
+        else:
+            with pytest.raises(ConfigError, match='nothing fits'):
+                set_size(cfg, 'auto', 'pytorch')
+
+    def fails(cfg, processes):
+        raise ConfigError('no')
+
+    monkeypatch.setattr(batch_size, 'largest_batch', fails)
+    monkeypatch.setattr(batch_size, 'get_dist_info', lambda: (0, 4))
+    monkeypatch.setattr(batch_size, 'broadcast_object_list', sent.extend)
+    with pytest.raises(ConfigError, match='no'):
+        set_size(cfg, 'auto', 'pytorch')
+    assert str(sent[-1]) == 'no'  # the other processes end as well
 
 
 @pytest.mark.slow
-def test_a_cpu_finds_a_size_trains_with_it_and_keeps_it(tmp_path, monkeypatch, capsys):
-    data = make_shapes(tmp_path / 'set', 40, 2, size=(96, 80), quiet=True)
-    extra = 'train_cfg = dict(max_epochs=1)\noptim_wrapper = dict(accumulative_counts=4)\n'
-    config, work = write_config(tmp_path, data, extra), tmp_path / 'work'
-    torch.manual_seed(3)
-    state = torch.get_rng_state()
-    cfg = load_config(config)
-    set_batch_size(cfg, 'auto')
-    said = capsys.readouterr().out
-    assert cfg.train_dataloader.batch_size == 40  # all that there are
-    assert 'batch size: 40 per process (limit: there are 40 images)' in said
-    assert torch.equal(torch.get_rng_state(), state)
-    # a machine with little memory: room for less than the whole data set
-    peaks = [float(x) for x in re.findall(r'^  \d+: (\d\.\d\d) GiB$', said, re.M)]
-    limit = 1024 * (peaks[0] + (peaks[-1] - peaks[0]) / 2) / 0.9
-    monkeypatch.setattr(batch_size, 'available_memory', lambda: limit)
-    runner = train(config, str(work), device='cpu', seed=1, batch_size='auto', auto_scale_lr=True)
-    found = runner.train_dataloader.batch_sampler.batch_size
-    assert 1 <= found < 40
+def test_a_training_has_the_size_and_its_resume_keeps_it(data, tmp_path, monkeypatch, capsys):
+    config, work = write_config(tmp_path, data, 'train_cfg = dict(max_epochs=1)\n'), tmp_path / 'w'
+    monkeypatch.setattr(batch_size, 'get_device', lambda: 'cuda')
+    monkeypatch.setattr(batch_size, 'largest_batch', lambda cfg, processes: 20)
+    runner = train(config, str(work), device='cpu', batch_size='auto', auto_scale_lr=True)
+    assert runner.train_dataloader.batch_sampler.batch_size == 20
     recorded = Config.fromfile(work / 'tiny.py')
-    assert recorded.train_dataloader.batch_size == found
+    assert recorded.train_dataloader.batch_size == 20
     base = recorded.auto_scale_lr.base_batch_size
     lr = runner.optim_wrapper.optimizer.param_groups[0]['initial_lr']
-    assert lr == pytest.approx(recorded.optim_wrapper.optimizer.lr * found / base)
-    # a resume does not search again
-    monkeypatch.setattr(batch_size, 'available_memory', lambda: 0)
+    assert lr == pytest.approx(recorded.optim_wrapper.optimizer.lr * 20 / base)
+    # a resume does not search again, and needs no GPU
+    monkeypatch.undo()
     options = {'train_cfg.max_epochs': 2}
     resumed = train(
         config, str(work), device='cpu', resume='auto', batch_size='auto', cfg_options=options
     )
-    assert resumed.train_dataloader.batch_sampler.batch_size == found and resumed.epoch == 2
-    assert f'batch size: {found}, as in the training that is resumed' in capsys.readouterr().out
+    assert resumed.train_dataloader.batch_sampler.batch_size == 20 and resumed.epoch == 2
+    said = capsys.readouterr().out
+    assert re.search('batch size: 20, as in the training that is resumed', said)
