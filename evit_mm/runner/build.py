@@ -19,6 +19,7 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import init_dist, is_distributed, is_main_process, master_only
 from mmengine.hooks import CheckpointHook
+from mmengine.model import BaseTTAModel
 from mmengine.registry import RUNNERS, init_default_scope
 from mmengine.runner import Runner
 from mmengine.utils.dl_utils import set_multi_processing
@@ -140,6 +141,10 @@ class CheckedRunner(Runner):
         model = unwrap(self.model)
         if self._evaluates:
             content = read_fitting(filename, model, self.test_dataloader.dataset.metainfo)
+            if any(isinstance(module, BaseTTAModel) for module in self.model.modules()):
+                # mmpretrain's EMAHook would not find the names of its copy of this wrapper
+                content['state_dict'] = evaluated_weights(self.cfg, content)
+                content.pop('ema_state_dict', None)
         elif self.resumed is None:
             content = read_start(filename, model)
         else:

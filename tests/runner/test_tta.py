@@ -200,10 +200,17 @@ def test_what_cannot_be_scaled_is_refused(data, tmp_path, change, scales, said):
 
 def test_a_model_with_masks_is_refused_before_data_is_read(tmp_path):
     config = ROOT / 'configs' / 'mask_rcnn_evit_m4_coco.py'
+    options = {
+        'model.backbone.arch': {'_delete_': True, **TINY},
+        'model.neck.in_channels': [16, 24, 32],
+        'model.roi_head.bbox_head.fc_out_channels': 32,
+        'model.roi_head.mask_head.num_convs': 1,
+    }
     weights = tmp_path / 'w.pth'
     torch.save({'state_dict': {}}, weights)
+    arguments = {'work_dir': str(tmp_path / 'work'), 'device': 'cpu', 'cfg_options': options}
     with pytest.raises(ConfigError, match='--tta cannot merge masks'):
-        run_test(config, weights, work_dir=str(tmp_path / 'work'), device='cpu', tta=[])
+        run_test(config, weights, tta=[], **arguments)
 
 
 def test_a_truncated_image_is_found_in_all_views(data, tmp_path):
@@ -214,7 +221,8 @@ def test_a_truncated_image_is_found_in_all_views(data, tmp_path):
         DataCheckHook().before_test_iter(None, 0, {'data_samples': views})
 
 
-def test_a_classifier_averages_the_scores_of_both_views(tmp_path):
+@pytest.mark.parametrize('on_ema', [None, True, False])
+def test_a_classifier_averages_the_scores_of_both_views(tmp_path, on_ema):
     from mmengine.registry import MODELS, init_default_scope
 
     size = 64
@@ -243,7 +251,16 @@ def test_a_classifier_averages_the_scores_of_both_views(tmp_path):
     cfg = load_config(config, options)
     init_default_scope('mmpretrain')
     model = randomise(MODELS.build(cfg.model)).eval()
-    torch.save({'state_dict': model.state_dict()}, tmp_path / 'w.pth')
+    content = {'state_dict': model.state_dict()}
+    if on_ema is not None:
+        options['custom_hooks'] = [
+            {'type': 'EMAHook', 'update_buffers': True, 'evaluate_on_ema': on_ema}
+        ]
+        others = {name: 2 * x for name, x in model.state_dict().items()}
+        averaged, plain = (model.state_dict(), others) if on_ema else (others, model.state_dict())
+        plain = {f'module.{name}': x for name, x in plain.items()}
+        content = {'state_dict': averaged, 'ema_state_dict': {'steps': torch.tensor(1), **plain}}
+    torch.save(content, tmp_path / 'w.pth')
     out = tmp_path / 'out.pkl'
     arguments = {'out': str(out), 'work_dir': str(tmp_path / 'work'), 'device': 'cpu'}
     run_test(config, tmp_path / 'w.pth', cfg_options=options, tta=[], **arguments)
