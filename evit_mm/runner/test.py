@@ -121,7 +121,14 @@ def _write_predictions(cfg: Config, out: str) -> None:
 def _draw_predictions(cfg: Config, show_dir: str) -> None:
     """Configure the visualization hook to save pictures in a folder."""
     folder = os.path.abspath(show_dir)
+    hook = (cfg.get('default_hooks') or {}).get('visualization')
+    if not hook:
+        kind = 'ClsVisualizationHook' if is_classifier(cfg) else 'DetVisualizationHook'
+        raise ConfigError(
+            f'{cfg.filename}: --show-dir needs default_hooks.visualization, which draws the '
+            f"pictures; set it to dict(type='{kind}')"
+        )
     if is_classifier(cfg):
-        cfg.default_hooks.visualization.update(enable=True, interval=1, out_dir=folder)
+        hook.update(enable=True, interval=1, out_dir=folder)
     else:
-        cfg.default_hooks.visualization.update(draw=True, test_out_dir=folder)
+        hook.update(draw=True, test_out_dir=folder)

@@ -463,6 +463,10 @@ def test_the_arguments_of_an_evaluation_reach_its_runner(tmp_path):
     assert found['hooks'] == [hook] and cfg.work_dir == str(tmp_path / 'w')
     visualization = cfg.default_hooks.visualization
     assert visualization.draw is True and visualization.test_out_dir == str(tmp_path / 'p')
+    for key, value in (('.visualization', None), ('', {'_delete_': True})):
+        with pytest.raises(ConfigError, match=r'set it to dict\(type=.DetVisualizationHook.\)$'):
+            tested(show_dir=f'{tmp_path}/no', options={f'default_hooks{key}': value})
+    assert not (tmp_path / 'no').exists()
     cfg = tested(None)['runner'].cfg
     assert cfg.load_from is None and cfg.launcher == 'none'
     assert not cfg.default_hooks.visualization.get('draw')
