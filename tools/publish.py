@@ -4,6 +4,7 @@ Example: python tools/publish.py CONFIG CHECKPOINT -o my-cells --license cc-by-4
 """
 
 import argparse
+import shlex
 
 from evit_mm.deploy.hub import publish
 from evit_mm.utils.cli import add_cfg_options, add_device, run_tool
@@ -40,7 +41,8 @@ def main() -> None:
     else:
         for name, value in figures.metrics.items():
             print(f'{name}: {value:.4g}')
-    print(f"'{folder}' is written; look at its README.md, then: hf upload OWNER/NAME {folder}")
+    upload = shlex.join(['hf', 'upload', 'OWNER/NAME', str(folder)])
+    print(f"'{folder}' is written; look at its README.md, then: {upload}")
 
 
 if __name__ == '__main__':

@@ -85,9 +85,10 @@ def write_card(
     from huggingface_hub import EvalResult, ModelCardData
 
     results, table = [], NOT_MEASURED.capitalize() + '.'
-    if figures is not None:
-        # evaluators give numbers of numpy, too
-        values = {key: float(x) for key, x in figures.metrics.items() if _is_measured(x)}
+    metrics = figures.metrics if figures else {}
+    # evaluators give numbers of numpy, too
+    values = {key: float(x) for key, x in metrics.items() if _is_measured(x)}
+    if figures and values:
         where = f'`{figures.dataset}`'
         where += f' (`{figures.annotations}`)' if figures.annotations else ''
         results = [

@@ -28,10 +28,11 @@ from mmengine.registry import Registry
 from ...data.pipeline import without_annotations
 from ...errors import ConfigError
 from ...utils.text import did_you_mean
+from ..export.files import preprocessor_config
 
 VERSION = 1
 FIELDS = ('format_version', 'evit_mm', 'model', 'test_pipeline', 'classes', 'palette')
-MAX_BYTES, MAX_DEPTH = 1 << 20, 32
+MAX_DEPTH = 32
 # of other strings; some parts use one as the type of a further part, such as padding_mode
 WORD = re.compile(r'[\w-]{1,100}', re.ASCII)
 TUPLE = '__tuple__'  # {"__tuple__": [...]} is a tuple, which JSON does not have
@@ -66,8 +67,6 @@ STEPS = _names("""
 OPERATORS = {'nms': _names('nms soft_nms'), 'roi_layer': _names('RoIAlign')}
 # without a use in prediction; some read files, and some name parts that only training needs
 NULL = ('backend_args', 'batch_augments', 'file_client_args', 'init_cfg', 'pretrained', 'train_cfg')
-# packages that the classes come from; a class of another package only has the same name
-PACKAGES = ('evit_mm', 'mmcv', 'mmdet', 'mmengine', 'torch')
 
 
 def to_json(cfg: Config, metainfo: Mapping[str, Any], version: str) -> str:
@@ -91,12 +90,15 @@ def to_json(cfg: Config, metainfo: Mapping[str, Any], version: str) -> str:
             'published'
         )
     steps = without_annotations(get_test_pipeline_cfg(cfg))
+    model = cfg.model.copy()
+    if preprocessor := preprocessor_config(cfg):
+        model['data_preprocessor'] = preprocessor
     classes = list(metainfo['classes'])
     palette = metainfo.get('palette')
     content = {
         'format_version': VERSION,
         'evit_mm': version,
-        'model': _encode(cfg.model, 'model', source),
+        'model': _encode(model, 'model', source),
         'test_pipeline': _encode(list(steps), 'test_pipeline', source),
         'classes': classes,
         'palette': _encode_palette(palette, len(classes)),
@@ -153,8 +155,6 @@ def _parse(text: str | bytes, source: str) -> dict[str, Any]:
     def refuse(word: str) -> Any:
         raise ValueError(f'{word} is not valid JSON')
 
-    if len(text) > MAX_BYTES:
-        raise ConfigError(f'{source}: {len(text)} bytes are too much for a config')
     try:
         decoded = text.decode() if isinstance(text, bytes) else text
         content = json.loads(decoded, parse_constant=refuse)
@@ -213,8 +213,7 @@ def _encode(value: Any, where: str, source: str) -> Any:
 def _encode_type(kind: Any, where: str, source: str) -> str:
     """Return the plain name of a class. A config names it with or without a scope, or gives it."""
     if isinstance(kind, str):
-        scope, _, name = kind.rpartition('.')
-        return name if scope == 'mmdet' and _registered(name, parents=False) else kind
+        return kind.removeprefix('mmdet.')
     name = getattr(kind, '__name__', str(kind))
     if _registered(name) is not kind and getattr(mmcv.ops, name, None) is not kind:
         raise ConfigError(f'{source}: {where} is {kind!r}, which has no registered name')
@@ -269,16 +268,8 @@ def _check_type(kind: Any, where: str, source: str, kinds: frozenset[str]) -> No
     """Check that a type is on the list of its place, and that no import is needed to find it."""
     if not isinstance(kind, str) or kind not in kinds:
         raise _refusal(source, where, kind, kinds)
-    if kinds in OPERATORS.values():
-        return
-    found = _registered(kind)
-    if found is None:
+    if kinds not in OPERATORS.values() and _registered(kind) is None:
         raise ConfigError(f"{source}: {where} is '{kind}', which the installed mmdet does not have")
-    if found.__module__.split('.')[0] not in PACKAGES:
-        raise ConfigError(
-            f"{source}: {where} is '{kind}', which means a class of the module "
-            f"'{found.__module__}' here; only the class of {' or '.join(PACKAGES)} can be used"
-        )
 
 
 def _refusal(source: str, where: str, kind: Any, kinds: frozenset[str]) -> ConfigError:
@@ -288,7 +279,7 @@ def _refusal(source: str, where: str, kind: Any, kinds: frozenset[str]) -> Confi
     )
 
 
-def _registered(name: str, parents: bool = True) -> Any:
+def _registered(name: str) -> Any:
     """Return a class from the registries without an import. None if it is not there."""
     import mmdet.datasets.transforms
     import mmdet.models  # noqa: F401 (both register classes)
@@ -301,7 +292,7 @@ def _registered(name: str, parents: bool = True) -> Any:
         while node is not None:
             if name in node.module_dict:
                 return node.module_dict[name]
-            node = node.parent if parents else None
+            node = node.parent
     return None
 
 

@@ -55,7 +55,8 @@ def publish(
 
     The weights are those that :func:`evit_mm.runner.test.test` evaluates, so with EMA the averaged
     ones. The figures of the card are measured: the written files are evaluated on the test set of
-    the config. If the data set is not there, the card says "not measured".
+    the config. If the data set is not there, or the evaluator only writes its predictions, the card
+    says "not measured".
 
     Args:
         config: Config file of a detector.
@@ -80,8 +81,8 @@ def publish(
     if is_classifier(cfg):
         raise ConfigError(f"config '{config}' is a classifier; only detectors can be published")
     is_new = not folder.exists()
-    make_folder('-o', folder)
     set_device(device)
+    make_folder('-o', folder)
     try:
         with TemporaryDirectory(prefix=f'{folder.name}.', dir=folder.parent) as partial:
             made = Path(partial)
@@ -138,8 +139,12 @@ def _measure(
     cfg: Config, published: Config, weights: Path, device: str | None
 ) -> tuple[Figures | None, str]:
     """Evaluate published weights and their network on the test set of the original config."""
-    if not cfg.get('test_evaluator'):
+    evaluators = cfg.get('test_evaluator')
+    if not evaluators:
         return None, 'the config has no test_evaluator'
+    for metric in [evaluators] if isinstance(evaluators, Mapping) else evaluators:
+        if metric.get('format_only'):
+            return None, 'test_evaluator.format_only=True only writes the predictions'
     evaluated, count = copy.deepcopy(cfg), _ImageCount()
     evaluated.model = copy.deepcopy(published.model)
     try:
