@@ -46,9 +46,8 @@ def test_the_size_is_at_most_an_eighth_below_the_largest_that_fits(least):
         assert largest - max(largest // 8, 1) < found <= largest or found == largest
 
 
-@pytest.fixture
-def gpu(monkeypatch):
-    """A stand-in for a GPU with memory for nine images. It gives the sizes of the batches."""
+def use_stand_in(replace):
+    """Give torch a GPU with memory for nine images. Return the sizes of the batches."""
     sizes, step = [], BaseModel.train_step
 
     def train_step(model, data, optim_wrapper):
@@ -57,7 +56,7 @@ def gpu(monkeypatch):
             raise torch.cuda.OutOfMemoryError
         return step(model, data, optim_wrapper)
 
-    monkeypatch.setattr(BaseModel, 'train_step', train_step)
+    replace(BaseModel, 'train_step', train_step)
     memory = {
         'empty_cache': lambda: None,
         'reset_peak_memory_stats': lambda: None,
@@ -65,8 +64,13 @@ def gpu(monkeypatch):
         'max_memory_reserved': lambda: sizes[-1] * 100 * 2**20,
     }
     for name, function in memory.items():
-        monkeypatch.setattr(torch.cuda, name, function)
+        replace(torch.cuda, name, function)
     return sizes
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    return use_stand_in(monkeypatch.setattr)
 
 
 def test_a_gpu_that_runs_out_of_memory_and_goes_on(gpu, data, tmp_path, monkeypatch):
@@ -177,44 +181,44 @@ def test_what_a_child_process_says(gpu, data, tmp_path, monkeypatch, capfd):
     assert f'{file}: model.backbone.type: EfficientViTT is not in' in searched()['error']
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason='the search works on this machine')
-def test_the_real_child_process_needs_a_gpu(on_gpu, data, tmp_path):
-    cfg = load_config(write_config(tmp_path, data))
-    with pytest.raises(ConfigError, match="--device 'cuda:3' is not available"):
-        largest_batch(cfg)
+@pytest.mark.slow
+def test_the_real_child_process(on_gpu, data, tmp_path, monkeypatch, capsys):
+    begin = 'from tests.runner import test_batch_size as tests; tests.use_stand_in(setattr)'
+    begin += '; tests.batch_size.set_device = print'
+    monkeypatch.setattr(batch_size, 'CHILD', f'{begin}; {batch_size.CHILD}')
+    assert largest_batch(load_config(write_config(tmp_path, data)), 10) == 4
+    said = [line.partition(':')[0] for line in capsys.readouterr().out.splitlines()[1:]]
+    assert said == [
+        '  1',
+        '  2',
+        '  4',
+        'batch size',
+        'the learning rate is for batch size 8; --auto-scale-lr scales it',
+    ]
 
 
 def test_one_of_several_processes_searches(on_gpu, data, tmp_path, monkeypatch):
     cfg, joined, sent = load_config(write_config(tmp_path, data)), [], []
     monkeypatch.setattr(batch_size, 'join_processes', lambda *args: joined.append(args[0]))
-    monkeypatch.setattr(batch_size, 'largest_batch', lambda cfg, processes: 10 * processes)
-    monkeypatch.setattr(batch_size, 'get_dist_info', lambda: (0, 4))
-    monkeypatch.setattr(batch_size, 'broadcast_object_list', sent.extend)
-    set_size(cfg, 'auto', 'pytorch')
-    assert cfg.train_dataloader.batch_size == 40 and sent == [40] and joined == ['pytorch']
-    for received in (9, ConfigError('nothing fits')):
-        monkeypatch.setattr(batch_size, 'get_dist_info', lambda: (1, 4))
-        monkeypatch.setattr(
-            batch_size,
-            'broadcast_object_list',
-            lambda found, received=received: found.__setitem__(0, received),
-        )
-        if received == 9:
-            set_size(cfg, 'auto', 'pytorch')
-            assert cfg.train_dataloader.batch_size == 9
-        else:
-            with pytest.raises(ConfigError, match='nothing fits'):
-                set_size(cfg, 'auto', 'pytorch')
+
+    def size_of(rank, search, broadcast):
+        monkeypatch.setattr(batch_size, 'get_dist_info', lambda: (rank, 4))
+        monkeypatch.setattr(batch_size, 'largest_batch', search)
+        monkeypatch.setattr(batch_size, 'broadcast_object_list', broadcast)
+        set_size(cfg, 'auto', 'pytorch')
+        return cfg.train_dataloader.batch_size
 
     def fails(cfg, processes):
-        raise ConfigError('no')
+        raise ConfigError('nothing fits')
 
-    monkeypatch.setattr(batch_size, 'largest_batch', fails)
-    monkeypatch.setattr(batch_size, 'get_dist_info', lambda: (0, 4))
-    monkeypatch.setattr(batch_size, 'broadcast_object_list', sent.extend)
-    with pytest.raises(ConfigError, match='no'):
-        set_size(cfg, 'auto', 'pytorch')
-    assert str(sent[-1]) == 'no'  # the other processes end as well
+    assert size_of(0, lambda cfg, processes: 10 * processes, sent.extend) == 40
+    with pytest.raises(ConfigError, match='nothing fits'):
+        size_of(0, fails, sent.extend)
+    assert sent[0] == 40 and str(sent[1]) == 'nothing fits' and joined == ['pytorch'] * 2
+    # the others do not search
+    assert size_of(1, None, lambda found: found.__setitem__(0, 9)) == 9
+    with pytest.raises(ConfigError, match='nothing fits'):
+        size_of(1, None, lambda found: found.__setitem__(0, sent[1]))
 
 
 @pytest.mark.slow
