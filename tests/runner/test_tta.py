@@ -209,17 +209,10 @@ def test_what_cannot_be_scaled_is_refused(data, tmp_path, change, scales, said):
 
 def test_a_model_with_masks_is_refused_before_data_is_read(tmp_path):
     config = ROOT / 'configs' / 'mask_rcnn_evit_m4_coco.py'
-    options = {
-        'model.backbone.arch': {'_delete_': True, **TINY},
-        'model.neck.in_channels': [16, 24, 32],
-        'model.roi_head.bbox_head.fc_out_channels': 32,
-        'model.roi_head.mask_head.num_convs': 1,
-    }
     weights = tmp_path / 'w.pth'
     torch.save({'state_dict': {}}, weights)
-    arguments = {'work_dir': str(tmp_path / 'work'), 'device': 'cpu', 'cfg_options': options}
     with pytest.raises(ConfigError, match='--tta cannot merge masks'):
-        run_test(config, weights, tta=[], **arguments)
+        run_test(config, weights, work_dir=str(tmp_path / 'work'), device='cpu', tta=[])
 
 
 def test_a_truncated_image_is_found_in_all_views(data, tmp_path):
