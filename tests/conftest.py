@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mmengine.config import config
 from mmengine.logging import MMLogger
 
 import evit_mm
@@ -25,6 +26,14 @@ TINY = {
     'kernel_sizes': (5, 3),
     'key_dims': (4, 4, 4),
 }
+
+
+@pytest.fixture(scope='session', autouse=True)
+def unformatted_configs():
+    """Leave out what mmengine does with yapf three times per run; it takes seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(config, 'FormatCode', lambda text, **_: (text, True))
+        yield
 
 
 @pytest.fixture
