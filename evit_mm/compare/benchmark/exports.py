@@ -120,6 +120,7 @@ def _exported(kind: str, model: Any, threads: int, precision: str = FLOAT32) -> 
     graph = build_graph(model, ending, form.dtypes[BFLOAT16 if half else FLOAT32])
     test_cfg = model.bbox_head.test_cfg
     metadata = {
+        'classes': [],
         'in_channels': 3,
         'outputs': ['boxes', 'scores', 'labels'],
         'nms': None if form.has_nms else nms_options(test_cfg),
