@@ -136,6 +136,8 @@ class Detector:
     ) -> None:
         from mmdet.visualization import DetLocalVisualizer
 
+        if not isinstance(model, (str, Path)) or not str(model):
+            raise ConfigError(f'model must be the path of a file, got {model!r}')
         if config is None and (str(model).startswith(HUB) or os.path.isdir(model)):
             config, model = load_published(model)
         suffix = Path(model).suffix
@@ -197,8 +199,8 @@ class Detector:
             ConfigError: The config reads other images than pixels in memory, ``batch_size`` is less
                 than 1, ``tile`` is less than 32, or ``sahi``, which tiles need, is not installed.
         """
-        if batch_size < 1:
-            raise ConfigError(f'batch_size must be at least 1, got {batch_size}')
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ConfigError(f'batch_size must be an integer of at least 1, got {batch_size!r}')
         tiles = None if tile is None else Tiles(tile, overlap, batch_size)
         if isinstance(image, (list, tuple)):
             named = [(item, f'image[{place}]') for place, item in enumerate(image)]

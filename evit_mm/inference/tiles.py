@@ -13,6 +13,7 @@ import torch
 from ..errors import ConfigError
 
 OVERLAP = 0.2
+MAX_OVERLAP = 0.9  # above, the number of tiles explodes
 # the same object has boxes from several tiles; a part of it lies within the whole
 MATCH = {'match_metric': 'IOS', 'match_threshold': 0.5}
 
@@ -23,7 +24,7 @@ class Tiles:
 
     Attributes:
         size: Width and height of a tile in pixels of the image, at least 32.
-        overlap: Part of its side that a tile shares with the next one, from 0 to less than 1.
+        overlap: Part of its side that a tile shares with the next one, from 0 to 0.9.
         batch_size: Tiles per batch.
 
     Raises:
@@ -35,11 +36,13 @@ class Tiles:
     batch_size: int = 1
 
     def __post_init__(self) -> None:
-        if self.size < 32:
-            raise ConfigError(f'the size of a tile must be at least 32 pixels, got {self.size}')
-        if not 0 <= self.overlap < 1:
+        if not isinstance(self.size, int) or self.size < 32:
             raise ConfigError(
-                f'the overlap of tiles must be at least 0 and less than 1, got {self.overlap}'
+                f'the size of a tile must be an integer of at least 32 pixels, got {self.size!r}'
+            )
+        if not isinstance(self.overlap, (int, float)) or not 0 <= self.overlap <= MAX_OVERLAP:
+            raise ConfigError(
+                f'the overlap of tiles must be from 0 to {MAX_OVERLAP}, got {self.overlap!r}'
             )
         _import_sahi()
 

@@ -624,7 +624,7 @@ def test_a_batch_of_an_exported_detector_keeps_each_images_size_and_scale(writte
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
-        (dict(out='a.pt'), r"-o '.*a\.pt': the file name must end in \.onnx"),
+        (dict(out='a.pt'), r"-o '.*a\.pt': the file name of --format onnx must end in \.onnx"),
         (dict(out='a.onnx', file_format='tflite'), 'must be one of onnx, openvino, torch'),
         (
             dict(out='a.onnx', precision='bfloat16'),
@@ -821,6 +821,10 @@ HOSTILE = {
             text, '"torch.ops.aten.conv2d.default"', '"torch.ops.aten.from_file.default"'
         ),
         lambda text: change(text, 'builtins.tuple', 'os.system'),
+        lambda text: change(
+            text, r'\"type\": \"builtins.tuple\"', r'\"type\":\"collections.defaultdict\"'
+        ),
+        lambda text: change(text, r'\"context\": \"[]\"', r'\"context\": \"[{}]\"'),
     ],
     'data/weights/model_weights_config.json': [
         lambda text: change(text, '"use_pickle": false', '"use_pickle": true')

@@ -402,6 +402,23 @@ def test_runtimes_find_what_mmdet_finds(detector, written, real_data):
 
 
 @pytest.mark.slow
+def test_proposals_with_tiny_scores_keep_their_order(detector, tmp_path):
+    other = copy.deepcopy(detector)
+    with torch.no_grad():
+        other.rpn_head.rpn_cls.bias -= 40
+    other.test_cfg.rpn.max_per_img = other.rpn_head.test_cfg.max_per_img = 20
+    image, size = images(1, 96, 160), sizes_of(1, 96, 160)
+    inputs = {'image': image, 'size': size.float()}
+    names = ['boxes', 'scores', 'labels', 'masks']
+    file = write(TwoStageGraph(other).eval(), tmp_path / 'a.onnx', inputs, names, None)
+    for run in runs(file):
+        outputs = run(**{name: x.numpy() for name, x in inputs.items()})
+        pair = expected(other, image[0], size[0]), found_in(outputs, 0)
+        agreement = compare_detections([pair], 0.05, 100, 1e-4)
+        assert agreement.detections > 10 and agreement.unmatched == 0, str(agreement)
+
+
+@pytest.mark.slow
 def test_half_in_a_file_for_one_size(detector, tmp_path):
     onnxruntime = pytest.importorskip('onnxruntime')
     image, size = images(1, 96, 160), sizes_of(1, 96, 160)

@@ -344,7 +344,7 @@ def test_a_list_gives_a_list_in_its_order(detector, monkeypatch, tmp_path):
             assert found.boxes == pytest.approx(expected.boxes, abs=1e-2)
     assert sizes == 2 * [1, 1, 2, 2, 1]
     assert detector([]) == []
-    with pytest.raises(ConfigError, match='batch_size must be at least 1, got 0'):
+    with pytest.raises(ConfigError, match='batch_size must be an integer of at least 1, got 0'):
         detector(images, batch_size=0)
 
 
@@ -516,11 +516,46 @@ def test_a_reader_of_a_stranger_is_not_built(kind, tmp_path, monkeypatch):
     assert not (tmp_path / 'RAN').exists() and 'antigravity' not in sys.modules
 
 
-@pytest.mark.parametrize('classes', ['http://127.0.0.1/names.txt', [1, 2], None])
-def test_names_of_a_stranger_are_only_texts(classes, tmp_path):
-    file = write_exported(tmp_path / 'a.onnx', classes=classes)
-    with pytest.raises(EvitError, match=r"a\.onnx': its metadata 'evit_mm' is damaged"):
+@pytest.mark.parametrize(
+    ('key', 'value'),
+    [
+        ('classes', 'http://127.0.0.1/names.txt'),
+        ('classes', [1, 2]),
+        ('outputs', None),
+        ('mean', 'red'),
+        ('std', [0, 0, 0]),
+        ('channels', 5),
+        ('scale', [-5, 0]),
+        ('scale', [320]),
+        ('keep_ratio', 'no'),
+        ('pad_to', 'oval'),
+        ('pad_to', [0, 2]),
+        ('pad_pixel', 'grey'),
+        ('pad_size_divisor', -32),
+        ('pad_value', None),
+        ('score_thr', 'x'),
+        ('in_channels', '3'),
+        ('nms', {'iou_threshold': 0.5}),
+    ],
+)
+def test_damaged_metadata_are_named(key, value, tmp_path):
+    file = write_exported(tmp_path / 'a.onnx', **{key: value})
+    with pytest.raises(EvitError, match=rf"a\.onnx': its metadata 'evit_mm' is damaged \({key}: "):
         Detector(file)
+
+
+def test_missing_metadata_are_named(tmp_path):
+    import onnx
+
+    file = write_exported(tmp_path / 'a.onnx')
+    content = onnx.load(file)
+    whole = json.loads(content.metadata_props[0].value)
+    for key in ('classes', 'mean', 'scale', 'pad_value'):
+        rest = {name: value for name, value in whole.items() if name != key}
+        onnx.helper.set_model_props(content, {'evit_mm': json.dumps(rest)})
+        onnx.save_model(content, str(file))
+        with pytest.raises(EvitError, match=rf'is damaged \({key}: missing\)'):
+            Detector(file)
 
 
 # --- results

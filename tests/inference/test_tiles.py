@@ -239,10 +239,10 @@ def test_boxes_of_several_parts_are_joined_by_class():
 
 def test_what_cannot_be_cut_is_named(make, monkeypatch):
     detector, kind = make(), logging.getLoggerClass()
-    with pytest.raises(ConfigError, match='tile must be at least 32 pixels, got 0'):
+    with pytest.raises(ConfigError, match='tile must be an integer of at least 32 pixels, got 0'):
         detector(draw(), tile=0)
-    for overlap in (-0.1, 1, float('nan')):
-        with pytest.raises(ConfigError, match='overlap of tiles must be at least 0 and less than'):
+    for overlap in (-0.1, 0.95, float('nan'), 'x'):
+        with pytest.raises(ConfigError, match='overlap of tiles must be from 0 to 0.9'):
             detector(draw(), tile=128, overlap=overlap)
     assert logging.getLoggerClass() is kind
     monkeypatch.setitem(sys.modules, 'sahi', None)

@@ -138,9 +138,18 @@ def describe(cfg: Any, classes: Sequence[str]) -> dict[str, Any]:
         **_describe_pad(pad, cfg.filename),
         'pad_size_divisor': int(np.lcm(divisor, DIVISOR)),
         'pad_value': float(pre.get('pad_value', 0)),
-        'score_thr': float(test_cfg.get('score_thr', 0)),
+        'score_thr': _number(test_cfg.get('score_thr', 0), 'model.test_cfg.score_thr', cfg),
         **({'mask_thr': float(test_cfg.mask_thr_binary)} if 'mask_thr_binary' in test_cfg else {}),
     }
+
+
+def _number(value: Any, name: str, cfg: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ConfigError(
+            f"config '{cfg.filename}': {name} must be a number, got {value!r}"
+        ) from None
 
 
 def preprocessor_config(cfg: Any) -> Mapping[str, Any]:

@@ -276,7 +276,9 @@ def _refuse(
 ) -> None:
     """Check the combination of options and the output path."""
     if out.suffix != form.suffixes[-1]:
-        raise ConfigError(f"-o '{out}': the file name must end in {form.suffixes[-1]}")
+        raise ConfigError(
+            f"-o '{out}': the file name of --format {name} must end in {form.suffixes[-1]}"
+        )
     known = [*form.dtypes, *([INT8] if form.int8_packages is not None else [])]
     if precision not in known:
         raise ConfigError(
@@ -287,6 +289,8 @@ def _refuse(
     if nms == TENSORRT and name != 'onnx':
         raise ConfigError(f'--tensorrt-nms needs --format onnx, got {name}')
     for target in map(out.with_suffix, form.suffixes):
+        if target.is_dir():
+            raise ConfigError(f"-o '{out}': '{target}' is a folder; choose another name")
         if target.exists() and Path(checkpoint).exists() and target.samefile(checkpoint):
             raise ConfigError(
                 f"-o '{out}' would overwrite the checkpoint '{checkpoint}'; choose another name"

@@ -6,6 +6,8 @@ Shapes: batch B, padded image H x W, detections N, classes K.
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +131,7 @@ class ExportedDetector(BaseModel):
     def __init__(self, file: str, data_preprocessor: dict | None = None) -> None:
         self.exported = ExportedModel(file)
         self.exported.check_task(DETECTION)
+        _check_keys(self.exported.metadata, PREPARATION, self.exported.file)
         divisor = self.exported.metadata['pad_size_divisor']
         preprocessor = data_preprocessor or preprocessor_of(self.exported.metadata)
         super().__init__({**preprocessor, 'pad_size_divisor': divisor})
@@ -189,19 +192,76 @@ def select(boxes: torch.Tensor, scores: torch.Tensor, score_thr: float) -> list[
 
 
 def _parse(text: str, file: Path) -> dict[str, Any]:
-    """Return the metadata of a file, whose names must be texts."""
+    """Return the metadata of a file after a check of their types."""
     try:
         found = {'task': DETECTION, **json.loads(text)}  # files of older versions are detectors
-        names = [found['outputs'], found['classes']]
-    except (KeyError, TypeError, ValueError):
-        names = []
-    texts = [isinstance(x, list) and all(isinstance(name, str) for name in x) for x in names]
-    if texts != [True, True]:
-        raise EvitError(
-            f"exported file '{file}': its metadata '{METADATA_KEY}' is damaged; export the model "
-            'again'
-        )
+    except (TypeError, ValueError):
+        found = {}
+    _check_keys(found, ('classes', 'outputs'), file)
     return found
+
+
+def _check_keys(metadata: dict[str, Any], needed: Sequence[str], file: Path) -> None:
+    """Check that some keys are there, and that all values are valid."""
+    wrong = [key for key in needed if key not in metadata]
+    wrong += [key for key, valid in VALID.items() if key in metadata and not valid(metadata[key])]
+    if wrong:
+        value = str(metadata.get(wrong[0], 'missing'))[:100]
+        raise EvitError(
+            f"exported file '{file}': its metadata '{METADATA_KEY}' is damaged "
+            f'({wrong[0]}: {value}); export the model again'
+        )
+
+
+def _is_number(value: Any, least: float = -math.inf) -> bool:
+    return type(value) in (int, float) and math.isfinite(value) and value >= least
+
+
+def _are_numbers(value: Any, least: float = -math.inf, count: int | None = None) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) > 0
+        and count in (None, len(value))
+        and all(_is_number(x, least) for x in value)
+    )
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
+def _is_size(value: Any) -> bool:
+    return _are_numbers(value, 1, 2) and all(isinstance(x, int) for x in value)
+
+
+PREPARATION = (
+    'mean', 'std', 'channels', 'scale', 'keep_ratio', 'pad_size_divisor', 'pad_value',
+    'score_thr',
+)  # fmt: skip
+VALID: dict[str, Callable[[Any], bool]] = {
+    'classes': _are_texts,
+    'outputs': _are_texts,
+    'mean': _are_numbers,
+    'std': lambda value: _are_numbers(value) and all(value),
+    'channels': lambda value: value in ('RGB', 'BGR'),
+    'scale': lambda value: _is_size(value) or (isinstance(value, int) and value > 0),
+    'keep_ratio': lambda value: isinstance(value, bool),
+    'pad_to': lambda value: value in (None, 'square') or _is_size(value),
+    'pad_pixel': lambda value: _is_number(value) or _are_numbers(value),
+    'pad_size_divisor': lambda value: isinstance(value, int) and value > 0,
+    'pad_value': _is_number,
+    'score_thr': _is_number,
+    'mask_thr': _is_number,
+    'in_channels': lambda value: isinstance(value, int) and value > 0,
+    'nms': lambda value: (
+        value is None
+        or (
+            isinstance(value, dict)
+            and {*value} == {'iou_threshold', 'max_per_img'}
+            and all(_is_number(x, 0) for x in value.values())
+        )
+    ),
+}
 
 
 def _last_line(error: Exception) -> str:

@@ -36,7 +36,7 @@ FUNCTIONS = 'Symbol|Integer|Add|Mul|Pow|Mod|PythonMod|Min|Max|FloorDiv|CleanDiv|
 EXPRESSION = re.compile(
     rf"(({FUNCTIONS})\(|Symbol\('[su]\d+'|(positive|integer|evaluate)=(True|False)|-?\d+|[), ])*"
 )
-TREE_TYPES = re.compile(r'"type": (?!null|"builtins\.(tuple|list|dict)")')
+TREE_TYPES = (None, 'builtins.tuple', 'builtins.list', 'builtins.dict')
 
 
 class TorchFormat(Format):
@@ -115,5 +115,26 @@ def _foreign(value: Any, key: str = '') -> Iterator[str]:
         allowed = {'target': TARGETS, 'expr_str': EXPRESSION}.get(key)
         if allowed and not allowed.fullmatch(value):
             yield value
-        if key in ('in_spec', 'out_spec') and TREE_TYPES.search(value):
+        if key in ('in_spec', 'out_spec') and not _is_plain_tree(value):
             yield value
+
+
+def _is_plain_tree(text: str) -> bool:
+    """Return whether a description of nested tuples, lists and dicts names no other class."""
+
+    def plain(node: Any) -> bool:
+        context = node['context'] and json.loads(node['context'])
+        return (
+            {*node} == {'type', 'context', 'children_spec'}
+            and node['type'] in TREE_TYPES
+            # keys of a dict, or nothing
+            and all(isinstance(key, str) for key in context or [])
+            and isinstance(context, (list, type(None)))
+            and all(map(plain, node['children_spec']))
+        )
+
+    try:
+        _, root = json.loads(text)
+        return plain(root)
+    except (KeyError, RecursionError, TypeError, ValueError):
+        return False
