@@ -100,8 +100,9 @@ def compare_detections(
     score_thr: float,
     most: int,
     tolerance: float = SCORE_TOLERANCE,
+    same_box: float = SAME_BOX,
 ) -> Agreement:
-    """Match two sets of detections; a match has the same class and an IoU of at least 0.99.
+    """Match two sets of detections; a match has the same class and an IoU of at least ``same_box``.
 
     Both sets contain detections with a score of at least ``score_thr``, and at most ``most`` per
     image. A detection whose score is within ``tolerance`` of the lowest reported score may be
@@ -119,7 +120,7 @@ def compare_detections(
         floor = max([score_thr, *lowest]) + tolerance
         for row, score in enumerate(first.scores.tolist()):
             best = int(overlaps[row].argmax()) if len(second) else -1
-            if best < 0 or not overlaps[row, best] >= SAME_BOX:  # NaN is not a match
+            if best < 0 or not overlaps[row, best] >= same_box:  # NaN is not a match
                 unmatched += score > floor
                 continue
             score_error = max(score_error, abs(score - float(second.scores[best])))
