@@ -43,7 +43,6 @@ FORMS = (
     ('openvino', INT8),
     ('openvino', BFLOAT16),
     ('onnx', FLOAT16),
-    ('torch', BFLOAT16),
 )
 COLUMNS = ['detector', 'data', 'format', 'precision', 'MB', 'AP', 'difference', 'agreement']
 

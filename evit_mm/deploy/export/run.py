@@ -102,9 +102,10 @@ def export(
     """Export a trained detector or classifier and compare the file with PyTorch.
 
     The file is written only if its detections on the check images agree with PyTorch. Scores may
-    differ by 1e-3 (float16: 0.02, bfloat16: 0.05), and boxes with an IoU of 0.99 (0.95, 0.9) are
-    the same. One detection in 200 (50, 20) may be missing on one side, because NMS can decide differently for boxes at its threshold. An int8 file is not
-    held to these limits. Its agreement is reported, and its AP if annotations are available.
+    differ by 1e-3 (float16: 0.02, bfloat16: 0.05). Boxes with an IoU of 0.99 (0.95, 0.9) are the
+    same. One detection in 200 (50, 20) may be missing on one side, because NMS can decide
+    differently for boxes at its threshold. An int8 file is not held to these limits. Its agreement
+    is reported, and its AP if annotations are available.
 
     The file of a classifier returns scores. They must agree to the same limits, and one image in
     200 (50, 20) may have another class. With ``int8``, the accuracy is reported.
