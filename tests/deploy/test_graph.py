@@ -179,9 +179,6 @@ def test_detr_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ('name', 'suffix', 'file_format'),
     [
-        ('ATSS', '.onnx', 'onnx'),
-        ('GFL', '.xml', 'openvino'),
-        ('FCOS', '.pte', 'executorch'),
         ('rtmdet_evit_m0_coco', '.pte', 'executorch'),
         ('yolox_evit_m0_coco', '.pt2', 'torch'),
     ],
