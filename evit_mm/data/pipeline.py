@@ -20,7 +20,7 @@ import mmcv
 import mmcv.transforms  # noqa: F401 (registers LoadImageFromFile)
 import numpy as np
 from mmengine.config import Config
-from mmengine.registry import TRANSFORMS, init_default_scope
+from mmengine.registry import TRANSFORMS, Registry, init_default_scope
 from PIL import Image
 
 from ..errors import ConfigError, DataError
@@ -89,6 +89,17 @@ def describe_loading(cfg: Config) -> list[dict[str, Any]]:
     return json.loads(json.dumps(described))  # with lists in place of tuples, as in a file
 
 
+def find_registered(name: str, *registries: Registry) -> Any:
+    """Return a class from registries or their parents without an import. None if none has it."""
+    for registry in registries:
+        node: Registry | None = registry
+        while node is not None:
+            if name in node.module_dict:
+                return node.module_dict[name]
+            node = node.parent
+    return None
+
+
 def check_loading(steps: Any) -> None:
     """Check that building loading steps from a file of a stranger runs no code of theirs.
 
@@ -101,10 +112,10 @@ def check_loading(steps: Any) -> None:
     import mmdet.datasets.transforms  # noqa: F401 (registers transforms)
     import mmdet.registry
 
-    known = {*mmdet.registry.TRANSFORMS.module_dict, *TRANSFORMS.module_dict}
     for step in steps if isinstance(steps, list) else [steps]:
         kind = step.get('type') if isinstance(step, dict) else step
-        if not isinstance(step, dict) or kind not in list(known):
+        known = isinstance(kind, str) and find_registered(kind, mmdet.registry.TRANSFORMS)
+        if not isinstance(step, dict) or not known:
             raise ConfigError(f'its reader {str(kind)[:100]!r} is not a registered transform')
         if any(key.startswith('_') or _has_dict(value) for key, value in step.items()):
             raise ConfigError(f'its reader {kind} has an option that only a config can have')

@@ -24,13 +24,7 @@ from torch import Tensor, nn
 from ..checkpoint import check_exists
 from ..data.dataset_configs import image_suffixes
 from ..data.pictures import complete_palette
-from ..data.pipeline import (
-    AnyImage,
-    ImageReader,
-    PredictionPipeline,
-    check_loading,
-    part_of,
-)
+from ..data.pipeline import AnyImage, ImageReader, PredictionPipeline, check_loading, part_of
 from ..deploy import fuse_detector
 from ..deploy.export.evaluation import check_metadata
 from ..deploy.export.files import describe, pipeline_of
@@ -400,11 +394,6 @@ def _open_exported(
         model.dataset_meta = test_metainfo(cfg)
         check_metadata(file, metadata, describe(cfg, ()), model.dataset_meta)
         return cfg, model
-    hint = 'give the config, which imports the transform'
-    try:
-        check_loading(metadata.get('reader') or [])
-    except ConfigError as error:
-        raise ConfigError(f"exported file '{file}': {error}; {hint}") from None
     dataset = {
         'type': 'CocoDataset',
         'metainfo': {'classes': metadata['classes']},
@@ -413,8 +402,11 @@ def _open_exported(
     content = {'default_scope': 'mmdet', 'test_dataloader': {'dataset': dataset}}
     cfg = Config(content, cfg_text=json.dumps(metadata), filename=file)
     try:
+        check_loading(metadata.get('reader') or [])
         ImageReader(cfg.test_dataloader.dataset.pipeline)
     except ConfigError as error:
-        raise ConfigError(f"exported file '{file}': {error}; {hint}") from error
+        raise ConfigError(
+            f"exported file '{file}': {error}; give the config, which imports the transform"
+        ) from error
     model.dataset_meta = test_metainfo(cfg)
     return cfg, model

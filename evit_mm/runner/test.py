@@ -64,8 +64,7 @@ def test(
     if out:
         _write_predictions(cfg, out)
         make_folder('--out', Path(out).parent)
-    evaluators = cfg.get('test_evaluator')
-    for metric in [evaluators] if isinstance(evaluators, Mapping) else evaluators or ():
+    for metric in evaluators_of(cfg):
         if metric.get('format_only') and not metric.get('outfile_prefix'):
             raise ConfigError(
                 f'{cfg.filename}: test_evaluator.format_only=True only writes the predictions, '
@@ -98,6 +97,12 @@ def test(
     return metrics
 
 
+def evaluators_of(cfg: Config) -> list[Any]:
+    """Return the configs in ``test_evaluator``, which can be one or a list, or an empty list."""
+    found = cfg.get('test_evaluator') or []
+    return [found] if isinstance(found, Mapping) else list(found)
+
+
 def _write_predictions(cfg: Config, out: str) -> None:
     """Configure the evaluation to write the predictions to a file."""
     evaluator = cfg.test_evaluator
@@ -111,9 +116,8 @@ def _write_predictions(cfg: Config, out: str) -> None:
             )
         cfg.test_evaluator.outfile_prefix = f'{out}.partial'
     elif out.endswith(('.pkl', '.pickle')):
-        evaluators = [evaluator] if isinstance(evaluator, Mapping) else list(evaluator)
         kind = 'DumpResults' if is_classifier(cfg) else 'DumpDetResults'
-        cfg.test_evaluator = [*evaluators, {'type': kind, 'out_file_path': out}]
+        cfg.test_evaluator = [*evaluators_of(cfg), {'type': kind, 'out_file_path': out}]
     else:
         raise ConfigError(f"--out '{out}' must end in .pkl or .json")
 

@@ -8,6 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ..errors import EvitError
+
 WEIGHTS = 'weights.pth'  # file that tools/compare.py keeps of each run
 
 
@@ -59,6 +61,18 @@ def trained_config(work_dir: str | Path) -> Path | None:
     # a test writes no scalars
     logs = [log for log in logs if (log / 'scalars.json').exists()] or logs
     return logs[-1] / 'config.py' if logs else next(iter(configs_in(folder)), None)
+
+
+def config_and_checkpoint(work_dir: str | Path) -> tuple[Path, Path]:
+    """Return the config and the last checkpoint of a training.
+
+    Raises:
+        EvitError: One of them is missing.
+    """
+    config, checkpoint = trained_config(work_dir), pointed_at(work_dir)
+    if config is None or checkpoint is None:
+        raise EvitError(f"'{work_dir}' has no config or no checkpoint; give a work dir")
+    return config, checkpoint
 
 
 def configs_in(work_dir: str | Path) -> list[Path]:

@@ -24,7 +24,7 @@ from evit_mm.deploy.export.files import BFLOAT16, FLOAT16, FLOAT32, INT8
 from evit_mm.deploy.export.formats import FORMATS
 from evit_mm.errors import EvitError
 from evit_mm.runner.config import load_config
-from evit_mm.runner.work_dir import pointed_at, trained_config
+from evit_mm.runner.work_dir import config_and_checkpoint
 from evit_mm.utils.cli import run_tool
 from evit_mm.utils.files import read_json_dict, write_atomically, write_json
 from evit_mm.utils.provenance import versions
@@ -118,9 +118,7 @@ def main() -> None:
         raise EvitError(f"'{file}' was measured elsewhere or with other versions; remove it first")
     for name, precision in FORMS:  # all detectors in one format, then in the next
         for run in args.runs:
-            config, checkpoint = trained_config(run), pointed_at(run)
-            if config is None or checkpoint is None:
-                raise EvitError(f"'{run}' has no config or no checkpoint; give a work dir")
+            config, checkpoint = config_and_checkpoint(run)
             data = Path(load_config(config).test_dataloader.dataset.data_root).name
             key = {'detector': run.name, 'data': data, 'format': name, 'precision': precision}
             if any(key.items() <= row.items() for row in rows):

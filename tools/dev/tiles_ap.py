@@ -22,9 +22,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from evit_mm import Detector
-from evit_mm.errors import EvitError
 from evit_mm.inference import Detections
-from evit_mm.runner.work_dir import pointed_at, trained_config
+from evit_mm.runner.work_dir import config_and_checkpoint
 from evit_mm.utils.cli import run_tool
 from evit_mm.utils.text import markdown_table
 
@@ -79,9 +78,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Print the table."""
     args = parse_args()
-    config, checkpoint = trained_config(args.run), pointed_at(args.run)
-    if config is None or checkpoint is None:
-        raise EvitError(f"'{args.run}' has no config or no checkpoint; give a work dir")
+    config, checkpoint = config_and_checkpoint(args.run)
     detector = Detector(checkpoint, config)
     dataset: Any = detector.cfg.val_dataloader.dataset
     root = Path(dataset.data_root)

@@ -76,10 +76,9 @@ class TwoStageGraph(nn.Module):
         found = []
         for level, anchors in enumerate(priors):
             raw = _rows(logits[level], head.cls_out_channels).to(size)
-            # ONNX Runtime's Sigmoid is never below 1e-8, where most proposals of a trained RPN are
-            every = 1 / (1 + (-raw).exp())
-            if not head.use_sigmoid_cls:
-                every = raw.softmax(2)[..., :-1]
+            # ONNX Runtime's Sigmoid is never below 1e-8, as most scores of a trained RPN are
+            sigmoid = 1 / (1 + (-raw).exp())
+            every = sigmoid if head.use_sigmoid_cls else raw.softmax(2)[..., :-1]
             scores, order = every.squeeze(2).topk(torch.sym_min(cfg.nms_pre, anchors.shape[0]))
             offsets = _rows(deltas[level], 4).to(size).gather(1, order[..., None].expand(-1, -1, 4))
             boxes = head.bbox_coder.decode(anchors[order.flatten()], offsets.flatten(0, 1))

@@ -23,9 +23,8 @@ from typing import Any
 
 import mmcv.ops
 from mmengine.config import Config
-from mmengine.registry import Registry
 
-from ...data.pipeline import without_annotations
+from ...data.pipeline import find_registered, without_annotations
 from ...errors import ConfigError
 from ...utils.text import did_you_mean
 from ..export.files import preprocessor_config
@@ -280,20 +279,14 @@ def _refusal(source: str, where: str, kind: Any, kinds: frozenset[str]) -> Confi
 
 
 def _registered(name: str) -> Any:
-    """Return a class from the registries without an import. None if it is not there."""
+    """Return a class of mmdet, of the libraries below it or of this package, or None."""
     import mmdet.datasets.transforms
     import mmdet.models  # noqa: F401 (both register classes)
     from mmdet.registry import MODELS, TASK_UTILS, TRANSFORMS
 
     from ...models import heads  # noqa: F401 (registers classes)
 
-    for registry in (MODELS, TASK_UTILS, TRANSFORMS):
-        node: Registry | None = registry
-        while node is not None:
-            if name in node.module_dict:
-                return node.module_dict[name]
-            node = node.parent
-    return None
+    return find_registered(name, MODELS, TASK_UTILS, TRANSFORMS)
 
 
 def _check_classes(classes: Any, source: str) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from ...data.dataset_configs import coco_datasets
 from ...errors import ConfigError, DataError
 from ...runner.build import load_detector, make_folder, set_device
 from ...runner.config import is_classifier, load_config
-from ...runner.test import test
+from ...runner.test import evaluators_of, test
 from ...utils.files import write_atomically
 from ...utils.provenance import versions
 from .card import UNKNOWN_LICENSE, Figures, write_card
@@ -139,12 +139,11 @@ def _measure(
     cfg: Config, published: Config, weights: Path, device: str | None
 ) -> tuple[Figures | None, str]:
     """Evaluate published weights and their network on the test set of the original config."""
-    evaluators = cfg.get('test_evaluator')
+    evaluators = evaluators_of(cfg)
     if not evaluators:
         return None, 'the config has no test_evaluator'
-    for metric in [evaluators] if isinstance(evaluators, Mapping) else evaluators:
-        if metric.get('format_only'):
-            return None, 'test_evaluator.format_only=True only writes the predictions'
+    if any(metric.get('format_only') for metric in evaluators):
+        return None, 'test_evaluator.format_only=True only writes the predictions'
     evaluated, count = copy.deepcopy(cfg), _ImageCount()
     evaluated.model = copy.deepcopy(published.model)
     try:
