@@ -100,7 +100,10 @@ def test_the_files_that_they_were_made_from_load(legacy, tmp_path, unpickler):
         (b'text', 'a text file, not a checkpoint; give a .pth or .safetensors file'),
         (b'\x01\x02\x03 binary \x00', 'a file of an unknown kind, not a checkpoint; give a .pth'),
         (pickle.dumps({'a': 1}, 4), 'a Python pickle not written by torch.save, not a checkpoint'),
-        (gzip.compress(b'weights', mtime=0), 'a compressed file, not a checkpoint; extract the checkpoint'),
+        (
+            gzip.compress(b'weights', mtime=0),
+            'a compressed file, not a checkpoint; extract the checkpoint',
+        ),
         (b'<!doctype html><html>', 'a web page, not a checkpoint; download the checkpoint again'),
         (b'<?xml version="1.0"?><Error/>', 'an XML file, not a checkpoint; give a .pth'),
         (b'version https://git-lfs.github.com/spec/v1\noid sha256:4d\n',
