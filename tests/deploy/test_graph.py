@@ -64,22 +64,22 @@ def build(name, folder):
 
 
 def made(name, folder):
-    """Build a detector with random weights that sees objects in a whole image."""
-    detector = randomise(build(name, folder))
-    norms = [x for x in detector.modules() if isinstance(x, nn.modules.batchnorm._BatchNorm)]
-    for norm in norms:
-        norm.weight.data.fill_(1)
-        norm.reset_running_stats()
-        norm.momentum = None  # the mean of all batches
-    generator = torch.Generator().manual_seed(0)
+    """Build a detector with random weights that detects objects in a whole image."""
+    torch.manual_seed(0)
+    detector = build(name, folder)
+    head = detector.bbox_head
+    head.init_weights()
+    norms = [x for x in head.modules() if isinstance(x, nn.modules.batchnorm._BatchNorm)]
+    for part in (detector.backbone, detector.neck):
+        randomise(part)
     with torch.no_grad():
-        for part, module in detector.bbox_head.named_modules():
-            if isinstance(module, nn.Conv2d) and re.search(r'_reg(\.\d+)?$', part):
-                module.weight *= 0.1  # boxes that are not slivers
-        detector.train()
+        for part, module in head.named_modules():
+            if isinstance(module, nn.Conv2d) and re.search(r'_cls(\.\d+)?$', part):
+                module.weight *= 5  # some scores are far above the others
         for norm in norms:
-            norm.train()  # also with norm_eval
-        detector.bbox_head(detector.extract_feat(torch.randn(8, 3, *IMAGE, generator=generator)))
+            norm.momentum = None  # the mean of all batches
+            norm.train()
+        head(detector.extract_feat(torch.randn(8, 3, *IMAGE)))
     return detector.eval()
 
 
@@ -181,6 +181,9 @@ def test_detr_is_refused(tmp_path):
     [
         ('rtmdet_evit_m0_coco', '.pte', 'executorch'),
         ('yolox_evit_m0_coco', '.pt2', 'torch'),
+        ('ATSS', '.pt2', 'torch'),
+        ('GFL', '.xml', 'openvino'),
+        ('FCOS', '.onnx', 'onnx'),
     ],
 )
 def test_a_file_of_each_kind_detects_as_its_checkpoint(name, suffix, file_format, tmp_path):
@@ -208,7 +211,7 @@ def test_a_file_of_each_kind_detects_as_its_checkpoint(name, suffix, file_format
         for both in zip(Detector(weights, file, 'cpu')(images), Detector(out)(images), strict=True)
     ]
     agreement = compare_detections(pairs, 0.01, cfg.model.test_cfg.max_per_img)
-    assert agreement.detections > 20 and agreement.within(), str(agreement)
+    assert agreement.detections > 20 and agreement.within(1e-4), str(agreement)
 
 
 def test_batchnorm_is_folded_where_levels_share_convolutions(tmp_path):
