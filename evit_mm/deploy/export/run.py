@@ -298,7 +298,7 @@ def _refuse(
         raise ConfigError(f'--tensorrt-nms needs --format onnx, got {name}')
     for target in map(out.with_suffix, form.suffixes):
         if target.is_dir():
-            raise ConfigError(f"-o '{out}': '{target}' is a folder; choose another name")
+            raise ConfigError(f"-o '{target}' is a folder; choose another name")
         if target.exists() and Path(checkpoint).exists() and target.samefile(checkpoint):
             raise ConfigError(
                 f"-o '{out}' would overwrite the checkpoint '{checkpoint}'; choose another name"
