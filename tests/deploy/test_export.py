@@ -310,7 +310,7 @@ def test_a_file_for_one_size_takes_no_other(trained, static, tmp_path):
         with pytest.raises(EvitError, match=r"one\.onnx' cannot run on an image of shape"):
             opened(images(batch, height, 192).numpy(), [[height, 192]] * batch)
     options = {'test_dataloader.dataset.pipeline.1.scale': (96, 96)}
-    with pytest.raises(EvitError, match='with --static'):
+    with pytest.raises(EvitError, match=r"\.jpg': exported file .* with --static"):
         evaluate(trained[0], static.file, work_dir=str(tmp_path), cfg_options=options)
 
 

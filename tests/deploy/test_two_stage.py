@@ -1,6 +1,7 @@
 """Two-stage detectors as one graph find what mmdet's own way through the network finds."""
 
 import copy
+import importlib.util
 import json
 from pathlib import Path
 
@@ -484,6 +485,9 @@ def test_a_file_has_the_ap_and_the_masks_of_the_checkpoint(detector, tmp_path):
                 }
             )
     annotations.write_text(json.dumps(content))
+    if importlib.util.find_spec('nncf'):
+        with pytest.raises(ConfigError, match='int8 of the format openvino spoils masks'):
+            export(file, weights, tmp_path / 'mask.xml', 'openvino', precision='int8')
     exported = export(file, weights, tmp_path / 'mask.onnx', dynamic=False)
     assert exported.agreement.mask_iou > 0.9
     plain, other = (

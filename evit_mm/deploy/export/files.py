@@ -41,6 +41,7 @@ class Format(ABC):
         packages: Packages that are needed to write and run a file.
         int8_packages: Additional packages that are needed to quantise a file, or None if the format
             has no int8.
+        int8_masks: Whether masks stay as good in int8.
         extra: Extra of this package that installs them.
         dtypes: Type of the graph for each supported precision.
         has_nms: Whether a file can contain NMS.
@@ -50,6 +51,7 @@ class Format(ABC):
     suffixes: ClassVar[tuple[str, ...]]
     packages: ClassVar[tuple[str, ...]] = ()
     int8_packages: ClassVar[tuple[str, ...] | None] = None
+    int8_masks: ClassVar[bool] = True
     extra: ClassVar[str] = 'export'
     dtypes: ClassVar[Mapping[str, torch.dtype]] = {FLOAT32: torch.float32}
     has_nms: ClassVar[bool] = True

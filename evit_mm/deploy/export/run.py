@@ -163,10 +163,10 @@ def export(
         }
         # the file needs sizes that are multiples of this divisor
         detector.data_preprocessor.pad_size_divisor = metadata['pad_size_divisor']
-    if int8 and file_format == 'openvino' and 'masks' in metadata['outputs']:
+    if int8 and 'masks' in metadata['outputs'] and not form.int8_masks:
         raise ConfigError(
-            'int8 in OpenVINO was measured to spoil the masks of Mask R-CNN; use --format onnx, or '
-            'another precision'
+            f'int8 of the format {file_format} spoils masks; use --format onnx, or another '
+            'precision'
         )
     metadata['precision'] = precision
     inputs = _read(cfg, detector, 'test', check, '--check', CHECKED_IMAGES)

@@ -146,9 +146,12 @@ class ExportedDetector(BaseModel):
         sizes = np.array([sample.img_shape[:2] for sample in data_samples])
         # one image at a time, because a file exported with --static accepts only one
         for row, sample in enumerate(data_samples):
-            outputs = self.exported.detect(
-                inputs[row : row + 1].cpu().numpy(), sizes[row : row + 1]
-            )
+            image = inputs[row : row + 1].cpu().numpy()
+            try:
+                outputs = self.exported.detect(image, sizes[row : row + 1])
+            except EvitError as error:
+                path = sample.get('img_path')
+                raise EvitError(f"'{path}': {error}" if path else str(error)) from None
             threshold = self.exported.metadata.get('mask_thr', 0.5)
             shape = sample.get('ori_shape')
             sample.pred_instances = to_instances(outputs, sample.scale_factor, shape, threshold)
