@@ -83,7 +83,7 @@ def test_everything_runs_at_tiny_sizes(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     content = json.loads((tmp_path / 'gpu.json').read_text())
     assert {part['outcome'] for part in content['parts'].values()} == {'done'}
-    not_passed = [(x['outcome'], x['why']) for x in content['checks'] if x['outcome'] != 'passed']
+    not_passed = [(x['outcome'], x['reason']) for x in content['checks'] if x['outcome'] != 'passed']
     assert not_passed == [('skipped', '--batch-size auto needs a CUDA GPU')]
     assert len(content['checks']) > 60
     assert [run['model'] for run in content['trainings'] if 'bbox_mAP' in run['metrics']]
