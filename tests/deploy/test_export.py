@@ -417,6 +417,21 @@ def test_last_nodes_predict():
         node('Concat', ['probabilities', 'boxes'], 'out'),
     ]
     assert sorted(last_nodes(nodes, ['Conv'])) == ['boxes', 'scores']
+    # a second stage cuts features out at the boxes
+    nodes += [
+        node('TopK', ['probabilities', 'k'], 'places'),
+        node('Gather', ['boxes', 'places'], 'rois'),
+        node('RoiAlign', ['tower', 'rois', 'rows'], 'parts'),
+        node('Conv', ['parts', 'w'], 'hidden'),
+        node('Conv', ['hidden', 'w'], 'masks'),
+    ]
+    assert sorted(last_nodes(nodes, ['Conv'])) == ['boxes', 'masks', 'scores']
+    # scores that are multiplied into features are no predictions
+    nodes += [
+        node('Mul', ['parts', 'probabilities'], 'product'),
+        node('Conv', ['product', 'w'], 'more'),
+    ]
+    assert sorted(last_nodes(nodes, ['Conv'])) == ['boxes', 'masks', 'more']
 
 
 def test_int8_without_annotations_reports_no_ap(derive, written, data, tmp_path):

@@ -19,6 +19,7 @@ from .two_stage import two_stage_translations
 
 OPSET = 18
 QUANTIZED = ['Conv', 'Gemm', 'MatMul', 'ConvTranspose']
+CHOICES = ('NonMaxSuppression', 'NonZero', 'Shape', 'TopK')  # whose results say which, not how much
 
 
 class OnnxFormat(Format):
@@ -92,20 +93,23 @@ class OnnxFormat(Format):
 
 
 def last_nodes(nodes: Sequence[Any], kinds: Sequence[str]) -> list[str]:
-    """Return the names of the nodes of some kinds that no other of these nodes depends on.
+    """Return the names of the nodes of some kinds that predict scores, boxes or masks.
+
+    No other of these nodes computes with their results. The second stage of a detector only uses
+    the boxes of the first to cut features out.
 
     Args:
         nodes: ONNX nodes in topological order.
         kinds: Types of operators.
     """
-    needed: set[str] = set()  # values that a later node of these kinds depends on
+    needed: set[str] = set()  # values with which a later node of these kinds computes
     last = []
     for node in reversed(nodes):
         leads_on = not needed.isdisjoint(node.output)
         if node.op_type in kinds and not leads_on:
             last.append(node.name)
-        if node.op_type in kinds or leads_on:
-            needed.update(node.input)
+        if node.op_type in kinds or (leads_on and node.op_type not in CHOICES):
+            needed.update(node.input[:1] if node.op_type == 'RoiAlign' else node.input)
     return last
 
 
