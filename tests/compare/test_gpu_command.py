@@ -83,8 +83,9 @@ def test_everything_runs_at_tiny_sizes(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     content = json.loads((tmp_path / 'gpu.json').read_text())
     assert {part['outcome'] for part in content['parts'].values()} == {'done'}
-    not_passed = [(x['outcome'], x['reason']) for x in content['checks'] if x['outcome'] != 'passed']
-    assert not_passed == [('skipped', '--batch-size auto needs a CUDA GPU')]
+    others = [x for x in content['checks'] if x['outcome'] != 'passed']
+    assert [x['reason'] for x in others] == ['--batch-size auto needs a CUDA GPU']
+    assert others[0]['outcome'] == 'skipped'
     assert len(content['checks']) > 60
     assert [run['model'] for run in content['trainings'] if 'bbox_mAP' in run['metrics']]
     assert not any(run['fault'] for run in content['trainings'])
