@@ -84,8 +84,12 @@ class OnnxFormat(Format):
             nodes_to_exclude=last,  # they predict scores and boxes, where small errors cost AP
             per_channel=True,
             activation_type=quantization.QuantType.QInt8,
-            # TensorRT computes the bias in float32
-            extra_options={'ActivationSymmetric': True, 'QuantizeBias': False},
+            extra_options={
+                'ActivationSymmetric': True,
+                'QuantizeBias': False,  # TensorRT computes the bias in float32
+                # the mean of the images' ranges: the widest one makes the steps of all others large
+                'CalibMovingAverage': True,
+            },
         )
         model = onnx.load(str(target))
         onnx.helper.set_model_props(model, {METADATA_KEY: json.dumps(metadata)})
