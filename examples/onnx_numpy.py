@@ -49,6 +49,9 @@ def main(file, picture):
     if image is None:
         sys.exit(f"error: '{picture}' does not exist or is not an image")
     inputs, new = prepare(image, meta)
+    size = [*inputs['image'].shape[:1:-1]]
+    if meta.get('static_size') not in (None, size):
+        sys.exit(f"error: '{file}' accepts only images of {meta['static_size']} pixels, got {size}")
     outputs = session.run(['boxes', 'scores', 'labels'], inputs)
     boxes, scores, labels = (x[0] for x in outputs)
     boxes /= np.tile(new / image.shape[:2], 2)[::-1]

@@ -50,6 +50,9 @@ def main(file, picture):
     if image is None:
         sys.exit(f"error: '{picture}' does not exist or is not an image")
     inputs, new = prepare(image, meta)
+    size = [*inputs['image'].shape[:1:-1]]
+    if meta.get('static_size') not in (None, size):
+        sys.exit(f"error: '{file}' accepts only images of {meta['static_size']} pixels, got {size}")
     # by default, OpenVINO computes in bfloat16 if the processor supports it
     run = openvino.compile_model(model, 'CPU', {'INFERENCE_PRECISION_HINT': 'f32'})
     outputs = run(inputs)

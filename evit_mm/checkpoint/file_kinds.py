@@ -11,8 +11,8 @@ from typing import IO
 CHECKPOINT_KINDS = ('zip', 'legacy', 'safetensors')
 HEAD = 1 << 14  # bytes that are read
 EXPORTED = (
-    'tools/test.py evaluates it under its name {suffix}, and the other tools need the checkpoint '
-    'that was exported'
+    'use it under its name {suffix} in tools/test.py, predict.py and demo.py; the other tools need '
+    'the checkpoint that was exported'
 )
 SUFFIXES = ('.pth', '.safetensors')
 GIVE = 'give a .pth or .safetensors file'

@@ -28,10 +28,18 @@ from .file_kinds import CHECKPOINT_KINDS, kind_of, kind_of_archive, refusal, ref
 METADATA_KEY = 'evit_mm'  # key of this package's JSON metadata in checkpoints and exported models
 
 
-def check_is_file(path: Path) -> None:
-    """Raise a CheckpointError if a path is not a file."""
+def check_kind(path: Path) -> str:
+    """Return the kind of a checkpoint, or raise a CheckpointError if a path is not one."""
     if not os.path.isfile(path):  # opening a pipe could block forever
         raise CheckpointError(refusal_of_missing(path))
+    try:
+        with path.open('rb') as file:
+            kind = kind_of(file)
+    except OSError as error:
+        raise CheckpointError(f"checkpoint '{path}' cannot be read: {error}") from None
+    if kind not in CHECKPOINT_KINDS:
+        raise CheckpointError(refusal(path, kind))
+    return kind
 
 
 def read_file(path: str | Path) -> Any:
@@ -42,14 +50,11 @@ def read_file(path: str | Path) -> Any:
     CheckpointError.
     """
     path = Path(path)
-    check_is_file(path)
+    kind = check_kind(path)
     try:
+        if kind == 'safetensors':
+            return _read_safetensors(path)
         with path.open('rb') as file:
-            kind = kind_of(file)
-            if kind not in CHECKPOINT_KINDS:
-                raise CheckpointError(refusal(path, kind))
-            if kind == 'safetensors':
-                return _read_safetensors(path)
             if kind == 'zip':
                 _check_archive(path, file)
             file.seek(0)

@@ -13,7 +13,7 @@ import torch
 
 from ..errors import CheckpointError
 from .file_kinds import CHECKPOINT_KINDS, kind_of
-from .reading import check_is_file, first_line, read_file
+from .reading import check_kind, first_line, read_file
 
 HUB_FILES = ('model.safetensors', 'pytorch_model.bin')
 RETRIES = 2  # after a failed attempt, with pauses of 1 and 2 seconds
@@ -49,13 +49,13 @@ def read_checkpoint(source: str | Path) -> Any:
 
 
 def check_exists(source: str | Path) -> None:
-    """Raise a CheckpointError if a source is a local file that does not exist.
+    """Raise a CheckpointError if a source is a local path but not a checkpoint.
 
     This is for an early error. A source in the network is not checked.
     """
     text = str(source)
     if '://' not in text and not text.startswith(('hf-hub:', 'timm/')):
-        check_is_file(local_path(text))
+        check_kind(local_path(text))
 
 
 def local_path(source: str | Path) -> Path:

@@ -186,7 +186,7 @@ class Detector:
         Returns:
             The detections of an image; a list for a list; for a folder, a video or a camera an
             iterator, which reads the images one after the other. An image of a folder that cannot
-            be read is skipped with a warning.
+            be used is skipped with a warning.
 
         Raises:
             DataError: An image or a source cannot be read. The message names it.
@@ -198,32 +198,43 @@ class Detector:
         tiles = None if tile is None else Tiles(tile, overlap, batch_size)
         if isinstance(image, (list, tuple)):
             named = [(item, f'image[{place}]') for place, item in enumerate(image)]
-            items = ((_path_of(item), None, self.prepare(item, name)) for item, name in named)
+            items = ((name, _path_of(item), None, self.prepare(item, name)) for item, name in named)
             return list(self._found_in(items, batch_size, tiles))
         if isinstance(image, (str, Path)):
             frames = open_source(image, suffixes=image_suffixes(self.cfg))
             if isinstance(frames, Video):
                 self.pipeline.check_memory()
             if isinstance(frames, Video) or os.path.isdir(image):
-                return self._found_in(self._usable(frames), batch_size, tiles)
-        items = [(_path_of(image), None, self.prepare(image))]
+                skips = not isinstance(frames, Video)
+                return self._found_in(self._usable(frames), batch_size, tiles, skips)
+        items = [('the image', _path_of(image), None, self.prepare(image))]
         (found,) = self._found_in(items, batch_size, tiles)
         return found
 
     def _usable(self, frames: Iterable[Frame]) -> Iterator[tuple]:
-        """Yield the path, the index and the prepared image of each frame that can be read."""
+        """Yield the name, path, index and prepared image of each frame that can be read."""
         for frame in frames:
             try:
-                yield frame.path, frame.time.get('frame'), self.prepare(frame.image)
+                prepared = self.prepare(frame.image)
             except DataError as error:
                 print_log(f'skipped {error}', 'current', logging.WARNING)
+            else:
+                yield '', frame.path, frame.time.get('frame'), prepared
 
     def _found_in(
-        self, items: Iterable[tuple], batch_size: int, tiles: Tiles | None
+        self, items: Iterable[tuple], batch_size: int, tiles: Tiles | None, skips: bool = False
     ) -> Iterator[Detections]:
         for batch in in_batches(items, 1 if tiles else batch_size):
-            samples = self.detect([prepared for *_, prepared in batch], tiles)
-            for (path, frame, _), sample in zip(batch, samples, strict=True):
+            try:
+                samples = self.detect([prepared for *_, prepared in batch], tiles)
+            except DataError as error:  # a file exported for one size does not accept it
+                faults = [f'{_label(name, path)}: {error}' for name, path, *_ in batch]
+                if not skips:
+                    raise DataError(faults[0]) from None
+                for fault in faults:
+                    print_log(f'skipped {fault}', 'current', logging.WARNING)
+                continue
+            for (_, path, frame, _), sample in zip(batch, samples, strict=True):
                 found = sample.pred_instances.numpy()
                 names = [self.classes[label] for label in found.labels]
                 masks = found.masks.astype(bool, copy=False) if 'masks' in found else None
@@ -252,8 +263,7 @@ class Detector:
         try:
             return self.pipeline(image)
         except DataError as error:
-            path = _path_of(image)
-            raise DataError(f'{name if path is None else repr(str(path))}: {error}') from error
+            raise DataError(f'{_label(name, _path_of(image))}: {error}') from error
 
     def detect(
         self, prepared: Sequence[Mapping[str, Any]], tiles: Tiles | None = None
@@ -344,6 +354,10 @@ def _to_float(maps: Any) -> Any:
 
 def _path_of(image: AnyImage) -> Path | None:
     return Path(image) if isinstance(image, (str, Path)) else None
+
+
+def _label(name: str, path: Path | None) -> str:
+    return name if path is None else repr(str(path))
 
 
 def _config_of(config: str | Path | Config, cfg_options: Mapping[str, Any] | None = None) -> Config:

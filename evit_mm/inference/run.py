@@ -141,8 +141,14 @@ def predict(
             read = iter(progress.track(frames, frames.total, description='detecting'))
             prepared_frames = _prepare(read, detector, faults, speed)
             for batch in in_batches(prepared_frames, 1 if tiles else batch_size):
-                with speed.of('detect'):
-                    samples = detector.detect([prepared for _, prepared in batch], tiles)
+                try:
+                    with speed.of('detect'):
+                        samples = detector.detect([prepared for _, prepared in batch], tiles)
+                except DataError as error:  # a file exported for one size does not accept it
+                    if isinstance(frames, Video):
+                        raise
+                    faults += [f"'{frame.path}' was skipped: {error}" for frame, _ in batch]
+                    continue
                 for (frame, prepared), sample in zip(batch, samples, strict=True):
                     with speed.of('draw'):
                         picture = detector.draw(prepared['picture'], sample, score_thr)

@@ -113,7 +113,7 @@ def test_the_files_that_they_were_made_from_load(legacy, tmp_path, unpickler):
         (b'model: m4\n', 'a text file, not a checkpoint'),
         (b'work_dirs/run/epoch_12.pth', 'a text file with the path of a checkpoint, not a '
          'checkpoint; give the file that it names'),
-        (b'\x08\x08\x12\x07pytorch\x1a\x052.5.1:', 'an ONNX model, not a checkpoint; tools/'),
+        (b'\x08\x08\x12\x07pytorch\x1a\x052.5.1:', 'an ONNX model, not a checkpoint; use it'),
         (b'\x1c\x00\x00\x00TFL3', 'a TensorFlow Lite model, not a checkpoint'),
         (b'RIFF\x00\x01\x00\x00WEBPVP8 ', 'an image, not a checkpoint'),
         (b'\x00\x00\x00\x20ftypisom', 'a video, not a checkpoint'),

@@ -206,6 +206,13 @@ def test_figures_are_those_of_an_evaluation(model, data, tmp_path):
     assert json.dumps(list(classes)) in card.text
 
 
+@pytest.mark.parametrize('name', ['', 'a b', 'MIT', 'mit\nfoo: bar'])
+def test_a_licence_is_an_identifier_of_the_hub(model, tmp_path, name):
+    with pytest.raises(ConfigError, match='--license must be an identifier of the hub such as'):
+        publish(*model, tmp_path / 'out', name)
+    assert not (tmp_path / 'out').exists()
+
+
 def test_without_the_data_nothing_is_claimed(model, tmp_path, capsys, monkeypatch):
     out = tmp_path / 'my cells'
     command = ['publish.py', *map(str, model), '-o', str(out), '--device', 'cpu']

@@ -213,6 +213,8 @@ def test_an_example_says_in_one_sentence_what_is_wrong(run, name, tmp_path):
         cases += [('values', {'pad_pixel': [1.0, 2.0, 3.0]}, picture, "values.xml' ")]
         (tmp_path / 'cut.ppm').write_bytes(picture.read_bytes()[:-1])
         cases += [('good', {}, tmp_path / 'cut.ppm', "cut.ppm' is incomplete")]
+    else:
+        cases += [('one', {'static_size': [64, 32]}, picture, f"one{suffix}' accepts only images")]
     cases += [('none', None, picture, f"none{suffix}' cannot be opened")]
     for stem, changed, image, said in cases:
         file = tmp_path / f'{stem}{suffix}'
@@ -314,6 +316,17 @@ def test_images_sent_together_are_one_batch_per_shape(detector, batches):
         np.testing.assert_allclose(found['boxes'], truth.boxes, atol=1e-2)
 
 
+def test_each_image_of_a_batch_that_fails_gets_an_answer(tmp_path, monkeypatch):
+    detector = Detector(write_exported(tmp_path / 'one.onnx', static_size=[128, 96]))
+    good, bad = (np.full((48, width, 3), 200, np.uint8) for width in (64, 48))
+    replies = answers(detector, [png(x) for x in (good, bad, bad, good)], seconds=1.0)
+    assert [reply.status_code for reply in replies] == [200, 400, 400, 200]
+    assert 'was exported with --static' in replies[1].json()['detail']
+    monkeypatch.setattr(detector, 'detect', lambda images: 1 / 0)
+    replies = answers(detector, [png(good)] * 3, seconds=1.0)
+    assert [reply.status_code for reply in replies] == [500] * 3
+
+
 def test_a_batch_has_a_limit(detector, batches):
     replies = answers(detector, [png(x) for x in PICTURES[::2] * 2], seconds=1.0, most=3)
     assert [reply.status_code for reply in replies] == [200] * 8
@@ -371,4 +384,7 @@ def test_the_server_says_what_is_wrong_with_its_model(tmp_path, monkeypatch):
     pytest.importorskip('fastapi')
     monkeypatch.setattr(sys, 'argv', ['server.py', str(tmp_path / 'none.onnx')])
     with pytest.raises(SystemExit, match=r"^error: exported file '.*none\.onnx' does not exist$"):
+        runpy.run_path(str(ROOT / 'examples' / 'server.py'), run_name='__main__')
+    monkeypatch.setattr(sys, 'argv', ['server.py'])
+    with pytest.raises(SystemExit, match=r'^usage: python .*server\.py MODEL \[CONFIG\]$'):
         runpy.run_path(str(ROOT / 'examples' / 'server.py'), run_name='__main__')

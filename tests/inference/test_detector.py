@@ -410,6 +410,44 @@ def test_the_config_beside_a_checkpoint_is_taken_if_it_is_the_only_one(model, tm
         Detector(weights)
 
 
+def test_an_exported_file_under_another_suffix_is_named(exported, tmp_path):
+    file = tmp_path / 'a.ONNX'
+    file.write_bytes(exported.read_bytes())
+    with pytest.raises(CheckpointError, match=r"a\.ONNX' is an ONNX model, .* name \*\.onnx in"):
+        Detector(file)
+
+
+def test_images_of_another_size_than_that_of_a_static_file_are_named(tmp_path, monkeypatch):
+    file = write_exported(tmp_path / 'one.onnx', static_size=[128, 96])
+    detector, good = Detector(file), np.full((48, 64, 3), 200, np.uint8)
+    bad = good[:, :48]
+    said = (
+        r"one image of 128x128 pixels after resizing, but '.*one\.onnx' was exported with --static"
+    )
+    with pytest.raises(DataError, match=rf'^image\[1\]: {said}'):
+        detector([good, bad])
+    with pytest.raises(DataError, match=rf'^the image: {said}'):
+        detector(bad)
+    images = tmp_path / 'images'
+    images.mkdir()
+    for name, pixels in (('a', good), ('b', bad), ('c', bad), ('d', good)):
+        cv2.imwrite(str(images / f'{name}.png'), pixels)
+    with pytest.raises(DataError, match=rf"^'.*b\.png': {said}"):
+        detector(images / 'b.png')
+    skipped = []
+    log = 'evit_mm.inference.detector.print_log'
+    monkeypatch.setattr(log, lambda text, *_: skipped.append(text))
+    assert [found.path.stem for found in detector(images, batch_size=2)] == ['a', 'd']
+    assert [text.partition(': one image of')[0] for text in skipped] == [
+        f"skipped '{images / name}'" for name in ('b.png', 'c.png')
+    ]
+    prediction = inference.predict(file, images, tmp_path / 'out')
+    assert {found['file_name'] for found in prediction.detections} == {'a.png', 'd.png'}
+    assert [
+        fault.partition("' was skipped: one image of 128x128")[0] for fault in prediction.faults
+    ] == [f"'{images / name}" for name in ('b.png', 'c.png')]
+
+
 def test_a_config_stays_as_it_is_and_takes_options(model):
     cfg = load_config(model[0])
     before = cfg.pretty_text

@@ -95,7 +95,8 @@ def describe(cfg: Any, classes: Sequence[str]) -> dict[str, Any]:
 
     :func:`evit_mm.deploy.export.export` adds ``task``, ``precision``, ``outputs``, the names of the
     graph's outputs, ``nms``, the arguments of :func:`~evit_mm.deploy.export.graph.suppress` if the
-    file ends before NMS, and ``in_channels``, the number of channels of the images.
+    file ends before NMS, ``in_channels``, the number of channels of the images, and
+    ``static_size``, the only ``[width, height]`` that the file accepts, or None for any.
 
     Raises:
         ConfigError: These keys cannot describe the preprocessing of the config.

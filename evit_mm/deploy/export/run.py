@@ -137,6 +137,8 @@ def export(
         raise ConfigError(f'--format must be one of {", ".join(FORMATS)}, got {file_format!r}')
     int8 = precision == INT8
     _refuse(form, file_format, out, checkpoint, nms, dynamic, precision)
+    if calibration is not None and not int8:
+        raise ConfigError('--calibration is for --int8; add --int8, or remove --calibration')
     need_torch(TORCH, 'An export')
     for package in (*form.packages, *((form.int8_packages or ()) if int8 else ())):
         need(package, form.extra)
@@ -172,6 +174,7 @@ def export(
     inputs = _read(cfg, detector, 'test', check, '--check', CHECKED_IMAGES)
     metadata['in_channels'] = inputs[0][0].shape[1]
     size = None if dynamic else tuple(inputs[0][0].shape[2:])
+    metadata['static_size'] = None if size is None else [*size[::-1]]
     inputs = _of_size(inputs, size)
     calibrated_on, ap = [], {}
     metric = 'top-1 accuracy' if is_classifier(cfg) else 'AP'

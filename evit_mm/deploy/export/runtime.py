@@ -18,7 +18,7 @@ from mmengine.registry import MODELS
 from mmengine.structures import InstanceData
 
 from ...checkpoint.reading import METADATA_KEY
-from ...errors import EvitError
+from ...errors import DataError, EvitError
 from .files import CLASSIFICATION, DETECTION, preprocessor_of
 from .formats import BY_SUFFIX
 from .graph import suppress
@@ -73,19 +73,32 @@ class ExportedModel:
         the outputs.
 
         Raises:
-            EvitError: The file does not accept this batch size or image size.
+            DataError: The file does not accept this batch size or image size.
+            EvitError: The runtime cannot run the file.
         """
         given = {'image': image} if size is None else {'image': image, 'size': size}
         inputs = {name: np.ascontiguousarray(x, dtype=np.float32) for name, x in given.items()}
         image = inputs['image']
+        self._check_size(*image.shape)
         try:
             outputs = self._run(inputs)
         except Exception as error:  # the exceptions of the runtimes have no other common base
             raise EvitError(
                 f"exported file '{self.file}' cannot run on an image of shape {image.shape} "
-                f'({_last_line(error)}); a file exported with --static accepts only one shape'
+                f'({_last_line(error)})'
             ) from None
         return outputs
+
+    def _check_size(self, batch: int, _: int, height: int, width: int) -> None:
+        accepted = self.metadata.get('static_size')
+        if accepted is None or (batch, width, height) == (1, *accepted):
+            return
+        given = 'one image' if batch == 1 else f'{batch} images'
+        raise DataError(
+            f"{given} of {width}x{height} pixels after resizing, but '{self.file}' was exported "
+            f'with --static for one image of {accepted[0]}x{accepted[1]}; export it without '
+            '--static, or with a test pipeline that pads all images to this size'
+        )
 
     def __deepcopy__(self, memo: dict) -> ExportedModel:
         """Return the same object, for example to a hook that copies the model. It has no state."""
@@ -146,12 +159,9 @@ class ExportedDetector(BaseModel):
         sizes = np.array([sample.img_shape[:2] for sample in data_samples])
         # one image at a time, because a file exported with --static accepts only one
         for row, sample in enumerate(data_samples):
-            image = inputs[row : row + 1].cpu().numpy()
-            try:
-                outputs = self.exported.detect(image, sizes[row : row + 1])
-            except EvitError as error:
-                path = sample.get('img_path')
-                raise EvitError(f"'{path}': {error}" if path else str(error)) from None
+            outputs = self.exported.detect(
+                inputs[row : row + 1].cpu().numpy(), sizes[row : row + 1]
+            )
             threshold = self.exported.metadata.get('mask_thr', 0.5)
             shape = sample.get('ori_shape')
             sample.pred_instances = to_instances(outputs, sample.scale_factor, shape, threshold)
@@ -256,6 +266,7 @@ VALID: dict[str, Callable[[Any], bool]] = {
     'score_thr': _is_number,
     'mask_thr': _is_number,
     'in_channels': lambda value: isinstance(value, int) and value > 0,
+    'static_size': lambda value: value is None or _is_size(value),
     'nms': lambda value: (
         value is None
         or (

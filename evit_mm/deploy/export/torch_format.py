@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,7 +56,10 @@ class TorchFormat(Format):
         need_torch(GUARDS, 'A .pt2 file')
         program = export_program(graph, metadata['in_channels'], size)
         program.example_inputs = None  # they would be a pickle
-        torch.export.save(program, file, extra_files={METADATA_KEY: json.dumps(metadata)})
+        with warnings.catch_warnings():
+            # of weights in channels-last order; they are saved whole
+            warnings.simplefilter('ignore', UserWarning)
+            torch.export.save(program, file, extra_files={METADATA_KEY: json.dumps(metadata)})
 
     def load(self, file: Path, threads: int | None) -> tuple[str | None, Run]:
         """Open a file in PyTorch, on the CPU."""

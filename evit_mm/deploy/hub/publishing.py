@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -71,6 +72,10 @@ def publish(
         EvitError: The config or the checkpoint cannot be used, a published config cannot have a
             part of the detector, or the folder contains files. The folder is then not changed.
     """
+    if not re.fullmatch('[a-z0-9][a-z0-9.+-]*', license_id):
+        raise ConfigError(
+            f"--license must be an identifier of the hub such as 'apache-2.0', got {license_id!r}"
+        )
     folder = Path(out).absolute()
     if folder.is_dir() and (present := sorted(file.name for file in folder.iterdir())):
         raise ConfigError(
