@@ -168,6 +168,7 @@ def test_metadata_is_all_that_a_program_needs(model, files, data):
                 }
             ],
             'in_channels': 3,
+            'static_size': None,
             'mean': [123.675, 116.28, 103.53],
             'std': [58.395, 57.12, 57.375],
             'channels': 'RGB',

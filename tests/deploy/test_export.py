@@ -187,6 +187,7 @@ def test_metadata_is_all_that_a_program_needs(written, openvino_file):
             'outputs': ['boxes', 'scores', 'labels'],
             'reader': [READER],
             'in_channels': 3,
+            'static_size': None,
             'pad_to': None,
             'pad_pixel': 0.0,
             'task': 'detection',
