@@ -1000,7 +1000,7 @@ def test_an_example_finds_what_predict_finds(
 
 def test_an_exported_file_is_named_where_a_checkpoint_is_needed(trained, written, tmp_path):
     with pytest.raises(
-        CheckpointError, match=r"any.onnx' is an ONNX model, not a checkpoint; tools"
+        CheckpointError, match=r"any.onnx' is an ONNX model, not a checkpoint; use it"
     ):
         load_detector(load_config(trained[0]), written.file)
     openvino = tmp_path / 'net.xml'

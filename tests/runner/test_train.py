@@ -450,7 +450,7 @@ def test_mixed_precision_keeps_the_kind_of_wrapper_and_its_loss_scale(
 def test_the_arguments_of_an_evaluation_reach_its_runner(tmp_path):
     config, hook = write_config(tmp_path, ROOT), Hook()
 
-    (tmp_path / 'x.pth').touch()
+    torch.save({}, tmp_path / 'x.pth')
 
     def tested(checkpoint=str(tmp_path / 'x.pth'), out=None, options=(), **arguments):
         keep = {'runner_type': 'Kept', 'resume': True, **dict(options)}
