@@ -37,18 +37,10 @@ def create_app(detector, most=16, seconds=0.005):
                 batch, waiting[:] = sorted(waiting[:most], key=shape), waiting[most:]
                 for _, part in itertools.groupby(batch, shape):
                     futures, images = zip(*part, strict=True)
-                    try:
-                        found = await asyncio.to_thread(detector.detect, images)
-                    except Exception as error:  # each image of the batch gets an answer
-                        found = [error] * len(images)
-                    for future, result in zip(futures, found, strict=True):
-                        future.set_result(result)
+                    samples = await asyncio.to_thread(detector.detect, images)
+                    for future, sample in zip(futures, samples, strict=True):
+                        future.set_result(sample.pred_instances)
         found = item[0].result()
-        if isinstance(found, DataError):  # a file exported for one size refuses others
-            raise HTTPException(400, str(found))
-        if isinstance(found, Exception):
-            raise found
-        found = found.pred_instances
         names = [detector.classes[label] for label in found.labels]
         boxes, scores, labels = (found[key].tolist() for key in ('bboxes', 'scores', 'labels'))
         return {'boxes': boxes, 'scores': scores, 'labels': labels, 'names': names}

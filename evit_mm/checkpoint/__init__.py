@@ -14,14 +14,14 @@ from .fitting import (
     load_pretrained,
     translate_names,
 )
-from .sources import check_exists, read_checkpoint
+from .sources import check_source, read_checkpoint
 from .writing import write_checkpoint
 
 __all__ = [
     'DERIVED',
     'CheckedPretrained',
     'allow_mmengine_types',
-    'check_exists',
+    'check_source',
     'check_state_dict',
     'extract_state_dict',
     'fit_state_dict',

@@ -48,7 +48,7 @@ def read_checkpoint(source: str | Path) -> Any:
     return read_file(local_path(source))
 
 
-def check_exists(source: str | Path) -> None:
+def check_source(source: str | Path) -> None:
     """Raise a CheckpointError if a source is a local path but not a checkpoint.
 
     This is for an early error. A source in the network is not checked.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -219,15 +219,20 @@ class ImageReader:
 class PredictionPipeline:
     """The test pipeline of a config, for images without annotations.
 
+    Args:
+        cfg: The config.
+        check_size: Called with the height and width of each packed image. It can raise a DataError.
+
     Raises:
         KeyError, TypeError: A transform is not registered, or has an unknown option.
     """
 
-    def __init__(self, cfg: Config) -> None:
+    def __init__(self, cfg: Config, check_size: Callable[[int, int], None] | None = None) -> None:
         init_default_scope(cfg.get('default_scope') or 'mmdet')
         steps = without_annotations(_test_steps(cfg))
         self.filename, self.loading = cfg.filename, loading_steps(steps)
         self.reader = ImageReader(steps)
+        self._check_size = check_size
         self._further = [TRANSFORMS.build(step) for step in steps[len(self.loading) :]]
 
     def load(self, image: AnyImage) -> dict[str, Any]:
@@ -276,7 +281,7 @@ class PredictionPipeline:
             ``(H, W, 3)``, BGR, uint8, and ``loaded``.
 
         Raises:
-            DataError: The image is too thin to resize.
+            DataError: The image is too thin to resize, or ``check_size`` refuses its size.
         """
         picture = to_picture(loaded['img'])
         results = {**loaded, 'img': loaded['img'].copy()}  # because a step can work in place
@@ -286,6 +291,8 @@ class PredictionPipeline:
         except cv2.error:
             height, width = picture.shape[:2]
             raise DataError(f'{width}x{height} pixels are too thin to resize') from None
+        if self._check_size:
+            self._check_size(*results['inputs'].shape[1:])
         return {**results, 'picture': picture, 'loaded': loaded}
 
     def __call__(self, image: AnyImage) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from mmengine.logging import print_log
 from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 
-from ..checkpoint import check_exists
+from ..checkpoint import check_source
 from ..data.dataset_configs import image_suffixes
 from ..data.pictures import complete_palette
 from ..data.pipeline import AnyImage, ImageReader, PredictionPipeline, check_loading, part_of
@@ -157,7 +157,7 @@ class Detector:
         if half:
             compute_in_half(self.model, get_device())
         with config_faults(self.cfg):
-            self.pipeline = PredictionPipeline(self.cfg)
+            self.pipeline = PredictionPipeline(self.cfg, getattr(self.model, 'check_size', None))
         # not from the registry, which would share one visualizer between detectors
         self._visualizer = DetLocalVisualizer()
         self._visualizer.dataset_meta = complete_palette(self.model.dataset_meta)
@@ -198,43 +198,36 @@ class Detector:
         tiles = None if tile is None else Tiles(tile, overlap, batch_size)
         if isinstance(image, (list, tuple)):
             named = [(item, f'image[{place}]') for place, item in enumerate(image)]
-            items = ((name, _path_of(item), None, self.prepare(item, name)) for item, name in named)
+            items = ((_path_of(item), None, self.prepare(item, name)) for item, name in named)
             return list(self._found_in(items, batch_size, tiles))
         if isinstance(image, (str, Path)):
             frames = open_source(image, suffixes=image_suffixes(self.cfg))
             if isinstance(frames, Video):
                 self.pipeline.check_memory()
             if isinstance(frames, Video) or os.path.isdir(image):
-                skips = not isinstance(frames, Video)
-                return self._found_in(self._usable(frames), batch_size, tiles, skips)
-        items = [('the image', _path_of(image), None, self.prepare(image))]
+                return self._found_in(self._usable(frames), batch_size, tiles)
+        items = [(_path_of(image), None, self.prepare(image))]
         (found,) = self._found_in(items, batch_size, tiles)
         return found
 
     def _usable(self, frames: Iterable[Frame]) -> Iterator[tuple]:
-        """Yield the name, path, index and prepared image of each frame that can be read."""
+        """Yield the path, the index and the prepared image of each frame that can be used."""
         for frame in frames:
             try:
-                prepared = self.prepare(frame.image)
+                prepared = self.prepare(frame.image, f"'{frame.path}'")
             except DataError as error:
+                if frame.time:  # all frames of a video have the same size
+                    raise
                 print_log(f'skipped {error}', 'current', logging.WARNING)
             else:
-                yield '', frame.path, frame.time.get('frame'), prepared
+                yield frame.path, frame.time.get('frame'), prepared
 
     def _found_in(
-        self, items: Iterable[tuple], batch_size: int, tiles: Tiles | None, skips: bool = False
+        self, items: Iterable[tuple], batch_size: int, tiles: Tiles | None
     ) -> Iterator[Detections]:
         for batch in in_batches(items, 1 if tiles else batch_size):
-            try:
-                samples = self.detect([prepared for *_, prepared in batch], tiles)
-            except DataError as error:  # a file exported for one size does not accept it
-                faults = [f'{_label(name, path)}: {error}' for name, path, *_ in batch]
-                if not skips:
-                    raise DataError(faults[0]) from None
-                for fault in faults:
-                    print_log(f'skipped {fault}', 'current', logging.WARNING)
-                continue
-            for (_, path, frame, _), sample in zip(batch, samples, strict=True):
+            samples = self.detect([prepared for *_, prepared in batch], tiles)
+            for (path, frame, _), sample in zip(batch, samples, strict=True):
                 found = sample.pred_instances.numpy()
                 names = [self.classes[label] for label in found.labels]
                 masks = found.masks.astype(bool, copy=False) if 'masks' in found else None
@@ -256,14 +249,15 @@ class Detector:
             See :meth:`evit_mm.data.pipeline.PredictionPipeline.pack`.
 
         Raises:
-            DataError: The image cannot be read, is of another type, or is too thin to resize. The
-                message names it.
+            DataError: The image cannot be read, is of another type, is too thin to resize, or has a
+                size that an exported file does not accept. The message names it.
             ConfigError: The config reads other images than pixels in memory.
         """
         try:
             return self.pipeline(image)
         except DataError as error:
-            raise DataError(f'{_label(name, _path_of(image))}: {error}') from error
+            path = _path_of(image)
+            raise DataError(f'{name if path is None else repr(str(path))}: {error}') from error
 
     def detect(
         self, prepared: Sequence[Mapping[str, Any]], tiles: Tiles | None = None
@@ -356,10 +350,6 @@ def _path_of(image: AnyImage) -> Path | None:
     return Path(image) if isinstance(image, (str, Path)) else None
 
 
-def _label(name: str, path: Path | None) -> str:
-    return name if path is None else repr(str(path))
-
-
 def _config_of(config: str | Path | Config, cfg_options: Mapping[str, Any] | None = None) -> Config:
     """Load the config of a detector; raise a ConfigError for a classifier."""
     if isinstance(config, Config):
@@ -377,7 +367,7 @@ def _config_of(config: str | Path | Config, cfg_options: Mapping[str, Any] | Non
 
 def _config_beside(checkpoint: str | Path) -> Path:
     """Return the only config in the folder of a checkpoint."""
-    check_exists(checkpoint)
+    check_source(checkpoint)
     found = configs_in(Path(checkpoint).expanduser().parent)
     if len(found) == 1:
         return found[0]

@@ -141,14 +141,8 @@ def predict(
             read = iter(progress.track(frames, frames.total, description='detecting'))
             prepared_frames = _prepare(read, detector, faults, speed)
             for batch in in_batches(prepared_frames, 1 if tiles else batch_size):
-                try:
-                    with speed.of('detect'):
-                        samples = detector.detect([prepared for _, prepared in batch], tiles)
-                except DataError as error:  # a file exported for one size does not accept it
-                    if isinstance(frames, Video):
-                        raise
-                    faults += [f"'{frame.path}' was skipped: {error}" for frame, _ in batch]
-                    continue
+                with speed.of('detect'):
+                    samples = detector.detect([prepared for _, prepared in batch], tiles)
                 for (frame, prepared), sample in zip(batch, samples, strict=True):
                     with speed.of('draw'):
                         picture = detector.draw(prepared['picture'], sample, score_thr)
@@ -206,6 +200,8 @@ def _prepare(
             with speed.of('detect'):
                 prepared = detector.pipeline.pack(loaded)
         except DataError as error:
+            if frame.time:  # all frames of a video have the same size
+                raise DataError(f"'{frame.path}': {error}") from None
             faults.append(f"'{frame.path}' was skipped: {error}")
         else:
             yield frame, prepared

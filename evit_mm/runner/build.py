@@ -25,7 +25,7 @@ from mmengine.runner import Runner
 from mmengine.utils.dl_utils import set_multi_processing
 from mmengine.visualization import Visualizer
 
-from ..checkpoint import check_exists, check_state_dict, extract_state_dict
+from ..checkpoint import check_source, check_state_dict, extract_state_dict
 from ..data.pipeline import dataset_reader
 from ..errors import ConfigError, EvitError
 from ..utils.files import write_atomically
@@ -93,7 +93,7 @@ class CheckedRunner(Runner):
         """Build a runner as mmengine does."""
         cfg = follow_variables(copy.deepcopy(cfg) if isinstance(cfg, Config) else Config(cfg))
         for source in checkpoints_of(cfg):
-            check_exists(source)
+            check_source(source)
         resumed = find_resumed(cfg)
         with config_faults(cfg):
             runner = super().from_cfg(cfg)

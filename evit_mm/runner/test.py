@@ -11,7 +11,7 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.hooks import Hook
 
-from ..checkpoint import check_exists
+from ..checkpoint import check_source
 from ..errors import ConfigError
 from .build import build_runner, make_folder, set_device
 from .config import is_classifier, load_config
@@ -59,7 +59,7 @@ def test(
     """
     cfg = config if isinstance(config, Config) else load_config(config, cfg_options, work_dir)
     if checkpoint is not None:
-        check_exists(checkpoint)
+        check_source(checkpoint)
     cfg.resume, cfg.load_from = False, checkpoint and str(checkpoint)
     if out:
         _write_predictions(cfg, out)

@@ -441,6 +441,11 @@ def test_images_of_another_size_than_that_of_a_static_file_are_named(tmp_path, m
     assert [text.partition(': one image of')[0] for text in skipped] == [
         f"skipped '{images / name}'" for name in ('b.png', 'c.png')
     ]
+    film = write_video(tmp_path / 'film.mp4')  # 96x80
+    with pytest.raises(DataError, match=rf"^'.*film\.mp4': {said}"):
+        list(detector(film))
+    with pytest.raises(DataError, match=rf"^'.*film\.mp4': {said}"):
+        inference.predict(file, film, tmp_path / 'film')
     prediction = inference.predict(file, images, tmp_path / 'out')
     assert {found['file_name'] for found in prediction.detections} == {'a.png', 'd.png'}
     assert [

@@ -19,7 +19,8 @@ from .two_stage import two_stage_translations
 
 OPSET = 18
 QUANTIZED = ['Conv', 'Gemm', 'MatMul', 'ConvTranspose']
-CHOICES = ('NonMaxSuppression', 'NonZero', 'Shape', 'TopK')  # whose results say which, not how much
+# operators that select or count; no feature passes through them
+CHOICES = ('NonMaxSuppression', 'NonZero', 'Shape', 'TopK')
 
 
 class OnnxFormat(Format):
@@ -87,7 +88,7 @@ class OnnxFormat(Format):
             extra_options={
                 'ActivationSymmetric': True,
                 'QuantizeBias': False,  # TensorRT computes the bias in float32
-                # the mean of the images' ranges: the widest one makes the steps of all others large
+                # the mean range of the images; one wide range would make all steps coarse
                 'CalibMovingAverage': True,
             },
         )

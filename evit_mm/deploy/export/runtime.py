@@ -79,7 +79,8 @@ class ExportedModel:
         given = {'image': image} if size is None else {'image': image, 'size': size}
         inputs = {name: np.ascontiguousarray(x, dtype=np.float32) for name, x in given.items()}
         image = inputs['image']
-        self._check_size(*image.shape)
+        if image.ndim == 4:  # the runtime refuses others
+            self.check_size(image.shape[2], image.shape[3], len(image))
         try:
             outputs = self._run(inputs)
         except Exception as error:  # the exceptions of the runtimes have no other common base
@@ -89,7 +90,8 @@ class ExportedModel:
             ) from None
         return outputs
 
-    def _check_size(self, batch: int, _: int, height: int, width: int) -> None:
+    def check_size(self, height: int, width: int, batch: int = 1) -> None:
+        """Raise a DataError if the file does not accept this size of the padded images."""
         accepted = self.metadata.get('static_size')
         if accepted is None or (batch, width, height) == (1, *accepted):
             return
@@ -148,6 +150,12 @@ class ExportedDetector(BaseModel):
         divisor = self.exported.metadata['pad_size_divisor']
         preprocessor = data_preprocessor or preprocessor_of(self.exported.metadata)
         super().__init__({**preprocessor, 'pad_size_divisor': divisor})
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raise a DataError if the file does not accept an image of this size, after padding."""
+        divisor = self.exported.metadata['pad_size_divisor']
+        height, width = (math.ceil(side / divisor) * divisor for side in (height, width))
+        self.exported.check_size(height, width)
 
     @property
     def with_mask(self) -> bool:

@@ -57,7 +57,7 @@ class TorchFormat(Format):
         program = export_program(graph, metadata['in_channels'], size)
         program.example_inputs = None  # they would be a pickle
         with warnings.catch_warnings():
-            # of weights in channels-last order; they are saved whole
+            # torch warns about weights in channels-last order, but saves them correctly
             warnings.simplefilter('ignore', UserWarning)
             torch.export.save(program, file, extra_files={METADATA_KEY: json.dumps(metadata)})
 
