@@ -14,7 +14,7 @@ from torch import nn
 
 from ..checkpoint.recognition import variant_name
 from ..errors import ConfigError
-from ..models import EfficientViT, EfficientViTHead, SPOSHead, SPOSNet, TIMMMobileNet
+from ..models import EfficientViT, EfficientViTHead, SPOSHead, SPOSNet, TIMMNet
 from ..models.spos import RELEASED_CHOICES
 from ..runner.build import config_faults
 from ..runner.config import load_config
@@ -130,7 +130,7 @@ def system_of(backbone: nn.Module) -> str | None:
         return name and f'evit_{name}'
     if isinstance(backbone, SPOSNet) and tuple(backbone.choices) == RELEASED_CHOICES:
         return 'spos'
-    if isinstance(backbone, TIMMMobileNet):
+    if isinstance(backbone, TIMMNet):
         return TIMM_NAMES.get(backbone.model_name)
     return None
 
@@ -143,7 +143,7 @@ def build_classifier(backbone: nn.Module) -> nn.Module | None:
         return nn.Sequential(body, EfficientViTHead(body.out_channels[-1]))
     if isinstance(backbone, SPOSNet):
         return nn.Sequential(SPOSNet(backbone.choices, out_indices=(4,)), SPOSHead())
-    if isinstance(backbone, TIMMMobileNet):
+    if isinstance(backbone, TIMMNet):
         import timm
 
         return timm.create_model(backbone.model_name)

@@ -3,7 +3,7 @@
 from .efficientvit import EfficientViT, EfficientViTHead
 from .efficientvit_fpn import EfficientViTFPN
 from .spos import SPOSHead, SPOSNet
-from .timm_mobile import TIMMMobileNet
+from .timm_networks import TIMMNet
 from .variants import VARIANTS, Variant
 
 __all__ = [
@@ -13,6 +13,6 @@ __all__ = [
     'EfficientViTHead',
     'SPOSHead',
     'SPOSNet',
-    'TIMMMobileNet',
+    'TIMMNet',
     'Variant',
 ]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
 
 from .pretrained import load_checked, split_init_cfg
 
@@ -107,3 +110,28 @@ def check_out_indices(out_indices: Sequence[int], known: Sequence[int]) -> tuple
             f'got {out_indices!r}'
         )
     return indices
+
+
+def recomputed(block: nn.Module, x: Tensor) -> Tensor:
+    """Apply a block, and compute it again in the backward pass instead of keeping its maps."""
+
+    def contexts() -> tuple[Any, Any]:
+        return nullcontext(), _statistics_kept(block)
+
+    return checkpoint(block, x, use_reentrant=False, context_fn=contexts)
+
+
+@contextmanager
+def _statistics_kept(block: nn.Module) -> Iterator[None]:
+    """Do not update the BatchNorm running statistics while a block is recomputed."""
+    norms = [m for m in block.modules() if isinstance(m, _BatchNorm) and m.training]
+    momenta = [norm.momentum for norm in norms]
+    counts = [norm.num_batches_tracked.clone() for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum, count in zip(norms, momenta, counts, strict=True):
+            norm.momentum = momentum
+            norm.num_batches_tracked.copy_(count)

@@ -9,8 +9,7 @@ and w = ceil(W / s).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,13 +17,11 @@ import torch
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.checkpoint import checkpoint
 
 from ..errors import ConfigError
 from ..utils.provenance import need_torch
 from .attention import WindowAttention
-from .backbone import Backbone, check_out_indices
+from .backbone import Backbone, check_out_indices, recomputed
 from .layers import FFN, BNLinear, ConvBN, ImageConvBN, Residual, SqueezeExcite, mean_pool
 from .variants import NUM_STAGES, Variant, resolve_arch
 
@@ -228,7 +225,7 @@ class EfficientViT(Backbone):
                 outputs.append(x)
         for index, stage in enumerate(self.stages):
             for block in stage:
-                x = self._recomputed(block, x) if self.with_cp and self.training else block(x)
+                x = recomputed(block, x) if self.with_cp and self.training else block(x)
             if index in self.out_indices:
                 outputs.append(x)
         return tuple(outputs)
@@ -252,13 +249,6 @@ class EfficientViT(Backbone):
         raise ConfigError(
             f'EfficientViT needs a tensor (B, {self.in_channels}, H, W), got {found}; {fix}'
         )
-
-    @staticmethod
-    def _recomputed(block: nn.Module, x: Tensor) -> Tensor:
-        def contexts() -> tuple[Any, Any]:
-            return nullcontext(), _statistics_kept(block)
-
-        return checkpoint(block, x, use_reentrant=False, context_fn=contexts)
 
 
 @MODELS.register_module()
@@ -286,19 +276,3 @@ class EfficientViTHead(BaseModule):
     def forward(self, feats: tuple[Tensor, ...]) -> Tensor:
         """Return the logits ``(B, num_classes)`` for the outputs of the backbone."""
         return self.head(mean_pool(feats[-1]))
-
-
-@contextmanager
-def _statistics_kept(block: nn.Module) -> Iterator[None]:
-    """Do not update the BatchNorm running statistics while a block is recomputed."""
-    norms = [m for m in block.modules() if isinstance(m, _BatchNorm) and m.training]
-    momenta = [norm.momentum for norm in norms]
-    counts = [norm.num_batches_tracked.clone() for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0
-    try:
-        yield
-    finally:
-        for norm, momentum, count in zip(norms, momenta, counts, strict=True):
-            norm.momentum = momentum
-            norm.num_batches_tracked.copy_(count)

@@ -66,7 +66,7 @@ def test_coco_recipe_is_the_authors(path):
         finer = 0 if path in LITE else {'RetinaNet': 1, 'MaskRCNN': 2}[cfg.model.type]
         assert neck.num_extra_trans_convs == finer and neck.num_outs == 5
         assert backbone.arch in backbone.init_cfg.checkpoint
-    elif backbone.type == 'TIMMMobileNet':
+    elif backbone.type == 'TIMMNet':
         assert backbone.init_cfg.checkpoint.startswith(f'timm://{backbone.model_name}.')
     for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
         scales = [t.scale for t in loader.dataset.pipeline if t.type == 'Resize']

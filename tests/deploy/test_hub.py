@@ -372,7 +372,7 @@ HOSTILE = {
     ),
     'a hub name': (
         'model.backbone',
-        {'type': 'TIMMMobileNet', 'model_name': 'hf-hub:a/b', 'out_indices': [1]},
+        {'type': 'TIMMNet', 'model_name': 'hf-hub:a/b', 'out_indices': [1]},
         "model_name is 'hf-hub:a/b'; a string",
     ),
     'a config to run': (

@@ -4,7 +4,7 @@ import pytest
 import torch
 from mmengine.registry import init_default_scope
 
-from evit_mm.models import EfficientViT, SPOSNet, TIMMMobileNet
+from evit_mm.models import EfficientViT, SPOSNet, TIMMNet
 from evit_mm.runner.config import load_config
 from tests.conftest import ROOT, TINY, randomise, relative_error
 
@@ -14,13 +14,13 @@ BACKBONES = {
     'EfficientViT': lambda **kwargs: EfficientViT(TINY, out_stem=True, **kwargs),
     'EfficientViT, recomputed': lambda **kwargs: EfficientViT(TINY, with_cp=True, **kwargs),
     'SPOSNet': SPOSNet,
-    'TIMMMobileNet': lambda **kwargs: TIMMMobileNet('mobilenetv2_100', (2, 4, 6), **kwargs),
+    'TIMMNet': lambda **kwargs: TIMMNet('mobilenetv2_100', (2, 4, 6), **kwargs),
 }
 
 
 @pytest.fixture(params=BACKBONES)
 def build(request):
-    if request.param == 'TIMMMobileNet':
+    if request.param == 'TIMMNet':
         pytest.importorskip('timm')
     return BACKBONES[request.param]
 

@@ -2,6 +2,7 @@ import copy
 import os
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from mmengine.registry import MODELS
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from evit_mm.errors import ConfigError, EvitError
-from evit_mm.models import VARIANTS, EfficientViT, EfficientViTHead
+from evit_mm.models import VARIANTS, EfficientViT, EfficientViTHead, TIMMNet
 from evit_mm.models.classifier import EfficientViTClsHead
 from tests.conftest import ROOT, randomise, relative_error
 
@@ -115,9 +116,11 @@ def test_drop_path_drops_more_with_depth_and_only_while_training(tiny):
     assert relative_error(mean - y, exact - y) < 0.1  # of the branch alone
 
 
-def test_with_cp_changes_neither_gradients_nor_statistics(tiny):
-    plain = randomise(EfficientViT(tiny)).train()
-    saving = EfficientViT(tiny, with_cp=True).train()
+@pytest.mark.parametrize('name', ['efficientvit', 'shvit_s1', 'mobilenetv2_100'])
+def test_with_cp_changes_neither_gradients_nor_statistics(tiny, name):
+    build = partial(EfficientViT, tiny) if name == 'efficientvit' else partial(TIMMNet, name)
+    plain = randomise(build()).train()
+    saving = build(with_cp=True).train()
     saving.load_state_dict(plain.state_dict())
     kept = {}
     x = torch.randn(2, 3, 64, 64)

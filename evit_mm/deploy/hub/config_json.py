@@ -44,7 +44,7 @@ def _names(text: str) -> frozenset[str]:
 DETECTORS = _names('ATSS CascadeRCNN DINO FCOS FasterRCNN GFL MaskRCNN RTMDet RetinaNet YOLOX')
 PARTS = _names("""
     DetDataPreprocessor
-    CSPDarknet CSPNeXt EfficientViT MobileNetV2 ResNet SPOSNet TIMMMobileNet
+    CSPDarknet CSPNeXt EfficientViT MobileNetV2 ResNet SPOSNet TIMMMobileNet TIMMNet
     CSPNeXtPAFPN ChannelMapper EfficientViTFPN FPN YOLOXPAFPN
     ATSSHead DINOHead FCOSHead GFLHead RPNHead RTMDetHead RTMDetSepBNHead RetinaHead
     SyncedRetinaHead YOLOXHead

@@ -1,4 +1,4 @@
-"""timm's mobile networks as backbones, against timm's own features and mmdet's MobileNetV2."""
+"""timm's networks as backbones, against timm's own features and mmdet's MobileNetV2."""
 
 import huggingface_hub
 import pytest
@@ -10,13 +10,13 @@ from safetensors.torch import save_file
 
 from evit_mm.checkpoint import read_checkpoint
 from evit_mm.errors import CheckpointError
-from evit_mm.models import TIMMMobileNet
+from evit_mm.models import TIMMNet
 from tests.conftest import ROOT, randomise, relative_error
 
 CONFIGS = sorted(
     path
     for path in (ROOT / 'configs').glob('retinanet_*_coco.py')
-    if Config.fromfile(path).model.backbone.type == 'TIMMMobileNet'
+    if Config.fromfile(path).model.backbone.type == 'TIMMNet'
 )
 
 
@@ -28,7 +28,7 @@ def backbone_config(path):
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
 def test_outputs_are_those_of_timms_network(path):
     cfg = backbone_config(path)
-    model = randomise(TIMMMobileNet(**cfg).double()).eval()
+    model = randomise(TIMMNet(**cfg).double()).eval()
     full = timm.create_model(cfg['model_name']).double().eval()
     full.load_state_dict(model.state_dict(), strict=False)
     maps = {}
@@ -50,10 +50,46 @@ def test_outputs_are_those_of_timms_network(path):
     assert len(model.blocks) == cfg['out_indices'][-1] + 1  # nothing that no output needs
 
 
+# strides 8, 16, 32; SHViT and EfficientViT have 16, 32, 64
+NETWORKS = """
+    mobilenetv2_100 mobilenetv3_large_100 spnasnet_100 mixnet_m efficientnet_b0
+    mobilenetv4_conv_small mobilenetv4_conv_medium shvit_s1 shvit_s2 shvit_s3 shvit_s4
+    repvit_m0_9 repvit_m1_1 starnet_s1 starnet_s2 starnet_s3 starnet_s4
+    fasternet_t0 fasternet_t1 fasternet_t2 pvt_v2_b0 swiftformer_xs
+    cpubone_nano cpubone_b0_bfrobust cpubone_b1_bfrobust cpubone_b2_bfrobust
+    ghostnet_100 repghostnet_100 efficientvit_m0 efficientvit_b0 resnet18 regnety_002 convnext_atto
+    edgenext_xx_small mobileone_s0 mobilevit_xxs densenet121 dla34
+"""
+
+
+@pytest.mark.parametrize('name', NETWORKS.split())
+def test_features_are_those_of_timm(name):
+    model = randomise(TIMMNet(name).double()).eval()
+    full = timm.create_model(name, features_only=True)
+    strides = full.feature_info.reduction()
+    indices = [strides.index(stride) for stride in model.strides]
+    assert model.strides in ((8, 16, 32), (16, 32, 64))
+    assert model.strides[-1] == max(strides)
+    assert model.out_channels == tuple(full.feature_info.channels()[i] for i in indices)
+    full = timm.create_model(name).double().eval()
+    missing, unexpected = full.load_state_dict(model.state_dict(), strict=False)
+    assert not unexpected
+    assert all(entry.startswith(model.unused) for entry in missing)
+    for size in ((128, 192), (97, 131)):
+        if name == 'dla34' and size[0] % 32:
+            continue  # timm's network fails
+        x = torch.randn(2, 3, *size, dtype=torch.float64)
+        with torch.no_grad():
+            expected = full.forward_intermediates(x, len(strides), intermediates_only=True)
+            found = model(x)
+        for index, output in zip(indices, found, strict=True):
+            assert relative_error(output, expected[index]) < 1e-12
+
+
 def test_mobilenetv2_is_mmdets_with_the_published_tap_points():
     from mmdet.models.backbones import MobileNetV2
 
-    model = randomise(TIMMMobileNet('mobilenetv2_100', (2, 4, 6)).double()).eval()
+    model = randomise(TIMMNet('mobilenetv2_100', (2, 4, 6)).double()).eval()
     oracle = MobileNetV2(out_indices=(2, 4, 6)).double()
     oracle.eval()  # which returns None there
     # both list their layers in the order of the forward; mmdet goes on to a last convolution
@@ -83,15 +119,15 @@ def test_pretrained_weights_are_loaded_and_checked(weights, monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, 'hf_hub_download', download)
     init_cfg = dict(type='Pretrained', checkpoint='timm://mobilenetv2_100.ra_in1k')
-    model = TIMMMobileNet('mobilenetv2_100', (2, 4), init_cfg=init_cfg)
+    model = TIMMNet('mobilenetv2_100', (2, 4), init_cfg=init_cfg)
     model.init_weights()
     assert asked == [('timm/mobilenetv2_100.ra_in1k', 'model.safetensors')]
     state = read_checkpoint(weights)
     for name, tensor in model.state_dict().items():
         if not name.endswith('num_batches_tracked'):
             assert torch.equal(tensor, state[name]), name
-    with pytest.raises(CheckpointError, match='does not fit TIMMMobileNet'):
-        TIMMMobileNet('spnasnet_100', (2, 4), init_cfg=init_cfg).init_weights()
+    with pytest.raises(CheckpointError, match='does not fit TIMMNet'):
+        TIMMNet('spnasnet_100', (2, 4), init_cfg=init_cfg).init_weights()
 
 
 def test_without_network_the_message_says_what_to_fetch(monkeypatch):
@@ -114,7 +150,7 @@ def test_a_broken_safetensors_file_is_refused(weights, tmp_path):
 
 
 def test_frozen_stages_norm_eval_and_wrong_arguments():
-    model = TIMMMobileNet('mobilenetv2_100', (2, 4), frozen_stages=1, norm_eval=True).train()
+    model = TIMMNet('mobilenetv2_100', (2, 4), frozen_stages=1, norm_eval=True).train()
     frozen = {n.split('.')[0] for n, p in model.named_parameters() if not p.requires_grad}
     assert frozen == {'conv_stem', 'bn1', 'blocks'}
     assert all(p.requires_grad for p in model.blocks[1].parameters())
@@ -122,9 +158,11 @@ def test_frozen_stages_norm_eval_and_wrong_arguments():
     assert not any(m.training for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d))
     for wrong, match in (
         (dict(model_name='nothing'), "has no model 'nothing'"),
-        (dict(model_name='resnet18'), "'resnet18' does not consist of .* TIMMBackbone"),
+        (dict(model_name='vit_tiny_patch16_224'), 'its forward uses cls_token, pos_embed outside'),
+        (dict(model_name='swin_tiny_patch4_window7_224'), 'fails on an image of .* TIMMBackbone'),
+        (dict(model_name='hrnet_w18'), 'its stages do not follow one another'),
         (dict(out_indices=(7,)), 'out_indices'),
         (dict(frozen_stages=6), 'frozen_stages'),
     ):
         with pytest.raises(ValueError, match=match):
-            TIMMMobileNet(**{'model_name': 'mobilenetv2_100', 'out_indices': (2, 4), **wrong})
+            TIMMNet(**{'model_name': 'mobilenetv2_100', 'out_indices': (2, 4), **wrong})
