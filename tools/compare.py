@@ -13,7 +13,7 @@ def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description='Compare backbones with the same budget')
     parser.add_argument('--data', help='data folder, as for tools/train.py --data')
-    names = f'backbones, from {", ".join(available_models())}'
+    names = f'backbones, from {", ".join(available_models())}, or timm:NAME'
     parser.add_argument('--models', nargs='+', default=DEFAULT_MODELS, metavar='NAME', help=names)
     names = f'recipes for each backbone, from {", ".join(RECIPES)}'
     parser.add_argument('--recipes', nargs='+', default=(), metavar='NAME', help=names)

@@ -87,7 +87,7 @@ def compare(
 
     Args:
         budget: Settings that all runs share.
-        models: Names from :func:`~evit_mm.compare.available_models`.
+        models: Names from :func:`~evit_mm.compare.available_models`, or ``timm:NAME``.
         seeds: Number of runs per model, with the seeds 0, 1, ...
         out: Folder for the runs and for ``table.md``, ``table.json`` and ``table.png``.
         device: See :func:`evit_mm.runner.train.train`.
@@ -123,7 +123,8 @@ def compare(
         count_detector(row, budget.input_size())
     with claimed(out):
         _check_same_budget(out, budget)
-        runs = [Run(m, s, out / 'runs' / f'{m}_seed{s}') for s in range(seeds) for m in models]
+        folders = {m: out / 'runs' / m.replace(':', '_') for m in models}
+        runs = [Run(m, s, Path(f'{folders[m]}_seed{s}')) for s in range(seeds) for m in models]
         _train_all(runs, {row.name: row.config for row in rows}, device)
         for row in rows:
             _fill(row, [run for run in runs if run.model == row.name])
