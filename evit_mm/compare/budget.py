@@ -19,6 +19,7 @@ from ..errors import ConfigError
 from ..runner.variables import evaluate, read_source
 from ..utils.package_files import project_path
 from ..utils.text import did_you_mean
+from .published_results import TIMM_NAMES
 from .recipes import apply_switches, fit_ema, split_name, switches_of
 
 CONFIGS = project_path('configs')
@@ -57,10 +58,11 @@ def timm_config(name: str) -> Config:
     """Return the COCO config for a network of timm, with the neck for its strides.
 
     Args:
-        name: Name of the network in timm, perhaps with the tag of its weights.
+        name: Name of the network in timm, perhaps with the tag of its weights. A network that has a
+            config of its own uses the maps of that config.
 
     Returns:
-        The config. ``backbone.init_cfg`` is None if timm has no weights.
+        The config. ``backbone.init_cfg`` is None if the Hugging Face hub has no weights of timm.
 
     Raises:
         ConfigError: timm does not have the network, or it cannot be a backbone here.
@@ -74,9 +76,13 @@ def timm_config(name: str) -> Config:
     if tag and timm.is_model(network) and name not in tags:
         known = f'choose from {", ".join(tags)}' if tags else f'use {TIMM}{network}'
         raise ConfigError(f"--models {TIMM}{name}: timm has no weights '{tag}'; {known}")
+    maps = {}
+    if network in TIMM_NAMES:
+        own = Config.fromfile(available_models()[TIMM_NAMES[network]]).model.backbone
+        maps = {key: own[key] for key in ('out_indices',) if key in own}
     try:
         with torch.random.fork_rng(devices=[]):  # these weights are not used
-            backbone = TIMMNet(name)
+            backbone = TIMMNet(name, **maps)
     except ValueError as error:
         hint = '' if timm.is_model(network) else did_you_mean(network, timm.list_models())
         reason = str(error).removeprefix('model_name: ')
@@ -94,7 +100,7 @@ def timm_config(name: str) -> Config:
         checkpoint = f'hf-hub:{weights.hf_hub_id}'.replace('hf-hub:timm/', 'timm://')
         init_cfg = {'type': 'Pretrained', 'checkpoint': checkpoint}
     cfg = Config.fromfile(available_models()[NECKS[backbone.strides]])
-    cfg.model.backbone = ConfigDict(type='TIMMNet', model_name=name, init_cfg=init_cfg)
+    cfg.model.backbone = ConfigDict(type='TIMMNet', model_name=name, init_cfg=init_cfg, **maps)
     cfg.model.neck.in_channels = list(backbone.out_channels)
     for key in ('mean', 'std'):
         values = getattr(weights, key)

@@ -72,10 +72,11 @@ class Complexity:
 
     def deviation(self, kind: str) -> float | None:
         """Return the relative deviation from the published ``'params'`` or ``'macs'``."""
-        if self.published is None or self.classifier is None:
+        known = getattr(self.published, kind, None)
+        if known is None or self.classifier is None:
             return None
         counted = dict(zip(('params', 'macs'), self.classifier, strict=True))
-        return counted[kind] / getattr(self.published, kind) - 1
+        return counted[kind] / known - 1
 
 
 def measure(config: str | Path, size: tuple[int, int] = (1333, 800)) -> Complexity:

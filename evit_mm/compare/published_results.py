@@ -18,15 +18,16 @@ class Published:
 
     Attributes:
         label: Display name.
-        macs: Multiply-adds of the classifier at 224 px, which the papers call FLOPs.
-        params: Number of parameters of the classifier.
+        macs: Multiply-adds of the classifier at 224 px, which the papers call FLOPs, or None if
+            they are unknown.
+        params: Number of parameters of the classifier, or None if it is unknown.
         coco: AP, AP50, AP75, AP small, AP medium and AP large in percent, on COCO val2017 with
             RetinaNet after 12 epochs. Unpublished figures are left out.
     """
 
     label: str
-    macs: float
-    params: float
+    macs: float | None
+    params: float | None
     coco: tuple[float, ...]
 
 
@@ -40,8 +41,8 @@ _results = read_results()
 PUBLISHED = {
     name: Published(
         row['label'],
-        float(row['macs']),
-        float(row['params']),
+        row.get('macs'),
+        row.get('params'),
         tuple(_results['configs'][f'retinanet_{name}_coco'].get('published', {}).get('box', ())),
     )
     for name, row in _results['backbones'].items()

@@ -22,7 +22,7 @@ def budget(shapes, **changes):
 @pytest.mark.parametrize(
     ('name', 'peer'),
     [
-        ('mobilenetv4_conv_small', 'mobilenetv2'),
+        ('starnet_s1', 'mobilenetv2'),
         ('shvit_s1', 'evit_m0'),
     ],
 )
@@ -55,6 +55,13 @@ def test_weights_and_pixel_statistics_are_timms(shapes):
     cfg = from_timm(f'timm:{name}').model
     assert cfg.backbone.init_cfg.checkpoint == f'timm://{name}'
     assert cfg.data_preprocessor.mean == cfg.data_preprocessor.std == [127.5] * 3
+
+
+@pytest.mark.parametrize('tag', ['', '.e3600_r256_in1k'])
+def test_a_timm_row_has_the_maps_of_the_networks_own_config(shapes, tag):
+    own = budget(shapes).config('mobilenetv4_small').model
+    found = budget(shapes).config(f'timm:mobilenetv4_conv_small{tag}').model
+    assert found.neck == own.neck and found.backbone.out_indices == own.backbone.out_indices
 
 
 def test_weights_elsewhere_have_their_own_address(shapes):

@@ -27,6 +27,12 @@ CLASSIFIERS = {
     'mixnet_m': (5.014, 339.2),
     'efficientnet_b0': (5.289, 385.8),
     'spos': (3.558, 322.9),
+    # the authors count SHViT-S4 at 256 px, and MobileNetV4's papers round
+    'mobilenetv4_small': (3.774, 186.0),
+    'mobilenetv4_medium': (9.716, 827.6),
+    'shvit_s4': (16.588, 783.3),
+    'repvit_m1_1': (8.803, 1339.2),
+    'pvtv2_b0': (3.667, 566.1),
 }
 # multiply-adds G of the backbone at 1333 x 800
 BACKBONES = {'m0': 1.62, 'm1': 3.51, 'm2': 4.21, 'm3': 5.41, 'm4': 6.10, 'm5': 10.80}

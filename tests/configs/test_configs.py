@@ -73,9 +73,13 @@ def test_coco_recipe_is_the_authors(path):
         assert scales == [(640, 640) if path in LITE else (1333, 800)]
 
 
-@pytest.mark.parametrize(
-    'name', ['mobilenetv2', 'mobilenetv3', 'efficientnet_b0', 'spnasnet', 'mixnet_m', 'spos']
-)
+RIVALS = """
+    mobilenetv2 mobilenetv3 efficientnet_b0 spnasnet mixnet_m spos
+    mobilenetv4_small mobilenetv4_medium repvit_m1_1 pvtv2_b0
+"""
+
+
+@pytest.mark.parametrize('name', RIVALS.split())
 def test_the_comparison_differs_in_nothing_but_backbone_and_taps(name):
     ours = load_config(ROOT / 'configs' / f'retinanet_{name}_coco.py')
     coco = load_config(ROOT / 'configs' / 'retinanet_evit_m4_coco.py')
@@ -87,6 +91,19 @@ def test_the_comparison_differs_in_nothing_but_backbone_and_taps(name):
     neck = ours.model.neck
     assert (neck.type, neck.add_extra_convs, neck.num_outs) == ('FPN', 'on_input', 5)
     assert neck.out_channels == coco.model.neck.out_channels
+
+
+def test_shvit_differs_from_efficientvit_in_nothing_but_the_backbone():
+    ours = load_config(ROOT / 'configs' / 'retinanet_shvit_s4_coco.py')
+    coco = load_config(ROOT / 'configs' / 'retinanet_evit_m4_coco.py')
+    assert {key for key in {*ours, *coco} if ours.get(key) != coco.get(key)} == {
+        'model',
+        'work_dir',
+    }
+    assert {**ours.model.neck, 'in_channels': 0} == {**coco.model.neck, 'in_channels': 0}
+    for model in (ours.model, coco.model):
+        del model['neck'], model['backbone']
+    assert ours.model == coco.model
 
 
 def test_spos_sees_bgr_pixels_as_they_are():

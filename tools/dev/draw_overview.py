@@ -81,7 +81,11 @@ def main() -> None:
         draw_detections(left, args.config, args.checkpoint, args.image, args.score)
     except (EvitError, OSError) as error:
         parser.error(str(error))
-    published = [(row.label, row.macs / 1e6, row.coco[0]) for row in PUBLISHED.values() if row.coco]
+    published = [
+        (row.label, row.macs / 1e6, row.coco[0])
+        for row in PUBLISHED.values()
+        if row.coco and row.macs
+    ]
     draw_points(
         middle, published, 'multiply-adds of the backbone, M', 'COCO, RetinaNet (published AP)'
     )

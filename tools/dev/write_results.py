@@ -224,8 +224,8 @@ def published_table(folder: Path) -> Lines:  # noqa: ARG001
         rows.append(
             [
                 _label(backbone),
-                f'{backbone["macs"] / 1e6:g}',
-                f'{backbone["params"] / 1e6:.1f}',
+                f'{backbone["macs"] / 1e6:g}' if 'macs' in backbone else '-',
+                f'{backbone["params"] / 1e6:.1f}' if 'params' in backbone else '-',
                 *box,
                 *['-'] * (len(AP_COLUMNS) - len(box)),
                 source_link(published['source']) if published else '-',
