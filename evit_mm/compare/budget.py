@@ -15,6 +15,7 @@ from mmengine.config import Config, ConfigDict
 
 from .. import __version__
 from ..data.layout import CocoSplit, DataFolder, dataset_config, find_data
+from ..deploy.export.files import need
 from ..errors import ConfigError
 from ..runner.variables import evaluate, read_source
 from ..utils.package_files import project_path
@@ -66,9 +67,9 @@ def timm_config(name: str) -> Config:
 
     Raises:
         ConfigError: timm does not have the network, or it cannot be a backbone here.
+        EvitError: timm is not installed.
     """
-    import timm
-
+    timm = need('timm', 'cls')
     from ..models.timm_networks import TIMMNet
 
     network, _, tag = name.partition('.')

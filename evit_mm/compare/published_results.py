@@ -53,7 +53,22 @@ TIMM_NAMES = {row['timm']: name for name, row in _results['backbones'].items() i
 
 def label_of(name: str) -> str:
     """Return the display name of a backbone, or its name if ``results.yml`` does not have it."""
-    if name.startswith('timm:'):
-        network = name.removeprefix('timm:')
+    network = _timm_network(name)
+    if network:
         return label_of(TIMM_NAMES[network]) if network in TIMM_NAMES else f'{network} (timm)'
     return PUBLISHED[name].label if name in PUBLISHED else name
+
+
+def coco_of(name: str) -> tuple[float, ...]:
+    """Return :attr:`Published.coco` of a row of a comparison, or nothing if it is unknown."""
+    network = _timm_network(name)
+    if network and network not in TIMM_NAMES:
+        published = _results['timm'].get(network, {}).get('published', {})
+        return () if 'mask' in published else tuple(published.get('box', ()))
+    name = TIMM_NAMES.get(network, name)
+    return PUBLISHED[name].coco if name in PUBLISHED else ()
+
+
+def _timm_network(name: str) -> str:
+    """Return NAME of ``timm:NAME.TAG``, or an empty string for another row."""
+    return name.removeprefix('timm:').partition('.')[0] if name.startswith('timm:') else ''

@@ -20,7 +20,7 @@ from ..utils.text import markdown_table
 from .benchmark import median_and_quartiles, time_interleaved
 from .benchmark.forms import eager
 from .complexity import count_parameters, detector_macs
-from .published_results import PUBLISHED
+from .published_results import coco_of
 from .recipes import row_label
 
 # name in CocoMetric, name in the table
@@ -41,7 +41,8 @@ class Row:
     """One row of the table: a backbone, or a backbone with a recipe.
 
     Attributes:
-        name: NAME of ``configs/retinanet_NAME_coco.py``, with the recipe if there is one.
+        name: NAME of ``configs/retinanet_NAME_coco.py``, with the recipe if there is one, or
+            ``timm:NAME``.
         config: Config of the detector.
         metrics: COCO metrics of each finished run, as fractions.
         minutes: Training time of each finished run.
@@ -77,7 +78,7 @@ class Row:
     @property
     def published(self) -> tuple[float, ...]:
         """Published COCO metrics in percent; empty if there are none."""
-        return PUBLISHED[self.name].coco if self.name in PUBLISHED else ()
+        return coco_of(self.name)
 
     @property
     def ap(self) -> float:

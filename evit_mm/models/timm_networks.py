@@ -129,7 +129,8 @@ class TIMMNet(Backbone):
                 weights. For most networks these are ImageNet's.
 
         Returns:
-            One map ``(B, C, ceil(H / s), ceil(W / s))`` for each stride s in ``strides``.
+            One map ``(B, C, H / s, W / s)`` for each stride s in ``strides``. If s does not divide
+            H or W, most networks round up, and some round down.
         """
         x = self.to_layout(x)
         outputs = []
@@ -210,6 +211,9 @@ def _checked_features(
             raise refuse(
                 f"its stages in order do not give timm {timm.__version__}'s features at '{tap}'"
             )
+        height, width = ours.shape[2:]
+        if height * PROBE_SIZE[1] != width * PROBE_SIZE[0]:
+            raise refuse(f"no stride divides {PROBE_SIZE} pixels into the map at '{tap}'")
     return maps
 
 

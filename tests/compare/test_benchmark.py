@@ -46,7 +46,9 @@ def test_the_ratio_is_taken_round_by_round():
     assert '| images/s |' in report.markdown('', rows, {}, [], 'images')
 
 
-@pytest.mark.parametrize('name', ['mobilenetv2_035', 'spos', 'efficientvit_m0'])
+@pytest.mark.parametrize(
+    'name', ['mobilenetv2_035', 'spos', 'efficientvit_m0', 'repvit_m0_9', 'shvit_s1']
+)
 def test_peers_are_folded_exactly(name):
     if name == 'spos':
         from evit_mm.models import SPOSNet

@@ -5,7 +5,7 @@ import timm
 import torch
 
 from evit_mm.compare import Budget, available_models, compare, runs
-from evit_mm.compare.published_results import label_of
+from evit_mm.compare.published_results import coco_of, label_of
 from evit_mm.data import make_shapes
 from evit_mm.errors import ConfigError
 
@@ -131,5 +131,15 @@ def test_work_dirs_and_labels_of_timm_rows(shapes, tmp_path, monkeypatch):
     assert {row.name for row in rows} == set(models)
     assert all(row.params > 1e6 and row.macs > 1e7 for row in rows)
     assert label_of('timm:starnet_s050') == 'starnet_s050 (timm)'
+    assert label_of('timm:starnet_s1.in1k') == 'starnet_s1 (timm)'
+    assert label_of('timm:mobilenetv2_100.ra_in1k') == 'MobileNetV2'
     assert label_of('timm:mobilenetv2_100') == label_of('mobilenetv2') == 'MobileNetV2'
     assert not {name for name in available_models() if name.startswith('timm')}
+
+
+def test_published_figures_of_timm_rows_are_retinanets():
+    assert coco_of('timm:shvit_s4.in1k') == coco_of('timm:shvit_s4') == (38.8,)
+    assert coco_of('timm:cpubone_b1_bfrobust') == (39.0,)
+    assert coco_of('timm:mobilenetv2_100')[0] == 28.3
+    for name in ('timm:repvit_m1_1', 'timm:starnet_s1', 'timm:nothing', 'nothing'):
+        assert coco_of(name) == ()

@@ -7,9 +7,10 @@ import subprocess
 import sys
 
 import pytest
+import timm
 import torch
 
-from evit_mm.compare.complexity import as_markdown, as_records, detector_macs, measure
+from evit_mm.compare.complexity import as_markdown, as_records, count_macs, detector_macs, measure
 from evit_mm.errors import ConfigError
 from tests.conftest import ROOT
 
@@ -27,12 +28,15 @@ CLASSIFIERS = {
     'mixnet_m': (5.014, 339.2),
     'efficientnet_b0': (5.289, 385.8),
     'spos': (3.558, 322.9),
-    # the authors count SHViT-S4 at 256 px, and MobileNetV4's papers round
-    'mobilenetv4_small': (3.774, 186.0),
-    'mobilenetv4_medium': (9.716, 827.6),
-    'shvit_s4': (16.588, 783.3),
-    'repvit_m1_1': (8.803, 1339.2),
-    'pvtv2_b0': (3.667, 566.1),
+}
+# image side, then the published multiply-adds G of the classifier, as they are rounded
+RIVALS = {
+    'shvit_s4': (256, '0.99'),
+    'repvit_m1_1': (224, '1.3'),
+    'pvt_v2_b0': (224, '0.6'),
+    'cpubone_b0_bfrobust': (224, '0.52'),
+    'cpubone_b1_bfrobust': (224, '0.75'),
+    'cpubone_b2_bfrobust': (224, '1.35'),
 }
 # multiply-adds G of the backbone at 1333 x 800
 BACKBONES = {'m0': 1.62, 'm1': 3.51, 'm2': 4.21, 'm3': 5.41, 'm4': 6.10, 'm5': 10.80}
@@ -49,6 +53,15 @@ def test_every_system_is_within_a_percent(rows):
         assert rows[name].classifier[1] / 1e6 == pytest.approx(macs, rel=0.01), name
     for variant, macs in BACKBONES.items():
         assert rows[f'evit_{variant}'].parts['backbone'][1] / 1e9 == pytest.approx(macs, rel=0.01)
+
+
+@pytest.mark.parametrize('name', RIVALS)
+def test_timms_rivals_are_the_published_networks(name):
+    side, published = RIVALS[name]
+    with torch.device('meta'):
+        macs = count_macs(timm.create_model(name).eval(), torch.empty(1, 3, side, side))
+    digits = len(published.partition('.')[2])
+    assert f'{macs / 1e9:.{digits}f}' == published
 
 
 def test_neck_and_head_add_what_the_shapes_say(rows):

@@ -37,6 +37,13 @@ COMPARISON = {
     'evit_m4': (299, 8.8, 32.7, 52.2, 34.1, 17.6, 35.3, 46.0),
     'evit_m5': (522, 12.4, 34.3),
 }
+# of timm's networks without such a config: RetinaNet AP, or Mask R-CNN's box AP and mask AP
+RIVALS = {
+    'repvit_m1_1': (39.8, 37.2),
+    'cpubone_b0_bfrobust': (37.5,),
+    'cpubone_b1_bfrobust': (39.0,),
+    'cpubone_b2_bfrobust': (40.4,),
+}
 # top-1 and top-5 on ImageNet-1k
 ACCURACIES = {
     'evit_m0': [63.296, 85.150],
@@ -132,8 +139,58 @@ def test_published_figures_are_the_papers():
     assert accuracies == {f'{name}_imagenet': row for name, row in ACCURACIES.items()}
     mask_rcnn = published['mask_rcnn_evit_m4_coco']
     assert (mask_rcnn['box'], mask_rcnn['mask']) == ([32.8, 54.4, 34.5], [31.0, 51.2, 32.2])
-    assert all(row['source'] in RESULTS['sources'] for row in published.values() if row)
+    rivals = {name: facts.get('published', {}) for name, facts in RESULTS['timm'].items()}
+    assert {
+        name: (*row['box'], *row.get('mask', ())) for name, row in rivals.items() if row
+    } == RIVALS
+    rows = [*published.values(), *rivals.values()]
+    assert all(row['source'] in RESULTS['sources'] for row in rows if row)
     assert set(TIMM_NAMES.values()) < set(PUBLISHED)
+
+
+def test_no_published_figure_stands_in_two_places():
+    class NoDuplicates(yaml.SafeLoader):
+        """YAML keeps the last of two equal keys."""
+
+        def construct_mapping(self, node, deep=False):
+            keys = [key.value for key, _ in node.value]
+            assert len(keys) == len(set(keys)), keys
+            return super().construct_mapping(node, deep)
+
+    text = (ROOT / 'evit_mm' / 'compare' / 'results.yml').read_text()
+    assert yaml.load(text, NoDuplicates) == RESULTS
+    # one row for each network and detector
+    retinanets = [
+        TIMM_NAMES.get(network, network)
+        for network, facts in RESULTS['timm'].items()
+        if 'published' in facts and 'mask' not in facts['published']
+    ]
+    retinanets += [
+        name
+        for name in RESULTS['backbones']
+        if 'published' in RESULTS['configs'][f'retinanet_{name}_coco']
+    ]
+    assert len(retinanets) == len(set(retinanets)) > 10
+    labels = [row['label'] for row in (*RESULTS['backbones'].values(), *RESULTS['without_config'])]
+    assert len(labels) == len(set(labels))
+    # the code reads them from there
+    figures = {figure for row in (*COMPARISON.values(), *RIVALS.values()) for figure in row[2:3]}
+    figures |= {figure for row in RIVALS.values() for figure in row}
+    for path in (ROOT / 'evit_mm').rglob('*.py'):
+        nodes = ast.walk(ast.parse(path.read_text()))
+        typed = {node.value for node in nodes if isinstance(node, ast.Constant)}
+        assert not typed & figures, path
+
+
+def test_licences_of_all_weights_allow_commercial_use_or_are_not_stated():
+    table = write_results.licences_table(ROOT) + write_results.timm_table(ROOT / 'docs')
+    rows = [line.strip('| ').split(' | ') for line in table if line.startswith('| ')]
+    licences = {row[0]: row[-1] for row in rows if row[0] != 'network'}
+    assert len(licences) == len(RESULTS['backbones']) + len(RESULTS['timm'])
+    unknown = {name for name, licence in licences.items() if licence == 'not stated'}
+    assert unknown == {'SPOS', *(f'`timm:cpubone_b{i}_bfrobust`' for i in range(3))}
+    assert set(licences.values()) == {'Apache-2.0', 'MIT', 'not stated'}
+    assert licences['EfficientViT-M4'] == licences['SHViT-S4'] == 'MIT'
 
 
 def test_published_figures_in_the_metafile_belong_to_their_config_and_are_labelled(models):

@@ -160,6 +160,7 @@ def test_frozen_stages_norm_eval_and_wrong_arguments():
         (dict(model_name='vit_tiny_patch16_224'), 'its forward uses cls_token, pos_embed outside'),
         (dict(model_name='swin_tiny_patch4_window7_224'), 'fails on an image of .* TIMMBackbone'),
         (dict(model_name='hrnet_w18'), 'its stages do not follow one another'),
+        (dict(model_name='convmixer_1024_20_ks9_p14', out_indices=None), 'no stride divides'),
         (dict(out_indices=(7,)), 'out_indices'),
         (dict(frozen_stages=6), 'frozen_stages'),
     ):

@@ -17,12 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 import yaml
 from mmengine.config import Config
+from mmengine.registry import MODELS
 from rich.progress import track
 
 import evit_mm
+from evit_mm.compare.budget import timm_config
 from evit_mm.compare.complexity import (
     Complexity,
     as_markdown,
@@ -30,7 +33,7 @@ from evit_mm.compare.complexity import (
     count_parameters,
     measure,
 )
-from evit_mm.compare.published_results import read_results
+from evit_mm.compare.published_results import TIMM_NAMES, read_results
 from evit_mm.errors import ConfigError, EvitError
 from evit_mm.utils.package_files import project_path
 
@@ -47,6 +50,8 @@ DATASETS = {
 }
 AP_COLUMNS = ('AP', 'AP50', 'AP75', 'AP small', 'AP medium', 'AP large')
 NOT_RUN = 'not run'
+# licences of weights, as timm writes them; all allow commercial use
+LICENCES = {'apache-2.0': 'Apache-2.0', 'mit': 'MIT'}
 RESULTS = read_results()
 # URL of the files in `weights`, as in the configs
 RELEASE = Config.fromfile(project_path('configs/_base_/models/efficientvit_release.py')).release
@@ -94,7 +99,7 @@ def count(config: Path) -> Counted:
     Raises:
         ConfigError: The config cannot be read or counted.
     """
-    from mmengine.registry import MODELS, init_default_scope
+    from mmengine.registry import init_default_scope
 
     from evit_mm.runner.config import load_config
 
@@ -248,6 +253,52 @@ def imagenet_table(folder: Path) -> Lines:  # noqa: ARG001
     return table(columns, rows)
 
 
+@functools.cache
+def timm_table(folder: Path) -> Lines:  # noqa: ARG001
+    """Return timm's networks as ``tools/compare.py`` uses them, with the counted classifier."""
+    rows = []
+    for network, facts in RESULTS['timm'].items():
+        backbone = MODELS.build({**timm_config(network).model.backbone, 'init_cfg': None})
+        with torch.device('meta'):  # only shapes, no weights
+            classifier = timm.create_model(network).eval()
+            macs = count_macs(classifier, torch.empty(1, 3, 224, 224))
+        stem = f'retinanet_{TIMM_NAMES.get(network)}_coco'
+        published = RESULTS['configs'].get(stem, {}).get('published')
+        rows.append(
+            [
+                f'`timm:{network}`',
+                f'{count_parameters(classifier) / 1e6:.2f}',
+                f'{macs / 1e6:.0f}',
+                ', '.join(map(str, backbone.strides)),
+                ', '.join(map(str, backbone.out_channels)),
+                _published_cell(published or facts.get('published')),
+                _licence(network),
+            ]
+        )
+    columns = ['network', 'params M', 'multiply-adds M', 'strides', 'channels']
+    return table([*columns, 'published on COCO', 'licence of the weights'], rows)
+
+
+def licences_table(folder: Path) -> Lines:  # noqa: ARG001
+    """Return the licences of code and weights of each network that has a config."""
+    rows = []
+    for name, facts in RESULTS['backbones'].items():
+        backbone = Config.fromfile(config_path(f'retinanet_{name}_coco')).model.backbone
+        weights, code = backbone.init_cfg.checkpoint.removeprefix('timm://'), 'timm'
+        if backbone.type != 'TIMMNet':
+            # timm has the weights of the authors' release, too
+            weights, code = name.replace('evit_', 'efficientvit_'), 'this package'
+        rows.append([facts['label'], f'Apache-2.0 ({code})', _licence(weights)])
+    return table(['network', 'licence of the code', 'licence of the weights'], rows)
+
+
+def _licence(network: str) -> str:
+    """Return the licence of timm's default weights of a network."""
+    weights = timm.get_pretrained_cfg(network) if timm.is_model(network) else None
+    licence = weights.license if weights else None
+    return LICENCES[licence] if licence else 'not stated'
+
+
 def complexity_table(folder: Path) -> Lines:  # noqa: ARG001
     """Return the output of ``tools/complexity.py``."""
     stems = sorted(s for s in RESULTS['configs'] if s.startswith(('retinanet', 'mask')))
@@ -296,6 +347,8 @@ PAGES: dict[str, dict[str, Callable[[Path], Lines]]] = {
         'coco': functools.partial(models_table, ending='_coco'),
         'imagenet': functools.partial(models_table, ending='_imagenet'),
         'small': functools.partial(models_table, ending=('_shapes', '_bccd')),
+        'timm': timm_table,
+        'licences': licences_table,
     },
     'docs/reproduce.md': {'published': published_table},
     'docs/complexity.md': {'complexity': complexity_table},

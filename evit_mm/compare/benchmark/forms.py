@@ -5,7 +5,6 @@ Shapes: batch B, image H x W.
 
 from __future__ import annotations
 
-import copy
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -30,14 +29,17 @@ CALIBRATION_IMAGES = 8
 def fold_batchnorms(model: nn.Module, image: Tensor) -> nn.Module:
     """Return a channels-last copy of a network with BatchNorm folded into its convolutions.
 
-    This gives the networks that EfficientViT is compared with their fastest form. A BatchNorm is
-    folded if its module defines it directly after a convolution. The activation that timm's
-    BatchNorm layers contain is kept. The network must be in eval mode.
+    This gives the networks that EfficientViT is compared with their fastest form. Parallel branches
+    that timm can merge, as in RepViT, are merged. A BatchNorm is folded if its module defines it
+    directly after a convolution. The activation that timm's BatchNorm layers contain is kept. The
+    network must be in eval mode.
 
     Raises:
         RuntimeError: The copy gives other outputs on ``image``.
     """
-    folded = copy.deepcopy(model)
+    from timm.utils import reparameterize_model  # optional
+
+    folded = reparameterize_model(model)
     for module in list(folded.modules()):
         before, conv = '', None
         for name, child in list(module.named_children()):
