@@ -26,6 +26,7 @@ from pathlib import Path
 
 import cv2
 import pytest
+import timm
 import torch
 from markdown_it import MarkdownIt
 from mmengine.registry import Registry, init_default_scope
@@ -435,7 +436,8 @@ def check_arguments(args):
         for key in values.get('cfg_options') or {}:
             assert_is_a_field(cfg, key)
     for name in values.get('models') or []:
-        assert name in importlib.import_module('evit_mm.compare').available_models()
+        known = importlib.import_module('evit_mm.compare').available_models()
+        assert name in known or timm.is_model(name.removeprefix('timm:'))
     for name in values.get('suites') or []:
         assert name in importlib.import_module('evit_mm.compare.benchmark').SUITES
 
