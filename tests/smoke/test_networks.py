@@ -17,11 +17,10 @@ FAMILIES = {
     'yolox_evit_m0_coco': (),
     'mask_rcnn_evit_m4_coco': (),
     'retinanet_spos_coco': (),
-    'retinanet_mobilenetv2_coco': (),
-    'retinanet_efficientnet_b0_coco': (),
-    'retinanet_mobilenetv3_coco': ('mmpretrain',),
-    'retinanet_spnasnet_coco': ('timm', 'mmpretrain'),
-    'retinanet_mixnet_m_coco': ('timm', 'mmpretrain'),
+    'retinanet_mobilenetv2_coco': ('timm',),
+    'retinanet_mobilenetv3_coco': ('timm',),
+    'retinanet_shvit_s4_coco': ('timm',),
+    'retinanet_pvtv2_b0_coco': ('timm',),
 }
 
 
