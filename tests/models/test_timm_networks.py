@@ -49,6 +49,26 @@ def test_outputs_are_those_of_timms_network(path):
     assert len(stages) == indices[-1] + 1  # nothing that no output needs
 
 
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_every_parameter_is_frozen_with_its_stage_and_recomputed(path):
+    cfg = Config.fromfile(path).model.backbone
+    maps = cfg.get('out_indices')
+    model = randomise(TIMMNet(cfg.model_name, maps)).train()
+    parts = [parameter for part in model.parts() for m in part for parameter in m.parameters()]
+    assert len(parts) == len(set(parts)) and set(parts) == set(model.parameters())
+    last = model.out_indices[-1] + 1
+    assert len(model.parts()) == last + 1
+    frozen = TIMMNet(cfg.model_name, maps, frozen_stages=last)
+    assert not any(parameter.requires_grad for parameter in frozen.parameters())
+    again = TIMMNet(cfg.model_name, maps, with_cp=True).train()
+    again.load_state_dict(model.state_dict())
+    x = torch.rand(2, 3, 64, 128)
+    for network in (model, again):
+        sum(out.square().mean() for out in network(x)).backward()
+    for (name, ours), theirs in zip(model.named_parameters(), again.parameters(), strict=True):
+        assert torch.equal(ours.grad, theirs.grad), name
+
+
 # strides 8, 16, 32; SHViT and EfficientViT have 16, 32, 64
 NETWORKS = """
     mobilenetv2_100 mobilenetv3_large_100 spnasnet_100 mixnet_m efficientnet_b0
