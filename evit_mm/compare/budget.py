@@ -17,6 +17,7 @@ from .. import __version__
 from ..data.layout import CocoSplit, DataFolder, dataset_config, find_data
 from ..deploy.export.files import need
 from ..errors import ConfigError
+from ..models import TIMMNet
 from ..runner.variables import evaluate, read_source
 from ..utils.package_files import project_path
 from ..utils.text import did_you_mean
@@ -29,7 +30,7 @@ DEFAULT_MODELS = ('evit_m0', 'evit_m2', 'evit_m4', 'mobilenetv2', 'spos', 'spnas
 BATCH_SIZE = 8
 TIMM = 'timm:'  # prefix of a network of timm
 # strides of a timm network: the row whose config has the neck for them
-NECKS = {(8, 16, 32): 'mobilenetv2', (16, 32, 64): 'evit_m4'}
+NECKS: dict[tuple[int, ...], str] = {(8, 16, 32): 'mobilenetv2', (16, 32, 64): 'evit_m4'}
 HEADS = {
     'full': '_base_/models/retinanet_evit_m4.py',
     'light': '_base_/models/retinanet_evit_m4_light.py',
@@ -55,35 +56,30 @@ def name_of(config: str | Path) -> str:
     return Path(config).stem.removeprefix('retinanet_').removesuffix('_coco')
 
 
-def timm_config(name: str) -> Config:
-    """Return the COCO config for a network of timm, with the neck for its strides.
+def timm_backbone(name: str) -> TIMMNet:
+    """Return a network of timm as a backbone whose strides a neck is known for.
 
     Args:
         name: Name of the network in timm, perhaps with the tag of its weights. A network that has a
             config of its own uses the maps of that config.
-
-    Returns:
-        The config. ``backbone.init_cfg`` is None if the Hugging Face hub has no weights of timm.
 
     Raises:
         ConfigError: timm does not have the network, or it cannot be a backbone here.
         EvitError: timm is not installed.
     """
     timm = need('timm', 'cls')
-    from ..models.timm_networks import TIMMNet
-
     network, _, tag = name.partition('.')
     tags = timm.list_pretrained(f'{network}.*')
     if tag and timm.is_model(network) and name not in tags:
         known = f'choose from {", ".join(tags)}' if tags else f'use {TIMM}{network}'
         raise ConfigError(f"--models {TIMM}{name}: timm has no weights '{tag}'; {known}")
-    maps = {}
+    maps = None
     if network in TIMM_NAMES:
-        own = Config.fromfile(available_models()[TIMM_NAMES[network]]).model.backbone
-        maps = {key: own[key] for key in ('out_indices',) if key in own}
+        own = Config.fromfile(available_models()[TIMM_NAMES[network]])
+        maps = own.model.backbone.get('out_indices')
     try:
         with torch.random.fork_rng(devices=[]):  # these weights are not used
-            backbone = TIMMNet(name, **maps)
+            backbone = TIMMNet(name, maps)
     except ValueError as error:
         hint = '' if timm.is_model(network) else did_you_mean(network, timm.list_models())
         reason = str(error).removeprefix('model_name: ')
@@ -94,14 +90,26 @@ def timm_config(name: str) -> Config:
             f'--models {TIMM}{name}: the strides are {_joined(backbone.strides)}, but the neck '
             f'needs {known}; choose another network'
         )
-    weights = timm.get_pretrained_cfg(name)
+    return backbone
+
+
+def timm_config(name: str) -> Config:
+    """Return the COCO config of :func:`timm_backbone`, with the neck for its strides.
+
+    ``backbone.init_cfg`` is None if the Hugging Face hub has no weights of timm.
+    """
+    import timm
+
+    backbone, weights = timm_backbone(name), timm.get_pretrained_cfg(name)
     assert weights is not None  # each network has pixel statistics
     init_cfg = None
     if weights.hf_hub_id:
         checkpoint = f'hf-hub:{weights.hf_hub_id}'.replace('hf-hub:timm/', 'timm://')
         init_cfg = {'type': 'Pretrained', 'checkpoint': checkpoint}
     cfg = Config.fromfile(available_models()[NECKS[backbone.strides]])
-    cfg.model.backbone = ConfigDict(type='TIMMNet', model_name=name, init_cfg=init_cfg, **maps)
+    cfg.model.backbone = ConfigDict(
+        type='TIMMNet', model_name=name, out_indices=backbone.out_indices, init_cfg=init_cfg
+    )
     cfg.model.neck.in_channels = list(backbone.out_channels)
     for key in ('mean', 'std'):
         values = getattr(weights, key)

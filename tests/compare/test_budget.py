@@ -40,6 +40,7 @@ def test_a_timm_row_has_the_neck_for_its_strides_and_timms_pixels(shapes, name, 
     assert cfg.model.backbone == {
         'type': 'TIMMNet',
         'model_name': name,
+        'out_indices': (0, 1, 2) if name == 'shvit_s1' else (1, 2, 3),
         'init_cfg': None,
         'norm_eval': False,
     }

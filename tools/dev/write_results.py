@@ -21,11 +21,10 @@ import timm
 import torch
 import yaml
 from mmengine.config import Config
-from mmengine.registry import MODELS
 from rich.progress import track
 
 import evit_mm
-from evit_mm.compare.budget import timm_config
+from evit_mm.compare.budget import timm_backbone
 from evit_mm.compare.complexity import (
     Complexity,
     as_markdown,
@@ -99,7 +98,7 @@ def count(config: Path) -> Counted:
     Raises:
         ConfigError: The config cannot be read or counted.
     """
-    from mmengine.registry import init_default_scope
+    from mmengine.registry import MODELS, init_default_scope
 
     from evit_mm.runner.config import load_config
 
@@ -258,7 +257,7 @@ def timm_table(folder: Path) -> Lines:  # noqa: ARG001
     """Return timm's networks as ``tools/compare.py`` uses them, with the counted classifier."""
     rows = []
     for network, facts in RESULTS['timm'].items():
-        backbone = MODELS.build({**timm_config(network).model.backbone, 'init_cfg': None})
+        backbone = timm_backbone(network)
         with torch.device('meta'):  # only shapes, no weights
             classifier = timm.create_model(network).eval()
             macs = count_macs(classifier, torch.empty(1, 3, 224, 224))
