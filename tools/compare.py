@@ -5,15 +5,7 @@ import re
 import sys
 from pathlib import Path
 
-from evit_mm.compare import (
-    DEFAULT_MODELS,
-    RATES,
-    RECIPES,
-    Budget,
-    available_models,
-    collect,
-    compare,
-)
+from evit_mm.compare import DEFAULT_MODELS, RECIPES, Budget, available_models, collect, compare
 from evit_mm.utils.cli import add_cfg_options, add_device, run_tool
 
 
@@ -22,13 +14,13 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='Compare backbones with the same budget')
     parser.add_argument('--data', help='data folder, as for tools/train.py --data')
     add = parser.add_argument
-    names = f'backbones, from {", ".join(available_models())}'
+    names = f'backbones, from {", ".join(available_models())}, or timm:NAME'
     add('--models', nargs='+', default=DEFAULT_MODELS, metavar='NAME', help=names)
     names = f'recipes for each backbone, from {", ".join(RECIPES)}'
     add('--recipes', nargs='+', default=(), metavar='NAME', help=names)
     add('--epochs', type=int, default=12, help='training epochs (default: 12)')
     add('--seeds', type=int, default=1, help='runs per backbone (default: 1)')
-    rates = f'use the best of these learning rates for each backbone (default: {RATES})'
+    rates = 'use the best of these learning rates for each backbone (default: 3e-4 1e-3 3e-3)'
     add('--lr-search', nargs='*', type=float, metavar='LR', help=rates)
     add('--scale', default='320x240', metavar='WxH', help='default: 320x240')
     add('--head', choices=['light', 'full'], default='light')
@@ -54,8 +46,7 @@ def main() -> None:
         rows = collect(args.collect, args.out, args.published)
     else:
         shared = (args.epochs, args.scale, args.head, args.pretrained, args.cfg_options or {})
-        rates = () if args.lr_search is None else args.lr_search or RATES
-        options = (args.seeds, args.out, args.device, args.published, args.recipes, rates)
+        options = (args.seeds, args.out, args.device, args.published, args.recipes, args.lr_search)
         rows = compare(Budget(args.data, *shared), args.models, *options)
     print(Path(args.out, 'table.md').read_text(encoding='utf-8'))
     print(f'written: {", ".join(map(str, sorted(Path(args.out).glob("table.*"))))}')

@@ -3,6 +3,6 @@
 from .budget import DEFAULT_MODELS, Budget, available_models
 from .collect import collect
 from .recipes import RECIPES
-from .runs import RATES, compare
+from .runs import compare
 
-__all__ = ['DEFAULT_MODELS', 'RATES', 'RECIPES', 'Budget', 'available_models', 'collect', 'compare']
+__all__ = ['DEFAULT_MODELS', 'RECIPES', 'Budget', 'available_models', 'collect', 'compare']

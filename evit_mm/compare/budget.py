@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import mmcv
-from mmengine.config import Config
+import torch
+from mmengine.config import Config, ConfigDict
 
 from .. import __version__
 from ..data.layout import CocoSplit, DataFolder, dataset_config, find_data
@@ -24,6 +25,9 @@ CONFIGS = project_path('configs')
 # EfficientViT variants that cover the range of sizes, and the baselines of the paper
 DEFAULT_MODELS = ('evit_m0', 'evit_m2', 'evit_m4', 'mobilenetv2', 'spos', 'spnasnet')
 BATCH_SIZE = 8
+TIMM = 'timm:'  # prefix of a network of timm
+# strides of a timm network: the row whose config has the neck for them
+NECKS = {(8, 16, 32): 'mobilenetv2', (16, 32, 64): 'evit_m4'}
 HEADS = {
     'full': '_base_/models/retinanet_evit_m4.py',
     'light': '_base_/models/retinanet_evit_m4_light.py',
@@ -47,6 +51,60 @@ def available_models() -> dict[str, Path]:
 def name_of(config: str | Path) -> str:
     """Return NAME of ``retinanet_NAME_coco.py``."""
     return Path(config).stem.removeprefix('retinanet_').removesuffix('_coco')
+
+
+def timm_config(name: str) -> Config:
+    """Return the COCO config for a network of timm, with the neck for its strides.
+
+    Args:
+        name: Name of the network in timm, perhaps with the tag of its weights.
+
+    Returns:
+        The config. ``backbone.init_cfg`` is None if timm has no weights.
+
+    Raises:
+        ConfigError: timm does not have the network, or it cannot be a backbone here.
+    """
+    import timm
+
+    from ..models.timm_networks import TIMMNet
+
+    network, _, tag = name.partition('.')
+    tags = timm.list_pretrained(f'{network}.*')
+    if tag and timm.is_model(network) and name not in tags:
+        known = f'choose from {", ".join(tags)}' if tags else f'use {TIMM}{network}'
+        raise ConfigError(f"--models {TIMM}{name}: timm has no weights '{tag}'; {known}")
+    try:
+        with torch.random.fork_rng(devices=[]):  # these weights are not used
+            backbone = TIMMNet(name)
+    except ValueError as error:
+        hint = '' if timm.is_model(network) else did_you_mean(network, timm.list_models())
+        reason = str(error).removeprefix('model_name: ')
+        raise ConfigError(f'--models {TIMM}{name}: {reason}{hint}') from None
+    if backbone.strides not in NECKS:
+        known = ' or '.join(map(_joined, NECKS))
+        raise ConfigError(
+            f'--models {TIMM}{name}: the strides are {_joined(backbone.strides)}, but the neck '
+            f'needs {known}; choose another network'
+        )
+    weights = timm.get_pretrained_cfg(name)
+    assert weights is not None  # each network has pixel statistics
+    init_cfg = None
+    if weights.hf_hub_id:
+        checkpoint = f'hf-hub:{weights.hf_hub_id}'.replace('hf-hub:timm/', 'timm://')
+        init_cfg = {'type': 'Pretrained', 'checkpoint': checkpoint}
+    cfg = Config.fromfile(available_models()[NECKS[backbone.strides]])
+    cfg.model.backbone = ConfigDict(type='TIMMNet', model_name=name, init_cfg=init_cfg)
+    cfg.model.neck.in_channels = list(backbone.out_channels)
+    for key in ('mean', 'std'):
+        values = getattr(weights, key)
+        cfg.model.data_preprocessor[key] = [round(255 * value, 4) for value in values]
+    return cfg
+
+
+def _joined(strides: Sequence[int]) -> str:
+    """Return strides as ``8/16/32``."""
+    return '/'.join(map(str, strides))
 
 
 @dataclass(frozen=True)
@@ -110,20 +168,15 @@ class Budget:
         """Return the config for the runs of one row.
 
         Args:
-            name: A name from :func:`available_models`, or a name with a recipe from
-                :func:`~evit_mm.compare.recipes.with_recipes`. A recipe uses the authors' schedule.
+            name: A name from :func:`available_models`, ``timm:NAME`` for a network of timm, or a
+                name with a recipe from :func:`~evit_mm.compare.recipes.with_recipes`. A recipe uses
+                the authors' schedule.
 
         Raises:
-            ConfigError: The backbone does not exist, or an override is wrong.
+            ConfigError: The backbone does not exist or cannot be used, or an override is wrong.
         """
         model, recipe = split_name(name)
-        models = available_models()
-        if model not in models:
-            short = f'evit_{model.lower()}'  # m4 is evit_m4
-            hint = f" (did you mean '{short}'?)" if short in models else ''
-            hint = hint or did_you_mean(model.lower(), models, cutoff=0.7)
-            raise ConfigError(f"unknown backbone '{model}'{hint}; choose from {', '.join(models)}")
-        coco = Config.fromfile(models[model])
+        coco = self._coco_config(model)
         parts = [
             HEADS[self.head],
             '_base_/datasets/coco_detection.py',
@@ -168,6 +221,27 @@ class Budget:
         head = Config.fromfile(CONFIGS / HEADS[self.head])
         divisor = head.model.data_preprocessor.pad_size_divisor
         return -(-width // divisor) * divisor, -(-height // divisor) * divisor
+
+    def _coco_config(self, model: str) -> Config:
+        """Return the config on COCO with the backbone, neck and pixel statistics of a row."""
+        if model.startswith(TIMM):
+            cfg = timm_config(model.removeprefix(TIMM))
+            if self.pretrained and cfg.model.backbone.init_cfg is None:
+                raise ConfigError(
+                    f"--pretrained: the Hugging Face hub has no weights of '{model}' from timm; "
+                    'choose another network, or train from scratch'
+                )
+            return cfg
+        models = available_models()
+        if model not in models:
+            short = f'evit_{model.lower()}'  # m4 is evit_m4
+            hint = f" (did you mean '{short}'?)" if short in models else ''
+            hint = hint or did_you_mean(model.lower(), models, cutoff=0.7)
+            raise ConfigError(
+                f"unknown backbone '{model}'{hint}; choose from {', '.join(models)}, or a network "
+                f'of timm by {TIMM}NAME'
+            )
+        return Config.fromfile(models[model])
 
     def _read(self, part: str) -> Config:
         """Read a base config with the variables of the budget."""

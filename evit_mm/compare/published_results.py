@@ -51,5 +51,8 @@ TIMM_NAMES = {row['timm']: name for name, row in _results['backbones'].items() i
 
 
 def label_of(name: str) -> str:
-    """Return the display name of a backbone, or its name if there are no published figures."""
+    """Return the display name of a backbone, or its name if ``results.yml`` does not have it."""
+    if name.startswith('timm:'):
+        network = name.removeprefix('timm:')
+        return label_of(TIMM_NAMES[network]) if network in TIMM_NAMES else f'{network} (timm)'
     return PUBLISHED[name].label if name in PUBLISHED else name

@@ -52,7 +52,7 @@ from .table import METRICS, Row, add_latency, count_detector, write_tables
 POLL_SECONDS = 0.5
 RESULT = 'result.json'
 DETECTIONS = 'detections.json'
-RATES = (3e-4, 1e-3, 3e-3)
+RATES = (3e-4, 1e-3, 3e-3)  # around the 1e-3 of schedule_scratch.py
 SEARCH_PART = 3  # a run of the search has a third of the epochs
 PREFIX = 'coco/bbox_'
 
@@ -90,7 +90,7 @@ def compare(
     device: str | None = None,
     published: bool = False,
     recipes: Sequence[str] = (),
-    lr_search: Sequence[float] = (),
+    lr_search: Sequence[float] | None = None,
 ) -> list[Row]:
     """Train, evaluate and time backbones with the same budget, and write the table.
 
@@ -100,7 +100,7 @@ def compare(
 
     Args:
         budget: Settings that all runs share.
-        models: Names from :func:`~evit_mm.compare.available_models`.
+        models: Names from :func:`~evit_mm.compare.available_models`, or ``timm:NAME``.
         seeds: Number of runs per model, with the seeds 0, 1, ...
         out: Folder for the runs and for ``table.md``, ``table.json`` and ``table.png``.
         device: See :func:`evit_mm.runner.train.train`.
@@ -108,7 +108,7 @@ def compare(
         recipes: Names from :data:`~evit_mm.compare.recipes.RECIPES`. Each model is trained with
             each recipe, and compared with the base recipe.
         lr_search: Learning rates to try for each row, with one seed and a third of the epochs. The
-            best rate is used. Empty: the rate of the config.
+            best rate is used. An empty list stands for :data:`RATES`, and None for no search.
 
     Returns:
         One row per model, or per model and recipe, best first.
@@ -124,7 +124,7 @@ def compare(
         raise ConfigError('--models is empty; give at least one backbone')
     if seeds < 1:
         raise ConfigError(f'--seeds must be at least 1, got {seeds}')
-    rates = sorted(set(lr_search))
+    rates = [] if lr_search is None else sorted(set(lr_search or RATES))
     if rates and (rates[0] <= 0 or 'optim_wrapper.optimizer.lr' in budget.cfg_options):
         raise ConfigError(
             '--lr-search needs positive learning rates and sets optim_wrapper.optimizer.lr itself; '
@@ -149,9 +149,8 @@ def compare(
         runs = {}
         for seed in range(seeds):
             for row in rows:
-                name = f'{row.name}_lr{row.lr:g}' if rates else row.name
-                folder, rate = out / 'runs' / f'{name}_seed{seed}', row.lr if rates else None
-                runs[Run(row.name, seed, folder, rate)] = row.config
+                run = _run(out / 'runs', row.name, seed, row.lr if rates else None)
+                runs[run] = row.config
         _train_all(runs, device)
         truth = _truth(rows[0].config)
         images = draw_images(len(truth.images))
@@ -213,6 +212,12 @@ def _check_same_budget(out: Path, budget: Budget) -> None:
     write_json(path, record, indent=1)
 
 
+def _run(parent: Path, model: str, seed: int, lr: float | None) -> Run:
+    name = model.replace(':', '_')  # timm:NAME; Windows allows no colon
+    rate = '' if lr is None else f'_lr{lr:g}'
+    return Run(model, seed, parent / f'{name}{rate}_seed{seed}', lr)
+
+
 def _search(
     rows: Sequence[Row], budget: Budget, rates: Sequence[float], out: Path, device: str | None
 ) -> None:
@@ -223,8 +228,7 @@ def _search(
         for rate in rates:
             cfg = short.config(row.name)
             cfg.optim_wrapper.optimizer.lr = rate
-            folder = out / 'lr_search' / f'{row.name}_lr{rate:g}_seed0'
-            run = Run(row.name, 0, folder, rate)
+            run = _run(out / 'lr_search', row.name, 0, rate)
             runs[run] = cfg
             places.append((row, rate, run))
     _train_all(runs, device)
