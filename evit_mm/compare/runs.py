@@ -54,6 +54,7 @@ RESULT = 'result.json'
 DETECTIONS = 'detections.json'
 RATES = (3e-4, 1e-3, 3e-3)  # around the 1e-3 of schedule_scratch.py
 SEARCH_PART = 3  # a run of the search has a third of the epochs
+MORE_RATES = 2  # largest number of rates beyond the given ones
 PREFIX = 'coco/bbox_'
 
 
@@ -108,7 +109,8 @@ def compare(
         recipes: Names from :data:`~evit_mm.compare.recipes.RECIPES`. Each model is trained with
             each recipe, and compared with the base recipe.
         lr_search: Learning rates to try for each row, with one seed and a third of the epochs. The
-            best rate is used. An empty list stands for :data:`RATES`, and None for no search.
+            best rate is used. If it is the lowest or the highest one, the search goes on beyond
+            it. An empty list stands for :data:`RATES`, and None for no search.
 
     Returns:
         One row per model, or per model and recipe, best first.
@@ -221,23 +223,44 @@ def _run(parent: Path, model: str, seed: int, lr: float | None) -> Run:
 def _search(
     rows: Sequence[Row], budget: Budget, rates: Sequence[float], out: Path, device: str | None
 ) -> None:
-    """Set the learning rate of each row to the best of ``rates``."""
+    """Set the learning rate of each row to the best one.
+
+    The search tries ``rates``. If the best rate of a row is the lowest or the highest one, it also
+    tries the next one on this side, at most :data:`MORE_RATES` times.
+    """
     short = replace(budget, epochs=max(budget.epochs // SEARCH_PART, 1))
-    runs, places = {}, []
+    wanted = {row.name: list(rates) for row in rows}
+    for _ in range(1 + MORE_RATES):
+        runs = {}
+        for row in rows:
+            for rate in wanted[row.name]:
+                cfg = short.config(row.name)
+                cfg.optim_wrapper.optimizer.lr = rate
+                runs[_run(out / 'lr_search', row.name, 0, rate)] = cfg
+        _train_all(runs, device)
+        for row in rows:
+            for run in runs:
+                if run.model == row.name:
+                    ap = run.outcome().get('metrics', {}).get('mAP', math.nan)
+                    row.searched[run.lr or 0.0] = 100 * ap
+            wanted[row.name] = _next_rates(row.searched)
     for row in rows:
-        for rate in rates:
-            cfg = short.config(row.name)
-            cfg.optim_wrapper.optimizer.lr = rate
-            run = _run(out / 'lr_search', row.name, 0, rate)
-            runs[run] = cfg
-            places.append((row, rate, run))
-    _train_all(runs, device)
-    for row, rate, run in places:
-        row.searched[rate] = 100 * run.outcome().get('metrics', {}).get('mAP', math.nan)
-    for row in rows:
-        known = {rate: ap for rate, ap in row.searched.items() if not math.isnan(ap)}
-        if known:
-            row.config.optim_wrapper.optimizer.lr = max(known, key=known.__getitem__)
+        if best := _best_rate(row.searched):
+            row.config.optim_wrapper.optimizer.lr = best
+
+
+def _best_rate(searched: Mapping[float, float]) -> float | None:
+    known = {rate: ap for rate, ap in searched.items() if not math.isnan(ap)}
+    return max(known, key=known.__getitem__) if known else None
+
+
+def _next_rates(searched: Mapping[float, float]) -> list[float]:
+    """Return the rate beyond the best one if that is the lowest or the highest one."""
+    rates, best = sorted(searched), _best_rate(searched)
+    if best is None or len(rates) < 2 or best not in (rates[0], rates[-1]):
+        return []
+    step = rates[1] / rates[0] if best == rates[0] else rates[-1] / rates[-2]
+    return [float(f'{best / step if best == rates[0] else best * step:.1g}')]
 
 
 def _train_all(runs: Mapping[Run, Config], device: str | None) -> None:

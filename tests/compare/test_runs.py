@@ -332,7 +332,7 @@ def test_finished_runs_are_not_repeated_and_more_can_be_added(finished, shapes, 
 def test_the_best_learning_rate_of_a_short_search_is_used(shapes, tmp_path, monkeypatch):
     """Stand in for the trainings: their AP depends on the learning rate alone."""
     trained = []
-    aps = {0.001: 0.2, 0.01: 0.4, 0.1: None}
+    aps = {0.001: 0.2, 0.01: 0.4, 0.1: None, 0.0001: 0.3, 0.00001: 0.1}
 
     def train(run, cfg, device):
         lr = cfg.optim_wrapper.optimizer.lr
@@ -373,13 +373,30 @@ def test_the_best_learning_rate_of_a_short_search_is_used(shapes, tmp_path, monk
     assert content['learning_rate'] == 0.01
     models.pop()
     start([0.001, 0.01])
-    assert not trained  # finished runs of search and comparison are kept
-    start([0.001])  # runs with another rate are not mixed up
-    assert [folder for folder, *_ in trained] == [f'runs/evit_m0_lr0.001_seed{k}' for k in (0, 1)]
+    # finished runs are kept; the failed one beyond the best is tried again
+    assert [folder for folder, *_ in trained] == ['lr_search/evit_m0_lr0.1_seed0']
+    aps[0.01] = None
+    shutil.rmtree(tmp_path / 'lr_search')
+    # the best rate is the lowest one twice; runs with another rate are not mixed up
+    (m0,) = start([0.001, 0.01])
+    assert [folder for folder, *_ in trained] == [
+        *(f'lr_search/evit_m0_lr{rate}_seed0' for rate in ('0.001', '0.01', '0.0001', '1e-05')),
+        *(f'runs/evit_m0_lr0.0001_seed{k}' for k in (0, 1)),
+    ]
+    assert m0.lr == 0.0001 and list(m0.searched) == [0.001, 0.01, 0.0001, 0.00001]
     for rates, options in (([-0.1], {}), ([0.1], {'optim_wrapper.optimizer.lr': 0.1})):
         budget = Budget(str(shapes), 3, (64, 64), cfg_options=options)
         with pytest.raises(ConfigError, match='--lr-search needs positive learning rates'):
             compare(budget, models, 1, tmp_path / 'other', lr_search=rates)
+
+
+def test_a_search_goes_on_beyond_its_edges_only():
+    searched = {3e-4: 1.0, 1e-3: 2.0, 3e-3: 3.0}
+    assert runs._next_rates(searched) == [9e-3]
+    assert runs._next_rates({**searched, 9e-3: 2.5}) == []
+    assert runs._next_rates({**searched, 3e-4: 5.0}) == [9e-5]
+    assert runs._next_rates({**searched, 3e-3: math.nan}) == []
+    assert runs._next_rates({3e-4: 1.0}) == runs._next_rates({1.0: math.nan, 2.0: math.nan}) == []
 
 
 @pytest.mark.slow
