@@ -13,16 +13,19 @@ def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description='Compare backbones with the same budget')
     parser.add_argument('--data', help='data folder, as for tools/train.py --data')
+    add = parser.add_argument
     names = f'backbones, from {", ".join(available_models())}, or timm:NAME'
-    parser.add_argument('--models', nargs='+', default=DEFAULT_MODELS, metavar='NAME', help=names)
+    add('--models', nargs='+', default=DEFAULT_MODELS, metavar='NAME', help=names)
     names = f'recipes for each backbone, from {", ".join(RECIPES)}'
-    parser.add_argument('--recipes', nargs='+', default=(), metavar='NAME', help=names)
-    parser.add_argument('--epochs', type=int, default=12, help='training epochs (default: 12)')
-    parser.add_argument('--seeds', type=int, default=1, help='runs per backbone (default: 1)')
-    parser.add_argument('--scale', default='320x240', metavar='WxH', help='default: 320x240')
-    parser.add_argument('--head', choices=['light', 'full'], default='light')
-    parser.add_argument('--pretrained', action='store_true', help='start from ImageNet weights')
-    parser.add_argument('--out', default='work_dirs/compare', help='folder for runs and table')
+    add('--recipes', nargs='+', default=(), metavar='NAME', help=names)
+    add('--epochs', type=int, default=12, help='training epochs (default: 12)')
+    add('--seeds', type=int, default=1, help='runs per backbone (default: 1)')
+    rates = 'use the best of these learning rates for each backbone (default: 3e-4 1e-3 3e-3)'
+    add('--lr-search', nargs='*', type=float, metavar='LR', help=rates)
+    add('--scale', default='320x240', metavar='WxH', help='default: 320x240')
+    add('--head', choices=['light', 'full'], default='light')
+    add('--pretrained', action='store_true', help='start from ImageNet weights')
+    add('--out', default='work_dirs/compare', help='folder for runs and table')
     add_device(parser)
     parser.add_argument('--published', action='store_true', help='add the published COCO figures')
     add_cfg_options(parser)
@@ -43,7 +46,7 @@ def main() -> None:
         rows = collect(args.collect, args.out, args.published)
     else:
         shared = (args.epochs, args.scale, args.head, args.pretrained, args.cfg_options or {})
-        options = (args.seeds, args.out, args.device, args.published, args.recipes)
+        options = (args.seeds, args.out, args.device, args.published, args.recipes, args.lr_search)
         rows = compare(Budget(args.data, *shared), args.models, *options)
     print(Path(args.out, 'table.md').read_text(encoding='utf-8'))
     print(f'written: {", ".join(map(str, sorted(Path(args.out).glob("table.*"))))}')

@@ -135,19 +135,25 @@ def base_recipe(pretrained: bool) -> str:
 
 def switches_of(recipe: str, pretrained: bool) -> tuple[str, ...]:
     """Return the switches of a recipe and of its base; ``paper`` has no switches."""
-    chosen = RECIPES[recipe]
+    chosen = RECIPES.get(recipe, tuple(recipe.split(SEPARATOR)))
     if recipe != 'paper':
         chosen += RECIPES[base_recipe(pretrained)]
     return tuple(name for name in SWITCHES if name in chosen)
 
 
 def with_recipes(models: Iterable[str], recipes: Iterable[str]) -> list[str]:
-    """Return the row names of a comparison: the models, or ``MODEL+RECIPE`` for all pairs."""
+    """Return the row names of a comparison: the models, or ``MODEL+RECIPE`` for all pairs.
+
+    A recipe is a name in :data:`RECIPES`, or several switches as ``SWITCH+SWITCH``.
+    """
     models, recipes = list(dict.fromkeys(models)), list(dict.fromkeys(recipes))
     for recipe in recipes:
-        if recipe not in RECIPES:
-            hint = did_you_mean(recipe, RECIPES)
-            raise ConfigError(f"unknown recipe '{recipe}'{hint}; choose from {', '.join(RECIPES)}")
+        parts = recipe.split(SEPARATOR)
+        for name in parts:
+            known = RECIPES if len(parts) == 1 else SWITCHES
+            if name not in known:
+                hint = did_you_mean(name, known)
+                raise ConfigError(f"unknown recipe '{name}'{hint}; choose from {', '.join(known)}")
     for model in models:
         if recipes and not model.startswith('evit_'):
             raise ConfigError(
@@ -171,4 +177,8 @@ def base_of(name: str, pretrained: bool) -> str | None:
 def row_label(name: str) -> str:
     """Return the display name of a row."""
     model, recipe = split_name(name)
-    return f'{label_of(model)}, {LABELS[recipe]}' if recipe else label_of(model)
+    if recipe is None:
+        return label_of(model)
+    names = [recipe] if recipe in LABELS else recipe.split(SEPARATOR)
+    labels = [LABELS[name] for name in names]
+    return f'{label_of(model)}, {" and ".join(labels)}'

@@ -1,14 +1,16 @@
 """Training of the runs of a comparison; a crash of one run does not affect the others.
 
 Each run has its own process. The folder of a comparison contains ``compare.json`` (the budget), a
-work dir ``runs/MODEL_seedK/`` per run, and at the end the table. A run is finished when its
-``result.json`` contains figures. This file is written last and atomically.
+work dir ``runs/MODEL_seedK/`` per run, and at the end the table. The runs of a learning rate search
+are in ``lr_search/``. A run is finished when its ``result.json`` contains figures. This file is
+written last and atomically.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 import multiprocessing
 import os
 import signal
@@ -16,10 +18,11 @@ import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from mmengine.config import Config
@@ -31,7 +34,11 @@ from rich.progress import Progress
 
 from ..checkpoint import read_checkpoint, write_checkpoint
 from ..data import check_config_data
+from ..data.dataset_configs import coco_evaluators, dataset_paths
+from ..data.evaluators import evaluated_counts
 from ..errors import ConfigError, DataError, EvitError
+from ..evaluation.bootstrap import draw_images, resampled_ap
+from ..evaluation.boxes import Truth, coco_evaluator, read_found, truth_of
 from ..runner.build import set_device
 from ..runner.resuming import find_last_good
 from ..runner.work_dir import number_of, pointed_at, read_scalars
@@ -44,6 +51,10 @@ from .table import METRICS, Row, add_latency, count_detector, write_tables
 
 POLL_SECONDS = 0.5
 RESULT = 'result.json'
+DETECTIONS = 'detections.json'
+RATES = (3e-4, 1e-3, 3e-3)  # around the 1e-3 of schedule_scratch.py
+SEARCH_PART = 3  # a run of the search has a third of the epochs
+MORE_RATES = 2  # largest number of rates beyond the given ones
 PREFIX = 'coco/bbox_'
 
 
@@ -54,11 +65,13 @@ class Run:
     model: str  # name of the row: a backbone, or a backbone and a recipe
     seed: int
     folder: Path  # work dir
+    lr: float | None = None  # learning rate, if it was searched
 
     @property
     def label(self) -> str:
         """Display name."""
-        return f'{row_label(self.model)}, seed {self.seed}'
+        rate = '' if self.lr is None else f', learning rate {self.lr:g}'
+        return f'{row_label(self.model)}{rate}, seed {self.seed}'
 
     def outcome(self) -> dict[str, Any]:
         """Return ``metrics`` and ``seconds`` of a finished run, or ``failure``, or nothing."""
@@ -78,6 +91,7 @@ def compare(
     device: str | None = None,
     published: bool = False,
     recipes: Sequence[str] = (),
+    lr_search: Sequence[float] | None = None,
 ) -> list[Row]:
     """Train, evaluate and time backbones with the same budget, and write the table.
 
@@ -94,6 +108,9 @@ def compare(
         published: Add columns with the published COCO figures.
         recipes: Names from :data:`~evit_mm.compare.recipes.RECIPES`. Each model is trained with
             each recipe, and compared with the base recipe.
+        lr_search: Learning rates to try for each row, with one seed and a third of the epochs. The
+            best rate is used. If it is the lowest or the highest one, the search goes on beyond
+            it. An empty list stands for :data:`RATES`, and None for no search.
 
     Returns:
         One row per model, or per model and recipe, best first.
@@ -109,6 +126,12 @@ def compare(
         raise ConfigError('--models is empty; give at least one backbone')
     if seeds < 1:
         raise ConfigError(f'--seeds must be at least 1, got {seeds}')
+    rates = [] if lr_search is None else sorted(set(lr_search or RATES))
+    if rates and (rates[0] <= 0 or 'optim_wrapper.optimizer.lr' in budget.cfg_options):
+        raise ConfigError(
+            '--lr-search needs positive learning rates and sets optim_wrapper.optimizer.lr itself; '
+            'remove this key from --cfg-options'
+        )
     out = Path(out)
     set_device(device)
     # find all errors before the training, which takes hours
@@ -123,11 +146,18 @@ def compare(
         count_detector(row, budget.input_size())
     with claimed(out):
         _check_same_budget(out, budget)
-        folders = {m: out / 'runs' / m.replace(':', '_') for m in models}
-        runs = [Run(m, s, Path(f'{folders[m]}_seed{s}')) for s in range(seeds) for m in models]
-        _train_all(runs, {row.name: row.config for row in rows}, device)
+        if rates:
+            _search(rows, budget, rates, out, device)
+        runs = {}
+        for seed in range(seeds):
+            for row in rows:
+                run = _run(out / 'runs', row.name, seed, row.lr if rates else None)
+                runs[run] = row.config
+        _train_all(runs, device)
+        truth = _truth(rows[0].config)
+        images = draw_images(len(truth.images))
         for row in rows:
-            _fill(row, [run for run in runs if run.model == row.name])
+            _fill(row, [run for run in runs if run.model == row.name], truth, images)
         add_latency(rows, budget.splits[1].first_image)
         return write_tables(rows, out, about, published)
 
@@ -184,23 +214,72 @@ def _check_same_budget(out: Path, budget: Budget) -> None:
     write_json(path, record, indent=1)
 
 
-def _train_all(runs: Sequence[Run], configs: Mapping[str, Config], device: str | None) -> None:
+def _run(parent: Path, model: str, seed: int, lr: float | None) -> Run:
+    name = model.replace(':', '_')  # timm:NAME; Windows allows no colon
+    rate = '' if lr is None else f'_lr{lr:g}'
+    return Run(model, seed, parent / f'{name}{rate}_seed{seed}', lr)
+
+
+def _search(
+    rows: Sequence[Row], budget: Budget, rates: Sequence[float], out: Path, device: str | None
+) -> None:
+    """Set the learning rate of each row to the best one.
+
+    The search tries ``rates``. If the best rate of a row is the lowest or the highest one, it also
+    tries the next one on this side, at most :data:`MORE_RATES` times.
+    """
+    short = replace(budget, epochs=max(budget.epochs // SEARCH_PART, 1))
+    wanted = {row.name: list(rates) for row in rows}
+    for _ in range(1 + MORE_RATES):
+        runs = {}
+        for row in rows:
+            for rate in wanted[row.name]:
+                cfg = short.config(row.name)
+                cfg.optim_wrapper.optimizer.lr = rate
+                runs[_run(out / 'lr_search', row.name, 0, rate)] = cfg
+        _train_all(runs, device)
+        for row in rows:
+            for run in runs:
+                if run.model == row.name:
+                    ap = run.outcome().get('metrics', {}).get('mAP', math.nan)
+                    row.searched[run.lr or 0.0] = 100 * ap
+            wanted[row.name] = _next_rates(row.searched)
+    for row in rows:
+        if best := _best_rate(row.searched):
+            row.config.optim_wrapper.optimizer.lr = best
+
+
+def _best_rate(searched: Mapping[float, float]) -> float | None:
+    known = {rate: ap for rate, ap in searched.items() if not math.isnan(ap)}
+    return max(known, key=known.__getitem__) if known else None
+
+
+def _next_rates(searched: Mapping[float, float]) -> list[float]:
+    """Return the rate beyond the best one if that is the lowest or the highest one."""
+    rates, best = sorted(searched), _best_rate(searched)
+    if best is None or len(rates) < 2 or best not in (rates[0], rates[-1]):
+        return []
+    step = rates[1] / rates[0] if best == rates[0] else rates[-1] / rates[-2]
+    return [float(f'{best / step if best == rates[0] else best * step:.1g}')]
+
+
+def _train_all(runs: Mapping[Run, Config], device: str | None) -> None:
     with Progress(console=Console(stderr=True)) as progress:
-        epochs = [configs[run.model].train_cfg.max_epochs for run in runs]
-        task = progress.add_task('comparing', total=sum(epochs))
-        for place, run in enumerate(runs):
-            done = sum(epochs[:place])
+        total = sum(cfg.train_cfg.max_epochs for cfg in runs.values())
+        task, done = progress.add_task('comparing', total=total), 0
+        for run, cfg in runs.items():
             progress.update(task, completed=done, description=run.label)
             if 'metrics' not in run.outcome():
-                for epoch in _train_one(run, configs[run.model], device):
+                for epoch in _train_one(run, cfg, device):
                     progress.update(task, completed=done + epoch)
+            done += cfg.train_cfg.max_epochs
             outcome = run.outcome()
             text = f'failed: {outcome.get("failure")}'
             if 'metrics' in outcome:
                 minutes = outcome['seconds'] / 60
                 text = f'AP {outcome["metrics"]["mAP"]:.3f} in {minutes:.1f} min'
             progress.console.print(f'{run.label}: {text}', highlight=False)
-        progress.update(task, completed=sum(epochs))
+        progress.update(task, completed=done)
 
 
 def _train_one(run: Run, cfg: Config, device: str | None) -> Iterator[int]:
@@ -255,7 +334,9 @@ def _train_and_evaluate(run: Run, device: str | None) -> None:
     found = find_last_good(work_dir)
     assert found is not None  # just written
     last, content = found
-    metrics = test(config, str(last), work_dir=work_dir, device=device)
+    detections = run.folder / DETECTIONS
+    detections.write_text('[]')  # nothing is written if no box was found
+    metrics = test(config, str(last), str(detections), work_dir=work_dir, device=device)
     # mmdet returns no metrics if no box was found
     figures = {name: metrics[PREFIX + name] for name in METRICS if PREFIX + name in metrics}
     figures = figures or dict.fromkeys(METRICS, 0.0)
@@ -284,7 +365,15 @@ class OrphanHook(Hook):
             os._exit(1)
 
 
-def _fill(row: Row, runs: Sequence[Run]) -> None:
+def _truth(cfg: Config) -> Truth:
+    """Return the objects that the evaluation of a row counts."""
+    dataset = cfg.val_dataloader.dataset
+    counts = evaluated_counts(dataset, coco_evaluators(cfg, 'val'))
+    paths = dataset_paths(dataset)
+    return truth_of(counts, paths['img_dir'], paths['classes'])
+
+
+def _fill(row: Row, runs: Sequence[Run], truth: Truth, images: np.ndarray) -> None:
     for run in runs:
         result = run.outcome()
         if 'metrics' not in result:
@@ -292,5 +381,7 @@ def _fill(row: Row, runs: Sequence[Run]) -> None:
             continue
         row.metrics.append(result['metrics'])
         row.minutes.append(result['seconds'] / 60)
+        found = read_found(json.loads((run.folder / DETECTIONS).read_text()), truth)
+        row.samples.append(100 * resampled_ap(coco_evaluator(truth, found), images))
         if (run.folder / 'weights.pth').is_file():
             row.weights = run.folder / 'weights.pth'

@@ -12,9 +12,11 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import numpy as np
 from mmengine.config import Config
 
 from ..data.pipeline import PredictionPipeline
+from ..evaluation.bootstrap import LEVEL, SAMPLES, compare_runs
 from ..runner.build import config_faults, load_detector
 from ..utils.text import markdown_table
 from .benchmark import median_and_quartiles, time_interleaved
@@ -33,7 +35,6 @@ METRICS = {
     'mAP_l': 'L',
 }
 TIMED_ROUNDS = 20
-SPREAD = {True: 'exceeds the spread', False: 'within the spread', None: 'one seed'}
 
 
 @dataclass
@@ -52,6 +53,9 @@ class Row:
         macs: Multiply-adds of the whole detector for one image.
         latency: Median and quartiles of the seconds for one image, from pixels in memory to boxes.
         base: For recipes, name of the base row.
+        samples: For each finished run, AP in percent of resampled images, from
+            :func:`~evit_mm.evaluation.bootstrap.resampled_ap`. Empty if the detections are unknown.
+        searched: AP in percent of each learning rate of the search. NaN if the training failed.
     """
 
     name: str
@@ -64,6 +68,8 @@ class Row:
     macs: int = 0
     latency: tuple[float, float, float] | None = None
     base: str | None = None
+    samples: list[np.ndarray] = field(default_factory=list)
+    searched: dict[float, float] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -89,6 +95,11 @@ class Row:
         """Return one metric of each run in percent; -1, for no such object, becomes NaN."""
         found = [100 * m[metric] for m in self.metrics if metric in m]
         return [value if value >= 0 else math.nan for value in found]
+
+    @property
+    def lr(self) -> float | None:
+        """Learning rate."""
+        return self.config.get('optim_wrapper', {}).get('optimizer', {}).get('lr')
 
 
 def count_detector(row: Row, size: tuple[int, int]) -> None:
@@ -122,27 +133,33 @@ def add_latency(rows: Sequence[Row], image: Path) -> None:
 
 
 def ranking(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Return the AP difference of each two rows, and whether it exceeds the spread."""
+    """Return the AP difference of each two rows in percent, its interval and the verdict."""
     ranked = sorted((row for row in rows if row.metrics), key=lambda row: -row.ap)
     return [
-        {
-            'better': better.name,
-            'worse': worse.name,
-            'difference': better.ap - worse.ap,  # percent
-            'exceeds_spread': exceeds_spread(better, worse),
-        }
+        {'better': better.name, 'worse': worse.name, **difference(better, worse)}
         for better, worse in combinations(ranked, 2)
     ]
 
 
-def exceeds_spread(better: Row, worse: Row) -> bool | None:
-    """Return whether the worst run of ``better`` beats the best run of ``worse``.
+def difference(row: Row, other: Row) -> dict[str, Any]:
+    """Return the AP difference of two rows, its bootstrap interval and the verdict.
 
-    The result is None if a row has only one seed.
+    The interval covers the images and the seeds, or only the seeds if the detections of a row are
+    unknown. With one seed, it covers only the images, and the verdict is None.
     """
-    if min(len(better.metrics), len(worse.metrics)) < 2:
-        return None
-    return min(better.values('mAP')) > max(worse.values('mAP'))
+    found = {'difference': row.ap - other.ap, 'low': None, 'high': None, 'verdict': None}
+    one_seed = min(len(row.metrics), len(other.metrics)) < 2
+    if row.samples and other.samples:
+        interval = compare_runs(row.samples, other.samples)
+    elif one_seed:
+        return found
+    else:
+        ours, theirs = (
+            [np.full(SAMPLES, value) for value in r.values('mAP')] for r in (row, other)
+        )
+        interval = compare_runs(ours, theirs)
+    verdict = None if one_seed else interval.verdict
+    return {**found, 'low': interval.low, 'high': interval.high, 'verdict': verdict}
 
 
 def write_tables(
@@ -181,7 +198,7 @@ def markdown(rows: Sequence[Row], about: Mapping[str, Any], published: bool) -> 
     failures = [f'- {row.label}, {failure}' for row in rows for failure in row.failures]
     if failures:
         lines += ['', 'Runs that failed:', '', *failures]
-    lines += ['', *_ranking_lines(rows)]
+    lines += ['', *_search_lines(rows), *_ranking_lines(rows)]
     if published:
         lines += [
             '',
@@ -204,6 +221,8 @@ def _cells(row: Row, rows: Sequence[Row], published: bool) -> dict[str, str]:
         'latency ms': _latency(row),
         'training min': _mean(row.minutes),
     }
+    if any(other.searched for other in rows):
+        cells['learning rate'] = f'{row.lr:g}'
     if len({other.epochs for other in rows}) > 1:
         cells['epochs'] = str(row.epochs)
     if row.base:
@@ -217,39 +236,70 @@ def _cells(row: Row, rows: Sequence[Row], published: bool) -> dict[str, str]:
 
 
 def _against_base(row: Row, rows: Sequence[Row]) -> str:
-    """Return the difference to the base row, and whether it exceeds the spread."""
+    """Return the difference to the base row, with its interval and the verdict."""
     if row.name == row.base:
         return 'the base'
     base = next((other for other in rows if other.name == row.base), None)
     if base is None or not base.metrics or not row.metrics:
         return '-'
-    better, worse = (row, base) if row.ap > base.ap else (base, row)
-    return f'{row.ap - base.ap:+.1f}, {SPREAD[exceeds_spread(better, worse)]}'
+    found = difference(row, base)
+    return f'{_interval(found)}, {found["verdict"] or "one seed"}'
+
+
+def _interval(found: Mapping[str, Any]) -> str:
+    text = f'{found["difference"]:+.1f}'
+    return text if found['low'] is None else f'{text} ({found["low"]:+.1f} to {found["high"]:+.1f})'
 
 
 def _ranking_lines(rows: Sequence[Row]) -> list[str]:
-    """Return the lines of the ranking; for rows with a base, only the pairs with the base."""
-    bases = {row.name: row.base for row in rows}
-    labels = {row.name: row.label for row in rows}
-    listed: dict[bool | None, list[str]] = {True: [], False: [], None: []}
-    for pair in ranking(rows):
-        better, worse = pair['better'], pair['worse']
-        if not any(bases.values()) or bases[better] == worse or bases[worse] == better:
-            line = f'- {labels[better]} over {labels[worse]}: {pair["difference"]:+.1f} AP'
-            listed[pair['exceeds_spread']].append(line)
-    if not listed[True] and not listed[False]:
-        unknown = 'With one seed, the spread is unknown and no difference is certain.'
-        return [unknown] if listed[None] else []
-    return [
-        'Differences that exceed the spread over seeds (every run of one beats every run of the '
-        'other):',
-        '',
-        *(listed[True] or ['- none']),
-        '',
-        'Differences within the spread over seeds (no clear winner):',
-        '',
-        *(listed[False] or ['- none']),
+    """Return the lines of the ranking. Rows with a base have their verdicts in the table."""
+    pairs = ranking(rows)
+    if not any(pair['verdict'] for pair in pairs):
+        unknown = 'With one seed, the spread over seeds is unknown and no difference is certain.'
+        return [unknown] if pairs else []
+    what = 'the images and the seeds' if all(row.samples for row in rows) else 'the seeds'
+    lines = [
+        f'Differences in AP have the {LEVEL:.0%} interval of a bootstrap over {what}. A row leads '
+        'or is behind if the interval does not contain 0. By chance, this is wrong for one pair in '
+        'twenty.'
     ]
+    if any(row.base for row in rows):
+        return lines
+    labels = {row.name: row.label for row in rows}
+    listed: dict[str, list[str]] = {'leads': [], 'and': []}
+    for pair in pairs:
+        word = 'leads' if pair['verdict'] == 'leads' else 'and'
+        pair_label = f'{labels[pair["better"]]} {word} {labels[pair["worse"]]}'
+        listed[word].append(f'- {pair_label}: {_interval(pair)}')
+    for title, word in (('Leads:', 'leads'), ('Undecided:', 'and')):
+        lines += ['', title, '', *(listed[word] or ['- none'])]
+    return lines
+
+
+def _search_lines(rows: Sequence[Row]) -> list[str]:
+    """Return the table of the learning rate search, with the chosen rates in bold."""
+    searched = [row for row in rows if row.searched]
+    if not searched:
+        return []
+    rates = sorted({rate for row in searched for rate in row.searched})
+    cells = []
+    edges = []
+    for row in searched:
+        figures = {rate: _mean([row.searched.get(rate, math.nan)]) for rate in rates}
+        if row.lr in figures:
+            figures[row.lr] = f'**{figures[row.lr]}**'
+        if row.lr in (rates[0], rates[-1]) and len(rates) > 1:
+            edges.append(row.label)
+        cells.append([row.label, *figures.values()])
+    lines = [
+        'Search of the learning rate: AP of one short training for each rate. The best rate (bold) '
+        'is used above.',
+        '',
+        *markdown_table(['backbone', *(f'{rate:g}' for rate in rates)], cells),
+    ]
+    if edges:
+        lines += ['', f'At the edge of the search, so a better rate may exist: {", ".join(edges)}.']
+    return [*lines, '']
 
 
 def _mean(values: Sequence[float]) -> str:
@@ -286,6 +336,8 @@ def _as_json(row: Row) -> dict[str, Any]:
         'runs': row.metrics,
         'AP': None if math.isnan(row.ap) else row.ap,
         'minutes': row.minutes,
+        'learning_rate': row.lr,
+        'searched': {f'{rate:g}': None if math.isnan(v) else v for rate, v in row.searched.items()},
         'failures': row.failures,
         'params': row.params,
         'macs': row.macs,

@@ -180,6 +180,8 @@ def test_from_scratch_every_row_but_the_papers_has_batch_norm_trained():
     assert switches_of('ema', pretrained=False) == ('train_bn', 'ema')
     assert switches_of('ema', pretrained=True) == ('ema',)
     assert switches_of('plus', pretrained=False) == tuple(SWITCHES)
+    assert switches_of('ema+no_decay', pretrained=True) == ('no_decay', 'ema')
+    assert switches_of('ema+no_decay', pretrained=False) == ('train_bn', 'no_decay', 'ema')
     assert {*switches_of('plus', False)} - {*switches_of('plus_1x', False)} == {'schedule_3x'}
     assert set(LABELS) == set(RECIPES)
 
@@ -221,6 +223,8 @@ def test_emas_average_is_fitted_to_the_data_of_the_comparison(shapes, monkeypatc
 def test_wrong_recipes_are_refused(shapes, tmp_path):
     with pytest.raises(ConfigError, match="unknown recipe 'emma' .did you mean 'ema'"):
         compare(budget(shapes), ['evit_m0'], 1, tmp_path / 'out', recipes=['emma'])
+    with pytest.raises(ConfigError, match="unknown recipe 'plus'; choose from train_bn, "):
+        compare(budget(shapes), ['evit_m0'], 1, tmp_path / 'out', recipes=['ema+plus'])
     with pytest.raises(ConfigError, match="needs EfficientViT .*, got 'spos'"):
         compare(budget(shapes), ['evit_m0', 'spos'], 1, tmp_path / 'out', recipes=['ema'])
     assert not (tmp_path / 'out').exists()
@@ -269,16 +273,15 @@ def test_table_sets_each_row_against_the_base_and_says_who_had_more_epochs():
     }
     assert found == {
         'train_bn': 'the base',
-        'ema': '+0.5, within the spread',
-        'stem_stride8': '+10.0, exceeds the spread',
+        'ema': '+0.5 (-0.8 to +2.0), undecided',
+        'stem_stride8': '+10.0 (+8.7 to +11.3), leads',
         'paper': '-',
     }
     plus = cells(text, LABELS['plus'])
-    assert plus['AP against the base'] == '-10.0, exceeds the spread'
+    assert plus['AP against the base'] == '-10.0 (-11.3 to -8.7), is behind'
     assert (plus['epochs'], cells(text, LABELS['ema'])['epochs']) == ('18', '6')
-    # pairs without the base are in the JSON alone
-    assert 'over EfficientViT-M0, BatchNorm trained: +10.0 AP' in text
-    assert 'stride 8 from the stem over EfficientViT-M0, EMA' not in text
+    # pairs without the base are only in the JSON
+    assert 'leads EfficientViT-M0' not in text and 'bootstrap over the seeds.' in text
     assert "- EfficientViT-M0, the paper's recipe, seed 0: became NaN" in text
     alike = markdown(rows[:2], {}, published=False)
     assert 'epochs' not in alike.splitlines()[0]
@@ -289,6 +292,8 @@ def test_rows_are_named_for_people():
     assert row_label('evit_m4+ema') == 'EfficientViT-M4, EMA'
     assert row_label('evit_m0+plus_1x') == 'EfficientViT-M0, all but the 3x schedule'
     assert row_label('evit_m0+plus') == 'EfficientViT-M0, all'
+    label = 'EfficientViT-M0, drop path and EMA'
+    assert row_label('evit_m0+drop_path+ema') == label
     assert row_label('mine') == 'mine'
 
 

@@ -11,6 +11,7 @@ import time
 from contextlib import suppress
 from types import SimpleNamespace
 
+import numpy as np
 import psutil
 import pytest
 from filelock import FileLock
@@ -23,6 +24,8 @@ from evit_mm.compare.table import Row, markdown, ranking
 from evit_mm.data import make_shapes
 from evit_mm.data.layout import find_data
 from evit_mm.errors import CheckpointError, ConfigError, DataError
+from evit_mm.evaluation.bootstrap import resampled_ap
+from evit_mm.evaluation.boxes import coco_evaluator, read_found
 from evit_mm.runner.build import load_detector
 from tests.conftest import ROOT
 from tests.data.test_formats import yolo
@@ -296,9 +299,14 @@ def test_a_comparison_leaves_table_picture_and_usable_weights(finished, shapes):
         metrics = test(run / 'config.py', run / 'weights.pth', work_dir=str(run), device='cpu')
         assert {name: metrics[f'coco/bbox_{name}'] for name in NAMES} == found['runs'][0]
         assert not list(run.glob('epoch_*.pth'))
+        # all images once: the AP of the evaluation, which prints three decimals
+        truth = runs._truth(Config.fromfile(run / 'config.py'))
+        boxes = read_found(json.loads((run / 'detections.json').read_text()), truth)
+        (ap,) = resampled_ap(coco_evaluator(truth, boxes), np.ones((1, 8), int))
+        assert ap == pytest.approx(metrics['coco/bbox_mAP'], abs=6e-4)
     assert (finished / 'table.png').read_bytes().startswith(b'\x89PNG')
     text = (finished / 'table.md').read_text()
-    assert 'the spread is unknown' in text and 'published' not in text
+    assert 'the spread over seeds is unknown' in text and 'published' not in text
 
 
 @pytest.mark.slow
@@ -319,6 +327,76 @@ def test_finished_runs_are_not_repeated_and_more_can_be_added(finished, shapes, 
     for folder in (finished / 'runs').iterdir():  # as it was
         if 'failure' in (folder / 'result.json').read_text():
             shutil.rmtree(folder)
+
+
+def test_the_best_learning_rate_of_a_short_search_is_used(shapes, tmp_path, monkeypatch):
+    """Stand in for the trainings: their AP depends on the learning rate alone."""
+    trained = []
+    aps = {0.001: 0.2, 0.01: 0.4, 0.1: None, 0.0001: 0.3, 0.00001: 0.1}
+
+    def train(run, cfg, device):
+        lr = cfg.optim_wrapper.optimizer.lr
+        trained.append((run.folder.relative_to(tmp_path).as_posix(), lr, cfg.train_cfg.max_epochs))
+        run.folder.mkdir(parents=True, exist_ok=True)
+        if aps[lr] is None or run.model == 'evit_m1':
+            return fail(run)
+        (run.folder / 'detections.json').write_text('[]')
+        result = {'metrics': dict.fromkeys(NAMES, aps[lr]), 'seconds': 60}
+        runs.write_json(run.folder / 'result.json', result)
+        return [cfg.train_cfg.max_epochs]
+
+    monkeypatch.setattr(runs, '_train_one', train)
+    models = ['evit_m0', 'evit_m1']
+
+    def start(rates):
+        trained.clear()
+        return compare(small(shapes), models, 2, tmp_path, 'cpu', lr_search=rates)
+
+    m0, m1 = start([0.1, 0.01, 0.001])
+    assert trained[:3] == [
+        ('lr_search/evit_m0_lr0.001_seed0', 0.001, 1),
+        ('lr_search/evit_m0_lr0.01_seed0', 0.01, 1),
+        ('lr_search/evit_m0_lr0.1_seed0', 0.1, 1),
+    ]
+    # without any result, the rate of the config stays
+    assert trained[6:] == [
+        ('runs/evit_m0_lr0.01_seed0', 0.01, EPOCHS),
+        ('runs/evit_m1_lr0.001_seed0', 0.001, EPOCHS),
+        ('runs/evit_m0_lr0.01_seed1', 0.01, EPOCHS),
+        ('runs/evit_m1_lr0.001_seed1', 0.001, EPOCHS),
+    ]
+    assert m0.lr == 0.01 and m0.values('mAP') == [40.0, 40.0] and len(m0.samples) == 2
+    assert m0.searched == {0.001: 20.0, 0.01: 40.0, 0.1: pytest.approx(math.nan, nan_ok=True)}
+    assert m1.lr == 0.001 and m1.failures == ['seed 0: not tried', 'seed 1: not tried']
+    content = table(tmp_path)['rows'][0]
+    assert content['searched'] == {'0.001': 20.0, '0.01': 40.0, '0.1': None}
+    assert content['learning_rate'] == 0.01
+    models.pop()
+    start([0.001, 0.01])
+    # finished runs are kept; the failed one beyond the best is tried again
+    assert [folder for folder, *_ in trained] == ['lr_search/evit_m0_lr0.1_seed0']
+    aps[0.01] = None
+    shutil.rmtree(tmp_path / 'lr_search')
+    # the best rate is the lowest one twice; runs with another rate are not mixed up
+    (m0,) = start([0.001, 0.01])
+    assert [folder for folder, *_ in trained] == [
+        *(f'lr_search/evit_m0_lr{rate}_seed0' for rate in ('0.001', '0.01', '0.0001', '1e-05')),
+        *(f'runs/evit_m0_lr0.0001_seed{k}' for k in (0, 1)),
+    ]
+    assert m0.lr == 0.0001 and list(m0.searched) == [0.001, 0.01, 0.0001, 0.00001]
+    for rates, options in (([-0.1], {}), ([0.1], {'optim_wrapper.optimizer.lr': 0.1})):
+        budget = Budget(str(shapes), 3, (64, 64), cfg_options=options)
+        with pytest.raises(ConfigError, match='--lr-search needs positive learning rates'):
+            compare(budget, models, 1, tmp_path / 'other', lr_search=rates)
+
+
+def test_a_search_goes_on_beyond_its_edges_only():
+    searched = {3e-4: 1.0, 1e-3: 2.0, 3e-3: 3.0}
+    assert runs._next_rates(searched) == [9e-3]
+    assert runs._next_rates({**searched, 9e-3: 2.5}) == []
+    assert runs._next_rates({**searched, 3e-4: 5.0}) == [9e-5]
+    assert runs._next_rates({**searched, 3e-3: math.nan}) == []
+    assert runs._next_rates({3e-4: 1.0}) == runs._next_rates({1.0: math.nan, 2.0: math.nan}) == []
 
 
 @pytest.mark.slow
@@ -390,6 +468,8 @@ def test_what_runs_leave_becomes_rows(shapes, tmp_path, monkeypatch, capsys):
     assert first.latency[1] <= first.latency[0] <= first.latency[2] and second.latency is None
     run = tmp_path / 'runs' / 'evit_m0_seed1'
     assert first.weights == run / 'weights.pth' and not list(run.glob('epoch_*'))
+    assert (run / 'detections.json').read_text() == '[]'
+    assert first.samples[0] == pytest.approx(0)
     saved = min(run.glob('*/vis_data/config.py'))  # the training's; then the test's
     assert Config.fromfile(saved).randomness.seed == 1
     loaded = load_detector(first.config, first.weights)
@@ -545,20 +625,16 @@ def test_weights_that_are_gone_cost_only_the_latency(finished, shapes, tmp_path)
 # --- the table
 
 
-def test_ranking_says_what_exceeds_the_spread():
+def test_ranking_says_who_leads():
     rows = [row('evit_m4', 30, 31, 32), row('spos', 31.5, 28, 29), row('mobilenetv2', 20, 21, 22)]
-    found = {(p['better'], p['worse']): p['exceeds_spread'] for p in ranking(rows)}
+    found = {(p['better'], p['worse']): p['verdict'] for p in ranking(rows)}
     assert found == {
-        ('evit_m4', 'spos'): False,
-        ('evit_m4', 'mobilenetv2'): True,
-        ('spos', 'mobilenetv2'): True,
+        ('evit_m4', 'spos'): 'undecided',
+        ('evit_m4', 'mobilenetv2'): 'leads',
+        ('spos', 'mobilenetv2'): 'leads',
     }
     single = ranking([row('evit_m4', 30), row('spos', 20, 21)])
-    assert [p['exceeds_spread'] for p in single] == [None]
-    text = markdown(rows, {}, published=False)
-    decided, undecided = text.split('Differences within the spread')
-    assert '- EfficientViT-M4 over MobileNetV2: +10.0 AP' in decided
-    assert '- EfficientViT-M4 over SPOS: +1.5 AP' in undecided
+    assert [p['verdict'] for p in single] == [None]
 
 
 def test_table_has_means_spread_failures_and_published_columns():

@@ -1,12 +1,14 @@
 """The table's figures are those of the runs, in their columns, units and order."""
 
 import json
+import math
 
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from mmengine.config import Config
 
-from evit_mm.compare.table import Row, exceeds_spread, markdown, write_tables
+from evit_mm.compare.table import Row, difference, markdown, write_tables
 from tests.compare.test_runs import NAMES
 
 
@@ -58,17 +60,63 @@ def test_facts_are_written_plainly():
     assert 'failed' not in text and text.endswith('.\n')
 
 
-def test_two_seeds_tell_a_spread_and_a_tie_is_within_it():
+def test_the_verdict_needs_two_seeds_and_an_interval_without_zero():
     better, worse, one = row('evit_m4', 31, 33), row('evit_m0', 30, 31), row('evit_m1', 20)
-    assert exceeds_spread(better, worse) is False
-    assert exceeds_spread(better, row('evit_m0', 30, 30.5)) is True
-    assert exceeds_spread(better, one) is exceeds_spread(one, worse) is None
-    assert 'With one seed, the spread is unknown' in markdown([row('evit_m4', 30), one], {}, False)
+    # two runs each: a sample is 30, 30.5 or 31 against 31, 32 or 33
+    found = difference(better, worse)
+    assert found == {'difference': 1.5, 'low': 0, 'high': 3, 'verdict': 'undecided'}
+    assert difference(worse, better) == {
+        'difference': -1.5,
+        'low': -3,
+        'high': 0,
+        'verdict': 'undecided',
+    }
+    lower = row('evit_m0', 30, 30.5)
+    assert difference(better, lower)['verdict'] == 'leads'
+    assert difference(lower, better)['verdict'] == 'is behind'
+    for pair in ((better, one), (one, worse)):
+        assert difference(*pair)['verdict'] is difference(*pair)['low'] is None
+    assert 'With one seed, the spread' in markdown([row('evit_m4', 30), one], {}, False)
     assert 'spread' not in markdown([better], {}, False).partition('timings.')[2]
     text = markdown([better, worse], {}, False)
-    assert '(every run of one beats every run of the other):\n\n- none\n' in text
-    text = markdown([better, row('evit_m0', 30, 30.5)], {}, False)
-    assert text.endswith('(no clear winner):\n\n- none\n')
+    assert 'bootstrap over the seeds.' in text and 'Leads:\n\n- none\n' in text
+    assert '- EfficientViT-M4 and EfficientViT-M0: +1.5 (+0.0 to +3.0)\n' in text
+    text = markdown([better, lower], {}, False)
+    assert '- EfficientViT-M4 leads EfficientViT-M0: +1.8 (+0.5 to +3.0)\n' in text
+    assert text.endswith('Undecided:\n\n- none\n')
+
+
+def test_detections_make_the_interval_cover_the_images():
+    better, worse = row('evit_m4', 31, 33), row('evit_m0', 30, 30.5)
+    # as hard images as good ones: the difference of a sample is 2 or 0.5
+    for r, aps in ((better, (31, 33)), (worse, (30, 30.5))):
+        r.samples = [np.where(np.arange(1000) % 2, ap, ap + 10) for ap in aps]
+    better.samples = [s - 12 * (np.arange(1000) % 3 == 0) for s in better.samples]
+    found = difference(better, worse)
+    assert found['verdict'] == 'undecided' and found['low'] < -8 and found['high'] == 3
+    assert 'bootstrap over the images and the seeds.' in markdown([better, worse], {}, False)
+    for r in (better, worse):
+        r.metrics, r.samples = r.metrics[:1], r.samples[:1]
+    found = difference(better, worse)
+    assert found['verdict'] is None and found['low'] == -11 and found['high'] == 1
+
+
+def test_the_search_shows_each_rate_and_the_edges():
+    m4, m0 = row('evit_m4', 31), row('evit_m0', 30)
+    for r, lr, found in (
+        (m4, 0.003, {0.001: 20.0, 0.003: 25.0}),
+        (m0, 0.001, {0.0003: math.nan, 0.001: 22.0, 0.003: 1.0}),
+    ):
+        r.searched = found
+        r.config = Config({'optim_wrapper': {'optimizer': {'lr': lr}}})
+    text = markdown([m4, m0], {}, False)
+    table, _, search = text.partition('Search of')
+    assert [c['learning rate'] for c in cells(table)] == ['0.003', '0.001']
+    assert cells(search)[1]['0.001'] == '**22.0**'
+    assert '| EfficientViT-M4 | - | 20.0 | **25.0** |' in text
+    assert '| EfficientViT-M0 | - | **22.0** | 1.0 |' in text
+    assert 'so a better rate may exist: EfficientViT-M4.\n' in text
+    assert 'Search of' not in markdown([row('evit_m4', 31)], {}, False)
 
 
 def test_a_loss_against_the_base_counts_the_runs_of_both():
@@ -78,8 +126,12 @@ def test_a_loss_against_the_base_counts_the_runs_of_both():
         for r, aps in (('ema', (20, 21)), ('drop_path', (29, 30.5)), ('no_decay', (20,)))
     ]
     found = [x['AP against the base'] for x in cells(markdown([base, *lower], {}, False))]
-    losses = ['-10.0, exceeds the spread', '-0.8, within the spread', '-10.5, one seed']
-    assert found == ['the base', *losses]
+    assert found == [
+        'the base',
+        '-10.0 (-11.0 to -9.0), is behind',
+        '-0.8 (-2.0 to +0.5), undecided',
+        '-10.5, one seed',
+    ]
     (alone,) = cells(markdown(lower[:1], {}, False))
     assert alone['AP against the base'] == '-'
 
@@ -98,7 +150,7 @@ def test_the_files_have_all_rows_and_the_best_first(tmp_path, figures):
     assert (second['macs'], second['params'], second['label']) == (2e9, 3, 'EfficientViT-M0')
     assert third['latency_seconds'] is None and third['failures'] == ['seed 0: x']
     (pair,) = content['ranking']
-    assert (pair['better'], pair['worse'], pair['exceeds_spread']) == ('spos', 'evit_m0', None)
+    assert (pair['better'], pair['worse'], pair['verdict']) == ('spos', 'evit_m0', None)
     assert pair['difference'] == pytest.approx(9) and content['about'] == {'data': 'cells'}
     left, right = figures[0].axes
     assert left.get_ylabel() == 'AP on cells, %'

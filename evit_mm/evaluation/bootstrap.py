@@ -1,0 +1,175 @@
+"""AP of resampled images, which shows how far a comparison depends on the images and the seeds.
+
+Shapes: I images, B bootstrap samples, D detections, T IoU thresholds, R recall thresholds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import hotcoco
+import numpy as np
+
+SAMPLES = 1000
+LEVEL = 0.95
+BLOCK = 50  # samples at once; a block of (samples, detections) must fit into memory
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The difference between two detectors, with its bootstrap interval.
+
+    Attributes:
+        low: Lower limit of the interval.
+        high: Upper limit of the interval.
+    """
+
+    low: float
+    high: float
+
+    @property
+    def verdict(self) -> str:
+        """``'leads'``, ``'is behind'`` or ``'undecided'`` if the interval contains 0."""
+        if self.low > 0:
+            return 'leads'
+        return 'is behind' if self.high < 0 else 'undecided'
+
+
+def draw_images(num_images: int, samples: int = SAMPLES, seed: int = 0) -> np.ndarray:
+    """Draw images with replacement: return how often each sample contains each image, ``(B, I)``.
+
+    All detectors of a comparison need the same samples, because hard images are hard for all.
+    """
+    generator = np.random.default_rng(seed)
+    share = np.full(num_images, 1 / num_images)
+    return generator.multinomial(num_images, share, size=samples)
+
+
+def resampled_ap(evaluator: hotcoco.COCOeval, counts: np.ndarray) -> np.ndarray:
+    """Return COCO's AP of each sample of images.
+
+    The result is what an evaluation would give if each image and its detections occurred as often
+    as ``counts`` says, except for the order of equal scores. Objects and detections are matched
+    only once, because resampling images does not change the matches.
+
+    Args:
+        evaluator: Result of :func:`~evit_mm.evaluation.boxes.coco_evaluator`, whose image ids are
+            0 to I - 1.
+        counts: ``(B, I)`` how often each sample contains each image.
+
+    Returns:
+        ``(B,)`` AP as a fraction: the mean over the classes with an object in the sample. NaN for
+        a sample without an object.
+    """
+    recalls = np.array(evaluator.params.rec_thrs)
+    total, present = np.zeros(len(counts)), np.zeros(len(counts))
+    for matches in _classes(evaluator):
+        objects = counts @ matches.objects_of(counts.shape[1])
+        has_object = objects > 0
+        present += has_object
+        for start in range(0, len(counts), BLOCK):
+            rows = np.arange(start, min(start + BLOCK, len(counts)))
+            rows = rows[has_object[rows]]
+            total[rows] += matches.ap(counts[rows], objects[rows], recalls)
+    with np.errstate(invalid='ignore'):
+        return total / np.where(present, present, np.nan)
+
+
+def compare_runs(
+    better: Sequence[np.ndarray], worse: Sequence[np.ndarray], seed: int = 0, level: float = LEVEL
+) -> Difference:
+    """Return the bootstrap interval of the difference between two detectors.
+
+    Each sample draws images, and for each detector as many of its runs as there are. So the
+    interval covers the choice of the images and the seeds. With few runs it is somewhat too narrow.
+
+    Args:
+        better: For each run of one detector, ``(B,)`` AP of :func:`resampled_ap`.
+        worse: The same for the other detector, for the same samples.
+        seed: Seed for drawing the runs.
+        level: Share of the samples inside the interval.
+    """
+    generator = np.random.default_rng(seed)
+    difference = _drawn_mean(better, generator) - _drawn_mean(worse, generator)
+    tail = (1 - level) / 2
+    low, high = np.nanquantile(difference, [tail, 1 - tail])
+    return Difference(float(low), float(high))
+
+
+def _drawn_mean(runs: Sequence[np.ndarray], generator: np.random.Generator) -> np.ndarray:
+    values = np.stack(runs, axis=1)  # (B, runs)
+    chosen = generator.integers(values.shape[1], size=values.shape)
+    return np.take_along_axis(values, chosen, axis=1).mean(1)
+
+
+@dataclass(frozen=True)
+class _Matches:
+    """The detections of one class by descending score, at all IoU thresholds.
+
+    Attributes:
+        image: ``(D,)`` image of each detection.
+        is_true: ``(T, D)`` whether the detection matches an object.
+        is_ignored: ``(T, D)`` whether the detection does not count.
+        image_of_object: Image of each object that counts.
+    """
+
+    image: np.ndarray
+    is_true: np.ndarray
+    is_ignored: np.ndarray
+    image_of_object: np.ndarray
+
+    def objects_of(self, num_images: int) -> np.ndarray:
+        """Return the number of objects of each image, ``(I,)``."""
+        return np.bincount(self.image_of_object, minlength=num_images)
+
+    def ap(self, counts: np.ndarray, objects: np.ndarray, recalls: np.ndarray) -> np.ndarray:
+        """Return the AP of each sample ``(B,)`` with its number of objects ``(B,)``."""
+        times = counts[:, self.image]  # (B, D)
+        total = np.zeros(len(counts))
+        for is_true, is_ignored in zip(self.is_true, self.is_ignored, strict=True):
+            # the precision is highest where a true detection is added
+            places = np.flatnonzero(is_true & ~is_ignored)
+            found = np.cumsum(times[:, places], axis=1)
+            seen = np.cumsum(np.where(is_ignored, 0, times), axis=1)[:, places]
+            precision = found / np.maximum(seen, 1)
+            precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+            recall = found / objects[:, None]
+            for row, (reached, best) in enumerate(zip(recall, precision, strict=True)):
+                place = np.searchsorted(reached, recalls, side='left')
+                total[row] += np.append(best, 0.0)[place].mean()
+        return total / len(self.is_true)
+
+
+def _classes(evaluator: hotcoco.COCOeval) -> Iterator[_Matches]:
+    """Yield the matches of each class, without size ranges."""
+    all_sizes, limit = evaluator.params.area_rng[0], evaluator.params.max_dets[-1]
+    by_class: dict[int, list[dict]] = {}
+    for entry in evaluator.eval_imgs:
+        if entry is not None and list(entry['aRng']) == list(all_sizes):
+            by_class.setdefault(entry['category_id'], []).append(entry)
+    thresholds = len(evaluator.params.iou_thrs)
+    for entries in by_class.values():
+        entries.sort(key=lambda entry: entry['image_id'])
+        cut = [
+            {
+                key: np.asarray(entry[key])[..., :limit]
+                for key in ('dtScores', 'dtMatched', 'dtIgnore')
+            }
+            for entry in entries
+        ]
+        sizes = [entry['dtScores'].size for entry in cut]
+        matched, ignored = (
+            np.concatenate([e[key].reshape(thresholds, -1) for e in cut], axis=1).astype(bool)
+            for key in ('dtMatched', 'dtIgnore')
+        )
+        # a stable sort, as in pycocotools
+        order = np.argsort(-np.concatenate([e['dtScores'] for e in cut]), kind='stable')
+        counted = [np.sum(~np.asarray(e['gtIgnore'], bool)) for e in entries]
+        images = [entry['image_id'] for entry in entries]
+        yield _Matches(
+            np.repeat(images, sizes)[order],
+            matched[:, order],
+            ignored[:, order],
+            np.repeat(images, np.array(counted, int)),
+        )

@@ -1,0 +1,136 @@
+"""AP of resampled images, against pycocotools on copies of the images and hotcoco's comparison."""
+
+import contextlib
+import io
+
+import hotcoco
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from evit_mm.evaluation.bootstrap import (
+    compare_runs,
+    draw_images,
+    resampled_ap,
+)
+from evit_mm.evaluation.boxes import Found, Truth, coco_evaluator
+
+
+def made(num_images=12, num_classes=3, seed=0, noise=6.0):
+    """Return objects with crowds, and detections of them with noise and false ones."""
+    rng = np.random.default_rng(seed)
+    image = np.sort(rng.integers(num_images, size=60))
+    label = rng.integers(num_classes, size=60)
+    box = np.column_stack([rng.uniform(0, 200, (60, 2)), rng.uniform(10, 90, (60, 2))])
+    crowd = rng.random(60) < 0.1
+    images = [{'id': i, 'width': 300, 'height': 300} for i in range(num_images)]
+    names = tuple('abc'[:num_classes])
+    truth = Truth(
+        names, tuple(range(num_classes)), images, None, image, label, box, box[:, 2:].prod(1), crowd
+    )
+    keep = rng.random(60) < 0.8
+    extra = 40
+    moved = box[keep] + rng.normal(0, noise, (keep.sum(), 4))
+    moved[:, 2:] = np.maximum(moved[:, 2:], 2)
+    false = np.column_stack([rng.uniform(0, 200, (extra, 2)), rng.uniform(10, 90, (extra, 2))])
+    score = rng.random(keep.sum() + extra)
+    order = np.argsort(-score, kind='stable')
+    found = Found(
+        np.concatenate([image[keep], rng.integers(num_images, size=extra)])[order],
+        np.concatenate([label[keep], rng.integers(num_classes, size=extra)])[order],
+        np.concatenate([moved, false])[order],
+        score[order],
+    )
+    return truth, found
+
+
+def ap_of_copies(truth, found, times):
+    """Return pycocotools' AP of a data set in which image i occurs times[i] times."""
+    images, objects, detections = [], [], []
+    for place, number in enumerate(times):
+        for _ in range(number):
+            identity = len(images) + 1
+            images.append({'id': identity, 'width': 300, 'height': 300})
+            for k in np.flatnonzero(truth.image == place):
+                objects.append(
+                    {
+                        'id': len(objects) + 1,
+                        'image_id': identity,
+                        'category_id': int(truth.label[k]),
+                        'bbox': truth.box[k].tolist(),
+                        'area': float(truth.area[k]),
+                        'iscrowd': int(truth.crowd[k]),
+                    }
+                )
+            detections += [
+                {
+                    'image_id': identity,
+                    'category_id': int(found.label[k]),
+                    'bbox': found.box[k].tolist(),
+                    'score': float(found.score[k]),
+                }
+                for k in np.flatnonzero(found.image == place)
+            ]
+    coco = COCO()
+    coco.dataset = {
+        'images': images,
+        'annotations': objects,
+        'categories': [{'id': k, 'name': n} for k, n in enumerate(truth.classes)],
+    }
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco.createIndex()
+        evaluator = COCOeval(coco, coco.loadRes(detections), 'bbox')
+        evaluator.evaluate()
+        evaluator.accumulate()
+        evaluator.summarize()
+    return evaluator.stats[0]
+
+
+@pytest.mark.parametrize('seed', range(4))
+def test_ap_of_a_sample_is_that_of_a_data_set_with_copies(seed):
+    truth, found = made(seed=seed)
+    evaluator = coco_evaluator(truth, found)
+    counts = draw_images(12, samples=8, seed=seed)
+    counts[0] = 1
+    assert (counts.sum(1) == 12).all() and len(np.unique(counts, axis=0)) == 8
+    expected = [ap_of_copies(truth, found, times) for times in counts]
+    assert resampled_ap(evaluator, counts) == pytest.approx(expected, abs=1e-12)
+    assert np.std(expected) > 0.01
+
+
+def test_a_class_without_objects_in_the_sample_does_not_count():
+    truth, found = made()
+    times = np.zeros((2, 12), int)
+    only = truth.image[truth.label == 1][0]
+    times[0, only] = 2
+    evaluator = coco_evaluator(truth, found)
+    ap, none = resampled_ap(evaluator, times)
+    assert ap == pytest.approx(ap_of_copies(truth, found, times[0]), abs=1e-12)
+    assert np.isnan(none)
+
+
+def test_the_interval_of_one_run_each_is_that_of_hotcoco():
+    truth, found = made(num_images=60, seed=1, noise=3)
+    _, other = made(num_images=60, seed=1, noise=9)
+    a, b = coco_evaluator(truth, found), coco_evaluator(truth, other)
+    theirs = hotcoco.compare(b, a, n_bootstrap=2000)
+    counts = draw_images(60, samples=2000)
+    ours = compare_runs([resampled_ap(a, counts)], [resampled_ap(b, counts)])
+    theirs = theirs['ci']['AP']
+    assert (ours.low, ours.high) == pytest.approx((theirs['lower'], theirs['upper']), abs=0.015)
+    assert ours.verdict == 'leads' and ours.low > 0
+
+
+def test_the_interval_covers_the_runs_too():
+    generator = np.random.default_rng(0)
+    base = generator.normal(0.3, 0.01, 2000)
+    same = [base, base, base]
+    spread = [base - 0.05, base, base + 0.05]
+    narrow, wide = compare_runs(same, same), compare_runs(spread, same)
+    assert narrow.low == narrow.high == 0 and narrow.verdict == 'undecided'
+    # the mean of three draws of -5, 0, 5 has the standard deviation 5 * sqrt(2 / 3 / 3)
+    assert wide.high == pytest.approx(1.96 * 0.05 * np.sqrt(2) / 3, rel=0.15)
+    assert wide.low == pytest.approx(-wide.high, rel=0.1)
+    behind = compare_runs([base - 0.1] * 2, [base] * 3)
+    assert behind.verdict == 'is behind' and behind.high == pytest.approx(-0.1)
