@@ -32,14 +32,14 @@ from mmengine.logging import print_log
 from rich.console import Console
 from rich.progress import Progress
 
-from ..checkpoint import read_checkpoint, write_checkpoint
+from ..checkpoint import write_checkpoint
 from ..data import check_config_data
 from ..data.dataset_configs import coco_evaluators, dataset_paths
 from ..data.evaluators import evaluated_counts
 from ..errors import ConfigError, DataError, EvitError
 from ..evaluation.bootstrap import draw_images, resampled_ap
 from ..evaluation.boxes import Truth, coco_evaluator, read_found, truth_of
-from ..runner.build import set_device
+from ..runner.build import config_faults, set_device
 from ..runner.resuming import find_last_good
 from ..runner.work_dir import number_of, pointed_at, read_scalars
 from ..utils.files import read_json_dict, write_json
@@ -142,7 +142,7 @@ def compare(
     about = _describe(budget, seeds)
     for row in rows:
         if budget.pretrained:
-            read_checkpoint(row.config.model.backbone.init_cfg.checkpoint)
+            _load_weights(row.config)
         count_detector(row, budget.input_size())
     with claimed(out):
         _check_same_budget(out, budget)
@@ -160,6 +160,17 @@ def compare(
             _fill(row, [run for run in runs if run.model == row.name], truth, images)
         add_latency(rows, budget.splits[1].first_image)
         return write_tables(rows, out, about, published)
+
+
+def _load_weights(cfg: Config) -> None:
+    """Raise a CheckpointError if the ImageNet weights cannot be read or do not fit the backbone."""
+    from mmdet.registry import MODELS
+    from mmengine.registry import init_default_scope
+
+    init_default_scope('mmdet')
+    with config_faults(cfg):
+        backbone = MODELS.build(cfg.model.backbone)
+    backbone.init_weights()
 
 
 def _describe(budget: Budget, seeds: int) -> dict[str, Any]:

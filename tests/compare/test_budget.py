@@ -1,13 +1,15 @@
 """The rows timm:NAME of a comparison, against timm's own description of the network."""
 
+import huggingface_hub
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 
 from evit_mm.compare import Budget, available_models, compare, runs
 from evit_mm.compare.published_results import coco_of, label_of
 from evit_mm.data import make_shapes
-from evit_mm.errors import ConfigError
+from evit_mm.errors import CheckpointError, ConfigError
 
 
 @pytest.fixture(scope='module')
@@ -95,6 +97,17 @@ def test_a_network_that_cannot_be_a_row_is_refused_before_any_training(
     with pytest.raises(ConfigError, match=f'^--models timm:{name}: .*{match}'):
         compare(budget(shapes), ['evit_m0', f'timm:{name}'], 1, tmp_path / 'out')
     assert not (tmp_path / 'out').exists()
+
+
+def test_weights_that_do_not_fit_are_refused_before_any_training(shapes, tmp_path, monkeypatch):
+    file = tmp_path / 'model.safetensors'
+    save_file(timm.create_model('starnet_s1').state_dict(), file)
+    monkeypatch.setattr(huggingface_hub, 'hf_hub_download', lambda *_, **__: str(file))
+    monkeypatch.setattr(runs, '_train_all', lambda *_: pytest.fail('a training started'))
+    with pytest.raises(CheckpointError, match='does not fit TIMMNet'):
+        compare(budget(shapes, pretrained=True), ['timm:starnet_s2'], 1, tmp_path / 'out')
+    assert not (tmp_path / 'out').exists()
+    runs._load_weights(budget(shapes, pretrained=True).config('timm:starnet_s1'))
 
 
 def test_strides_without_a_neck_are_refused(shapes, monkeypatch):
