@@ -1,5 +1,5 @@
 # make train   set up, train a detector on the built-in shapes, evaluate it, draw predictions
-# make compare set up, compare six backbones on the built-in shapes (table, JSON, picture)
+# make compare set up, compare eight backbones on the built-in shapes (table, JSON, picture)
 # make look    set up, train on the built-in shapes unless this is done, write and open the report
 # make test    set up, run the fast tests; make test-all runs all of them
 # make smoke   set up, run the smoke tests

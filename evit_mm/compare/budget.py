@@ -25,8 +25,12 @@ from .published_results import TIMM_NAMES
 from .recipes import apply_switches, fit_ema, split_name, switches_of
 
 CONFIGS = project_path('configs')
-# EfficientViT variants that cover the range of sizes, and the baselines of the paper
-DEFAULT_MODELS = ('evit_m0', 'evit_m2', 'evit_m4', 'mobilenetv2', 'spos', 'spnasnet')
+# EfficientViT variants that cover the range of sizes, the baselines of the paper, newer networks
+DEFAULT_MODELS = (
+    *('evit_m0', 'evit_m2', 'evit_m4'),
+    *('mobilenetv2', 'spos', 'spnasnet'),
+    *('mobilenetv4_small', 'timm:shvit_s1'),
+)
 BATCH_SIZE = 8
 TIMM = 'timm:'  # prefix of a network of timm
 # strides of a timm network: the row whose config has the neck for them

@@ -97,7 +97,7 @@ class Trainings:
         return now + 1.1 * max(lasted) < self.deadline
 
     def _start(self, model: str, seed: int) -> Run:
-        folder = self.folder / f'{model}_seed{seed}'
+        folder = self.folder / f'{model}_seed{seed}'.replace(':', '_')
         folder.mkdir(parents=True, exist_ok=True)
         options = dict(self.cfg_options)
         budget = Budget(self.data, self.epochs, self.scale, cfg_options=options)
