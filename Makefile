@@ -1,5 +1,6 @@
 # make train   set up, train a detector on the built-in shapes, evaluate it, draw predictions
 # make compare set up, compare eight backbones on the built-in shapes (table, JSON, picture)
+# make reproduce ARGS='--data data/coco --gpus 8'   set up, reproduce the paper's table on COCO
 # make look    set up, train on the built-in shapes unless this is done, write and open the report
 # make test    set up, run the fast tests; make test-all runs all of them
 # make smoke   set up, run the smoke tests
@@ -13,7 +14,7 @@ PYTHON ?= python3
 SHAPES := configs/retinanet_evit_m4_shapes.py
 WORK := work_dirs/retinanet_evit_m4_shapes
 ENV = py=$$(requirements/env.sh '$(VENV)' '$(PYTHON)') && export PYTHONPATH='$(CURDIR)'
-.PHONY: env train compare look test test-all smoke torture lint lock
+.PHONY: env train compare reproduce look test test-all smoke torture lint lock
 
 env:
 	@$(ENV) && echo "ready: $$py"
@@ -31,6 +32,10 @@ compare:
 	@$(ENV) && \
 	"$$py" tools/make_shapes.py data/shapes && \
 	"$$py" tools/compare.py --data data/shapes --scale 192x192 --out work_dirs/compare_shapes $(ARGS)
+
+# Takes hours on GPUs, see docs/reproduce.md. Run it again to continue after an interruption.
+reproduce:
+	@$(ENV) && "$$py" tools/reproduce.py $(ARGS)
 
 # --resume continues an interrupted training and does not repeat a finished one
 look:

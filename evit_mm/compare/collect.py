@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from ..runner.work_dir import read_scalars, trained_config
 from ..utils.text import counted
 from .budget import name_of
 from .runs import PREFIX, claimed, training_seconds
-from .table import METRICS, Row, count_detector, write_tables
+from .table import MASK_METRICS, METRICS, Row, count_detector, write_tables
 
 
 def collect(
@@ -38,6 +38,13 @@ def collect(
         ConfigError: ``out`` cannot be written.
         DataError: A folder is not a work dir, or the trainings differ in data or schedule.
     """
+    rows, about = read_rows(work_dirs)
+    with claimed(Path(out)):
+        return write_tables(rows, Path(out), about, published)
+
+
+def read_rows(work_dirs: Sequence[str | Path]) -> tuple[list[Row], dict[str, Any]]:
+    """Return the rows of :func:`collect`, and the facts below their table. See there."""
     rows: dict[str, Row] = {}
     alike: dict[str, tuple[Any, Path]] = {}
     for work_dir in map(Path, work_dirs):
@@ -56,9 +63,10 @@ def collect(
         if last < epochs:
             row.failures.append(f"'{work_dir}': evaluated up to epoch {last} of {epochs}")
             continue
-        figures = {key: evaluated[-1].get(PREFIX + key) for key in METRICS}
-        row.metrics.append({key: value for key, value in figures.items() if value is not None})
+        row.metrics.append(figures_of(evaluated[-1]))
         row.minutes.append(training_seconds(scalars) / 60)
+    if not rows:
+        return [], {}
     scale, _ = alike['the test scale']
     for row in rows.values():
         count_detector(row, scale)
@@ -67,8 +75,13 @@ def collect(
         'evaluated on': Path(alike['the evaluated annotations'][0]).name,
         'FLOPs at': 'x'.join(map(str, scale)),
     }
-    with claimed(Path(out)):
-        return write_tables(list(rows.values()), Path(out), about, published)
+    return list(rows.values()), about
+
+
+def figures_of(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Return the figures of a row, given COCO's metrics as mmdet names them."""
+    names = {PREFIX + name: name for name in METRICS} | {f'coco/{n}': n for n in MASK_METRICS}
+    return {short: metrics[name] for name, short in names.items() if name in metrics}
 
 
 def _read(work_dir: Path) -> tuple[str, Config, list[dict[str, Any]]]:
@@ -84,11 +97,18 @@ def _read(work_dir: Path) -> tuple[str, Config, list[dict[str, Any]]]:
     return configs[0].stem, Config.fromfile(trained_config(work_dir)), scalars
 
 
+def test_scale(cfg: Config) -> tuple[int, int]:
+    """Return the largest ``(width, height)`` of a resized image in an evaluation."""
+    pipeline = cfg.test_dataloader.dataset.pipeline
+    (scale,) = (tuple(step.scale) for step in pipeline if step.type == 'Resize')
+    return scale
+
+
 def _common(cfg: Config, work_dir: Path) -> dict[str, Any]:
     """Return the settings that all trainings in one table must share."""
     dataset = cfg.test_dataloader.dataset
     try:
-        (scale,) = (tuple(step.scale) for step in dataset.pipeline if step.type == 'Resize')
+        scale = test_scale(cfg)
         annotations = Path(dataset.get('data_root') or '', dataset.ann_file)
         epochs = cfg.train_cfg.max_epochs
     except (AttributeError, ValueError):
@@ -100,5 +120,5 @@ def _common(cfg: Config, work_dir: Path) -> dict[str, Any]:
         'the test scale': scale,
         'the evaluated annotations': str(annotations),
         'the number of epochs': epochs,
-        'the number of classes': cfg.model.bbox_head.num_classes,
+        'the number of classes': cfg.model.get('roi_head', cfg.model).bbox_head.num_classes,
     }

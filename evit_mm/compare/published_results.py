@@ -52,21 +52,32 @@ TIMM_NAMES = {row['timm']: name for name, row in _results['backbones'].items() i
 
 
 def label_of(name: str) -> str:
-    """Return the display name of a backbone, or its name if ``results.yml`` does not have it."""
+    """Return the display name of a row of a table, or its name if ``results.yml`` has none.
+
+    A row is a backbone with RetinaNet, or NAME of another ``configs/NAME_coco.py``.
+    """
     network = _timm_network(name)
     if network:
         return label_of(TIMM_NAMES[network]) if network in TIMM_NAMES else f'{network} (timm)'
-    return PUBLISHED[name].label if name in PUBLISHED else name
+    title = _results['configs'].get(f'{name}_coco', {}).get('title', name)
+    return PUBLISHED[name].label if name in PUBLISHED else title
 
 
-def coco_of(name: str) -> tuple[float, ...]:
-    """Return :attr:`Published.coco` of a row of a comparison, or nothing if it is unknown."""
+def coco_of(name: str, kind: str = 'box') -> tuple[float, ...]:
+    """Return the published COCO metrics of a row, or nothing if they are unknown.
+
+    Args:
+        name: As in :func:`label_of`.
+        kind: ``'box'``, as in :attr:`Published.coco`, or ``'mask'``: AP, AP50 and AP75.
+    """
     network = _timm_network(name)
     if network and network not in TIMM_NAMES:
         published = _results['timm'].get(network, {}).get('published', {})
         return () if 'mask' in published else tuple(published.get('box', ()))
     name = TIMM_NAMES.get(network, name)
-    return PUBLISHED[name].coco if name in PUBLISHED else ()
+    if name in PUBLISHED:
+        return PUBLISHED[name].coco if kind == 'box' else ()
+    return tuple(_results['configs'].get(f'{name}_coco', {}).get('published', {}).get(kind, ()))
 
 
 def _timm_network(name: str) -> str:

@@ -194,15 +194,15 @@ def _describe(budget: Budget, seeds: int) -> dict[str, Any]:
 
 
 @contextmanager
-def claimed(out: Path) -> Iterator[None]:
-    """Lock a folder for one comparison."""
+def claimed(out: Path, what: str = 'comparison') -> Iterator[None]:
+    """Lock a folder for one comparison, or whatever ``what`` names."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         lock = FileLock(out / '.lock')
         lock.acquire(timeout=0)
     except Timeout:
         raise ConfigError(
-            f"another comparison is running in '{out}'; wait until it ends, or stop it"
+            f"another {what} is running in '{out}'; wait until it ends, or stop it"
         ) from None
     except OSError as error:
         raise ConfigError(f"--out '{out}' cannot be written: {error}") from None
@@ -213,14 +213,19 @@ def claimed(out: Path) -> Iterator[None]:
 
 
 def _check_same_budget(out: Path, budget: Budget) -> None:
-    path, record = out / 'compare.json', json.loads(json.dumps(budget.record()))
+    check_same(out / 'compare.json', budget.record(), 'comparison', 'budget')
+
+
+def check_same(path: Path, record: Mapping[str, Any], what: str, settings: str) -> None:
+    """Write the settings of a folder, or raise a ConfigError if they have changed."""
+    record = json.loads(json.dumps(record))
     before = json.loads(path.read_text()) if path.is_file() else record
     keys = [key for key in {**before, **record} if before.get(key) != record.get(key)]
     if keys:
         changes = '; '.join(f'{k}: {before.get(k)} before, {record.get(k)} now' for k in keys)
         raise ConfigError(
-            f"'{out}' contains a comparison with a different budget ({changes}); choose another "
-            '--out, or use the same budget to continue'
+            f"'{path.parent}' contains a {what} with a different {settings} ({changes}); choose "
+            f'another --out, or use the same {settings} to continue'
         )
     write_json(path, record, indent=1)
 
@@ -309,10 +314,11 @@ def _train_one(run: Run, cfg: Config, device: str | None) -> Iterator[int]:
             process.terminate()
             process.join()
     if process.exitcode and not run.outcome():
-        write_json(run.folder / RESULT, {'failure': _how_it_died(process.exitcode)}, indent=1)
+        write_json(run.folder / RESULT, {'failure': how_it_died(process.exitcode)}, indent=1)
 
 
-def _how_it_died(exitcode: int) -> str:
+def how_it_died(exitcode: int) -> str:
+    """Return how a process ended that has not written why, given its exit status."""
     if exitcode > 0:
         return f'the process exited with status {exitcode}; see console.log'
     name = signal.Signals(-exitcode).name

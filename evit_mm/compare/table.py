@@ -34,6 +34,7 @@ METRICS = {
     'mAP_m': 'M',
     'mAP_l': 'L',
 }
+MASK_METRICS = {'segm_mAP': 'mask AP', 'segm_mAP_50': 'mask AP50', 'segm_mAP_75': 'mask AP75'}
 TIMED_ROUNDS = 20
 
 
@@ -163,12 +164,21 @@ def difference(row: Row, other: Row) -> dict[str, Any]:
 
 
 def write_tables(
-    rows: list[Row], out: Path, about: Mapping[str, Any], published: bool = False
+    rows: list[Row],
+    out: Path,
+    about: Mapping[str, Any],
+    published: bool = False,
+    notices: Sequence[str] = (),
 ) -> list[Row]:
-    """Write ``table.md``, ``table.json`` and ``table.png``; return the rows, best first."""
+    """Write ``table.md``, ``table.json`` and ``table.png``; return the rows, best first.
+
+    The paragraphs ``notices`` are printed above the table.
+    """
     rows = sorted(rows, key=lambda row: -row.ap if row.metrics else math.inf)
-    (out / 'table.md').write_text(markdown(rows, about, published), encoding='utf-8')
+    text = ''.join(f'{notice}\n\n' for notice in notices) + markdown(rows, about, published)
+    (out / 'table.md').write_text(text, encoding='utf-8')
     content = {
+        **({'notices': list(notices)} if notices else {}),
         'about': dict(about),
         'rows': [_as_json(row) for row in rows],
         'ranking': ranking(rows),
@@ -202,20 +212,22 @@ def markdown(rows: Sequence[Row], about: Mapping[str, Any], published: bool) -> 
     if published:
         lines += [
             '',
-            'The published columns show RetinaNet on COCO val2017 after 12 epochs from ImageNet '
-            'weights. These figures are from the papers, with the recipes of the papers, and were '
-            'not measured here. The EfficientViT paper calls Single-Path NAS "SPOS". No AP is '
-            'published for SPOS itself.',
+            'The published columns show RetinaNet, or Mask R-CNN if the row names it, on COCO '
+            'val2017 after 12 epochs from ImageNet weights. These figures are from the papers, '
+            'with the recipes of the papers, and were not measured here. The EfficientViT paper '
+            'calls Single-Path NAS "SPOS". No AP is published for SPOS itself.',
         ]
     return '\n'.join(lines).rstrip() + '\n'
 
 
 def _cells(row: Row, rows: Sequence[Row], published: bool) -> dict[str, str]:
     """Return the cells of a row by column heading."""
+    masks = [m for m in MASK_METRICS if any(other.values(m) for other in rows)]
     cells = {
         'backbone': row.label,
         'AP': _spread(row.values('mAP')),
         **{METRICS[metric]: _mean(row.values(metric)) for metric in list(METRICS)[1:]},
+        **{MASK_METRICS[metric]: _mean(row.values(metric)) for metric in masks},
         'params M': f'{row.params / 1e6:.2f}',
         'FLOPs G': f'{row.macs / 1e9:.2f}',
         'latency ms': _latency(row),
@@ -232,6 +244,10 @@ def _cells(row: Row, rows: Sequence[Row], published: bool) -> dict[str, str]:
         figures += ['-'] * (len(METRICS) - len(figures))
         for name, figure in zip(METRICS.values(), figures, strict=True):
             cells[f'{name} (COCO, published)'] = figure
+        figures = [f'{figure:.1f}' for figure in coco_of(row.name, 'mask')] or ['-'] * 3
+        for metric, figure in zip(MASK_METRICS, figures, strict=True):
+            if metric in masks:
+                cells[f'{MASK_METRICS[metric]} (COCO, published)'] = figure
     return cells
 
 

@@ -500,14 +500,14 @@ def test_a_training_that_cannot_start_says_why_and_keeps_its_log(tmp_path):
     assert 'Traceback' in (run.folder / 'console.log').read_text()
 
 
-def test_how_far_a_run_is_and_how_it_died(tmp_path):
+def test_how_far_a_run_is_andhow_it_died(tmp_path):
     run = runs.Run('evit_m0', 0, tmp_path)
     assert (run.epochs_done(), run.outcome(), run.label) == (0, {}, 'EfficientViT-M0, seed 0')
     (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'epoch_7.pth'))
     assert run.epochs_done() == 7
-    assert runs._how_it_died(-9) == 'the process was killed by SIGKILL (out of memory?)'
-    assert runs._how_it_died(-15) == 'the process was killed by SIGTERM'
-    assert runs._how_it_died(3) == 'the process exited with status 3; see console.log'
+    assert runs.how_it_died(-9) == 'the process was killed by SIGKILL (out of memory?)'
+    assert runs.how_it_died(-15) == 'the process was killed by SIGTERM'
+    assert runs.how_it_died(3) == 'the process exited with status 3; see console.log'
 
 
 def test_a_training_ends_with_its_comparison_alone(monkeypatch):

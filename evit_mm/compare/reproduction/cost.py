@@ -1,0 +1,90 @@
+"""What the trainings of a reproduction cost in hours, from a measured minute of each."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from mmengine.config import Config
+
+from ...errors import ConfigError
+from ...utils.files import read_json_dict, write_json
+from .children import run_child, training_command
+from .settings import Settings
+
+MEASURED = 'cost.json'
+MODULE = 'evit_mm.compare.reproduction.measuring'
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The measured cost of one training.
+
+    Attributes:
+        step: Seconds of an optimizer step.
+        steps: Number of steps of an epoch.
+        image: Seconds of an evaluated image, of an untrained detector in one process.
+        images: Number of evaluated images.
+        device: Name of the GPU, or ``cpu``.
+    """
+
+    step: float
+    steps: int
+    image: float
+    images: int
+    device: str
+
+    def hours(self, cfg: Config, processes: int, done: float = 0) -> float:
+        """Return the hours of the epochs after ``done``, with their evaluations."""
+        epochs, interval = cfg.train_cfg.max_epochs - done, cfg.train_cfg.get('val_interval', 1)
+        evaluation = math.ceil(self.images / processes) * self.image
+        seconds = epochs * self.steps * self.step + math.ceil(epochs / interval) * evaluation
+        return seconds / 3600
+
+
+def measure(
+    settings: Settings,
+    configs: Mapping[str, Config],
+    watch: Callable[[str], Any],
+) -> dict[str, Cost]:
+    """Measure the trainings that were not measured before on this kind of device.
+
+    Args:
+        settings: The settings of the reproduction.
+        configs: Configs by name, whose files are in the folder ``configs``.
+        watch: Is called regularly with the name of the config that is measured.
+
+    Raises:
+        ConfigError: A training does not run.
+    """
+    file = settings.out / MEASURED
+    known = read_json_dict(file)
+    for name, cfg in configs.items():
+        if known.get(name, {}).get('device') == settings.device:
+            continue
+        # not the folder of the run: nothing of this must be left there
+        folder = settings.out / 'measuring'
+        log, result = folder / 'console.log', folder / 'result.json'
+        folder.mkdir(exist_ok=True)
+        program = ['-m', MODULE]
+        files = [str(settings.config_file(name)), str(folder / 'work'), str(result)]
+        command = training_command(settings.num_gpus, program, [*files, *settings.scaling(cfg)])
+        result.unlink(missing_ok=True)
+        failure = run_child(command, log, partial(watch, name))
+        if failure or not result.is_file():
+            raise ConfigError(
+                f"{name}: a trial training failed, so nothing was trained: {failure}; see '{log}'"
+            )
+        known[name] = {**read_json_dict(result), 'device': settings.device}
+        write_json(file, known, indent=1)
+        shutil.rmtree(folder)
+    return {name: Cost(**known[name]) for name in configs}
+
+
+def duration(hours: float) -> str:
+    """Return a number of hours or minutes as text."""
+    return f'{hours:.1f} hours' if hours >= 1 else f'{60 * hours:.0f} minutes'
