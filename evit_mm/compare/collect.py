@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,8 @@ from ..errors import DataError
 from ..runner.work_dir import read_scalars, trained_config
 from ..utils.text import counted
 from .budget import name_of
-from .runs import PREFIX, claimed, training_seconds
-from .table import MASK_METRICS, METRICS, Row, count_detector, write_tables
+from .runs import claimed, training_seconds
+from .table import PREFIX, Row, count_detector, figures_of, write_tables
 
 
 def collect(
@@ -76,12 +76,6 @@ def read_rows(work_dirs: Sequence[str | Path]) -> tuple[list[Row], dict[str, Any
         'FLOPs at': 'x'.join(map(str, scale)),
     }
     return list(rows.values()), about
-
-
-def figures_of(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Return the figures of a row, given COCO's metrics as mmdet names them."""
-    names = {PREFIX + name: name for name in METRICS} | {f'coco/{n}': n for n in MASK_METRICS}
-    return {short: metrics[name] for name, short in names.items() if name in metrics}
 
 
 def _read(work_dir: Path) -> tuple[str, Config, list[dict[str, Any]]]:

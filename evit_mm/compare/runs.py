@@ -8,6 +8,7 @@ written last and atomically.
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import math
@@ -34,12 +35,11 @@ from rich.progress import Progress
 
 from ..checkpoint import write_checkpoint
 from ..data import check_config_data
-from ..data.dataset_configs import coco_evaluators, dataset_paths
-from ..data.evaluators import evaluated_counts
+from ..data.dataset_configs import coco_evaluators
 from ..errors import ConfigError, DataError, EvitError
 from ..evaluation.bootstrap import draw_images, resampled_ap
-from ..evaluation.boxes import Truth, coco_evaluator, read_found, truth_of
-from ..runner.build import config_faults, set_device
+from ..evaluation.boxes import Truth, coco_evaluator, evaluated_truth, read_found
+from ..runner.build import init_backbone, set_device
 from ..runner.resuming import find_last_good
 from ..runner.work_dir import number_of, pointed_at, read_scalars
 from ..utils.files import read_json_dict, write_json
@@ -47,7 +47,7 @@ from .benchmark import machine
 from .benchmark.timing import sentence
 from .budget import Budget
 from .recipes import base_of, row_label, with_recipes
-from .table import METRICS, Row, add_latency, count_detector, write_tables
+from .table import METRICS, Row, add_latency, count_detector, figures_of, write_tables
 
 POLL_SECONDS = 0.5
 RESULT = 'result.json'
@@ -55,7 +55,6 @@ DETECTIONS = 'detections.json'
 RATES = (3e-4, 1e-3, 3e-3)  # around the 1e-3 of schedule_scratch.py
 SEARCH_PART = 3  # a run of the search has a third of the epochs
 MORE_RATES = 2  # largest number of rates beyond the given ones
-PREFIX = 'coco/bbox_'
 
 
 @dataclass(frozen=True)
@@ -142,7 +141,7 @@ def compare(
     about = _describe(budget, seeds)
     for row in rows:
         if budget.pretrained:
-            _load_weights(row.config)
+            init_backbone(row.config)
         count_detector(row, budget.input_size())
     with claimed(out):
         _check_same_budget(out, budget)
@@ -154,23 +153,13 @@ def compare(
                 run = _run(out / 'runs', row.name, seed, row.lr if rates else None)
                 runs[run] = row.config
         _train_all(runs, device)
-        truth = _truth(rows[0].config)
+        cfg = rows[0].config
+        truth = evaluated_truth(cfg.val_dataloader.dataset, coco_evaluators(cfg, 'val'))
         images = draw_images(len(truth.images))
         for row in rows:
             _fill(row, [run for run in runs if run.model == row.name], truth, images)
         add_latency(rows, budget.splits[1].first_image)
         return write_tables(rows, out, about, published)
-
-
-def _load_weights(cfg: Config) -> None:
-    """Raise a CheckpointError if the ImageNet weights cannot be read or do not fit the backbone."""
-    from mmdet.registry import MODELS
-    from mmengine.registry import init_default_scope
-
-    init_default_scope('mmdet')
-    with config_faults(cfg):
-        backbone = MODELS.build(cfg.model.backbone)
-    backbone.init_weights()
 
 
 def _describe(budget: Budget, seeds: int) -> dict[str, Any]:
@@ -245,20 +234,22 @@ def _search(
     tries the next one on this side, at most :data:`MORE_RATES` times.
     """
     short = replace(budget, epochs=max(budget.epochs // SEARCH_PART, 1))
+    configs = {row.name: short.config(row.name) for row in rows}
     wanted = {row.name: list(rates) for row in rows}
     for _ in range(1 + MORE_RATES):
         runs = {}
-        for row in rows:
-            for rate in wanted[row.name]:
-                cfg = short.config(row.name)
-                cfg.optim_wrapper.optimizer.lr = rate
-                runs[_run(out / 'lr_search', row.name, 0, rate)] = cfg
+        for name, cfg in configs.items():
+            for rate in wanted[name]:
+                run = _run(out / 'lr_search', name, 0, rate)
+                runs[run] = copy.deepcopy(cfg)
+                runs[run].optim_wrapper.optimizer.lr = rate
+        if not runs:
+            break
         _train_all(runs, device)
         for row in rows:
-            for run in runs:
-                if run.model == row.name:
-                    ap = run.outcome().get('metrics', {}).get('mAP', math.nan)
-                    row.searched[run.lr or 0.0] = 100 * ap
+            for rate in wanted[row.name]:
+                outcome = _run(out / 'lr_search', row.name, 0, rate).outcome()
+                row.searched[rate] = 100 * outcome.get('metrics', {}).get('mAP', math.nan)
             wanted[row.name] = _next_rates(row.searched)
     for row in rows:
         if best := _best_rate(row.searched):
@@ -355,8 +346,7 @@ def _train_and_evaluate(run: Run, device: str | None) -> None:
     detections.write_text('[]')  # nothing is written if no box was found
     metrics = test(config, str(last), str(detections), work_dir=work_dir, device=device)
     # mmdet returns no metrics if no box was found
-    figures = {name: metrics[PREFIX + name] for name in METRICS if PREFIX + name in metrics}
-    figures = figures or dict.fromkeys(METRICS, 0.0)
+    figures = figures_of(metrics) or dict.fromkeys(METRICS, 0.0)
     meta = {'dataset_meta': content['meta']['dataset_meta']}
     write_checkpoint(content['state_dict'], run.folder / 'weights.pth', meta)
     result = {'metrics': figures, 'seconds': training_seconds(scalars)}
@@ -380,14 +370,6 @@ class OrphanHook(Hook):
         comparison = multiprocessing.parent_process()
         if comparison is not None and not comparison.is_alive():
             os._exit(1)
-
-
-def _truth(cfg: Config) -> Truth:
-    """Return the objects that the evaluation of a row counts."""
-    dataset = cfg.val_dataloader.dataset
-    counts = evaluated_counts(dataset, coco_evaluators(cfg, 'val'))
-    paths = dataset_paths(dataset)
-    return truth_of(counts, paths['img_dir'], paths['classes'])
 
 
 def _fill(row: Row, runs: Sequence[Run], truth: Truth, images: np.ndarray) -> None:

@@ -34,6 +34,7 @@ METRICS = {
     'mAP_m': 'M',
     'mAP_l': 'L',
 }
+PREFIX = 'coco/bbox_'
 MASK_METRICS = {'segm_mAP': 'mask AP', 'segm_mAP_50': 'mask AP50', 'segm_mAP_75': 'mask AP75'}
 TIMED_ROUNDS = 20
 
@@ -101,6 +102,12 @@ class Row:
     def lr(self) -> float | None:
         """Learning rate."""
         return self.config.get('optim_wrapper', {}).get('optimizer', {}).get('lr')
+
+
+def figures_of(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Return the figures of a row, given COCO's metrics as mmdet names them."""
+    names = {PREFIX + name: name for name in METRICS} | {f'coco/{n}': n for n in MASK_METRICS}
+    return {short: metrics[name] for name, short in names.items() if name in metrics}
 
 
 def count_detector(row: Row, size: tuple[int, int]) -> None:
@@ -273,7 +280,7 @@ def _ranking_lines(rows: Sequence[Row]) -> list[str]:
     if not any(pair['verdict'] for pair in pairs):
         unknown = 'With one seed, the spread over seeds is unknown and no difference is certain.'
         return [unknown] if pairs else []
-    what = 'the images and the seeds' if all(row.samples for row in rows) else 'the seeds'
+    what = 'the images and the seeds' if all(r.samples for r in rows if r.metrics) else 'the seeds'
     lines = [
         f'Differences in AP have the {LEVEL:.0%} interval of a bootstrap over {what}. A row leads '
         'or is behind if the interval does not contain 0. By chance, this is wrong for one pair in '

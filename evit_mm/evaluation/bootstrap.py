@@ -143,7 +143,7 @@ class _Matches:
 
 def _classes(evaluator: hotcoco.COCOeval) -> Iterator[_Matches]:
     """Yield the matches of each class, without size ranges."""
-    all_sizes, limit = evaluator.params.area_rng[0], evaluator.params.max_dets[-1]
+    all_sizes = evaluator.params.area_rng[0]
     by_class: dict[int, list[dict]] = {}
     for entry in evaluator.eval_imgs:
         if entry is not None and list(entry['aRng']) == list(all_sizes):
@@ -151,25 +151,18 @@ def _classes(evaluator: hotcoco.COCOeval) -> Iterator[_Matches]:
     thresholds = len(evaluator.params.iou_thrs)
     for entries in by_class.values():
         entries.sort(key=lambda entry: entry['image_id'])
-        cut = [
-            {
-                key: np.asarray(entry[key])[..., :limit]
-                for key in ('dtScores', 'dtMatched', 'dtIgnore')
-            }
-            for entry in entries
-        ]
-        sizes = [entry['dtScores'].size for entry in cut]
+        sizes = [len(entry['dtScores']) for entry in entries]
         matched, ignored = (
-            np.concatenate([e[key].reshape(thresholds, -1) for e in cut], axis=1).astype(bool)
+            np.concatenate([np.reshape(e[key], (thresholds, -1)) for e in entries], axis=1)
             for key in ('dtMatched', 'dtIgnore')
         )
         # a stable sort, as in pycocotools
-        order = np.argsort(-np.concatenate([e['dtScores'] for e in cut]), kind='stable')
+        order = np.argsort(-np.concatenate([e['dtScores'] for e in entries]), kind='stable')
         counted = [np.sum(~np.asarray(e['gtIgnore'], bool)) for e in entries]
         images = [entry['image_id'] for entry in entries]
         yield _Matches(
             np.repeat(images, sizes)[order],
-            matched[:, order],
-            ignored[:, order],
+            matched[:, order].astype(bool),
+            ignored[:, order].astype(bool),
             np.repeat(images, np.array(counted, int)),
         )

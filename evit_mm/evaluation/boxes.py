@@ -15,6 +15,8 @@ import hotcoco
 import numpy as np
 
 from ..data.counts import Counts
+from ..data.dataset_configs import dataset_paths
+from ..data.evaluators import evaluated_counts
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,13 @@ def truth_of(counts: Counts, folder: str | Path, classes: Sequence[str]) -> Trut
         area=np.array([a['area'] for a in kept], float),
         crowd=np.array([a['iscrowd'] for a in kept], bool),
     )
+
+
+def evaluated_truth(dataset: Mapping[str, Any], evaluators: Sequence[Mapping[str, Any]]) -> Truth:
+    """Return what an evaluation counts, given the configs of its data set and its evaluators."""
+    paths = dataset_paths(dataset)
+    counts = evaluated_counts(dataset, evaluators)
+    return truth_of(counts, paths['img_dir'], paths['classes'])
 
 
 def read_found(results: Sequence[Mapping[str, Any]], truth: Truth) -> Found:

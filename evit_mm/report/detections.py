@@ -15,10 +15,9 @@ from mmengine.logging import print_log
 from mmengine.registry import init_default_scope
 
 from ..data.dataset_configs import coco_datasets, coco_evaluators, dataset_paths
-from ..data.evaluators import evaluated_counts
 from ..data.pipeline import ImageReader
 from ..errors import DataError
-from ..evaluation.boxes import Found, Truth, read_found, truth_of
+from ..evaluation.boxes import Found, Truth, evaluated_truth, read_found
 from ..runner.build import config_faults
 from ..runner.config import load_config
 from ..runner.test import test
@@ -65,10 +64,8 @@ def detect(
         raise DataError(
             'the work dir has no checkpoint yet (best_*.pth, epoch_*.pth, iter_*.pth, weights.pth)'
         )
-    paths = dataset_paths(dataset)
-    annotations = _read(paths['ann_file'])
-    counts = evaluated_counts(dataset, coco_evaluators(cfg, 'val'))
-    truth = truth_of(counts, paths['img_dir'], paths['classes'])
+    annotations = _read(dataset_paths(dataset)['ann_file'])
+    truth = evaluated_truth(dataset, coco_evaluators(cfg, 'val'))
     init_default_scope(cfg.get('default_scope') or 'mmdet')
     with config_faults(cfg):
         read = ImageReader(dataset.get('pipeline') or ())

@@ -396,6 +396,21 @@ def load_detector(cfg: Config, checkpoint: str | Path) -> torch.nn.Module:
     return model.to(get_device()).eval()
 
 
+def init_backbone(cfg: Config) -> None:
+    """Build the backbone of a detector and load its ImageNet weights, to find errors early.
+
+    Raises:
+        CheckpointError: The weights cannot be read, or do not fit.
+        ConfigError: The backbone cannot be built.
+    """
+    from mmdet.registry import MODELS
+
+    init_default_scope('mmdet')
+    with config_faults(cfg):
+        backbone = MODELS.build(cfg.model.backbone)
+    backbone.init_weights()
+
+
 def test_metainfo(cfg: Config) -> dict[str, Any]:
     """Return the metainfo of the test set, with its class names. Its files are not read."""
     from mmdet.registry import DATASETS

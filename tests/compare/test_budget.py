@@ -10,6 +10,7 @@ from evit_mm.compare import Budget, available_models, compare, runs
 from evit_mm.compare.published_results import coco_of, label_of
 from evit_mm.data import make_shapes
 from evit_mm.errors import CheckpointError, ConfigError
+from evit_mm.runner.build import init_backbone
 
 
 @pytest.fixture(scope='module')
@@ -107,7 +108,7 @@ def test_weights_that_do_not_fit_are_refused_before_any_training(shapes, tmp_pat
     with pytest.raises(CheckpointError, match='does not fit TIMMNet'):
         compare(budget(shapes, pretrained=True), ['timm:starnet_s2'], 1, tmp_path / 'out')
     assert not (tmp_path / 'out').exists()
-    runs._load_weights(budget(shapes, pretrained=True).config('timm:starnet_s1'))
+    init_backbone(budget(shapes, pretrained=True).config('timm:starnet_s1'))
 
 
 def test_strides_without_a_neck_are_refused(shapes, monkeypatch):

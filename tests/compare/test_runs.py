@@ -25,7 +25,7 @@ from evit_mm.data import make_shapes
 from evit_mm.data.layout import find_data
 from evit_mm.errors import CheckpointError, ConfigError, DataError
 from evit_mm.evaluation.bootstrap import resampled_ap
-from evit_mm.evaluation.boxes import coco_evaluator, read_found
+from evit_mm.evaluation.boxes import coco_evaluator, evaluated_truth, read_found
 from evit_mm.runner.build import load_detector
 from tests.conftest import ROOT
 from tests.data.test_formats import yolo
@@ -300,7 +300,8 @@ def test_a_comparison_leaves_table_picture_and_usable_weights(finished, shapes):
         assert {name: metrics[f'coco/bbox_{name}'] for name in NAMES} == found['runs'][0]
         assert not list(run.glob('epoch_*.pth'))
         # all images once: the AP of the evaluation, which prints three decimals
-        truth = runs._truth(Config.fromfile(run / 'config.py'))
+        cfg = Config.fromfile(run / 'config.py')
+        truth = evaluated_truth(cfg.val_dataloader.dataset, [cfg.val_evaluator])
         boxes = read_found(json.loads((run / 'detections.json').read_text()), truth)
         (ap,) = resampled_ap(coco_evaluator(truth, boxes), np.ones((1, 8), int))
         assert ap == pytest.approx(metrics['coco/bbox_mAP'], abs=6e-4)

@@ -94,7 +94,8 @@ def test_detections_make_the_interval_cover_the_images():
     better.samples = [s - 12 * (np.arange(1000) % 3 == 0) for s in better.samples]
     found = difference(better, worse)
     assert found['verdict'] == 'undecided' and found['low'] < -8 and found['high'] == 3
-    assert 'bootstrap over the images and the seeds.' in markdown([better, worse], {}, False)
+    rows = [better, worse, row('evit_m1', failures=['seed 0: x'])]
+    assert 'bootstrap over the images and the seeds.' in markdown(rows, {}, False)
     for r in (better, worse):
         r.metrics, r.samples = r.metrics[:1], r.samples[:1]
     found = difference(better, worse)

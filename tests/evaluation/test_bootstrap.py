@@ -99,6 +99,17 @@ def test_ap_of_a_sample_is_that_of_a_data_set_with_copies(seed):
     assert np.std(expected) > 0.01
 
 
+def test_only_100_detections_of_an_image_count():
+    truth, found = made(num_images=1, num_classes=1)
+    many = Found(*(np.tile(part, (3, 1) if part.ndim == 2 else 3) for part in vars(found).values()))
+    many.score[:] = np.random.default_rng(0).permutation(len(many.score)) / len(many.score)
+    order = np.argsort(-many.score)
+    many = Found(*(part[order] for part in vars(many).values()))
+    assert len(many.score) > 200
+    (ap,) = resampled_ap(coco_evaluator(truth, many), np.ones((1, 1), int))
+    assert ap == pytest.approx(ap_of_copies(truth, many, [1]), abs=1e-12)
+
+
 def test_a_class_without_objects_in_the_sample_does_not_count():
     truth, found = made()
     times = np.zeros((2, 12), int)

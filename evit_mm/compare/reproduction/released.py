@@ -25,15 +25,15 @@ from ...runner.data_check import DataCheckHook
 from ...runner.faults import named_faults
 from ...utils.files import read_json_dict, write_json
 from ..budget import name_of
-from ..collect import figures_of, test_scale
+from ..collect import test_scale
 from ..published_results import read_results
 from ..runs import RESULT, claimed
-from ..table import METRICS, Row, count_detector, write_tables
-from .coco2017 import check_coco2017, unlike_coco
+from ..table import METRICS, Row, count_detector, figures_of, write_tables
+from .coco2017 import unlike_coco
 from .cost import duration
 from .settings import Settings
-from .trainings import check_facts, raise_faults
-from .weights import check_detector
+from .trainings import check
+from .weights import check_detectors
 
 CHUNK = 50  # images in one file of results: at one image per second, a kill costs a minute
 RECORD = 'evaluate.json'
@@ -77,7 +77,9 @@ def evaluate_released(
     out = settings.out / 'released'
     urls = {name: cfg.release + released[name] for name, cfg in configs.items()}
     with claimed(out, 'evaluation'):
-        facts = _check(settings, configs, urls, out, console)
+        begun = any(out.glob('*/images_*.json'))
+        check_files = partial(check_detectors, configs, urls)
+        facts = check(settings, configs, ('val',), out / RECORD, check_files, begun)
         rows, rates = [], []
         for name, cfg in configs.items():
             folder = out / name
@@ -103,29 +105,6 @@ def evaluate_released(
         }
         notices = [*settings.notices(), *unlike_coco(facts, settings.rehearsal)]
         return write_tables(rows, out, about, published=True, notices=notices)
-
-
-def _check(
-    settings: Settings,
-    configs: Mapping[str, Config],
-    urls: Mapping[str, str],
-    out: Path,
-    console: Console,
-) -> dict[str, Any]:
-    """Check data, weights and settings, and return the facts about them."""
-    with console.status('checking the data'):
-        before = read_json_dict(out / RECORD)
-        faults, facts = check_coco2017(
-            list(configs.values()), settings.data, ('val',), settings.rehearsal, before
-        )
-    with console.status('fetching and checking the released detectors'):
-        for name, cfg in configs.items():
-            others, digests = check_detector(name, cfg, urls[name])
-            faults += others
-            facts.update(digests)
-    raise_faults(faults)
-    begun = any(out.glob('*/images_*.json'))
-    return check_facts(out / RECORD, settings, facts, begun)
 
 
 def _evaluate(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ from ...errors import ConfigError, DataError
 from ...runner.work_dir import read_scalars
 from ...utils.files import read_json_dict, write_json
 from ...utils.text import counted
-from ..collect import figures_of, read_rows, test_scale
-from ..runs import PREFIX, RESULT, Run, check_same, claimed, training_seconds
-from ..table import Row, count_detector, write_tables
+from ..collect import read_rows, test_scale
+from ..runs import RESULT, Run, check_same, claimed, training_seconds
+from ..table import PREFIX, Row, count_detector, figures_of, write_tables
 from .children import TRAIN, run_child, training_command
 from .coco2017 import COCO2017, check_coco2017, unlike_coco
 from .cost import MEASURED, Cost, duration, measure
@@ -54,7 +55,9 @@ def reproduce(
     console = Console(stderr=True)
     configs = settings.configs(names)
     with claimed(settings.out, 'reproduction'):
-        facts = _check(settings, configs, console)
+        begun = (settings.out / 'runs').exists()
+        file, check_files = settings.out / RECORD, partial(check_weights, configs)
+        facts = check(settings, configs, tuple(COCO2017), file, check_files, begun)
         for name, cfg in configs.items():
             settings.write_config(name, cfg)
         todo = {n: cfg for n, cfg in configs.items() if 'metrics' not in settings.run(n).outcome()}
@@ -71,18 +74,36 @@ def reproduce(
         return _write_table(settings, configs, facts)
 
 
-def _check(settings: Settings, configs: Mapping[str, Config], console: Console) -> dict[str, Any]:
-    """Check data, weights and settings, and return the facts about them."""
-    file = settings.out / RECORD
-    before = read_json_dict(file)
+def check(
+    settings: Settings,
+    configs: Mapping[str, Config],
+    splits: Sequence[str],
+    file: Path,
+    check_files: Callable[[], tuple[list[str], dict[str, str]]],
+    begun: bool,
+) -> dict[str, Any]:
+    """Check data, weights and settings, and return the facts about them.
+
+    Args:
+        settings: The settings.
+        configs: Configs by name.
+        splits: Splits of COCO that are needed.
+        file: Where the facts are stored.
+        check_files: Checks the weights; returns one sentence per error, and facts.
+        begun: As for :func:`check_facts`.
+
+    Raises:
+        ConfigError: The settings have changed.
+        DataError: Data or weights are missing or wrong. The message lists all of them.
+    """
+    console = Console(stderr=True)
     with console.status('checking the data'):
         faults, facts = check_coco2017(
-            list(configs.values()), settings.data, tuple(COCO2017), settings.rehearsal, before
+            list(configs.values()), settings.data, splits, settings.rehearsal, read_json_dict(file)
         )
     with console.status('fetching and checking the weights'):
-        others, digests = check_weights(configs)
+        others, digests = check_files()
     raise_faults([*faults, *others])
-    begun = (settings.out / 'runs').exists()
     return check_facts(file, settings, {**facts, **digests}, begun)
 
 

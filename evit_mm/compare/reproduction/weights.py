@@ -9,11 +9,10 @@ import huggingface_hub.constants
 import huggingface_hub.utils
 import pooch
 from mmengine.config import Config
-from mmengine.registry import init_default_scope
 
 from ...checkpoint.sources import POINT_AT_FILE, local_path
 from ...errors import CheckpointError
-from ...runner.build import config_faults, load_detector
+from ...runner.build import init_backbone, load_detector
 from ...runner.config import checkpoints_of
 
 SHA256 = re.compile('[0-9a-f]{64}')
@@ -28,9 +27,6 @@ def check_weights(configs: Mapping[str, Config]) -> tuple[list[str], dict[str, s
     Returns:
         One sentence per error with its fix, and the SHA-256 of each file by its source.
     """
-    from mmdet.registry import MODELS
-
-    init_default_scope('mmdet')
     huggingface_hub.utils.logging.set_verbosity_error()  # of an attempt to download that fails
     faults: list[str] = []
     digests: dict[str, str] = {}
@@ -42,22 +38,25 @@ def check_weights(configs: Mapping[str, Config]) -> tuple[list[str], dict[str, s
         try:
             digests[f'sha256 of {source}'] = checked_digest(source)
             for name in names:
-                with config_faults(configs[name]):
-                    backbone = MODELS.build(configs[name].model.backbone)
-                backbone.init_weights()
+                init_backbone(configs[name])
         except CheckpointError as error:
             faults.append(f'{error}; or leave out {", ".join(names)} with --configs')
     return faults, digests
 
 
-def check_detector(name: str, cfg: Config, url: str) -> tuple[list[str], dict[str, str]]:
-    """Fetch a released detector and load it strictly. The result is as in ``check_weights``."""
-    try:
-        facts = {f'sha256 of {url}': checked_digest(url)}
-        load_detector(cfg, local_path(url))
-    except CheckpointError as error:
-        return [f'{error}; or leave out {name} with --configs'], {}
-    return [], facts
+def check_detectors(
+    configs: Mapping[str, Config], urls: Mapping[str, str]
+) -> tuple[list[str], dict[str, str]]:
+    """Fetch released detectors and load them strictly. Otherwise as :func:`check_weights`."""
+    faults: list[str] = []
+    digests: dict[str, str] = {}
+    for name, cfg in configs.items():
+        try:
+            digests[f'sha256 of {urls[name]}'] = checked_digest(urls[name])
+            load_detector(cfg, local_path(urls[name]))
+        except CheckpointError as error:
+            faults.append(f'{error}; or leave out {name} with --configs')
+    return faults, digests
 
 
 def checked_digest(source: str) -> str:
