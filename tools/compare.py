@@ -20,7 +20,7 @@ def parse_args() -> argparse.Namespace:
     add('--recipes', nargs='+', default=(), metavar='NAME', help=names)
     add('--epochs', type=int, default=12, help='training epochs (default: 12)')
     add('--seeds', type=int, default=1, help='runs per backbone (default: 1)')
-    rates = 'use the best of these learning rates for each backbone (default: 3e-4 1e-3 3e-3)'
+    rates = 'use the best of these learning rates for each backbone (default: 1e-3 3e-3 1e-2)'
     add('--lr-search', nargs='*', type=float, metavar='LR', help=rates)
     add('--scale', default='320x240', metavar='WxH', help='default: 320x240')
     add('--head', choices=['light', 'full'], default='light')

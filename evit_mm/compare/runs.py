@@ -38,7 +38,7 @@ from ..data import check_config_data
 from ..data.dataset_configs import coco_evaluators
 from ..errors import ConfigError, DataError, EvitError
 from ..evaluation.bootstrap import draw_images, resampled_ap
-from ..evaluation.boxes import Truth, coco_evaluator, evaluated_truth, read_found
+from ..evaluation.boxes import coco_evaluator, evaluated_truth, read_found
 from ..runner.build import init_backbone, set_device
 from ..runner.resuming import find_last_good
 from ..runner.work_dir import number_of, pointed_at, read_scalars
@@ -51,8 +51,7 @@ from .table import METRICS, Row, add_latency, count_detector, figures_of, write_
 
 POLL_SECONDS = 0.5
 RESULT = 'result.json'
-DETECTIONS = 'detections.json'
-RATES = (3e-4, 1e-3, 3e-3)  # around the 1e-3 of schedule_scratch.py
+RATES = (1e-3, 3e-3, 1e-2)  # trained from scratch, 3e-3 is best for most networks
 SEARCH_PART = 3  # a run of the search has a third of the epochs
 MORE_RATES = 2  # largest number of rates beyond the given ones
 
@@ -73,7 +72,11 @@ class Run:
         return f'{row_label(self.model)}{rate}, seed {self.seed}'
 
     def outcome(self) -> dict[str, Any]:
-        """Return ``metrics`` and ``seconds`` of a finished run, or ``failure``, or nothing."""
+        """Return what a finished run has written, or ``failure``, or nothing.
+
+        A finished run has ``metrics`` as fractions, training ``seconds`` and the AP of resampled
+        images in percent as ``samples``.
+        """
         return read_json_dict(self.folder / RESULT)
 
     def epochs_done(self) -> int:
@@ -109,7 +112,7 @@ def compare(
             each recipe, and compared with the base recipe.
         lr_search: Learning rates to try for each row, with one seed and a third of the epochs. The
             best rate is used. If it is the lowest or the highest one, the search goes on beyond
-            it. An empty list stands for 3e-4, 1e-3 and 3e-3, and None for no search.
+            it. An empty list stands for 1e-3, 3e-3 and 1e-2, and None for no search.
 
     Returns:
         One row per model, or per model and recipe, best first.
@@ -153,11 +156,8 @@ def compare(
                 run = _run(out / 'runs', row.name, seed, row.lr if rates else None)
                 runs[run] = row.config
         _train_all(runs, device)
-        cfg = rows[0].config
-        truth = evaluated_truth(cfg.val_dataloader.dataset, coco_evaluators(cfg, 'val'))
-        images = draw_images(len(truth.images))
         for row in rows:
-            _fill(row, [run for run in runs if run.model == row.name], truth, images)
+            _fill(row, [run for run in runs if run.model == row.name])
         add_latency(rows, budget.splits[1].first_image)
         return write_tables(rows, out, about, published)
 
@@ -342,17 +342,27 @@ def _train_and_evaluate(run: Run, device: str | None) -> None:
     found = find_last_good(work_dir)
     assert found is not None  # just written
     last, content = found
-    detections = run.folder / DETECTIONS
+    detections = run.folder / 'detections.json'
     detections.write_text('[]')  # nothing is written if no box was found
     metrics = test(config, str(last), str(detections), work_dir=work_dir, device=device)
     # mmdet returns no metrics if no box was found
     figures = figures_of(metrics) or dict.fromkeys(METRICS, 0.0)
     meta = {'dataset_meta': content['meta']['dataset_meta']}
     write_checkpoint(content['state_dict'], run.folder / 'weights.pth', meta)
-    result = {'metrics': figures, 'seconds': training_seconds(scalars)}
-    write_json(run.folder / RESULT, result, indent=1)
-    for checkpoint in run.folder.glob('epoch_*.pth'):  # optimizer states are no longer needed
-        checkpoint.unlink()
+    samples = [round(ap, 2) for ap in _samples(Config.fromfile(config), detections)]
+    result = {'metrics': figures, 'seconds': training_seconds(scalars), 'samples': samples}
+    write_json(run.folder / RESULT, result)
+    # optimizer states and detections are no longer needed
+    for file in (detections, *run.folder.glob('epoch_*.pth')):
+        file.unlink()
+
+
+def _samples(cfg: Config, detections: Path) -> list[float]:
+    """Return the AP in percent of resampled validation images."""
+    truth = evaluated_truth(cfg.val_dataloader.dataset, coco_evaluators(cfg, 'val'))
+    found = read_found(json.loads(detections.read_text()), truth)
+    images = draw_images(len(truth.images))
+    return (100 * resampled_ap(coco_evaluator(truth, found), images)).tolist()
 
 
 def training_seconds(scalars: Sequence[Mapping[str, Any]]) -> float:
@@ -372,7 +382,7 @@ class OrphanHook(Hook):
             os._exit(1)
 
 
-def _fill(row: Row, runs: Sequence[Run], truth: Truth, images: np.ndarray) -> None:
+def _fill(row: Row, runs: Sequence[Run]) -> None:
     for run in runs:
         result = run.outcome()
         if 'metrics' not in result:
@@ -380,7 +390,6 @@ def _fill(row: Row, runs: Sequence[Run], truth: Truth, images: np.ndarray) -> No
             continue
         row.metrics.append(result['metrics'])
         row.minutes.append(result['seconds'] / 60)
-        found = read_found(json.loads((run.folder / DETECTIONS).read_text()), truth)
-        row.samples.append(100 * resampled_ap(coco_evaluator(truth, found), images))
+        row.samples.append(np.array(result['samples']))
         if (run.folder / 'weights.pth').is_file():
             row.weights = run.folder / 'weights.pth'

@@ -51,6 +51,7 @@ from .image_files import image_file_faults
 from .images import NUM_DECODED, UNDECODABLE, some
 from .masks import is_loadable
 from .overlap import shared_images
+from .pipeline import FROM_FILE, REDUCED, loading_steps, step_name
 from .statements import (
     grouping_notes,
     image_sizes,
@@ -162,6 +163,12 @@ def _check_split(
         if misnamed := misnamed_classes(dataset):
             faults.append(misnamed)
             continue
+        loading = [*map(step_name, loading_steps(dataset.get('pipeline') or ()))]
+        if REDUCED in loading and not training:
+            faults.append(
+                f'its pipeline loads images by {REDUCED}, which is for training only, '
+                f'because the boxes would be those of the smaller image; use {FROM_FILE}'
+            )
         evaluators = [] if training or mixed else coco_evaluators(cfg, split, place)
         key = repr((dataset, training, [_without_outputs(e) for e in evaluators]))
         if key not in checked:

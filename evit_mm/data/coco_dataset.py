@@ -16,6 +16,7 @@ from mmdet.datasets.api_wrappers import COCO
 from mmdet.registry import DATASETS
 
 from ..errors import DataError
+from . import reduced_image  # noqa: F401 (registers LoadReducedImageFromFile)
 from .coco import read_json, repaired
 
 THIN = 10  # longer side / shorter side

@@ -34,6 +34,7 @@ FROM_FILE, FROM_FILES, FROM_MEMORY = (
     'LoadMultiChannelImageFromFiles',
     'LoadImageFromNDArray',
 )
+REDUCED = 'LoadReducedImageFromFile'  # of a training, see reduced_image.py
 # options of LoadImageFromFile that decide the pixels, with their defaults
 DECODING = {'color_type': 'color', 'to_float32': False, 'imdecode_backend': 'cv2'}
 # values of ``color_type`` and ``imdecode_backend`` that give uint8 (H, W, 3) in BGR for any image

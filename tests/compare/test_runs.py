@@ -11,7 +11,6 @@ import time
 from contextlib import suppress
 from types import SimpleNamespace
 
-import numpy as np
 import psutil
 import pytest
 from filelock import FileLock
@@ -24,8 +23,6 @@ from evit_mm.compare.table import Row, markdown, ranking
 from evit_mm.data import make_shapes
 from evit_mm.data.layout import find_data
 from evit_mm.errors import CheckpointError, ConfigError, DataError
-from evit_mm.evaluation.bootstrap import resampled_ap
-from evit_mm.evaluation.boxes import coco_evaluator, evaluated_truth, read_found
 from evit_mm.runner.build import load_detector
 from tests.conftest import ROOT
 from tests.data.test_formats import yolo
@@ -299,12 +296,9 @@ def test_a_comparison_leaves_table_picture_and_usable_weights(finished, shapes):
         metrics = test(run / 'config.py', run / 'weights.pth', work_dir=str(run), device='cpu')
         assert {name: metrics[f'coco/bbox_{name}'] for name in NAMES} == found['runs'][0]
         assert not list(run.glob('epoch_*.pth'))
-        # all images once: the AP of the evaluation, which prints three decimals
-        cfg = Config.fromfile(run / 'config.py')
-        truth = evaluated_truth(cfg.val_dataloader.dataset, [cfg.val_evaluator])
-        boxes = read_found(json.loads((run / 'detections.json').read_text()), truth)
-        (ap,) = resampled_ap(coco_evaluator(truth, boxes), np.ones((1, 8), int))
-        assert ap == pytest.approx(metrics['coco/bbox_mAP'], abs=6e-4)
+        samples = json.loads((run / 'result.json').read_text())['samples']
+        assert min(samples) <= 100 * metrics['coco/bbox_mAP'] <= max(samples)
+        assert not (run / 'detections.json').exists()
     assert (finished / 'table.png').read_bytes().startswith(b'\x89PNG')
     text = (finished / 'table.md').read_text()
     assert 'the spread over seeds is unknown' in text and 'published' not in text
@@ -341,8 +335,7 @@ def test_the_best_learning_rate_of_a_short_search_is_used(shapes, tmp_path, monk
         run.folder.mkdir(parents=True, exist_ok=True)
         if aps[lr] is None or run.model == 'evit_m1':
             return fail(run)
-        (run.folder / 'detections.json').write_text('[]')
-        result = {'metrics': dict.fromkeys(NAMES, aps[lr]), 'seconds': 60}
+        result = {'metrics': dict.fromkeys(NAMES, aps[lr]), 'seconds': 60, 'samples': [0, 1]}
         runs.write_json(run.folder / 'result.json', result)
         return [cfg.train_cfg.max_epochs]
 
@@ -469,8 +462,7 @@ def test_what_runs_leave_becomes_rows(shapes, tmp_path, monkeypatch, capsys):
     assert first.latency[1] <= first.latency[0] <= first.latency[2] and second.latency is None
     run = tmp_path / 'runs' / 'evit_m0_seed1'
     assert first.weights == run / 'weights.pth' and not list(run.glob('epoch_*'))
-    assert (run / 'detections.json').read_text() == '[]'
-    assert first.samples[0] == pytest.approx(0)
+    assert first.samples[0].tolist() == [0] * 1000
     saved = min(run.glob('*/vis_data/config.py'))  # the training's; then the test's
     assert Config.fromfile(saved).randomness.seed == 1
     loaded = load_detector(first.config, first.weights)
@@ -484,7 +476,7 @@ def test_what_runs_leave_becomes_rows(shapes, tmp_path, monkeypatch, capsys):
     assert about['FLOPs and latency at'] == '64x64' and about['classes'][3] == 'star'
     # what is finished stays, and what is not is tried again
     result = json.loads((run / 'result.json').read_text())
-    runs.write_json(run / 'result.json', {'metrics': result['metrics'], 'seconds': 90})
+    runs.write_json(run / 'result.json', {**result, 'seconds': 90})
     trained.clear()
     monkeypatch.setattr(runs, '_train_one', lambda run, *_: trained.append(run.seed) or fail(run))
     (again,) = compare(budget, ['evit_m0'], 2, tmp_path, device='cpu')

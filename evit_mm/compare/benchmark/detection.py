@@ -31,7 +31,7 @@ CASES = (
     ('retinanet_lite_evit_m2_coco', (640, 640), 1),
     ('retinanet_lite_evit_m4_coco', (640, 640), 1),
 )
-PHOTO = (480, 640)
+PHOTO = (640, 480)
 PASSING = 1000  # number of scores above the threshold, about as for a trained detector
 SLOW = 1_000_000  # pixels per batch above which a call takes many seconds
 
@@ -164,10 +164,10 @@ def _load(pipeline: Any, file: Path) -> dict[str, list]:
 
 
 @contextmanager
-def photo() -> Iterator[Path]:
-    """Write a synthetic JPEG file as smooth and as large as a photograph."""
+def photo(size: tuple[int, int] = PHOTO) -> Iterator[Path]:
+    """Write a synthetic JPEG file of ``(width, height)`` that is as smooth as a photograph."""
     rng = np.random.default_rng(0)
-    height, width = PHOTO
+    width, height = size
     image: Any = np.zeros((height, width, 3), np.float32)
     for side in (8, 32, 120):
         noise = rng.normal(size=(side, side, 3)).astype(np.float32)

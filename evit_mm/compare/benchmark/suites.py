@@ -22,7 +22,7 @@ from ...models import VARIANTS
 from ...runner.build import set_device
 from ..complexity import build_classifier, count_macs
 from ..published_results import PUBLISHED, label_of
-from . import detection, exports, forms, machine, networks, operators, report, training
+from . import detection, exports, forms, loading, machine, networks, operators, report, training
 from .evaluators import time_evaluators
 from .timing import (
     CALLS_OF_A_PROCESS,
@@ -212,6 +212,7 @@ SUITES = {
     'detection': Suite('Prediction from file to boxes', detection.measure, 2),
     'exports': Suite('Detectors in every form', exports.measure, 2),
     'training': Suite('Training steps', training.measure, 2),
+    'loading': Suite('Data loading', loading.measure, 2, 'images'),
     'evaluation': Suite('COCO evaluation', measure_evaluation, 1),
     'operators': Suite('Operators of mmcv', operators.measure, 2),
 }

@@ -154,14 +154,15 @@ def _take_turns(
 def _turn(function: Call) -> float:
     """Call twice and return the seconds of the second call."""
     function()
-    _wait()
+    wait()
     start = time.perf_counter()
     function()
-    _wait()
+    wait()
     return time.perf_counter() - start
 
 
-def _wait() -> None:
+def wait() -> None:
+    """Wait until the GPU has finished, if one is in use."""
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
 
