@@ -11,6 +11,7 @@ import sys
 from types import ModuleType
 
 import cv2
+import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
@@ -409,6 +410,29 @@ def test_training_steps(monkeypatch):
     assert len({row.group for row in rows}) == 2
     kept = {row.name: int(row.note.split()[0]) for row in rows[: len(forms_of_detector)]}
     assert 0 < kept['ours, with_cp'] < kept['ours'] <= kept["timm's backbone"]
+
+
+def test_data_loading(monkeypatch, tmp_path):
+    pytest.importorskip('mmdet')
+    from evit_mm.compare.benchmark import loading
+
+    monkeypatch.setattr(loading, 'CASES', [((128, 96), (64, 48)), ((64, 48), (128, 96))])
+    monkeypatch.setattr(loading, 'TRAININGS', [((128, 96), (64, 64))])
+    monkeypatch.setattr(loading, 'WARMUP', 1)
+    rows, text = run_suite('loading', tmp_path, threads=1, rounds=2)
+    names = [loading.FULL, loading.TORCHVISION, loading.REDUCED, f'{loading.FULL}, only this step']
+    assert [row.name for row in rows[:8]] == 2 * names
+    steps = {row.name: row.seconds for row in rows[8:]}
+    assert {row.group for row in rows[8:]} == {'training, 128x96 to 64x64'}
+    for name in (loading.FULL, loading.REDUCED):
+        waiting, whole = steps[f'{name}, waiting for data'], steps[f'{name}, iteration']
+        assert all(0 < part < all_ for part, all_ in zip(waiting, whole, strict=True))
+        share = f'{sum(waiting) / sum(whole):.1%}'
+        assert f'- training, 128x96 to 64x64, {name}: {share}' in text
+    assert all(row.seconds for row in rows)
+    with loading.photo((128, 96)) as file:
+        image = loading.LoadByTorchvision()({'img_path': str(file)})['img']
+        assert np.abs(image.astype(int) - cv2.imread(str(file))).max() <= 3
 
 
 def test_slow_detectors_are_timed_in_fewer_rounds(monkeypatch):

@@ -44,7 +44,7 @@ class LoadByTorchvision:
         from torchvision.io import ImageReadMode, decode_jpeg, read_file
 
         pixels = decode_jpeg(read_file(results['img_path']), ImageReadMode.RGB)
-        image = pixels.permute(1, 2, 0).numpy()[..., ::-1]
+        image = pixels.flip(0).permute(1, 2, 0).contiguous().numpy()
         return {**results, 'img': image, 'img_shape': image.shape[:2], 'ori_shape': image.shape[:2]}
 
 
