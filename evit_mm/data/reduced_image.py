@@ -15,7 +15,7 @@ from mmcv.transforms import LoadImageFromFile
 from mmdet.registry import TRANSFORMS
 
 DENOMINATORS = (8, 4, 2)  # fractions of the size at which libjpeg can decode
-FLAGS = {
+FLAGS: dict[str, tuple[int, ...]] = {
     'color': (
         cv2.IMREAD_REDUCED_COLOR_8,
         cv2.IMREAD_REDUCED_COLOR_4,
@@ -88,10 +88,10 @@ class LoadReducedImageFromFile(LoadImageFromFile):
 
     def _denominator(self, results: Mapping[str, Any]) -> int:
         """Return the largest denominator for which the image is still as large as ``scale``."""
-        sides = results.get('width'), results.get('height')
+        sides = [results[key] for key in ('width', 'height') if key in results]
         masks = (instance.get('mask') for instance in results.get('instances', ()))
         jpeg = str(results['img_path']).lower().endswith(JPEG_SUFFIXES)
-        if None in sides or not jpeg or any(isinstance(mask, Mapping) for mask in masks):
+        if len(sides) < 2 or not jpeg or any(isinstance(mask, Mapping) for mask in masks):
             return 1
         ratio = min(max(self.scale) / max(sides), min(self.scale) / min(sides))
         return next((d for d in DENOMINATORS if d * ratio <= 1), 1)
