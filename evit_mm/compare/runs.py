@@ -51,7 +51,7 @@ from .table import METRICS, Row, add_latency, count_detector, figures_of, write_
 
 POLL_SECONDS = 0.5
 RESULT = 'result.json'
-RATES = (1e-3, 3e-3, 1e-2)  # trained from scratch, 3e-3 is best for most networks
+RATES = (1e-3, 3e-3, 1e-2)  # from scratch, 3e-3 was best for every default model
 SEARCH_PART = 3  # a run of the search has a third of the epochs
 MORE_RATES = 2  # largest number of rates beyond the given ones
 

@@ -34,6 +34,7 @@ from .dataset_configs import (
     dataset_paths,
     evaluates_each,
     is_remote,
+    loading_names,
     misnamed_classes,
     placed_datasets,
     type_name,
@@ -51,7 +52,7 @@ from .image_files import image_file_faults
 from .images import NUM_DECODED, UNDECODABLE, some
 from .masks import is_loadable
 from .overlap import shared_images
-from .pipeline import FROM_FILE, REDUCED, loading_steps, step_name
+from .pipeline import FROM_FILE, REDUCED
 from .statements import (
     grouping_notes,
     image_sizes,
@@ -163,8 +164,7 @@ def _check_split(
         if misnamed := misnamed_classes(dataset):
             faults.append(misnamed)
             continue
-        loading = [*map(step_name, loading_steps(dataset.get('pipeline') or ()))]
-        if REDUCED in loading and not training:
+        if not training and REDUCED in loading_names(dataset):
             faults.append(
                 f'its pipeline loads images by {REDUCED}, which is for training only, '
                 f'because the boxes would be those of the smaller image; use {FROM_FILE}'

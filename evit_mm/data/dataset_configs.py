@@ -121,6 +121,11 @@ def misnamed_classes(dataset: Mapping[str, Any]) -> str:
     return ''
 
 
+def loading_names(dataset: Mapping[str, Any]) -> list[str]:
+    """Return the class names of the transforms that load the images of a data set."""
+    return [*map(step_name, loading_steps(dataset.get('pipeline') or ()))]
+
+
 def image_suffixes(cfg: Config) -> tuple[str, ...]:
     """Return the suffixes, in lower case, of the images that the test pipeline reads.
 
@@ -129,7 +134,7 @@ def image_suffixes(cfg: Config) -> tuple[str, ...]:
     """
     found = set(IMAGE_SUFFIXES)
     for dataset in coco_datasets(cfg, 'test'):
-        if [*map(step_name, loading_steps(dataset.get('pipeline') or ()))] in ([], [FROM_FILE]):
+        if loading_names(dataset) in ([], [FROM_FILE]):
             continue
         with suppress(DataError):  # such a file may be missing where images are only predicted
             images = read_coco(dataset_paths(dataset)['ann_file'], ('images',))['images']

@@ -14,8 +14,10 @@ from PIL import Image, ImageOps
 from ..errors import DataError
 
 # of files that OpenCV decodes
+JPEG_SUFFIXES = ('.jpg', '.jpeg', '.jpe', '.jfif')
 IMAGE_SUFFIXES = (
-    *('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.bmp', '.dib', '.tif', '.tiff', '.webp'),
+    *JPEG_SUFFIXES,
+    *('.png', '.bmp', '.dib', '.tif', '.tiff', '.webp'),
     *('.jp2', '.avif', '.pbm', '.pgm', '.ppm', '.pnm'),
 )
 MAX_NAMED = 5

@@ -1,6 +1,6 @@
 """A transform that reads JPEG files at a fraction of their size.
 
-Configs import this module by ``custom_imports`` because it needs mmcv.
+Importing this module registers it, and needs mmdet. :mod:`evit_mm.data.coco_dataset` imports it.
 """
 
 from __future__ import annotations
@@ -14,18 +14,15 @@ import numpy as np
 from mmcv.transforms import LoadImageFromFile
 from mmdet.registry import TRANSFORMS
 
-DENOMINATORS = (8, 4, 2)  # fractions of the size at which libjpeg can decode
-FLAGS: dict[str, tuple[int, ...]] = {
-    'color': (
-        cv2.IMREAD_REDUCED_COLOR_8,
-        cv2.IMREAD_REDUCED_COLOR_4,
-        cv2.IMREAD_REDUCED_COLOR_2,
-    ),
+from .images import JPEG_SUFFIXES
+
+# fractions of the size at which libjpeg can decode
+FLAGS = {
+    8: cv2.IMREAD_REDUCED_COLOR_8,
+    4: cv2.IMREAD_REDUCED_COLOR_4,
+    2: cv2.IMREAD_REDUCED_COLOR_2,
 }
-FLAGS['color_ignore_orientation'] = tuple(
-    flag | cv2.IMREAD_IGNORE_ORIENTATION for flag in FLAGS['color']
-)
-JPEG_SUFFIXES = ('.jpg', '.jpeg', '.jpe', '.jfif')
+COLORS = {'color': 0, 'color_ignore_orientation': cv2.IMREAD_IGNORE_ORIENTATION}
 
 
 @TRANSFORMS.register_module()
@@ -34,9 +31,11 @@ class LoadReducedImageFromFile(LoadImageFromFile):
 
     libjpeg decodes a large photo several times faster at a fraction of its size. The result is as
     if the file and its annotations had this size: boxes and polygons of the instances are divided
-    too. Other files are read in full. So are images whose annotations have no width and height, or
-    not those of the file, and images with masks in RLE. This transform is for training pipelines
-    only, because the boxes of a prediction would be those of the smaller image.
+    too. This transform is for training pipelines only, because the boxes of a prediction would be
+    those of the smaller image.
+
+    An image is read in full if it is not a JPEG file, if it has RLE masks, or if the annotation
+    file does not give its width and height correctly.
 
     Required keys:
 
@@ -59,15 +58,15 @@ class LoadReducedImageFromFile(LoadImageFromFile):
         super().__init__(color_type=color_type, **options)
         if np.shape(scale) != (2,) or min(scale) <= 0:
             raise ValueError(f'scale must be a positive (width, height), got {scale}')
-        if color_type not in FLAGS or self.imdecode_backend != 'cv2':
+        if color_type not in COLORS or self.imdecode_backend != 'cv2':
             raise ValueError(
-                f"color_type must be {' or '.join(FLAGS)} and imdecode_backend 'cv2', got "
+                f"color_type must be {' or '.join(COLORS)} and imdecode_backend 'cv2', got "
                 f"'{color_type}' and '{self.imdecode_backend}'; use LoadImageFromFile"
             )
         self.scale = tuple(scale)
         self._readers = {
-            denominator: LoadImageFromFile(color_type=flag, **options)
-            for denominator, flag in zip(DENOMINATORS, FLAGS[color_type], strict=True)
+            denominator: LoadImageFromFile(color_type=flag | COLORS[color_type], **options)
+            for denominator, flag in FLAGS.items()
         }
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any] | None:
@@ -94,7 +93,7 @@ class LoadReducedImageFromFile(LoadImageFromFile):
         if len(sides) < 2 or not jpeg or any(isinstance(mask, Mapping) for mask in masks):
             return 1
         ratio = min(max(self.scale) / max(sides), min(self.scale) / min(sides))
-        return next((d for d in DENOMINATORS if d * ratio <= 1), 1)
+        return next((d for d in FLAGS if d * ratio <= 1), 1)
 
     def __repr__(self) -> str:
         return f'{super().__repr__()[:-1]}, scale={self.scale})'

@@ -420,18 +420,21 @@ def test_data_loading(monkeypatch, tmp_path):
     monkeypatch.setattr(loading, 'TRAININGS', [((128, 96), (64, 64))])
     monkeypatch.setattr(loading, 'WARMUP', 1)
     rows, text = run_suite('loading', tmp_path, threads=1, rounds=2)
-    names = [loading.FULL, loading.TORCHVISION, loading.REDUCED, f'{loading.FULL}, only this step']
+    names = [
+        *(loading.FROM_FILE, loading.TORCHVISION, loading.REDUCED),
+        f'{loading.FROM_FILE}, only this step',
+    ]
     assert [row.name for row in rows[:8]] == 2 * names
     steps = {row.name: row.seconds for row in rows[8:]}
     assert {row.group for row in rows[8:]} == {'training, 128x96 to 64x64'}
-    for name in (loading.FULL, loading.REDUCED):
+    for name in (loading.FROM_FILE, loading.REDUCED):
         waiting, whole = steps[f'{name}, waiting for data'], steps[f'{name}, iteration']
         assert all(0 < part < all_ for part, all_ in zip(waiting, whole, strict=True))
         share = f'{sum(waiting) / sum(whole):.1%}'
         assert f'- training, 128x96 to 64x64, {name}: {share}' in text
     assert all(row.seconds for row in rows)
     with loading.photo((128, 96)) as file:
-        image = loading.LoadByTorchvision()({'img_path': str(file)})['img']
+        image = loading.load_by_torchvision({'img_path': str(file)})['img']
         assert np.abs(image.astype(int) - cv2.imread(str(file))).max() <= 3
 
 

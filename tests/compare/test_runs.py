@@ -11,6 +11,7 @@ import time
 from contextlib import suppress
 from types import SimpleNamespace
 
+import numpy as np
 import psutil
 import pytest
 from filelock import FileLock
@@ -23,6 +24,8 @@ from evit_mm.compare.table import Row, markdown, ranking
 from evit_mm.data import make_shapes
 from evit_mm.data.layout import find_data
 from evit_mm.errors import CheckpointError, ConfigError, DataError
+from evit_mm.evaluation.bootstrap import draw_images, resampled_ap
+from evit_mm.evaluation.boxes import coco_evaluator, evaluated_truth, read_found
 from evit_mm.runner.build import load_detector
 from tests.conftest import ROOT
 from tests.data.test_formats import yolo
@@ -293,11 +296,19 @@ def test_a_comparison_leaves_table_picture_and_usable_weights(finished, shapes):
         assert not found['failures'] and found['minutes'][0] > 0 and found['macs'] > 1e7
         assert 0 < found['latency_seconds']['q25'] <= found['latency_seconds']['median']
         run = finished / 'runs' / f'{found["name"]}_seed0'
-        metrics = test(run / 'config.py', run / 'weights.pth', work_dir=str(run), device='cpu')
+        files, found_boxes = (run / 'config.py', run / 'weights.pth'), run / 'found.json'
+        metrics = test(*files, str(found_boxes), work_dir=str(run), device='cpu')
         assert {name: metrics[f'coco/bbox_{name}'] for name in NAMES} == found['runs'][0]
         assert not list(run.glob('epoch_*.pth'))
+        # all images once: the AP of the evaluation, which prints three decimals
+        cfg = Config.fromfile(run / 'config.py')
+        truth = evaluated_truth(cfg.val_dataloader.dataset, [cfg.val_evaluator])
+        boxes = read_found(json.loads(found_boxes.read_text()), truth)
+        evaluator = coco_evaluator(truth, boxes)
+        (ap,) = resampled_ap(evaluator, np.ones((1, 8), int))
+        assert ap == pytest.approx(metrics['coco/bbox_mAP'], abs=6e-4)
         samples = json.loads((run / 'result.json').read_text())['samples']
-        assert min(samples) <= 100 * metrics['coco/bbox_mAP'] <= max(samples)
+        assert samples == pytest.approx(100 * resampled_ap(evaluator, draw_images(8)), abs=0.006)
         assert not (run / 'detections.json').exists()
     assert (finished / 'table.png').read_bytes().startswith(b'\x89PNG')
     text = (finished / 'table.md').read_text()

@@ -28,7 +28,7 @@ def sample(path, width, height, **image):
     """Write a smooth image, and return what a data set passes to its pipeline."""
     noise = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)
     pixels = cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
-    Image.fromarray(pixels[..., ::-1]).save(path, **({'quality': 95} | image))
+    Image.fromarray(pixels[..., ::-1]).save(path, quality=95, **image)
     x, y = width / 8, height / 8
     polygon = [x, y, 5 * x, y, 5 * x, 7 * y]
     instance = {

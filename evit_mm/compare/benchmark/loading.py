@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -12,40 +12,31 @@ from typing import Any
 
 import cv2
 import torch
-from mmengine.registry import TRANSFORMS
 from torch.utils.data import DataLoader, IterableDataset
 
+from ...data.pipeline import FROM_FILE, REDUCED
 from ...runner.config import load_config
 from . import networks
 from .detection import photo
-from .timing import Row, Setting, time_rows, wait
+from .timing import Call, Row, Setting, time_rows, wait
 
 # (width, height) of the photo, and of the box into which it is resized
 CASES = (((640, 480), (320, 240)), ((640, 480), (1333, 800)), ((4000, 3000), (1333, 800)))
 # the same, for trainings
 TRAININGS = (((640, 480), (320, 240)), ((4000, 3000), (640, 480)))
-CONFIG = 'retinanet_evit_m0_coco'
-DETECTOR = 'retinanet_evit_m4_bccd'  # the training has its light head and schedule
+CONFIG = 'retinanet_evit_m4_bccd'  # with the light head
 BATCH, WORKERS, WARMUP = 8, 2, 3
-FULL, REDUCED, TORCHVISION = (
-    'LoadImageFromFile',
-    'LoadReducedImageFromFile',
-    "torchvision's decoder",
-)
+TORCHVISION = "torchvision's decoder"
 Size = tuple[int, int]
 
 
-@TRANSFORMS.register_module()
-class LoadByTorchvision:
-    """Load a JPEG file with torchvision, in BGR as the other transforms."""
+def load_by_torchvision(results: dict[str, Any]) -> dict[str, Any]:
+    """Load a JPEG file with torchvision, in BGR as the transforms do."""
+    from torchvision.io import ImageReadMode, decode_jpeg, read_file
 
-    def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Set the image and its shapes."""
-        from torchvision.io import ImageReadMode, decode_jpeg, read_file
-
-        pixels = decode_jpeg(read_file(results['img_path']), ImageReadMode.RGB)
-        image = pixels.flip(0).permute(1, 2, 0).contiguous().numpy()
-        return {**results, 'img': image, 'img_shape': image.shape[:2], 'ori_shape': image.shape[:2]}
+    pixels = decode_jpeg(read_file(results['img_path']), ImageReadMode.RGB)
+    image = pixels.flip(0).permute(1, 2, 0).contiguous().numpy()
+    return {**results, 'img': image, 'img_shape': image.shape[:2], 'ori_shape': image.shape[:2]}
 
 
 def measure(setting: Setting) -> tuple[list[Row], list[str]]:
@@ -54,20 +45,11 @@ def measure(setting: Setting) -> tuple[list[Row], list[str]]:
     with _threads_of_a_worker():
         for size, scale in CASES:
             with photo(size) as file:
-                image = _sample(file, size)
-                calls = []
-                for name in (FULL, TORCHVISION, REDUCED):
-                    row = Row(_group(*size, scale), name, work=1, against=FULL)
-                    pipeline = _pipeline(name, scale)
-                    calls.append((row, lambda run=pipeline, x=image: run(copy.deepcopy(x))))
-                steps = _pipeline(FULL, scale).transforms
-                decode = Row(_group(*size, scale), f'{FULL}, only this step')
-                calls.append((decode, lambda run=steps[0], x=image: run(copy.deepcopy(x))))
-                rows += time_rows(calls, setting.rounds)
+                rows += time_rows(list(_calls(_sample(file, size), scale)), setting.rounds)
     shares = []
     for size, scale in TRAININGS:
         with photo(size) as file:
-            for name in (FULL, REDUCED):
+            for name in (FROM_FILE, REDUCED):
                 found = _train(name, _sample(file, size), scale, setting)
                 waiting, whole = (sum(row.seconds) for row in found)
                 shares.append(f'- {found[0].group}, {name}: {waiting / whole:.1%}')
@@ -79,6 +61,21 @@ def measure(setting: Setting) -> tuple[list[Row], list[str]]:
         'EfficientViT-M0 with the light head. The share of its time that it waits for data:'
     )
     return rows, [note, '\n'.join(shares)]
+
+
+def _calls(sample: dict[str, Any], scale: Size) -> Iterator[tuple[Row, Call]]:
+    """Yield the pipeline with each way to load an image, and its first step alone."""
+    group = _group(sample['width'], sample['height'], scale)
+    pipelines = {name: _pipeline(name, scale) for name in (FROM_FILE, TORCHVISION, REDUCED)}
+    for name, pipeline in pipelines.items():
+        row = Row(group, name, work=1, against=FROM_FILE)
+        yield row, partial(_run, pipeline, sample)
+    first = pipelines[FROM_FILE].transforms[0]
+    yield Row(group, f'{FROM_FILE}, only this step'), partial(_run, first, sample)
+
+
+def _run(pipeline: Any, sample: dict[str, Any]) -> Any:
+    return pipeline(copy.deepcopy(sample))  # transforms change their input
 
 
 @contextmanager
@@ -117,10 +114,10 @@ def _pipeline(name: str, scale: Size) -> Any:
     from ...data import reduced_image  # noqa: F401 (registers the transform)
 
     steps = networks.read_untrained(CONFIG).train_dataloader.dataset.pipeline
-    loading: Mapping[str, Any] = {
-        FULL: {'type': FULL},
+    loading: Any = {
+        FROM_FILE: {'type': FROM_FILE},
         REDUCED: {'type': REDUCED, 'scale': scale},
-        TORCHVISION: {'type': LoadByTorchvision},
+        TORCHVISION: load_by_torchvision,
     }[name]
     resized = [{**step, 'scale': scale} if step.type == 'Resize' else step for step in steps[1:]]
     return Compose([loading, *resized])
@@ -134,7 +131,7 @@ class _Endless(IterableDataset):
 
     def __iter__(self) -> Iterator[Any]:
         while True:
-            yield self.pipeline(copy.deepcopy(self.sample))
+            yield _run(self.pipeline, self.sample)
 
 
 def _train(name: str, sample: dict[str, Any], scale: Size, setting: Setting) -> list[Row]:
@@ -142,7 +139,7 @@ def _train(name: str, sample: dict[str, Any], scale: Size, setting: Setting) -> 
     from mmengine.dataset import pseudo_collate, worker_init_fn
     from mmengine.optim import build_optim_wrapper
 
-    cfg = load_config(DETECTOR, {'arch': 'm0', 'model.backbone.init_cfg': None})
+    cfg = load_config(CONFIG, {'arch': 'm0', 'model.backbone.init_cfg': None})
     model = networks.build_detector(cfg).to(setting.device).train()
     optimizer = build_optim_wrapper(model, cfg.optim_wrapper)
     loader = DataLoader(
