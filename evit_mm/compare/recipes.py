@@ -155,6 +155,11 @@ def with_recipes(models: Iterable[str], recipes: Iterable[str]) -> list[str]:
                 hint = did_you_mean(name, known)
                 raise ConfigError(f"unknown recipe '{name}'{hint}; choose from {', '.join(known)}")
     for model in models:
+        if SEPARATOR in model:
+            raise ConfigError(
+                f"--models '{model}' contains a recipe; give recipes with --recipes, which combines "
+                'each model with each recipe'
+            )
         if recipes and not model.startswith('evit_'):
             raise ConfigError(
                 f"--recipes needs EfficientViT models (for example --models evit_m0), got '{model}'"

@@ -227,6 +227,8 @@ def test_wrong_recipes_are_refused(shapes, tmp_path):
         compare(budget(shapes), ['evit_m0'], 1, tmp_path / 'out', recipes=['ema+plus'])
     with pytest.raises(ConfigError, match="needs EfficientViT .*, got 'spos'"):
         compare(budget(shapes), ['evit_m0', 'spos'], 1, tmp_path / 'out', recipes=['ema'])
+    with pytest.raises(ConfigError, match="'spos.paper' contains a recipe; .* with --recipes"):
+        compare(budget(shapes), ['spos+paper'], 1, tmp_path / 'out')
     assert not (tmp_path / 'out').exists()
     assert with_recipes(['evit_m0', 'spos', 'evit_m0'], []) == ['evit_m0', 'spos']
     pairs = with_recipes(['evit_m1', 'evit_m0', 'evit_m1'], ['ema', 'paper', 'ema'])

@@ -115,7 +115,7 @@ def test_gpus_that_are_not_there_are_refused(tmp_path, monkeypatch):
         with pytest.raises(ConfigError, match=match):
             Settings(out=tmp_path, gpus=gpus)
     assert Settings(out=tmp_path).num_gpus == 2
-    assert Settings(out=tmp_path, gpus=0).processes == 1
+    assert Settings(out=tmp_path, gpus=0).num_gpus == 0
 
 
 def test_overrides_that_other_options_set_are_refused(tmp_path):
@@ -294,22 +294,31 @@ def test_a_config_that_has_changed_is_refused(mini, tmp_path):
 
 def test_cost_counts_steps_and_evaluations():
     (cfg,) = Settings('data', gpus=0).configs(['retinanet_evit_m4_coco']).values()
-    cost = Cost(step=0.3, steps=7330, image=0.04, images=5000, device='a GPU')
-    seconds = 12 * 7330 * 0.3 + 12 * 625 * 0.04
-    assert cost.hours(cfg, 8) == pytest.approx(seconds / 3600)
-    assert cost.hours(cfg, 8, done=11) == pytest.approx(seconds / 12 / 3600)
-    assert cost.hours(cfg, 8, done=12) == 0
+    cost = Cost(step=0.3, steps=7330, evaluation=312.5, device='a GPU')
+    hours = 12 * (7330 + 312.5) * 0.3 / 3600
+    assert cost.hours(cfg) == pytest.approx(hours)
+    assert cost.hours(cfg, done=11) == pytest.approx(hours / 12)
+    assert cost.hours(cfg, done=12) == 0
     assert [duration(hours) for hours in (0.5, 7.33)] == ['30 minutes', '7.3 hours']
 
 
-def test_one_command_trains_on_any_number_of_gpus():
-    program, arguments = ['tools/train.py'], ['config.py']
-    for gpus, device in ((0, 'cpu'), (1, 'cuda')):
-        command = training_command(gpus, program, arguments)
-        assert command == [sys.executable, *program, *arguments, '--device', device]
-    command = training_command(8, program, arguments)
-    assert command[1:3] == ['-m', 'torch.distributed.run'] and '--nproc_per_node=8' in command
-    assert command[-4:] == [*program, *arguments, '--launcher', 'pytorch']
+def test_one_command_trains_on_any_number_of_gpus(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 8)
+    file, options = tmp_path / 'config.py', ['--work-dir', str(tmp_path), '--resume', '--seed', '0']
+    for gpus, start, end in (
+        (0, [], ['--auto-scale-lr', '--device', 'cpu']),
+        (1, [], ['--auto-scale-lr', '--device', 'cuda']),
+        (
+            8,
+            ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=8'],
+            ['--launcher', 'pytorch'],
+        ),
+    ):
+        settings = Settings('data', gpus=gpus)
+        (cfg,) = settings.configs(['retinanet_evit_m4_coco']).values()
+        command = training_command(settings, cfg, file, tmp_path)
+        program = str(ROOT / 'tools' / 'train.py')
+        assert command == [sys.executable, *start, program, str(file), *options, *end]
 
 
 def test_the_learning_rate_follows_the_images_of_a_step(monkeypatch):
@@ -486,7 +495,7 @@ def test_killed_three_times_it_writes_the_same_table(real_data, tmp_path):
     data, out, rng = real_data('coco_mini'), tmp_path / 'out', random.Random(0)
     options = ['--configs', *MODELS, '--cfg-options', *as_words(TINY)]
     out.mkdir()
-    known = {'step': 0.2, 'steps': 4, 'image': 0.03, 'images': 8, 'device': 'cpu'}
+    known = {'step': 0.2, 'steps': 4, 'evaluation': 2.0, 'device': 'cpu'}
     write_json(out / 'cost.json', {MODELS[1]: known})  # measured before
     first, second = (out / 'runs' / name for name in MODELS)
     for reached in (
@@ -506,7 +515,8 @@ def test_killed_three_times_it_writes_the_same_table(real_data, tmp_path):
     undisturbed = tmp_path / 'undisturbed'
     undisturbed.mkdir()
     costs = json.loads((out / 'cost.json').read_text())
-    assert costs[MODELS[0]]['steps'] == 4 and costs[MODELS[0]]['step'] > 0  # 16 images, 4 a step
+    cost = costs[MODELS[0]]  # 16 images, 4 a step; 8 to evaluate
+    assert cost['steps'] == 4 and cost['evaluation'] == 2 and cost['step'] > 0
     assert costs[MODELS[1]] == known
     write_json(undisturbed / 'cost.json', costs)
     reproduce(rehearsal(data, undisturbed), MODELS)

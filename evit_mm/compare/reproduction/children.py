@@ -12,26 +12,33 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
+from mmengine.config import Config
+
 from ...errors import ConfigError
 from ...utils.package_files import PACKAGE, project_path
 from ..runs import POLL_SECONDS, how_it_died
+from .settings import SEED, Settings
 
 GRACE_SECONDS = 60  # to end after SIGTERM
 TRAIN = str(project_path('tools') / 'train.py')
 
 
-def training_command(gpus: int, program: Sequence[str], arguments: Sequence[str]) -> list[str]:
-    """Return the command that runs a training program on some GPUs, or on the CPU.
+def training_command(settings: Settings, cfg: Config, file: Path, work_dir: Path) -> list[str]:
+    """Return the command that trains a config on the GPUs of a reproduction, or on the CPU.
 
     Args:
-        gpus: Number of GPUs; 0 is the CPU. With several, torchrun starts one process for each.
-        program: ``[FILE]`` or ``['-m', MODULE]``.
-        arguments: Arguments of the program.
+        settings: The settings. With several GPUs, torchrun starts one process for each.
+        cfg: The config.
+        file: File of the config.
+        work_dir: Work dir. If it contains a checkpoint, the training continues from there.
     """
+    arguments = [str(file), '--work-dir', str(work_dir), '--resume', '--seed', str(SEED)]
+    command = [TRAIN, *arguments, *settings.scaling(cfg)]
+    gpus = settings.num_gpus
     if gpus > 1:
         run = ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={gpus}']
-        return [sys.executable, *run, *program, *arguments, '--launcher', 'pytorch']
-    return [sys.executable, *program, *arguments, '--device', 'cuda' if gpus else 'cpu']
+        return [sys.executable, *run, *command, '--launcher', 'pytorch']
+    return [sys.executable, *command, '--device', 'cuda' if gpus else 'cpu']
 
 
 def run_child(command: Sequence[str], log: Path, tick: Callable[[], None]) -> str | None:

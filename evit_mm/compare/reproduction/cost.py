@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
@@ -14,10 +16,10 @@ from mmengine.config import Config
 from ...errors import ConfigError
 from ...utils.files import read_json_dict, write_json
 from .children import run_child, training_command
+from .measuring import MeasuringHook
 from .settings import Settings
 
 MEASURED = 'cost.json'
-MODULE = 'evit_mm.compare.reproduction.measuring'
 
 
 @dataclass(frozen=True)
@@ -27,23 +29,21 @@ class Cost:
     Attributes:
         step: Seconds of an optimizer step.
         steps: Number of steps of an epoch.
-        image: Seconds of an evaluated image, of an untrained detector in one process.
-        images: Number of evaluated images.
+        evaluation: Cost of an evaluation in steps, if an evaluated image counts as a trained one.
+            It takes less.
         device: Name of the GPU, or ``cpu``.
     """
 
     step: float
     steps: int
-    image: float
-    images: int
+    evaluation: float
     device: str
 
-    def hours(self, cfg: Config, processes: int, done: float = 0) -> float:
+    def hours(self, cfg: Config, done: float = 0) -> float:
         """Return the hours of the epochs after ``done``, with their evaluations."""
         epochs, interval = cfg.train_cfg.max_epochs - done, cfg.train_cfg.get('val_interval', 1)
-        evaluation = math.ceil(self.images / processes) * self.image
-        seconds = epochs * self.steps * self.step + math.ceil(epochs / interval) * evaluation
-        return seconds / 3600
+        steps = epochs * self.steps + math.ceil(epochs / interval) * self.evaluation
+        return steps * self.step / 3600
 
 
 def measure(
@@ -70,9 +70,9 @@ def measure(
         folder = settings.out / 'measuring'
         log, result = folder / 'console.log', folder / 'result.json'
         folder.mkdir(exist_ok=True)
-        program = ['-m', MODULE]
-        files = [str(settings.config_file(name)), str(folder / 'work'), str(result)]
-        command = training_command(settings.num_gpus, program, [*files, *settings.scaling(cfg)])
+        config = folder / 'config.py'
+        _measured(cfg, result).dump(config)
+        command = training_command(settings, cfg, config, folder / 'work')
         result.unlink(missing_ok=True)
         failure = run_child(command, log, partial(watch, name))
         if failure or not result.is_file():
@@ -83,6 +83,15 @@ def measure(
         write_json(file, known, indent=1)
         shutil.rmtree(folder)
     return {name: Cost(**known[name]) for name in configs}
+
+
+def _measured(cfg: Config, result: Path) -> Config:
+    """Return a config whose training measures itself and ends."""
+    cfg = copy.deepcopy(cfg)
+    cfg.custom_imports.imports.append(MeasuringHook.__module__)
+    hook = {'type': MeasuringHook.__name__, 'result': str(result)}
+    cfg.custom_hooks = [*cfg.get('custom_hooks', ()), hook]
+    return cfg
 
 
 def duration(hours: float) -> str:

@@ -84,11 +84,6 @@ class Settings:
         return f'rehearsal on {Path(self.data).name}' if self.rehearsal else 'COCO val2017'
 
     @property
-    def processes(self) -> int:
-        """Number of processes of one training."""
-        return max(self.num_gpus, 1)
-
-    @property
     def device(self) -> str:
         """Name of the GPU, or ``cpu``."""
         return torch.cuda.get_device_name() if self.num_gpus else 'cpu'
@@ -135,7 +130,7 @@ class Settings:
 
     def images_per_step(self, cfg: Config) -> int:
         """Return the number of images of one optimizer step."""
-        return self.processes * cfg.train_dataloader.batch_size
+        return max(self.num_gpus, 1) * cfg.train_dataloader.batch_size
 
     def scaling(self, cfg: Config) -> list[str]:
         """Return ``['--auto-scale-lr']`` if a step has not the images of the authors' recipe."""

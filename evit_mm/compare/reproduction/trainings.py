@@ -19,7 +19,7 @@ from ...utils.text import counted
 from ..collect import read_rows, test_scale
 from ..runs import RESULT, Run, check_same, claimed, training_seconds
 from ..table import PREFIX, Row, count_detector, figures_of, write_tables
-from .children import TRAIN, run_child, training_command
+from .children import run_child, training_command
 from .coco2017 import COCO2017, check_coco2017, unlike_coco
 from .cost import MEASURED, Cost, duration, measure
 from .settings import DEFAULT_CONFIGS, SEED, Settings
@@ -153,7 +153,7 @@ def cost_lines(
             yield f'{name}: finished'
             continue
         cost, done = costs[name], settings.run(name).epochs_done()
-        hours = cost.hours(cfg, settings.processes, done)
+        hours = cost.hours(cfg, done)
         total += hours
         yield (
             f'{name}: {duration(hours)} for {cfg.train_cfg.max_epochs - done} of '
@@ -171,10 +171,7 @@ def _train(settings: Settings, name: str, cfg: Config, cost: Cost, console: Cons
     run, epochs = settings.run(name), cfg.train_cfg.max_epochs
     run.folder.mkdir(parents=True, exist_ok=True)
     (run.folder / RESULT).unlink(missing_ok=True)
-    work_dir = ['--work-dir', str(run.folder)]
-    options = [*work_dir, '--resume', '--seed', str(SEED), *settings.scaling(cfg)]
-    arguments = [str(settings.config_file(name)), *options]
-    command = training_command(settings.num_gpus, [TRAIN], arguments)
+    command = training_command(settings, cfg, settings.config_file(name), run.folder)
     columns = (TextColumn('{task.description}'), BarColumn(), TextColumn('{task.fields[state]}'))
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(name, total=epochs, state='starting')
@@ -183,7 +180,7 @@ def _train(settings: Settings, name: str, cfg: Config, cost: Cost, console: Cons
         def tick() -> None:
             if next(polls) % READ_EVERY == 0:
                 done, ap = _progress(run, cost)
-                hours = cost.hours(cfg, settings.processes, done)
+                hours = cost.hours(cfg, done)
                 figure = '' if ap is None else f', AP {ap:.3f}'
                 state = f'epoch {done:.1f} of {epochs}{figure}, {duration(hours)} left'
                 progress.update(task, completed=done, state=state)
