@@ -157,8 +157,8 @@ def with_recipes(models: Iterable[str], recipes: Iterable[str]) -> list[str]:
     for model in models:
         if SEPARATOR in model:
             raise ConfigError(
-                f"--models '{model}' contains a recipe; give recipes with --recipes, which combines "
-                'each model with each recipe'
+                f"--models '{model}' contains a recipe; give recipes with --recipes, which "
+                'combines each model with each recipe'
             )
         if recipes and not model.startswith('evit_'):
             raise ConfigError(
