@@ -6,5 +6,6 @@ ARG PIP_EXTRA_INDEX_URL
 RUN apt-get update && apt-get install -y --no-install-recommends make && rm -rf /var/lib/apt/lists/*
 WORKDIR /evit_mm
 COPY . .
-RUN PIP_NO_CACHE_DIR=1 make env
+# the second command stores compiled modules, which every container would otherwise compile again
+RUN PIP_NO_CACHE_DIR=1 make env && .venv/bin/python tools/train.py --help >/dev/null
 ENV PATH=/evit_mm/.venv/bin:$PATH
