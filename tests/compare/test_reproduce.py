@@ -304,7 +304,7 @@ def test_cost_counts_steps_and_evaluations():
 
 def test_one_command_trains_on_any_number_of_gpus(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 8)
-    file, options = tmp_path / 'config.py', ['--work-dir', str(tmp_path), '--resume', '--seed', '0']
+    file, options = tmp_path / 'config.py', ['--work-dir', str(tmp_path), '--seed', '0']
     for gpus, start, end in (
         (0, [], ['--auto-scale-lr', '--device', 'cpu']),
         (1, [], ['--auto-scale-lr', '--device', 'cuda']),

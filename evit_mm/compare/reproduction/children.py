@@ -30,9 +30,9 @@ def training_command(settings: Settings, cfg: Config, file: Path, work_dir: Path
         settings: The settings. With several GPUs, torchrun starts one process for each.
         cfg: The config.
         file: File of the config.
-        work_dir: Work dir. If it contains a checkpoint, the training continues from there.
+        work_dir: Work dir.
     """
-    arguments = [str(file), '--work-dir', str(work_dir), '--resume', '--seed', str(SEED)]
+    arguments = [str(file), '--work-dir', str(work_dir), '--seed', str(SEED)]
     command = [TRAIN, *arguments, *settings.scaling(cfg)]
     gpus = settings.num_gpus
     if gpus > 1:

@@ -29,8 +29,7 @@ class Cost:
     Attributes:
         step: Seconds of an optimizer step.
         steps: Number of steps of an epoch.
-        evaluation: Cost of an evaluation in steps, if an evaluated image counts as a trained one.
-            It takes less.
+        evaluation: Steps that an evaluation counts for: each of its images counts as a trained one.
         device: Name of the GPU, or ``cpu``.
     """
 

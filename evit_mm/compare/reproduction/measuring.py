@@ -19,7 +19,7 @@ SECONDS = 60.0
 
 @HOOKS.register_module()
 class MeasuringHook(Hook):
-    """Time the iterations of the first epoch for about a minute, write the result and end.
+    """Time the first iterations for about a minute, write the result and end the training.
 
     Args:
         result: File to write.

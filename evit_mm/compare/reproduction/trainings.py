@@ -172,6 +172,7 @@ def _train(settings: Settings, name: str, cfg: Config, cost: Cost, console: Cons
     run.folder.mkdir(parents=True, exist_ok=True)
     (run.folder / RESULT).unlink(missing_ok=True)
     command = training_command(settings, cfg, settings.config_file(name), run.folder)
+    command.append('--resume')
     columns = (TextColumn('{task.description}'), BarColumn(), TextColumn('{task.fields[state]}'))
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(name, total=epochs, state='starting')
