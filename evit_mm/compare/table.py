@@ -376,21 +376,21 @@ def _draw(rows: Sequence[Row], path: Path, about: Mapping[str, Any]) -> None:
 
     figure = Figure(figsize=(11, 4.5), layout='constrained')
     axes = figure.subplots(1, 2, sharey=True)
-    for index, row in enumerate(row for row in rows if row.metrics):
+    for row in rows:
+        if not row.metrics:
+            continue
         values = row.values('mAP')
         bar = [[row.ap - min(values)], [max(values) - row.ap]]
         marker = 'o' if row.name.startswith('evit') else 's'
         latency = 1000 * row.latency[0] if row.latency else math.nan
         for axis, place in zip(axes, (latency, row.macs / 1e9), strict=True):
-            axis.errorbar(place, row.ap, yerr=bar, fmt=marker, capsize=3, color=f'C{index % 10}')
-            if not math.isnan(place):
-                axis.annotate(row.label, (place, row.ap), xytext=(7, 4), textcoords='offset points')
+            axis.errorbar(place, row.ap, yerr=bar, fmt=marker, capsize=3, label=row.label)
     axes[0].set_xlabel('latency of the detector, ms')
     axes[1].set_xlabel('FLOPs of the detector (multiply-adds), G')
     axes[0].set_ylabel(f'AP on {about.get("data", "val")}, %')
     for axis in axes:
         axis.grid(alpha=0.3)
-        axis.margins(x=0.15)
+    figure.legend(*axes[1].get_legend_handles_labels(), loc='outside right center')
     figure.savefig(path, dpi=110)
 
 
