@@ -159,9 +159,11 @@ def test_the_files_have_all_rows_and_the_best_first(tmp_path, figures):
         points = [(c[0].get_xdata()[0], c[0].get_ydata()[0]) for c in axis.containers]
         assert points == [pytest.approx(p) for p in zip(places, (30, 21), strict=True)]
         assert [c[0].get_marker() for c in axis.containers] == ['s', 'o']  # ours are round
-        assert [text.get_text() for text in axis.texts] == ['SPOS', 'EfficientViT-M0']
+        assert [c.get_label() for c in axis.containers] == ['SPOS', 'EfficientViT-M0']
         (bar,) = axis.containers[1].lines[2]
         assert bar.get_segments()[0][:, 1] == pytest.approx([20, 22])
+    (legend,) = figures[0].legends
+    assert [text.get_text() for text in legend.get_texts()] == ['SPOS', 'EfficientViT-M0']
     # a chart of before does not stay beside a table without figures
     write_tables([failed], tmp_path, {})
     assert len(figures) == 1 and not (tmp_path / 'table.png').exists()
