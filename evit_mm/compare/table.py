@@ -376,9 +376,7 @@ def _draw(rows: Sequence[Row], path: Path, about: Mapping[str, Any]) -> None:
 
     figure = Figure(figsize=(11, 4.5), layout='constrained')
     axes = figure.subplots(1, 2, sharey=True)
-    for row in rows:
-        if not row.metrics:
-            continue
+    for row in (row for row in rows if row.metrics):
         values = row.values('mAP')
         bar = [[row.ap - min(values)], [max(values) - row.ap]]
         marker = 'o' if row.name.startswith('evit') else 's'
