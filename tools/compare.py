@@ -20,7 +20,7 @@ def parse_args() -> argparse.Namespace:
     add('--recipes', nargs='+', default=(), metavar='NAME', help=names)
     add('--epochs', type=int, default=12, help='training epochs (default: 12)')
     add('--seeds', type=int, default=1, help='runs per backbone (default: 1)')
-    rates = 'use the best of these learning rates for each backbone (default: 1e-3 3e-3 1e-2)'
+    rates = 'search the learning rate of each backbone; without values: 1e-3 3e-3 1e-2'
     add('--lr-search', nargs='*', type=float, metavar='LR', help=rates)
     add('--scale', default='320x240', metavar='WxH', help='default: 320x240')
     add('--head', choices=['light', 'full'], default='light')
@@ -51,7 +51,8 @@ def main() -> None:
     print(Path(args.out, 'table.md').read_text(encoding='utf-8'))
     print(f'written: {", ".join(map(str, sorted(Path(args.out).glob("table.*"))))}')
     if any(row.failures for row in rows):
-        sys.exit('some runs failed (see above); run the same command to try them again')
+        again = 'finish trainings with tools/train.py --resume, then ' if args.collect else ''
+        sys.exit(f'some runs failed (see above); {again}run the same command to try them again')
 
 
 if __name__ == '__main__':

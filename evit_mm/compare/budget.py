@@ -72,11 +72,7 @@ def timm_backbone(name: str) -> TIMMNet:
         EvitError: timm is not installed.
     """
     timm = need('timm', 'cls')
-    network, _, tag = name.partition('.')
-    tags = timm.list_pretrained(f'{network}.*')
-    if tag and timm.is_model(network) and name not in tags:
-        known = f'choose from {", ".join(tags)}' if tags else f'use {TIMM}{network}'
-        raise ConfigError(f"--models {TIMM}{name}: timm has no weights '{tag}'; {known}")
+    network = name.partition('.')[0]
     maps = None
     if network in TIMM_NAMES:
         own = Config.fromfile(available_models()[TIMM_NAMES[network]])
@@ -119,6 +115,13 @@ def timm_config(name: str) -> Config:
         values = getattr(weights, key)
         cfg.model.data_preprocessor[key] = [round(255 * value, 4) for value in values]
     return cfg
+
+
+def padded_size(size: Sequence[int], cfg: Config) -> tuple[int, int]:
+    """Return the ``(width, height)`` to which a detector pads an image."""
+    divisor = cfg.model.data_preprocessor.get('pad_size_divisor', 1)
+    width, height = (-(-side // divisor) * divisor for side in size)
+    return width, height
 
 
 def _joined(strides: Sequence[int]) -> str:
@@ -219,12 +222,22 @@ class Budget:
         if recipe is not None:
             self._set_authors_recipe(cfg)
         for key in self.cfg_options:
-            if key.split('.')[0] not in cfg:
+            top = key.split('.')[0]
+            if top in ('test_dataloader', 'test_evaluator'):
+                raise ConfigError(
+                    f'--cfg-options {key}: a comparison evaluates once, on the validation images; '
+                    f'use {key.replace("test", "val", 1)}'
+                )
+            if top not in cfg:
                 raise ConfigError(
                     f"--cfg-options: the config has no key '{key}'; see {HEADS[self.head]}"
                 )
-        if self.cfg_options:
+        try:
             cfg.merge_from_dict(dict(self.cfg_options))
+        except Exception as error:
+            reason = f'{type(error).__name__}: {error}'
+            raise ConfigError(f'--cfg-options cannot be applied ({reason})') from error
+        cfg.test_dataloader, cfg.test_evaluator = cfg.val_dataloader, cfg.val_evaluator
         if {cfg.train_cfg.max_epochs, cfg.max_epochs} != {self.epochs}:
             raise ConfigError('--cfg-options cannot set the number of epochs; use --epochs')
         if recipe is not None:
@@ -236,10 +249,8 @@ class Budget:
     def input_size(self) -> tuple[int, int]:
         """Return ``(width, height)`` of the first validation image after resizing and padding."""
         _, val = self.splits
-        width, height = mmcv.rescale_size(val.sizes[0], self.scale)
         head = Config.fromfile(CONFIGS / HEADS[self.head])
-        divisor = head.model.data_preprocessor.pad_size_divisor
-        return -(-width // divisor) * divisor, -(-height // divisor) * divisor
+        return padded_size(mmcv.rescale_size(val.sizes[0], self.scale), head)
 
     def _coco_config(self, model: str) -> Config:
         """Return the config on COCO with the backbone, neck and pixel statistics of a row."""
@@ -277,7 +288,6 @@ class Budget:
         # images without objects are useful as background
         cfg.train_dataloader.dataset.filter_cfg = {'filter_empty_gt': False}
         cfg.val_evaluator.ann_file = str(val.ann_file)
-        cfg.test_dataloader, cfg.test_evaluator = cfg.val_dataloader, cfg.val_evaluator
         # already applied, and misleading in the saved config
         unused = {*cfg.variables, 'variables', 'train_pipeline', 'test_pipeline', 'dataset_type'}
         for name in (unused | {'num_classes', 'metainfo'}) - {'max_epochs'}:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 
-from ..errors import DataError
+from ..errors import ConfigError, DataError
 from ..runner.work_dir import read_scalars, trained_config
 from ..utils.text import counted
-from .budget import name_of
-from .runs import claimed, training_seconds
+from .budget import name_of, padded_size
+from .runs import BUDGET, claimed, training_seconds
 from .table import PREFIX, Row, count_detector, figures_of, write_tables
+
+# what trainings with different seeds have in common
+SAME_IN_A_ROW = ('model', 'optim_wrapper', 'param_scheduler')
 
 
 def collect(
@@ -35,9 +38,12 @@ def collect(
         One row per config, best first.
 
     Raises:
-        ConfigError: ``out`` cannot be written.
-        DataError: A folder is not a work dir, or the trainings differ in data or schedule.
+        ConfigError: ``out`` cannot be written, or contains a comparison.
+        DataError: A folder is not a work dir, the trainings differ in data or schedule, or two
+            trainings of a config differ in more than their seed.
     """
+    if Path(out, BUDGET).exists():
+        raise ConfigError(f"'{out}' contains a comparison with its own table; choose another --out")
     rows, about = read_rows(work_dirs)
     with claimed(Path(out)):
         return write_tables(rows, Path(out), about, published)
@@ -45,19 +51,16 @@ def collect(
 
 def read_rows(work_dirs: Sequence[str | Path]) -> tuple[list[Row], dict[str, Any]]:
     """Return the rows of :func:`collect`, and the facts below their table. See there."""
+    trainings = {work_dir: _read(work_dir) for work_dir in map(Path, work_dirs)}
+    if not trainings:
+        return [], {}
+    alike = check_alike({str(work_dir): cfg for work_dir, (_, cfg, _) in trainings.items()})
     rows: dict[str, Row] = {}
-    alike: dict[str, tuple[Any, Path]] = {}
-    for work_dir in map(Path, work_dirs):
-        config, cfg, scalars = _read(work_dir)
+    seeds: dict[str, dict[Path, Config]] = {}
+    for work_dir, (config, cfg, scalars) in trainings.items():
         name = name_of(config)
         row = rows.setdefault(name, Row(name, cfg))
-        for what, value in _common(cfg, work_dir).items():
-            other, where = alike.setdefault(what, (value, work_dir))
-            if value != other:
-                raise DataError(
-                    f"'{where}' and '{work_dir}' differ in {what} ({other}, {value}); collect them "
-                    'in separate tables'
-                )
+        _check_seeds(seeds.setdefault(name, {}), work_dir, cfg)
         evaluated = [entry for entry in scalars if f'{PREFIX}mAP' in entry]
         last, epochs = evaluated[-1]['step'] if evaluated else 0, cfg.train_cfg.max_epochs
         if last < epochs:
@@ -65,17 +68,56 @@ def read_rows(work_dirs: Sequence[str | Path]) -> tuple[list[Row], dict[str, Any
             continue
         row.metrics.append(figures_of(evaluated[-1]))
         row.minutes.append(training_seconds(scalars) / 60)
-    if not rows:
-        return [], {}
-    scale, _ = alike['the test scale']
+    sizes = set()
     for row in rows.values():
-        count_detector(row, scale)
+        sizes.add(input_size(row.config))
+        count_detector(row, input_size(row.config))
     about = {
-        'collected from': [Path(work_dir).name for work_dir in work_dirs],
-        'evaluated on': Path(alike['the evaluated annotations'][0]).name,
-        'FLOPs at': 'x'.join(map(str, scale)),
+        'collected from': [work_dir.name for work_dir in trainings],
+        'evaluated on': Path(alike['the evaluated annotations']).name,
+        'FLOPs at': ', '.join('x'.join(map(str, size)) for size in sorted(sizes)),
     }
     return list(rows.values()), about
+
+
+def check_alike(configs: Mapping[str, Config]) -> dict[str, Any]:
+    """Return the settings that all trainings in one table must share.
+
+    Args:
+        configs: Configs of the trainings, by the names that an error gives them.
+
+    Raises:
+        DataError: A config has no such setting, or two configs differ.
+    """
+    alike: dict[str, tuple[Any, str]] = {}
+    for name, cfg in configs.items():
+        for what, value in _settings(cfg, name).items():
+            other, first = alike.setdefault(what, (value, name))
+            if value != other:
+                raise DataError(
+                    f"'{first}' and '{name}' differ in {what} ({other}, {value}), so they need "
+                    'separate tables; give each an --out of its own'
+                )
+    return {what: value for what, (value, _) in alike.items()}
+
+
+def _check_seeds(known: dict[Path, Config], work_dir: Path, cfg: Config) -> None:
+    """Add a training to those of a row, or raise a DataError if it is not only another seed."""
+    for other, before in known.items():
+        differing = [key for key in SAME_IN_A_ROW if cfg.get(key) != before.get(key)]
+        seed = cfg.get('randomness', {}).get('seed')
+        if differing:
+            raise DataError(
+                f"'{other}' and '{work_dir}' have the same config, but differ in "
+                f'{", ".join(differing)}; collect them in separate tables, or rename one of the '
+                'config files'
+            )
+        if seed is not None and seed == before.get('randomness', {}).get('seed'):
+            raise DataError(
+                f"'{other}' and '{work_dir}' have the same seed ({seed}), so they show no spread; "
+                'leave one out'
+            )
+    known[work_dir] = cfg
 
 
 def _read(work_dir: Path) -> tuple[str, Config, list[dict[str, Any]]]:
@@ -91,28 +133,31 @@ def _read(work_dir: Path) -> tuple[str, Config, list[dict[str, Any]]]:
     return configs[0].stem, Config.fromfile(trained_config(work_dir)), scalars
 
 
-def test_scale(cfg: Config) -> tuple[int, int]:
-    """Return the largest ``(width, height)`` of a resized image in an evaluation."""
+def input_size(cfg: Config) -> tuple[int, int]:
+    """Return the largest ``(width, height)`` of an image in an evaluation, with its padding."""
+    return padded_size(_scale(cfg), cfg)
+
+
+def _scale(cfg: Config) -> tuple[int, int]:
     pipeline = cfg.test_dataloader.dataset.pipeline
     (scale,) = (tuple(step.scale) for step in pipeline if step.type == 'Resize')
     return scale
 
 
-def _common(cfg: Config, work_dir: Path) -> dict[str, Any]:
+def _settings(cfg: Config, name: str) -> dict[str, Any]:
     """Return the settings that all trainings in one table must share."""
-    dataset = cfg.test_dataloader.dataset
     try:
-        scale = test_scale(cfg)
+        dataset = cfg.test_dataloader.dataset
         annotations = Path(dataset.get('data_root') or '', dataset.ann_file)
-        epochs = cfg.train_cfg.max_epochs
+        return {
+            'the test scale': _scale(cfg),
+            'the evaluated annotations': str(annotations.resolve()),
+            'the number of epochs': cfg.train_cfg.max_epochs,
+            'the number of classes': cfg.model.get('roi_head', cfg.model).bbox_head.num_classes,
+        }
     except (AttributeError, ValueError):
         raise DataError(
-            f"the config in '{work_dir}' must have train_cfg.max_epochs, "
-            'test_dataloader.dataset.ann_file and one Resize with a scale in the test pipeline'
+            f"the config of '{name}' must have train_cfg.max_epochs, "
+            'test_dataloader.dataset.ann_file, one Resize with a scale in the test pipeline, and '
+            'one bbox_head with num_classes'
         ) from None
-    return {
-        'the test scale': scale,
-        'the evaluated annotations': str(annotations),
-        'the number of epochs': epochs,
-        'the number of classes': cfg.model.get('roi_head', cfg.model).bbox_head.num_classes,
-    }

@@ -41,7 +41,7 @@ from ..evaluation.bootstrap import draw_images, resampled_ap
 from ..evaluation.boxes import coco_evaluator, evaluated_truth, read_found
 from ..runner.build import init_backbone, set_device
 from ..runner.resuming import find_last_good
-from ..runner.work_dir import number_of, pointed_at, read_scalars
+from ..runner.work_dir import WEIGHTS, number_of, pointed_at, read_scalars
 from ..utils.files import read_json_dict, write_json
 from .benchmark import machine
 from .benchmark.timing import sentence
@@ -50,7 +50,7 @@ from .recipes import base_of, row_label, with_recipes
 from .table import METRICS, Row, add_latency, count_detector, figures_of, write_tables
 
 POLL_SECONDS = 0.5
-RESULT = 'result.json'
+BUDGET, RESULT, CONSOLE = 'compare.json', 'result.json', 'console.log'
 RATES = (1e-3, 3e-3, 1e-2)  # from scratch, 3e-3 was best for every default model
 SEARCH_PART = 3  # a run of the search has a third of the epochs
 MORE_RATES = 2  # largest number of rates beyond the given ones
@@ -129,10 +129,11 @@ def compare(
     if seeds < 1:
         raise ConfigError(f'--seeds must be at least 1, got {seeds}')
     rates = [] if lr_search is None else sorted(set(lr_search or RATES))
-    if rates and (rates[0] <= 0 or 'optim_wrapper.optimizer.lr' in budget.cfg_options):
+    if rates and not 0 < rates[0] <= rates[-1] < math.inf:
+        raise ConfigError(f'--lr-search needs positive learning rates, got {rates}')
+    if rates and 'optim_wrapper.optimizer.lr' in budget.cfg_options:
         raise ConfigError(
-            '--lr-search needs positive learning rates and sets optim_wrapper.optimizer.lr itself; '
-            'remove this key from --cfg-options'
+            '--lr-search sets optim_wrapper.optimizer.lr; remove this key from --cfg-options'
         )
     out = Path(out)
     set_device(device)
@@ -147,7 +148,7 @@ def compare(
             init_backbone(row.config)
         count_detector(row, budget.input_size())
     with claimed(out):
-        _check_same_budget(out, budget)
+        check_same(out / BUDGET, budget.record(), 'comparison', 'budget')
         if rates:
             _search(rows, budget, rates, out, device)
         runs = {}
@@ -199,10 +200,6 @@ def claimed(out: Path, what: str = 'comparison') -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def _check_same_budget(out: Path, budget: Budget) -> None:
-    check_same(out / 'compare.json', budget.record(), 'comparison', 'budget')
 
 
 def check_same(path: Path, record: Mapping[str, Any], what: str, settings: str) -> None:
@@ -292,7 +289,6 @@ def _train_all(runs: Mapping[Run, Config], device: str | None) -> None:
 def _train_one(run: Run, cfg: Config, device: str | None) -> Iterator[int]:
     """Run one training in a separate process, and yield the number of trained epochs regularly."""
     run.folder.mkdir(parents=True, exist_ok=True)
-    (run.folder / RESULT).unlink(missing_ok=True)
     cfg.dump(run.folder / 'config.py')
     process = multiprocessing.get_context('spawn').Process(target=_work, args=(run, device))
     process.start()
@@ -305,13 +301,14 @@ def _train_one(run: Run, cfg: Config, device: str | None) -> Iterator[int]:
             process.terminate()
             process.join()
     if process.exitcode and not run.outcome():
-        write_json(run.folder / RESULT, {'failure': how_it_died(process.exitcode)}, indent=1)
+        failure = how_it_died(process.exitcode, run.folder / CONSOLE)
+        write_json(run.folder / RESULT, {'failure': failure}, indent=1)
 
 
-def how_it_died(exitcode: int) -> str:
-    """Return how a process ended that has not written why, given its exit status."""
+def how_it_died(exitcode: int, log: Path) -> str:
+    """Return how a process ended that has not written why, given its exit status and its log."""
     if exitcode > 0:
-        return f'the process exited with status {exitcode}; see console.log'
+        return f"the process exited with status {exitcode}; see '{log}'"
     name = signal.Signals(-exitcode).name
     return f'the process was killed by {name}{" (out of memory?)" if name == "SIGKILL" else ""}'
 
@@ -319,7 +316,10 @@ def how_it_died(exitcode: int) -> str:
 def _work(run: Run, device: str | None) -> None:
     """Train and evaluate one run; this is the main function of its process."""
     # wait for the process of a killed comparison, which ends after its current iteration
-    with FileLock(run.folder / '.lock'), open(run.folder / 'console.log', 'ab') as log:
+    with FileLock(run.folder / '.lock'), open(run.folder / CONSOLE, 'ab') as log:
+        if 'metrics' in run.outcome():
+            return  # that process was in the final evaluation, and has finished it
+        (run.folder / RESULT).unlink(missing_ok=True)
         os.dup2(log.fileno(), sys.stdout.fileno())
         os.dup2(log.fileno(), sys.stderr.fileno())
         try:
@@ -348,7 +348,7 @@ def _train_and_evaluate(run: Run, device: str | None) -> None:
     # mmdet returns no metrics if no box was found
     figures = figures_of(metrics) or dict.fromkeys(METRICS, 0.0)
     meta = {'dataset_meta': content['meta']['dataset_meta']}
-    write_checkpoint(content['state_dict'], run.folder / 'weights.pth', meta)
+    write_checkpoint(content['state_dict'], run.folder / WEIGHTS, meta)
     samples = [round(ap, 2) for ap in _samples(Config.fromfile(config), detections)]
     result = {'metrics': figures, 'seconds': training_seconds(scalars), 'samples': samples}
     write_json(run.folder / RESULT, result)
@@ -359,7 +359,7 @@ def _train_and_evaluate(run: Run, device: str | None) -> None:
 
 def _samples(cfg: Config, detections: Path) -> list[float]:
     """Return the AP in percent of resampled validation images."""
-    truth = evaluated_truth(cfg.val_dataloader.dataset, coco_evaluators(cfg, 'val'))
+    truth = evaluated_truth(cfg.test_dataloader.dataset, coco_evaluators(cfg, 'test'))
     found = read_found(json.loads(detections.read_text()), truth)
     images = draw_images(len(truth.images))
     return (100 * resampled_ap(coco_evaluator(truth, found), images)).tolist()
@@ -391,5 +391,5 @@ def _fill(row: Row, runs: Sequence[Run]) -> None:
         row.metrics.append(result['metrics'])
         row.minutes.append(result['seconds'] / 60)
         row.samples.append(np.array(result['samples']))
-        if (run.folder / 'weights.pth').is_file():
-            row.weights = run.folder / 'weights.pth'
+        if (weights := run.folder / WEIGHTS).is_file():
+            row.weights = weights

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,8 +15,9 @@ import numpy as np
 from mmengine.config import Config
 
 from ..data.pipeline import PredictionPipeline
-from ..evaluation.bootstrap import LEVEL, SAMPLES, compare_runs
+from ..evaluation.bootstrap import LEVEL, compare_runs
 from ..runner.build import config_faults, load_detector
+from ..utils.files import write_atomically, write_json
 from ..utils.text import markdown_table
 from .benchmark import median_and_quartiles, time_interleaved
 from .benchmark.forms import eager
@@ -150,22 +150,16 @@ def ranking(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def difference(row: Row, other: Row) -> dict[str, Any]:
-    """Return the AP difference of two rows, its bootstrap interval and the verdict.
+    """Return the AP difference of two rows, its interval and the verdict.
 
     The interval covers the images and the seeds, or only the seeds if the detections of a row are
     unknown. With one seed, it covers only the images, and the verdict is None.
     """
     found = {'difference': row.ap - other.ap, 'low': None, 'high': None, 'verdict': None}
     one_seed = min(len(row.metrics), len(other.metrics)) < 2
-    if row.samples and other.samples:
-        interval = compare_runs(row.samples, other.samples)
-    elif one_seed:
+    if one_seed and not (row.samples and other.samples):
         return found
-    else:
-        ours, theirs = (
-            [np.full(SAMPLES, value) for value in r.values('mAP')] for r in (row, other)
-        )
-        interval = compare_runs(ours, theirs)
+    interval = compare_runs(row.values('mAP'), other.values('mAP'), row.samples, other.samples)
     verdict = None if one_seed else interval.verdict
     return {**found, 'low': interval.low, 'high': interval.high, 'verdict': verdict}
 
@@ -183,14 +177,14 @@ def write_tables(
     """
     rows = sorted(rows, key=lambda row: -row.ap if row.metrics else math.inf)
     text = ''.join(f'{notice}\n\n' for notice in notices) + markdown(rows, about, published)
-    (out / 'table.md').write_text(text, encoding='utf-8')
+    write_atomically(out / 'table.md', text.encode())
     content = {
         **({'notices': list(notices)} if notices else {}),
         'about': dict(about),
         'rows': [_as_json(row) for row in rows],
         'ranking': ranking(rows),
     }
-    (out / 'table.json').write_text(json.dumps(content, indent=1))
+    write_json(out / 'table.json', content, indent=1)
     (out / 'table.png').unlink(missing_ok=True)  # an old chart would not match the table
     if any(row.metrics for row in rows):
         draw = _draw_recipes if any(row.base for row in rows) else _draw
@@ -202,13 +196,18 @@ def markdown(rows: Sequence[Row], about: Mapping[str, Any], published: bool) -> 
     """Return the table and the text below it as Markdown."""
     cells = [_cells(row, rows, published) for row in rows]
     facts = '; '.join(f'{key}: {_plain(value)}' for key, value in about.items())
+    latency = ''
+    if any(row.latency for row in rows):
+        latency = (
+            ' Latency is the time for one image, from pixels in memory to boxes: median '
+            '(quartiles), with interleaved timings.'
+        )
     lines = [
         *markdown_table(list(cells[0]), [list(row.values()) for row in cells]),
         '',
         'AP is in percent: mean over seeds ± standard deviation (number of runs). Other metrics '
-        'are means over seeds. FLOPs are multiply-adds of the whole detector for one image. '
-        'Latency is the time for one image, from pixels in memory to boxes: median (quartiles), '
-        'with interleaved timings.',
+        'are means over seeds. FLOPs are multiply-adds of the whole detector for one image.'
+        + latency,
         '',
         f'{facts}.',
     ]
@@ -278,24 +277,33 @@ def _ranking_lines(rows: Sequence[Row]) -> list[str]:
     """Return the lines of the ranking. Rows with a base have their verdicts in the table."""
     pairs = ranking(rows)
     if not any(pair['verdict'] for pair in pairs):
-        unknown = 'With one seed, the spread over seeds is unknown and no difference is certain.'
-        return [unknown] if pairs else []
-    what = 'the images and the seeds' if all(r.samples for r in rows if r.metrics) else 'the seeds'
+        unknown = (
+            'A row has one training, so the spread over seeds is unknown and no difference is '
+        )
+        return [f'{unknown}certain.'] if pairs else []
+    known = all(row.samples for row in rows if row.metrics)
+    what = 'the images (by bootstrap) and the seeds' if known else 'the seeds'
     lines = [
-        f'Differences in AP have the {LEVEL:.0%} interval of a bootstrap over {what}. A row leads '
-        'or is behind if the interval does not contain 0. By chance, this is wrong for one pair in '
-        'twenty.'
+        f'Differences in AP have a {LEVEL:.0%} interval over {what} '
+        "(by Student's t). A row leads or is behind if the interval does not contain 0. If two "
+        'rows are equally good, one verdict in twenty is wrong.'
     ]
     if any(row.base for row in rows):
         return lines
     labels = {row.name: row.label for row in rows}
-    listed: dict[str, list[str]] = {'leads': [], 'and': []}
+    titles = {
+        'leads': 'Leads:',
+        'undecided': 'Undecided:',
+        None: 'Unknown, because a row has one training:',
+    }
+    listed: dict[str | None, list[str]] = {verdict: [] for verdict in titles}
     for pair in pairs:
         word = 'leads' if pair['verdict'] == 'leads' else 'and'
         pair_label = f'{labels[pair["better"]]} {word} {labels[pair["worse"]]}'
-        listed[word].append(f'- {pair_label}: {_interval(pair)}')
-    for title, word in (('Leads:', 'leads'), ('Undecided:', 'and')):
-        lines += ['', title, '', *(listed[word] or ['- none'])]
+        listed[pair['verdict']].append(f'- {pair_label}: {_interval(pair)}')
+    for verdict, title in titles.items():
+        if listed[verdict]:
+            lines += ['', title, '', *listed[verdict]]
     return lines
 
 

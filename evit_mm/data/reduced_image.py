@@ -86,7 +86,7 @@ class LoadReducedImageFromFile(LoadImageFromFile):
         return {**reduced, 'instances': instances, 'width': shape[1], 'height': shape[0]}
 
     def _denominator(self, results: Mapping[str, Any]) -> int:
-        """Return the largest denominator for which the image is still as large as ``scale``."""
+        """Return the largest denominator for an image at least as large as the resized one."""
         sides = [results[key] for key in ('width', 'height') if key in results]
         masks = (instance.get('mask') for instance in results.get('instances', ()))
         jpeg = str(results['img_path']).lower().endswith(JPEG_SUFFIXES)

@@ -85,8 +85,11 @@ def test_weights_elsewhere_have_their_own_address(shapes):
             r"no model 'mobilenetv4_conv_smal'.*did you mean 'mobilenetv4_conv_",
         ),
         ('', "has no model ''"),
-        ('mobilenetv4_conv_small.in1k', "no weights 'in1k'; choose from .*e2400_r224_in1k"),
-        ('starnet_s050.in1k', "no weights 'in1k'; use timm:starnet_s050"),
+        (
+            'mobilenetv4_conv_small.in1k',
+            "no weights 'in1k' of mobilenetv4_conv_small; choose from .*e2400_r224_in1k",
+        ),
+        ('starnet_s050.in1k', "no weights 'in1k' of starnet_s050; use starnet_s050"),
         ('vit_tiny_patch16_224', 'because its forward uses cls_token'),
         ('efficientvit_m0.nothing', "no weights 'nothing'"),
         ('levit_128s', 'cannot be used'),

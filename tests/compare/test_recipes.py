@@ -275,15 +275,15 @@ def test_table_sets_each_row_against_the_base_and_says_who_had_more_epochs():
     }
     assert found == {
         'train_bn': 'the base',
-        'ema': '+0.5 (-0.8 to +2.0), undecided',
-        'stem_stride8': '+10.0 (+8.7 to +11.3), leads',
+        'ema': '+0.5 (-2.2 to +3.2), undecided',
+        'stem_stride8': '+10.0 (+7.7 to +12.3), leads',
         'paper': '-',
     }
     plus = cells(text, LABELS['plus'])
-    assert plus['AP against the base'] == '-10.0 (-11.3 to -8.7), is behind'
+    assert plus['AP against the base'] == '-10.0 (-12.3 to -7.7), is behind'
     assert (plus['epochs'], cells(text, LABELS['ema'])['epochs']) == ('18', '6')
     # pairs without the base are only in the JSON
-    assert 'leads EfficientViT-M0' not in text and 'bootstrap over the seeds.' in text
+    assert 'leads EfficientViT-M0' not in text and 'interval over the seeds ' in text
     assert "- EfficientViT-M0, the paper's recipe, seed 0: became NaN" in text
     alike = markdown(rows[:2], {}, published=False)
     assert 'epochs' not in alike.splitlines()[0]

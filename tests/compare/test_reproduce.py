@@ -128,6 +128,13 @@ def test_overrides_that_other_options_set_are_refused(tmp_path):
             Settings(out=tmp_path, gpus=0, cfg_options={key: 'x'})
 
 
+def test_configs_that_cannot_share_a_table_are_refused(mini, tmp_path):
+    names = [*MODELS[:1], 'retinanet_lite_evit_m0_coco']
+    with pytest.raises(DataError, match=r"lite_evit_m0_coco' differ in the test scale .* --out"):
+        reproduce(Settings(str(mini), tmp_path / 'out', gpus=0), names)
+    assert not (tmp_path / 'out').exists()
+
+
 def test_configs_of_other_data_are_refused(tmp_path):
     settings = Settings(out=tmp_path, gpus=0)
     with pytest.raises(ConfigError, match="did you mean 'retinanet_evit_m4_coco'"):
@@ -335,7 +342,7 @@ def test_a_child_that_fails_says_why(tmp_path):
     for code, reason in (
         ('print("fine")', None),
         ('import sys; print("x"); sys.exit("error: the disk is full\\nmore")', 'the disk is full'),
-        ('raise SystemExit(3)', 'the process exited with status 3; see console.log'),
+        ('raise SystemExit(3)', f"the process exited with status 3; see '{log}'"),
         (
             'import os; os.kill(os.getpid(), 9)',
             'the process was killed by SIGKILL (out of memory?)',

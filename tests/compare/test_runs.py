@@ -77,6 +77,10 @@ def fail(run, *_):
     return []
 
 
+def check_budget(out, budget):
+    runs.check_same(out / 'compare.json', budget.record(), 'comparison', 'budget')
+
+
 def row(name='evit_m4', *aps, failures=()):
     metrics = [dict.fromkeys(NAMES, ap / 100) for ap in aps]
     return Row(name, Config(), metrics, [2.0] * len(aps), list(failures))
@@ -264,6 +268,9 @@ def test_overrides_that_cannot_work_are_refused_before_any_training(shapes, tmp_
         ({'optim_wraper.optimizer.lr': 1.0}, "the config has no key 'optim_wraper"),
         ({'train_cfg.max_epochs': 7}, 'use --epochs'),
         ({'model.backbone.window_sizes': [7, 7, 4]}, "SPOSNet has no argument 'window_sizes'"),
+        ({'model.bbox_head.num_classes.x': 1}, r'cannot be applied \(TypeError: '),
+        ({'val_dataloader.dataset.pipeline.9.type': 'X'}, r'cannot be applied \(KeyError: '),
+        ({'test_dataloader.num_workers': 0}, 'use val_dataloader.num_workers'),
     ):
         budget = Budget(str(shapes), EPOCHS, (64, 64), cfg_options=options)
         with pytest.raises(ConfigError, match=match):
@@ -389,9 +396,13 @@ def test_the_best_learning_rate_of_a_short_search_is_used(shapes, tmp_path, monk
         *(f'runs/evit_m0_lr0.0001_seed{k}' for k in (0, 1)),
     ]
     assert m0.lr == 0.0001 and list(m0.searched) == [0.001, 0.01, 0.0001, 0.00001]
-    for rates, options in (([-0.1], {}), ([0.1], {'optim_wrapper.optimizer.lr': 0.1})):
+    for rates, options, match in (
+        ([-0.1], {}, r'positive learning rates, got \[-0.1\]'),
+        ([0.1, math.inf], {}, 'positive learning rates'),
+        ([0.1], {'optim_wrapper.optimizer.lr': 0.1}, 'remove this key from --cfg-options'),
+    ):
         budget = Budget(str(shapes), 3, (64, 64), cfg_options=options)
-        with pytest.raises(ConfigError, match='--lr-search needs positive learning rates'):
+        with pytest.raises(ConfigError, match=match):
             compare(budget, models, 1, tmp_path / 'other', lr_search=rates)
 
 
@@ -419,9 +430,9 @@ def test_another_budget_or_a_second_process_is_refused(finished, shapes, copy):
 def test_each_change_of_the_budget_or_the_data_is_named(copy, tmp_path, monkeypatch):
     out = tmp_path / 'out'
     out.mkdir()
-    runs._check_same_budget(out, Budget(str(copy)))
+    check_budget(out, Budget(str(copy)))
     monkeypatch.chdir(copy.parent)
-    runs._check_same_budget(out, Budget(copy.name))
+    check_budget(out, Budget(copy.name))
     for changes, match in (
         ({'epochs': 3}, r'budget \(epochs: 12 before, 3 now\)'),
         ({'scale': (240, 320)}, r'\(scale: \[320, 240\] before, \[240, 320\] now\)'),
@@ -429,11 +440,11 @@ def test_each_change_of_the_budget_or_the_data_is_named(copy, tmp_path, monkeypa
         ({'cfg_options': {'a': 1}}, r"\(cfg_options: \{\} before, \{'a': 1\} now\)"),
     ):
         with pytest.raises(ConfigError, match=match):
-            runs._check_same_budget(out, Budget(str(copy), **changes))
+            check_budget(out, Budget(str(copy), **changes))
     for split in ('train', 'val'):
         edit(copy, lambda coco: coco['annotations'].pop(), split)
         with pytest.raises(ConfigError, match=f'sha256 of instances_{split}.json: '):
-            runs._check_same_budget(out, Budget(str(copy)))
+            check_budget(out, Budget(str(copy)))
 
 
 def test_a_folder_is_locked_for_one_comparison_until_it_ends(tmp_path):
@@ -497,21 +508,35 @@ def test_what_runs_leave_becomes_rows(shapes, tmp_path, monkeypatch, capsys):
 def test_a_training_that_cannot_start_says_why_and_keeps_its_log(tmp_path):
     run = runs.Run('evit_m0', 0, tmp_path / 'runs' / 'evit_m0_seed0')
     run.folder.mkdir(parents=True)
-    runs.write_json(run.folder / 'result.json', {'metrics': {}})  # of an earlier try
+    runs.write_json(run.folder / 'result.json', {'failure': 'of an earlier try'})
     epochs = list(runs._train_one(run, Config({'model': {'type': 'RetinaNet'}}), 'cpu'))
     assert set(epochs) == {0} and list(run.outcome()) == ['failure']
     assert len(run.outcome()['failure'].splitlines()) == 1
     assert 'Traceback' in (run.folder / 'console.log').read_text()
+    assert 'earlier' not in run.outcome()['failure']
 
 
-def test_how_far_a_run_is_andhow_it_died(tmp_path):
+def test_what_the_process_of_a_killed_comparison_has_finished_is_kept(tmp_path):
+    run = runs.Run('evit_m0', 0, tmp_path)
+    lock = FileLock(tmp_path / '.lock')
+    lock.acquire()  # as that process in its final evaluation
+    epochs = runs._train_one(run, Config({'model': {'type': 'RetinaNet'}}), 'cpu')
+    assert next(epochs) == 0
+    result = {'metrics': dict.fromkeys(NAMES, 0.5), 'seconds': 1, 'samples': []}
+    runs.write_json(tmp_path / 'result.json', result)
+    lock.release()
+    assert set(epochs) <= {0} and run.outcome() == result
+
+
+def test_how_far_a_run_is_and_how_it_died(tmp_path):
     run = runs.Run('evit_m0', 0, tmp_path)
     assert (run.epochs_done(), run.outcome(), run.label) == (0, {}, 'EfficientViT-M0, seed 0')
     (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'epoch_7.pth'))
     assert run.epochs_done() == 7
-    assert runs.how_it_died(-9) == 'the process was killed by SIGKILL (out of memory?)'
-    assert runs.how_it_died(-15) == 'the process was killed by SIGTERM'
-    assert runs.how_it_died(3) == 'the process exited with status 3; see console.log'
+    log = tmp_path / 'console.log'
+    assert runs.how_it_died(-9, log) == 'the process was killed by SIGKILL (out of memory?)'
+    assert runs.how_it_died(-15, log) == 'the process was killed by SIGTERM'
+    assert runs.how_it_died(3, log) == f"the process exited with status 3; see '{log}'"
 
 
 def test_a_training_ends_with_its_comparison_alone(monkeypatch):
@@ -614,7 +639,7 @@ def test_a_run_that_diverges_becomes_a_row(shapes, tmp_path, monkeypatch):
 def test_overrides_are_compared_as_they_are_stored(shapes, tmp_path):
     options = {'optim_wrapper.optimizer.betas': (0.8, 0.99)}
     for _ in range(2):
-        runs._check_same_budget(tmp_path, Budget(str(shapes), cfg_options=options))
+        check_budget(tmp_path, Budget(str(shapes), cfg_options=options))
 
 
 @pytest.mark.slow
@@ -705,13 +730,58 @@ def test_full_trainings_are_collected_into_the_same_table(tmp_path):
     rows = collect(folders, tmp_path / 'out', published=True)
     assert [r.name for r in rows] == ['evit_m4', 'mobilenetv2', 'spnasnet']
     assert rows[0].ap == pytest.approx(32.5) and rows[0].minutes == [pytest.approx(100 / 60)] * 2
-    assert rows[0].macs > 150e9  # at 1333 x 800
+    assert rows[0].macs > 150e9  # at 1344 x 800
     assert 'evaluated up to epoch 11 of 12' in rows[2].failures[0]
     text = (tmp_path / 'out' / 'table.md').read_text()
     assert '| EfficientViT-M4 | 32.5 ± 0.7 (2) |' in text and 'published' in text
     assert 'collected from: mobilenetv2_28.3, evit_m4_32.0, evit_m4_33.0, spnasnet_30.7;' in text
-    assert 'evaluated on: instances_val2017.json; FLOPs at: 1333x800.' in text
+    assert 'evaluated on: instances_val2017.json; FLOPs at: 1344x800.' in text
     assert 'published' not in collect_text(folders[:1], tmp_path / 'other')
+
+
+def test_runs_of_a_row_differ_in_their_seed_only(tmp_path):
+    folders = [work_dir(tmp_path, 'evit_m4', ap) for ap in (31.0, 32.0)]
+    out = tmp_path / 'out'
+
+    def change(folder, **options):
+        config = folder / 'retinanet_evit_m4_coco.py'
+        cfg = Config.fromfile(config)
+        cfg.merge_from_dict({key.replace('__', '.'): value for key, value in options.items()})
+        cfg.dump(config)
+
+    change(folders[0], randomness={'seed': 0})
+    change(folders[1], randomness={'seed': 1})
+    (row,) = collect([*folders, folders[0]], out)
+    assert len(row.metrics) == 2  # a folder counts once
+    change(folders[1], randomness={'seed': 0})
+    with pytest.raises(DataError, match=r'evit_m4_32.0. have the same seed \(0\)'):
+        collect(folders, out)
+    change(folders[1], model__backbone__drop_path_rate=0.1, optim_wrapper__optimizer__lr=1.0)
+    with pytest.raises(
+        DataError, match='have the same config, but differ in model, optim_wrapper;'
+    ):
+        collect(folders, out)
+    (out / 'compare.json').touch()
+    with pytest.raises(ConfigError, match='contains a comparison'):
+        collect(folders[:1], out)
+
+
+def test_detectors_that_need_padded_images_are_collected(tmp_path):
+    folder = work_dir(tmp_path, 'mobilenetv2', 30.0)
+    (folder / 'retinanet_mobilenetv2_coco.py').unlink()
+    cfg = Config.fromfile(ROOT / 'configs' / 'rtmdet_evit_m0_bccd.py')
+    cfg.dump(folder / 'rtmdet_evit_m0_bccd.py')
+    assert 'FLOPs at: 320x256.' in collect_text([folder], tmp_path / 'out')
+
+
+def test_the_same_data_by_another_path_are_the_same(tmp_path, monkeypatch):
+    folders = [work_dir(tmp_path, 'mobilenetv2', 28.3), work_dir(tmp_path, 'evit_m4', 32.0)]
+    monkeypatch.chdir(tmp_path)
+    config = folders[1] / 'retinanet_evit_m4_coco.py'
+    cfg = Config.fromfile(config)
+    cfg.test_dataloader.dataset.data_root = str(tmp_path / 'data' / 'coco')
+    cfg.dump(config)
+    assert len(collect(folders, tmp_path / 'out')) == 2
 
 
 def test_a_metric_that_was_not_evaluated_is_not_in_the_table(tmp_path, monkeypatch):
@@ -731,7 +801,7 @@ def test_a_metric_that_was_not_evaluated_is_not_in_the_table(tmp_path, monkeypat
         ('train_cfg.max_epochs=11', r'the number of epochs \(12, 11\)'),
         ('model.bbox_head.num_classes=3', r'the number of classes \(80, 3\)'),
         ('scale', r'the test scale \(\(1333, 800\), \(800, 1333\)\)'),
-        ('resize', 'must have train_cfg.max_epochs, .* and one Resize with a scale'),
+        ('resize', 'must have train_cfg.max_epochs, .* one Resize with a scale'),
     ],
 )
 def test_trainings_of_other_budgets_are_refused(tmp_path, change, match):

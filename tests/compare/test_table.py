@@ -61,45 +61,48 @@ def test_facts_are_written_plainly():
 
 
 def test_the_verdict_needs_two_seeds_and_an_interval_without_zero():
-    better, worse, one = row('evit_m4', 31, 33), row('evit_m0', 30, 31), row('evit_m1', 20)
-    # two runs each: a sample is 30, 30.5 or 31 against 31, 32 or 33
+    better, worse, one = row('evit_m4', 31, 33, 32), row('evit_m0', 30, 31, 32), row('evit_m1', 20)
     found = difference(better, worse)
-    assert found == {'difference': 1.5, 'low': 0, 'high': 3, 'verdict': 'undecided'}
-    assert difference(worse, better) == {
-        'difference': -1.5,
-        'low': -3,
-        'high': 0,
-        'verdict': 'undecided',
-    }
-    lower = row('evit_m0', 30, 30.5)
+    assert found['difference'] == 1 and found['verdict'] == 'undecided'
+    # Student's t with 4 degrees of freedom, twice a variance of 1 from 3 runs
+    assert found['high'] == pytest.approx(1 + 2.776445 * math.sqrt(2 / 3))
+    assert found['low'] == pytest.approx(2 - found['high'])
+    back = difference(worse, better)
+    assert (back['low'], back['high']) == pytest.approx((-found['high'], -found['low']))
+    lower = row('evit_m0', 20, 21, 22)
     assert difference(better, lower)['verdict'] == 'leads'
     assert difference(lower, better)['verdict'] == 'is behind'
     for pair in ((better, one), (one, worse)):
         assert difference(*pair)['verdict'] is difference(*pair)['low'] is None
-    assert 'With one seed, the spread' in markdown([row('evit_m4', 30), one], {}, False)
-    assert 'spread' not in markdown([better], {}, False).partition('timings.')[2]
-    text = markdown([better, worse], {}, False)
-    assert 'bootstrap over the seeds.' in text and 'Leads:\n\n- none\n' in text
-    assert '- EfficientViT-M4 and EfficientViT-M0: +1.5 (+0.0 to +3.0)\n' in text
+    assert 'A row has one training, so' in markdown([row('evit_m4', 30), one], {}, False)
+    assert 'training, so' not in markdown([better], {}, False)
+    text = markdown([better, worse, one], {}, False)
+    assert "interval over the seeds (by Student's t)." in text and 'Leads:' not in text
+    assert 'Undecided:\n\n- EfficientViT-M4 and EfficientViT-M0: +1.0 (-1.3 to +3.3)\n' in text
+    unknown = 'Unknown, because a row has one training:\n\n'
+    assert f'{unknown}- EfficientViT-M4 and EfficientViT-M1: +12.0\n' in text
     text = markdown([better, lower], {}, False)
-    assert '- EfficientViT-M4 leads EfficientViT-M0: +1.8 (+0.5 to +3.0)\n' in text
-    assert text.endswith('Undecided:\n\n- none\n')
+    assert 'Leads:\n\n- EfficientViT-M4 leads EfficientViT-M0: +11.0 (+8.7 to +13.3)\n' in text
+    assert 'Undecided' not in text and 'Unknown' not in text
 
 
 def test_detections_make_the_interval_cover_the_images():
-    better, worse = row('evit_m4', 31, 33), row('evit_m0', 30, 30.5)
-    # as hard images as good ones: the difference of a sample is 2 or 0.5
-    for r, aps in ((better, (31, 33)), (worse, (30, 30.5))):
-        r.samples = [np.where(np.arange(1000) % 2, ap, ap + 10) for ap in aps]
-    better.samples = [s - 12 * (np.arange(1000) % 3 == 0) for s in better.samples]
+    better, worse = row('evit_m4', 31, 32, 33), row('evit_m0', 22, 22.1, 22.2)
+    assert difference(better, worse)['verdict'] == 'leads'
+    # for the difference, half of the samples are 10 higher and the others 10 lower
+    signs = np.where(np.arange(1000) % 2, 10, -10)
+    better.samples = [ap + signs for ap in (31, 32, 33)]
+    assert difference(better, worse)['verdict'] == 'leads'  # without the samples of the other
+    worse.samples = [np.full(1000, ap) for ap in (22, 22.1, 22.2)]
     found = difference(better, worse)
-    assert found['verdict'] == 'undecided' and found['low'] < -8 and found['high'] == 3
+    assert found['verdict'] == 'undecided' and found['low'] < 9.9 - 1.96 * 10
     rows = [better, worse, row('evit_m1', failures=['seed 0: x'])]
-    assert 'bootstrap over the images and the seeds.' in markdown(rows, {}, False)
+    text = markdown(rows, {}, False)
+    assert "over the images (by bootstrap) and the seeds (by Student's t)." in text
     for r in (better, worse):
         r.metrics, r.samples = r.metrics[:1], r.samples[:1]
     found = difference(better, worse)
-    assert found['verdict'] is None and found['low'] == -11 and found['high'] == 1
+    assert found['verdict'] is None and (found['low'], found['high']) == (-1, 19)
 
 
 def test_the_search_shows_each_rate_and_the_edges():
@@ -129,8 +132,8 @@ def test_a_loss_against_the_base_counts_the_runs_of_both():
     found = [x['AP against the base'] for x in cells(markdown([base, *lower], {}, False))]
     assert found == [
         'the base',
-        '-10.0 (-11.0 to -9.0), is behind',
-        '-0.8 (-2.0 to +0.5), undecided',
+        '-10.0 (-13.0 to -7.0), is behind',
+        '-0.8 (-5.2 to +3.7), undecided',
         '-10.5, one seed',
     ]
     (alone,) = cells(markdown(lower[:1], {}, False))

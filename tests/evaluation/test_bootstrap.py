@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from scipy import stats
 
 from evit_mm.evaluation.bootstrap import (
     compare_runs,
@@ -127,21 +128,37 @@ def test_the_interval_of_one_run_each_is_that_of_hotcoco():
     a, b = coco_evaluator(truth, found), coco_evaluator(truth, other)
     theirs = hotcoco.compare(b, a, n_bootstrap=2000)
     counts = draw_images(60, samples=2000)
-    ours = compare_runs([resampled_ap(a, counts)], [resampled_ap(b, counts)])
+    ours = compare_runs([0.5], [0.4], [resampled_ap(a, counts)], [resampled_ap(b, counts)])
     theirs = theirs['ci']['AP']
     assert (ours.low, ours.high) == pytest.approx((theirs['lower'], theirs['upper']), abs=0.015)
     assert ours.verdict == 'leads' and ours.low > 0
+    with pytest.raises(ValueError, match='without samples'):
+        compare_runs([0.5], [0.4, 0.4])
 
 
-def test_the_interval_covers_the_runs_too():
-    generator = np.random.default_rng(0)
-    base = generator.normal(0.3, 0.01, 2000)
-    same = [base, base, base]
-    spread = [base - 0.05, base, base + 0.05]
-    narrow, wide = compare_runs(same, same), compare_runs(spread, same)
-    assert narrow.low == narrow.high == 0 and narrow.verdict == 'undecided'
-    # the mean of three draws of -5, 0, 5 has the standard deviation 5 * sqrt(2 / 3 / 3)
-    assert wide.high == pytest.approx(1.96 * 0.05 * np.sqrt(2) / 3, rel=0.15)
-    assert wide.low == pytest.approx(-wide.high, rel=0.1)
-    behind = compare_runs([base - 0.1] * 2, [base] * 3)
-    assert behind.verdict == 'is behind' and behind.high == pytest.approx(-0.1)
+def test_the_interval_over_the_seeds_is_that_of_welch():
+    ours, theirs = [0.31, 0.36, 0.33], [0.29, 0.21]
+    found = compare_runs(ours, theirs)
+    expected = stats.ttest_ind(ours, theirs, equal_var=False).confidence_interval()
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    found = compare_runs([0.3, 0.3], [0.2, 0.2, 0.2])
+    assert (found.low, found.high) == pytest.approx((0.1, 0.1)) and found.verdict == 'leads'
+
+
+@pytest.mark.parametrize('runs', [2, 3, 5])
+@pytest.mark.parametrize('spread', [0.5, 1.0, 3.0])
+def test_equally_good_detectors_have_a_verdict_one_time_in_twenty(runs, spread):
+    """The seeds of the second detector vary as much as the images, the first's by ``spread``."""
+    rng = np.random.default_rng(0)
+    verdicts = 0
+    for _ in range(400):
+        # the mean over an endless number of images is 0 for both
+        image, samples = rng.normal(), rng.normal(size=200)
+        ours, theirs = rng.normal(0, (spread, 1), (runs, 2)).T
+        ours = ours + image
+        drawn = [
+            [ap + place * (samples - samples.mean()) for ap in aps]
+            for place, aps in ((1, ours), (0, theirs))
+        ]
+        verdicts += compare_runs(ours, theirs, *drawn).verdict != 'undecided'
+    assert verdicts < 0.12 * 400

@@ -177,6 +177,8 @@ def test_frozen_stages_norm_eval_and_wrong_arguments():
     assert not any(m.training for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d))
     for wrong, match in (
         (dict(model_name='nothing'), "has no model 'nothing'"),
+        (dict(model_name='mobilenetv2_100.no'), "no weights 'no' of mobilenetv2_100; choose from"),
+        (dict(model_name='starnet_s050.in1k'), "no weights 'in1k' of starnet_s050; use starnet"),
         (dict(model_name='vit_tiny_patch16_224'), 'its forward uses cls_token, pos_embed outside'),
         (dict(model_name='swin_tiny_patch4_window7_224'), 'fails on an image of .* TIMMBackbone'),
         (dict(model_name='hrnet_w18'), 'its stages do not follow one another'),

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ...utils.files import write_atomically
 from ...utils.text import markdown_table
 from .timing import Row, median_and_quartiles, ratio_of
 
@@ -76,9 +77,8 @@ def draw_bars(title: str, rows: Sequence[Row], path: Path) -> None:
 
 def write(path: Path, title: str, text: str, rows: Sequence[Row], about: Mapping[str, Any]) -> None:
     """Write ``PATH.md``, ``PATH.json`` with all timed calls, and ``PATH.png``."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.with_suffix('.md').write_text(text, encoding='utf-8')
+    write_atomically(path.with_suffix('.md'), text.encode())
     records = [{**asdict(row), 'seconds': [round(x, 6) for x in row.seconds]} for row in rows]
     content = json.dumps({'about': dict(about), 'rows': records}, indent=1) + '\n'
-    path.with_suffix('.json').write_text(content, encoding='utf-8')
+    write_atomically(path.with_suffix('.json'), content.encode())
     draw_bars(title, rows, path.with_suffix('.png'))

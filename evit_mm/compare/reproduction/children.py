@@ -116,4 +116,4 @@ def _reason(code: int, log: Path, start: int) -> str:
         file.seek(start)
         lines = file.read().decode(errors='replace').splitlines()
     said = [line.removeprefix('error: ') for line in lines if line.startswith('error: ')]
-    return said[0] if said else how_it_died(code)
+    return said[0] if said else how_it_died(code, log)

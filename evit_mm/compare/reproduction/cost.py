@@ -15,6 +15,7 @@ from mmengine.config import Config
 
 from ...errors import ConfigError
 from ...utils.files import read_json_dict, write_json
+from ..runs import CONSOLE
 from .children import run_child, training_command
 from .measuring import MeasuringHook
 from .settings import Settings
@@ -67,7 +68,7 @@ def measure(
             continue
         # not the folder of the run: nothing of this must be left there
         folder = settings.out / 'measuring'
-        log, result = folder / 'console.log', folder / 'result.json'
+        log, result = folder / CONSOLE, folder / 'result.json'
         folder.mkdir(exist_ok=True)
         config = folder / 'config.py'
         _measured(cfg, result).dump(config)
@@ -76,7 +77,8 @@ def measure(
         failure = run_child(command, log, partial(watch, name))
         if failure or not result.is_file():
             raise ConfigError(
-                f"{name}: a trial training failed, so nothing was trained: {failure}; see '{log}'"
+                f'{name}: a trial training failed, so nothing was trained: '
+                f'{failure or f"it measured nothing; see {log!s}"}'
             )
         known[name] = {**read_json_dict(result), 'device': settings.device}
         write_json(file, known, indent=1)

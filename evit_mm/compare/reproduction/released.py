@@ -25,7 +25,7 @@ from ...runner.data_check import DataCheckHook
 from ...runner.faults import named_faults
 from ...utils.files import read_json_dict, write_json
 from ..budget import name_of
-from ..collect import test_scale
+from ..collect import input_size
 from ..published_results import read_results
 from ..runs import RESULT, claimed
 from ..table import METRICS, Row, count_detector, figures_of, write_tables
@@ -93,7 +93,7 @@ def evaluate_released(
             files = folder.glob('images_*.json')
             rates.append(mean(read_json_dict(file)['seconds_per_image'] for file in files))
             rows.append(Row(name_of(name), cfg, [metrics]))
-            count_detector(rows[-1], test_scale(cfg))
+            count_detector(rows[-1], input_size(cfg))
         if estimate:
             return []
         about = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,12 +13,12 @@ from mmengine.config import Config
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from ...errors import ConfigError, DataError
+from ...errors import DataError
 from ...runner.work_dir import read_scalars
 from ...utils.files import read_json_dict, write_json
 from ...utils.text import counted
-from ..collect import read_rows, test_scale
-from ..runs import RESULT, Run, check_same, claimed, training_seconds
+from ..collect import check_alike, input_size, read_rows
+from ..runs import CONSOLE, RESULT, Run, check_same, claimed, training_seconds
 from ..table import PREFIX, Row, count_detector, figures_of, write_tables
 from .children import run_child, training_command
 from .coco2017 import COCO2017, check_coco2017, unlike_coco
@@ -50,10 +51,12 @@ def reproduce(
     Raises:
         ConfigError: A setting is wrong or has changed, the folder is in use, or a training cannot
             start.
-        DataError: Data or weights are missing or wrong. The message lists all of them.
+        DataError: Data or weights are missing or wrong, and the message lists all of them. Or two
+            configs cannot be in one table.
     """
     console = Console(stderr=True)
     configs = settings.configs(names)
+    check_alike(configs)
     with claimed(settings.out, 'reproduction'):
         begun = (settings.out / 'runs').exists()
         file, check_files = settings.out / RECORD, partial(check_weights, configs)
@@ -123,16 +126,13 @@ def check_facts(
     """
     before = read_json_dict(file)
     known = {key: value for key, value in before.items() if key.startswith('sha256 of')}
-    if before:  # other configs than before are no change
-        write_json(file, {**facts, **before}, indent=1)
-    try:
-        check_same(file, settings.record({**known, **facts}), 'reproduction', 'setting')
-    except ConfigError:
-        if begun:
-            raise
-        file.unlink()
+    record = json.loads(json.dumps(settings.record({**known, **facts})))
+    same = {key: record.get(key) for key in before}  # other configs than before are no change
+    if begun:
+        check_same(file, same, 'reproduction', 'setting')
+    elif same != before:
         (file.parent / MEASURED).unlink(missing_ok=True)  # with other settings
-        return check_facts(file, settings, facts, begun)
+    write_json(file, record, indent=1)
     return {**known, **facts}
 
 
@@ -186,11 +186,12 @@ def _train(settings: Settings, name: str, cfg: Config, cost: Cost, console: Cons
                 state = f'epoch {done:.1f} of {epochs}{figure}, {duration(hours)} left'
                 progress.update(task, completed=done, state=state)
 
-        failure = run_child(command, run.folder / 'console.log', tick)
+        failure = run_child(command, run.folder / CONSOLE, tick)
     scalars, _ = read_scalars(run.folder)
     evaluated = [entry for entry in scalars if f'{PREFIX}mAP' in entry]
     if failure is None and (not evaluated or evaluated[-1]['step'] < epochs):
-        failure = f'the training ended without an evaluation of epoch {epochs}; see console.log'
+        log = run.folder / CONSOLE
+        failure = f"the training ended without an evaluation of epoch {epochs}; see '{log}'"
     if failure is not None:
         write_json(run.folder / RESULT, {'failure': failure}, indent=1)
         console.print(f'{name}: failed: {failure}', highlight=False, soft_wrap=True)
@@ -221,7 +222,7 @@ def _write_table(
     for name, run in runs.items():
         if run.folder not in finished:
             row = Row(run.model, configs[name], failures=[run.outcome().get('failure', 'not run')])
-            count_detector(row, test_scale(configs[name]))
+            count_detector(row, input_size(configs[name]))
             rows.append(row)
     steps = {settings.images_per_step(cfg) for cfg in configs.values()}
     about = {
