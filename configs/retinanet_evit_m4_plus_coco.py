@@ -22,7 +22,7 @@ model = dict(
 train_pipeline = [
     dict(
         type='RandomResize',
-        scale=[(_base_.scale[0], _base_.scale[1] * 3 // 5), _base_.scale],
+        scale=[(_base_.scale[0], _base_.scale[1] * 4 // 5), _base_.scale],
         keep_ratio=True,
     )
     if step['type'] == 'Resize'

@@ -19,7 +19,7 @@ COCO_ITERATIONS = 7_330 * 12
 EMA_MOMENTUM = 0.0002  # averages over about 5,000 iterations
 EMA_GAMMA = 2000  # iterations until the average reaches this length
 DROP_PATH_RATE = 0.1
-SHORTEST = 0.6  # smallest shorter side relative to the scale: 480 of 800
+SHORTEST = 0.8  # smallest shorter side relative to the scale: 640 of 800
 LONGER = 3
 SEPARATOR = '+'
 
@@ -49,7 +49,7 @@ def drop_path(cfg: Config) -> None:
 
 
 def multi_scale(cfg: Config) -> None:
-    """Draw the shorter side of each training image from 0.6 to 1 times the usual side."""
+    """Draw the shorter side of each training image from 0.8 to 1 times the usual side."""
     pipeline = cfg.train_dataloader.dataset.pipeline
     for index, step in enumerate(pipeline):
         if step.type == 'Resize':

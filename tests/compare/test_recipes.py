@@ -130,7 +130,7 @@ def test_drop_path_reaches_the_last_block_alone_in_full():
     assert rates[-1] == pytest.approx(0.1) and rates == sorted(rates) and rates[0] < 0.1
 
 
-def test_multi_scale_draws_the_shorter_side_from_480_to_800():
+def test_multi_scale_draws_the_shorter_side_from_640_to_800():
     init_default_scope('mmdet')
     (step,) = (
         s for s in read(PLUS).train_dataloader.dataset.pipeline if s['type'] == 'RandomResize'
@@ -138,7 +138,7 @@ def test_multi_scale_draws_the_shorter_side_from_480_to_800():
     resize = Compose([step])
     image = torch.zeros(300, 400, 3, dtype=torch.uint8).numpy()
     sides = [min(resize({'img': image.copy()})['img'].shape[:2]) for _ in range(200)]
-    assert 480 <= min(sides) < 520 and 760 < max(sides) <= 800 and len(set(sides)) > 50
+    assert 640 <= min(sides) < 660 and 780 < max(sides) <= 800 and len(set(sides)) > 50
 
 
 def test_the_schedules_steps_stand_at_the_same_parts_of_it():
