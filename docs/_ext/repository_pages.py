@@ -18,7 +18,6 @@ PAGES = {**{file: page for page, file in SHOWN.items()}, 'README.md': 'index'}
 TITLES = {
     'comparison/table': 'Comparison of the backbones on the blood cells',
     'recipes/bccd': 'Comparison of recipes on the blood cells',
-    'recipes/shapes': 'Comparison of recipes on the built-in shapes',
 }
 CHILDREN = '\n\n```{{toctree}}\n:hidden:\n:glob:\n\n{name}/*\n```\n'
 
