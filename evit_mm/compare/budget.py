@@ -18,6 +18,7 @@ from ..data.layout import CocoSplit, DataFolder, dataset_config, find_data
 from ..deploy.export.files import need
 from ..errors import ConfigError
 from ..models import TIMMNet
+from ..runner.config import merge_options
 from ..runner.variables import evaluate, read_source
 from ..utils.package_files import project_path
 from ..utils.text import did_you_mean
@@ -232,11 +233,7 @@ class Budget:
                 raise ConfigError(
                     f"--cfg-options: the config has no key '{key}'; see {HEADS[self.head]}"
                 )
-        try:
-            cfg.merge_from_dict(dict(self.cfg_options))
-        except Exception as error:
-            reason = f'{type(error).__name__}: {error}'
-            raise ConfigError(f'--cfg-options cannot be applied ({reason})') from error
+        merge_options(cfg, self.cfg_options)
         cfg.test_dataloader, cfg.test_evaluator = cfg.val_dataloader, cfg.val_evaluator
         if {cfg.train_cfg.max_epochs, cfg.max_epochs} != {self.epochs}:
             raise ConfigError('--cfg-options cannot set the number of epochs; use --epochs')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +56,13 @@ def read_rows(work_dirs: Sequence[str | Path]) -> tuple[list[Row], dict[str, Any
     if not trainings:
         return [], {}
     alike = check_alike({str(work_dir): cfg for work_dir, (_, cfg, _) in trainings.items()})
+    for (one, (config, cfg, _)), (two, (other, other_cfg, _)) in combinations(trainings.items(), 2):
+        if config == other:
+            _check_seeds(one, cfg, two, other_cfg)
     rows: dict[str, Row] = {}
-    seeds: dict[str, dict[Path, Config]] = {}
     for work_dir, (config, cfg, scalars) in trainings.items():
         name = name_of(config)
         row = rows.setdefault(name, Row(name, cfg))
-        _check_seeds(seeds.setdefault(name, {}), work_dir, cfg)
         evaluated = [entry for entry in scalars if f'{PREFIX}mAP' in entry]
         last, epochs = evaluated[-1]['step'] if evaluated else 0, cfg.train_cfg.max_epochs
         if last < epochs:
@@ -68,14 +70,13 @@ def read_rows(work_dirs: Sequence[str | Path]) -> tuple[list[Row], dict[str, Any
             continue
         row.metrics.append(figures_of(evaluated[-1]))
         row.minutes.append(training_seconds(scalars) / 60)
-    sizes = set()
-    for row in rows.values():
-        sizes.add(input_size(row.config))
-        count_detector(row, input_size(row.config))
+    sizes = [input_size(row.config) for row in rows.values()]
+    for row, size in zip(rows.values(), sizes, strict=True):
+        count_detector(row, size)
     about = {
         'collected from': [work_dir.name for work_dir in trainings],
         'evaluated on': Path(alike['the evaluated annotations']).name,
-        'FLOPs at': ', '.join('x'.join(map(str, size)) for size in sorted(sizes)),
+        'FLOPs at': ', '.join('x'.join(map(str, size)) for size in sorted(set(sizes))),
     }
     return list(rows.values()), about
 
@@ -101,23 +102,20 @@ def check_alike(configs: Mapping[str, Config]) -> dict[str, Any]:
     return {what: value for what, (value, _) in alike.items()}
 
 
-def _check_seeds(known: dict[Path, Config], work_dir: Path, cfg: Config) -> None:
-    """Add a training to those of a row, or raise a DataError if it is not only another seed."""
-    for other, before in known.items():
-        differing = [key for key in SAME_IN_A_ROW if cfg.get(key) != before.get(key)]
-        seed = cfg.get('randomness', {}).get('seed')
-        if differing:
-            raise DataError(
-                f"'{other}' and '{work_dir}' have the same config, but differ in "
-                f'{", ".join(differing)}; collect them in separate tables, or rename one of the '
-                'config files'
-            )
-        if seed is not None and seed == before.get('randomness', {}).get('seed'):
-            raise DataError(
-                f"'{other}' and '{work_dir}' have the same seed ({seed}), so they show no spread; "
-                'leave one out'
-            )
-    known[work_dir] = cfg
+def _check_seeds(one: Path, cfg: Config, two: Path, other: Config) -> None:
+    """Raise a DataError if two trainings of a row have the same seed or differ in more than it."""
+    differing = [key for key in SAME_IN_A_ROW if cfg.get(key) != other.get(key)]
+    if differing:
+        raise DataError(
+            f"'{one}' and '{two}' have the same config, but differ in {', '.join(differing)}; "
+            'collect them in separate tables, or rename one of the config files'
+        )
+    seed, other_seed = (c.get('randomness', {}).get('seed') for c in (cfg, other))
+    if seed is not None and seed == other_seed:
+        raise DataError(
+            f"'{one}' and '{two}' have the same seed ({seed}), so they show no spread; leave one "
+            'out'
+        )
 
 
 def _read(work_dir: Path) -> tuple[str, Config, list[dict[str, Any]]]:

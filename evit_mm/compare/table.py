@@ -277,10 +277,8 @@ def _ranking_lines(rows: Sequence[Row]) -> list[str]:
     """Return the lines of the ranking. Rows with a base have their verdicts in the table."""
     pairs = ranking(rows)
     if not any(pair['verdict'] for pair in pairs):
-        unknown = (
-            'A row has one training, so the spread over seeds is unknown and no difference is '
-        )
-        return [f'{unknown}certain.'] if pairs else []
+        unknown = 'so the spread over seeds is unknown and no difference is certain.'
+        return [f'A row has one training, {unknown}'] if pairs else []
     known = all(row.samples for row in rows if row.metrics)
     what = 'the images (by bootstrap) and the seeds' if known else 'the seeds'
     lines = [

@@ -102,7 +102,7 @@ def compare_runs(
     Raises:
         ValueError: There are neither samples nor two runs of each detector.
     """
-    from scipy.stats import t  # takes 0.5 s to import
+    from scipy.stats import t  # here, because it is slow to import
 
     seeds_known = min(len(better), len(worse)) > 1
     images = np.zeros(1)

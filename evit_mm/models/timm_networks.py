@@ -83,11 +83,10 @@ class TIMMNet(Backbone):
                 f"model_name: timm {timm.__version__} has no model '{model_name}'; choose a name "
                 'from timm.list_models()'
             )
-        network_name, _, tag = model_name.partition('.')
-        tags = timm.list_pretrained(f'{network_name}.*')
-        if tag and model_name not in tags:
-            known = f'choose from {", ".join(tags)}' if tags else f'use {network_name}'
-            raise ValueError(f"model_name: timm has no weights '{tag}' of {network_name}; {known}")
+        plain_name, _, tag = model_name.partition('.')
+        if tag and model_name not in (tags := timm.list_pretrained(f'{plain_name}.*')):
+            known = f'choose from {", ".join(tags)}' if tags else f'use {plain_name}'
+            raise ValueError(f"model_name: timm has no weights '{tag}' of {plain_name}; {known}")
         if with_cp:
             need_torch('2.1', 'with_cp=True')
         self.model_name, self.with_cp = model_name, with_cp

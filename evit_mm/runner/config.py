@@ -112,11 +112,7 @@ def read_config(
         if name in chosen:
             raise ConfigError(f'--cfg-options {name}: {text}')
         notes.append(text)
-    try:
-        cfg.merge_from_dict({k: v for k, v in options.items() if k not in chosen})
-    except Exception as error:
-        reason = f'{type(error).__name__}: {error}'
-        raise ConfigError(f'--cfg-options cannot be applied to {config} ({reason})') from error
+    merge_options(cfg, {k: v for k, v in options.items() if k not in chosen}, f' to {config}')
     for key in ('model', 'test_dataloader'):
         if not isinstance(cfg.get(key), Mapping):
             raise ConfigError(
@@ -129,6 +125,19 @@ def read_config(
     elif cfg.get('work_dir') is None:
         cfg.work_dir = str(Path('work_dirs') / Path(config).stem)
     return cfg, notes
+
+
+def merge_options(cfg: Config, options: Mapping[str, Any], where: str = '') -> None:
+    """Apply overrides with dotted keys in-place.
+
+    Raises:
+        ConfigError: An override does not fit the config, which the error names by ``where``.
+    """
+    try:
+        cfg.merge_from_dict(dict(options))
+    except Exception as error:
+        reason = f'{type(error).__name__}: {error}'
+        raise ConfigError(f'--cfg-options cannot be applied{where} ({reason})') from error
 
 
 def config_name(cfg: Mapping[str, Any]) -> str:

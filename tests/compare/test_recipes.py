@@ -315,8 +315,8 @@ def test_an_ablation_runs_every_switch_at_once_and_goes_on(shapes, tmp_path, mon
     weights = read_checkpoint(run / 'weights.pth')['state_dict']
     assert not any(key.startswith('module.') for key in weights)
     metrics = run_test(run / 'config.py', run / 'weights.pth', work_dir=str(run), device='cpu')
-    (last,) = (r for r in rows if r.name == f'evit_m0+{every}')
-    assert metrics['coco/bbox_mAP'] == last.metrics[0]['mAP'] and not math.isnan(last.ap)
+    (averaged,) = (r for r in rows if r.name == f'evit_m0+{every}')
+    assert metrics['coco/bbox_mAP'] == averaged.metrics[0]['mAP'] and not math.isnan(averaged.ap)
 
     asked = []
 

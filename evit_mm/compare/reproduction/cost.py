@@ -75,11 +75,10 @@ def measure(
         command = training_command(settings, cfg, config, folder / 'work')
         result.unlink(missing_ok=True)
         failure = run_child(command, log, partial(watch, name))
-        if failure or not result.is_file():
-            raise ConfigError(
-                f'{name}: a trial training failed, so nothing was trained: '
-                f'{failure or f"it measured nothing; see {log!s}"}'
-            )
+        if failure is None and not result.is_file():
+            failure = f"it measured nothing; see '{log}'"
+        if failure is not None:
+            raise ConfigError(f'{name}: a trial training failed, so nothing was trained: {failure}')
         known[name] = {**read_json_dict(result), 'device': settings.device}
         write_json(file, known, indent=1)
         shutil.rmtree(folder)
